@@ -1,0 +1,138 @@
+"""Configs: a tree of frozen dataclasses is the schema, ml_collections is what users write.
+
+Every component owns a frozen dataclass with a default and a comment for each of its settings.
+`to_config` turns such a tree into a `ConfigDict` (so that every key can be set in a config file
+or on the command line), and `from_config` turns it back, so that a key that nobody reads cannot
+exist: it is refused, with its path and the nearest name that does exist.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import ml_collections
+from ml_collections import config_dict
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type, or that contradicts another one."""
+
+
+def to_config(instance: Any) -> ml_collections.ConfigDict:
+    """Returns `instance` (a dataclass tree) as an unlocked `ConfigDict`.
+
+    Fields that may be None become placeholders, so that they can be set on the command line.
+    """
+    out = ml_collections.ConfigDict()
+    hints = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        inner = _optional(hints[field.name])
+        if value is None and inner in (int, float, str, bool):
+            out[field.name] = config_dict.placeholder(inner)
+        else:
+            out[field.name] = _plain(value)
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_config(value)
+    if isinstance(value, Mapping):
+        return ml_collections.ConfigDict({key: _plain(item) for key, item in value.items()})
+    return value
+
+
+def from_config(cls: type[T], config: Any, path: str = "config") -> T:
+    """Returns the dataclass `cls` built from `config`, checked key by key.
+
+    Args:
+        cls: a dataclass whose fields are scalars, tuples, mappings or other dataclasses.
+        config: a `ConfigDict` or mapping. Keys that are left out take their defaults.
+        path: where `config` stands, for error messages.
+
+    Raises:
+        ConfigError: a key is unknown or a value has the wrong type; the message names its path.
+    """
+    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"{path} must be a mapping of settings, got {config!r}.")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    unknown = [key for key in config if key not in names]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        hint = f"did you mean {path}.{near[0]}?" if near else f"known keys: {', '.join(names)}."
+        raise ConfigError(f"{path}.{unknown[0]} is not a setting that anything reads; {hint}")
+    values = {}
+    for name in names:
+        if name in config:
+            values[name] = _convert(hints[name], config[name], f"{path}.{name}")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:  # ConfigError is a ValueError
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _optional(hint: Any) -> Any:
+    """The X of `X | None`, else None."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        if len(inner) == 1 and len(typing.get_args(hint)) == 2:
+            return inner[0]
+    return None
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if (inner := _optional(hint)) is not None:
+        return None if value is None else _convert(inner, value, path)
+    if dataclasses.is_dataclass(hint):
+        return from_config(hint, value, path)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict and isinstance(value, Mapping | ml_collections.ConfigDict):
+        return {key: _convert(args[1], value[key], f"{path}.{key}") for key in value}
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) == len(value):
+            parts = zip(inner, value, strict=True)
+            return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(parts))
+    if origin is typing.Literal and value in args:
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    if hint is Any:
+        return value
+    expected = " or ".join(map(repr, args)) if origin is typing.Literal else hint
+    expected = getattr(expected, "__name__", expected)
+    raise ConfigError(f"{path} must be {expected}, got {value!r}.")
+
+
+def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
+    """Returns a config file's string argument, `configs/x.py:tiny,method=iid`, as settings.
+
+    Args:
+        arg: comma-separated `name` (switches a flag on) or `name=value`.
+        **defaults: every name that the file knows, with its default, whose type the value takes.
+
+    Raises:
+        ConfigError: a name is unknown or a value does not fit its type.
+    """
+    settings = dict(defaults)
+    for part in filter(None, arg.split(",")):
+        name, given, value = part.partition("=")
+        if name not in defaults:
+            raise ConfigError(f"Config argument {name!r} is unknown; known: {', '.join(defaults)}.")
+        kind = type(defaults[name])
+        if not given and kind is not bool:
+            raise ConfigError(f"Config argument {name!r} needs a value: {name}=...")
+        try:
+            settings[name] = (value or "true").lower() == "true" if kind is bool else kind(value)
+        except ValueError as error:
+            raise ConfigError(f"Config argument {part!r} is not a {kind.__name__}.") from error
+    return ml_collections.ConfigDict(settings)

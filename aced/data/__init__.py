@@ -1,0 +1,1 @@
+"""Data sets, preprocessing, and the pipeline from the one to batches."""

@@ -1,0 +1,203 @@
+"""The table that `python -m aced.prepare` reads: which captions belong to which image.
+
+JSON lines or CSV, one caption a line (in JSON, maybe a list of them). A line that is wrong is
+counted and listed; what makes the whole table unusable, such as a missing column, is an error.
+"""
+
+import collections
+import csv
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from aced.data import records
+
+
+class PrepareError(ValueError):
+    """The input can't be prepared as a whole; the message says where and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What the table's columns are called; empty: there is no such column."""
+
+    image: str = "image"  # path in the folder of images
+    caption: str = "caption"
+    label: str = ""
+    noisy: str = ""
+    extra: tuple[str, ...] = ()  # kept as they are
+    lower: bool = False  # put captions in lower case
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that a line must have."""
+        return [name for name in (self.image, self.caption, self.label, self.noisy) if name] + list(
+            self.extra
+        )
+
+
+@dataclasses.dataclass
+class CaptionedImage:
+    """An image of the table and what the table says about it."""
+
+    key: str
+    texts: list[str]
+    label: Any
+    is_noisy: bool | None
+    extra: dict[str, records.Scalar]
+    line: int  # the first that names it
+    offset: int = 0  # where its bytes are kept, once it was decoded
+    size: int = 0  # how many they are
+
+
+class RejectedError(Exception):
+    """One line or image that is left out; its arguments are reason (as counted) and detail."""
+
+
+class Rejects:
+    """Lists what is left out in `file`, and counts it by reason."""
+
+    def __init__(self, file: TextIO):
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._file = file
+
+    def add(self, error: RejectedError, **where: Any) -> None:
+        """Lists `error`, which happened at `where` (image, line)."""
+        reason, detail = error.args
+        self.counts[reason] += 1
+        entry = {"reason": reason, **where, "detail": detail}
+        self._file.write(json.dumps(entry) + "\n")
+
+
+def _rows(file: TextIO, path: str) -> Iterator[tuple[int, dict[str, Any] | RejectedError]]:
+    """Line number and columns of each line of a JSONL or CSV file."""
+    if path.endswith(".csv"):
+        reader = csv.DictReader(file, strict=True)
+        try:
+            if reader.fieldnames is None:
+                raise PrepareError(f"{path} is empty; its first line must name the columns.")
+            for row in reader:
+                row.pop(None, None)  # more fields than columns
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise PrepareError(f"{path}, after line {reader.line_num}: not CSV: {error}") from error
+        return
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, RejectedError("malformed_line", f"not JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            yield number, RejectedError("malformed_line", "not a JSON object")
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise RejectedError("malformed_line", f"{what} is {value!r:.80}, not text")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise RejectedError("malformed_line", f"{what} is not valid Unicode") from error
+    if size > records.MAX_STRING_BYTES or "\0" in value:
+        raise RejectedError("malformed_line", f"{what} has {size} bytes or a zero byte")
+    return value.strip()
+
+
+def _key(value: Any) -> str:
+    path = pathlib.PurePosixPath(_text(value, "the image's path"))
+    if not path.parts:
+        raise RejectedError("malformed_line", "no image path")
+    if path.is_absolute() or ".." in path.parts:
+        raise RejectedError("outside_folder", f"{path} is absolute or leads upwards")
+    return str(path)
+
+
+def _flag(value: Any) -> bool | None:
+    known = {"": None, "none": None, "0": False, "false": False, "1": True, "true": True}
+    if (name := str(value).strip().lower()) not in known:
+        raise RejectedError("malformed_line", f"{value!r:.80} is not true or false")
+    return known[name]
+
+
+def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
+    """One line of the table, as an image with its captions (empty ones left out)."""
+    captions = row[columns.caption]
+    captions = [text or "" for text in (captions if isinstance(captions, list) else [captions])]
+    texts = [_text(text, "the caption") for text in captions]
+    extra = {name: row[name] for name in columns.extra if row[name] is not None}
+    for name, value in extra.items():
+        large = type(value) is int and abs(value) >= 1 << 63
+        if not isinstance(value, records.Scalar) or large:
+            raise RejectedError("malformed_line", f"{name} is {value!r:.80}, not a scalar")
+        if isinstance(value, str):
+            extra[name] = _text(value, name)
+    label = row[columns.label] if columns.label else None
+    return CaptionedImage(
+        key=_key(row[columns.image]),
+        texts=[text.lower() if columns.lower else text for text in texts if text],
+        label=None if label is None else _text(str(label), "the label") or None,
+        is_noisy=_flag(row[columns.noisy]) if columns.noisy else None,
+        extra=extra,
+        line=line,
+    )
+
+
+def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> None:
+    """Gives `first` the captions of `other`, the same picture. One bad pair marks it as noisy."""
+    for text in other.texts:
+        if text in first.texts:
+            error = RejectedError("repeated_caption", text)
+        elif len(first.texts) == records.MAX_ITEMS:
+            error = RejectedError("too_many_captions", text)
+        else:
+            first.texts.append(text)
+            continue
+        rejects.add(error, image=other.key, line=other.line)
+    if other.is_noisy is not None:
+        first.is_noisy = other.is_noisy or bool(first.is_noisy)
+
+
+def read_captions(path: str, columns: Columns, rejects: Rejects) -> dict[str, CaptionedImage]:
+    """Reads the table `path` (`.csv`, else JSON lines), UTF-8.
+
+    Args:
+        path: the table.
+        columns: what its columns are called.
+        rejects: is told about the lines that are left out, and why.
+
+    Returns:
+        The table's images by key, in the order of their first lines, with all their captions.
+
+    Raises:
+        PrepareError: a column is missing, or the file is not CSV.
+    """
+    images: dict[str, CaptionedImage] = {}
+    # Bytes that are not UTF-8 survive as surrogates, and are refused text by text.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        for line, row in _rows(file, path):
+            if isinstance(row, RejectedError):
+                rejects.add(row, line=line)
+                continue
+            if missing := [name for name in columns.names if name not in row]:
+                raise PrepareError(
+                    f"{path}, line {line}: there is no column {missing[0]!r}; the "
+                    f"columns are: {', '.join(map(str, row))}. Name it with --image_column, "
+                    "--caption_column, --label_column, --noisy_column or --extra_columns."
+                )
+            try:
+                image = _parse(row, line, columns)
+                if not image.texts:
+                    raise RejectedError("empty_caption", "")
+            except RejectedError as error:
+                rejects.add(error, image=str(row[columns.image]), line=line)
+                continue
+            new = dataclasses.replace(image, texts=[])
+            merge(images.setdefault(image.key, new), image, rejects)
+    return images

@@ -1,0 +1,83 @@
+"""Moves batches to the devices ahead of time, and measures how long a device had none."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from aced.parallel import mesh as meshes
+
+_POLL = 0.002  # seconds; how finely idle time is measured
+
+
+class DevicePrefetch:
+    """Batches as global arrays, `depth` of them ready on the devices."""
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, depth: int = 1):
+        self._waited = 0.0
+        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(batches, mesh), daemon=True)
+        self._thread.start()
+
+    def next(self, running: jax.Array | None) -> dict[str, jax.Array]:
+        """Returns the next batch.
+
+        Args:
+            running: a result of the step in flight: the devices are idle once it is ready. None:
+                no step is in flight.
+
+        Raises whatever the input raised.
+        """
+        idle_since = None
+        while True:
+            try:
+                item = self._queue.get(timeout=_POLL)
+                break
+            except queue.Empty:
+                if idle_since is None and (running is None or running.is_ready()):
+                    idle_since = time.monotonic()
+        if idle_since is not None:
+            self._waited += time.monotonic() - idle_since
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def take_waited(self) -> float:
+        """Seconds since the last call in which devices had finished their step without a batch."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def close(self) -> None:
+        """Stops the thread; the input itself is the caller's to close."""
+        self._stop.set()
+        self._thread.join()
+
+    def __enter__(self) -> "DevicePrefetch":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> None:
+        try:
+            for batch in batches:
+                if not self._put(meshes.global_batch(batch, mesh)):
+                    return
+        except BaseException as error:  # handed to whoever asks for the next batch
+            self._put(error)
+
+    def _put(self, item: Any) -> bool:
+        """Whether there was room before `close`."""
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.05)
+            except queue.Full:
+                continue
+            return True
+        return False

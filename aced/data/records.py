@@ -1,0 +1,374 @@
+"""Prepared data sets: a folder of ArrayRecord shards and one `dataset.json` that describes them.
+
+    my_data/
+      dataset.json                            counts, hashes, class names, statistics, settings
+      train-00000-of-00002.array_record
+      train-00001-of-00002.array_record
+      val-00000-of-00001.array_record
+
+A record is one example, a msgpack map (`Example`). The image is kept as it was encoded, so that
+what is stored is what was found. Nothing that is read is trusted: types, lengths and hashes are
+checked, and the names of shards are built here, never read.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+import operator
+import os
+import pathlib
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
+
+import msgpack
+from array_record.python import array_record_module
+
+FORMAT = "aced-records"
+VERSION = 1
+DESCRIPTION = "dataset.json"
+
+# Limits on one record: far above anything sensible, far below what would exhaust memory.
+MAX_IMAGE_BYTES = 1 << 28
+MAX_STRING_BYTES = 1 << 20
+MAX_ITEMS = 1024  # texts of one image, entries of `extra`
+
+# One record per group, or a random read decompresses its neighbours too (measured: 6x slower).
+_WRITER_OPTIONS = "group_size:1"
+# No read-ahead: reads are random. These are the settings of array_record's own data source.
+_READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
+
+Scalar = str | int | float | bool
+
+
+class DatasetError(ValueError):
+    """A prepared data set that is missing, incomplete, empty or not what it says it is."""
+
+
+class RecordError(ValueError):
+    """One record that can't be read; the message names file, index in the file and reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One image and all that is said about it."""
+
+    image: bytes  # encoded (JPEG, PNG, ...), as found
+    texts: tuple[str, ...]  # at least one caption
+    key: str  # the image's path in its folder: the same however often a data set is prepared
+    label: int | None = None
+    is_noisy: bool | None = None  # whether the pair is known to be bad; None where nobody knows
+    extra: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to examples, from any thread; what the input pipeline reads."""
+
+    name: str  # for logs
+    fingerprint: str  # changes whenever any example or their order does
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """`image` bytes, `texts` (str, ...), `id` int, `key` str, maybe `label`, `is_noisy`."""
+
+
+def encode(example: Example) -> bytes:
+    """Returns `example` as the bytes of one record."""
+    fields = {
+        "image": example.image,
+        "texts": list(example.texts),
+        "key": example.key,
+        "sha256": hashlib.sha256(example.image).digest(),
+    }
+    if example.label is not None:
+        fields["label"] = example.label
+    if example.is_noisy is not None:
+        fields["is_noisy"] = example.is_noisy
+    if example.extra:
+        fields["extra"] = dict(example.extra)
+    _check(fields)
+    return msgpack.packb(fields, use_bin_type=True)
+
+
+def decode(record: bytes) -> Example:
+    """Returns the example that `encode` wrote.
+
+    Raises:
+        ValueError: the bytes are not such a record, or the image is not the one that was written.
+    """
+    fields = msgpack.unpackb(
+        record,
+        raw=False,
+        strict_map_key=True,
+        max_bin_len=MAX_IMAGE_BYTES,
+        max_str_len=MAX_STRING_BYTES,
+        max_array_len=MAX_ITEMS,
+        max_map_len=MAX_ITEMS,
+        max_ext_len=0,
+    )
+    _check(fields)
+    if hashlib.sha256(fields["image"]).digest() != fields["sha256"]:
+        raise ValueError("the image's bytes do not match their sha256")
+    return Example(
+        image=fields["image"],
+        texts=tuple(fields["texts"]),
+        key=fields["key"],
+        label=fields.get("label"),
+        is_noisy=fields.get("is_noisy"),
+        extra=fields.get("extra", {}),
+    )
+
+
+def _check(fields: Any) -> None:
+    if type(fields) is not dict:
+        raise ValueError(f"a record must be a map, got {type(fields).__name__}")
+    types = {"image": bytes, "texts": list, "key": str, "sha256": bytes}
+    optional = {"label": int, "is_noisy": bool, "extra": dict}
+    if missing := sorted(types.keys() - fields.keys()):
+        raise ValueError(f"no field {missing[0]!r}")
+    if unknown := [name for name in fields if name not in types and name not in optional]:
+        raise ValueError(f"unknown field {unknown[0]!r}")
+    for name, value in fields.items():
+        expected = (types | optional)[name]
+        if type(value) is not expected:
+            found = type(value).__name__
+            raise ValueError(f"field {name!r} must be {expected.__name__}, got {found}")
+    if not 0 < len(fields["image"]) <= MAX_IMAGE_BYTES:
+        raise ValueError(f"an image of {len(fields['image'])} bytes; 1 to {MAX_IMAGE_BYTES} can be")
+    if len(fields["sha256"]) != 32:
+        raise ValueError(f"a sha256 of {len(fields['sha256'])} bytes instead of 32")
+    texts, extra = fields["texts"], fields.get("extra", {})
+    if not 0 < len(texts) <= MAX_ITEMS or any(type(text) is not str for text in texts):
+        raise ValueError(f"'texts' must be 1 to {MAX_ITEMS} strings")
+    if len(extra) > MAX_ITEMS:
+        raise ValueError(f"'extra' has {len(extra)} entries; {MAX_ITEMS} are allowed")
+    for name, value in extra.items():
+        if type(name) is not str or type(value) not in (str, int, float, bool):
+            raise ValueError(f"'extra' maps strings to scalars, got {name!r}: {value!r}")
+        if type(value) is int and not -(1 << 63) <= value < 1 << 63:
+            raise ValueError(f"extra[{name!r}] = {value} does not fit 64 bits")
+    key = fields["key"]
+    if not key or key.startswith("/") or ".." in key.split("/"):
+        raise ValueError(f"key {key!r} is not a path inside a folder")
+    for text in (key, *texts, *extra, *extra.values()):
+        if isinstance(text, str) and len(text.encode()) > MAX_STRING_BYTES:
+            raise ValueError(f"a text of more than {MAX_STRING_BYTES} bytes")
+    if not -(1 << 31) <= fields.get("label", 0) < 1 << 31:
+        raise ValueError(f"label {fields['label']} does not fit 32 bits")
+
+
+def shard_name(split: str, shard: int, shards: int) -> str:
+    """The file name of one shard, for example `train-00000-of-00002.array_record`."""
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", split):
+        raise DatasetError(f"A split's name is letters, digits and underscores, got {split!r}.")
+    return f"{split}-{shard:05d}-of-{shards:05d}.array_record"
+
+
+def write_split(
+    directory: str | os.PathLike, split: str, examples: Iterable[Example], count: int, shards: int
+) -> list[dict[str, Any]]:
+    """Writes `count` examples, in their order, to `shards` files of nearly equal counts.
+
+    Returns:
+        The split's part of `dataset.json`: records, bytes and sha256 of every shard.
+    """
+    if not 1 <= shards <= count:
+        raise DatasetError(
+            f"{count} examples of split {split!r} do not fill {shards} shards: ask for fewer."
+        )
+    iterator = iter(examples)
+    described = []
+    for shard in range(shards):
+        path = pathlib.Path(directory) / shard_name(split, shard, shards)
+        size = (shard + 1) * count // shards - shard * count // shards
+        written = 0
+        writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+        try:
+            for _, example in zip(range(size), iterator, strict=False):
+                writer.write(encode(example))
+                written += 1
+        finally:
+            writer.close()
+        if written < size:
+            raise DatasetError(f"Split {split!r} has fewer examples than the {count} announced.")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        described.append({"records": size, "bytes": path.stat().st_size, "sha256": digest})
+    return described
+
+
+def fingerprint(splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
+    """The sha256 of the hashes of all shards of `splits` (`write_split`'s results by name)."""
+    digest = hashlib.sha256()
+    for name in sorted(splits):
+        hashes = " ".join(shard["sha256"] for shard in splits[name])
+        digest.update(f"{name} {hashes}\n".encode())
+    return digest.hexdigest()
+
+
+def write_description(
+    directory: str | os.PathLike,
+    splits: Mapping[str, list[dict[str, Any]]],
+    *,
+    statistics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    class_names: list[str] | None = None,
+) -> None:
+    """Writes `dataset.json`, last, so that a folder that has one is complete."""
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": fingerprint(splits),
+        "splits": {
+            name: {"records": sum(shard["records"] for shard in shards), "shards": shards}
+            for name, shards in splits.items()
+        },
+        "class_names": class_names,
+        "statistics": statistics,
+        "settings": settings,
+    }
+    text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+    (pathlib.Path(directory) / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def read_description(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the checked `dataset.json` of the data set `path`.
+
+    Raises:
+        DatasetError: there is none, or it is not one of this format.
+    """
+    if "://" in str(path):
+        raise DatasetError(f"{path}: data sets are read from file systems; mount it (gcsfuse).")
+    file = pathlib.Path(path) / DESCRIPTION
+    if not file.is_file():
+        raise DatasetError(
+            f"{path} is not a prepared data set: it has no {DESCRIPTION}. Make one with "
+            "`python -m aced.prepare --images=... --captions=... --out=...`, or correct the path."
+        )
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        if (found := (description["format"], description["version"])) != (FORMAT, VERSION):
+            raise ValueError(f"format and version are {found}, not {(FORMAT, VERSION)}")
+        for split_name, split in description["splits"].items():
+            shard_name(split_name, 0, 1)
+            for shard in split["shards"]:
+                for name in ("records", "bytes"):
+                    if type(shard[name]) is not int or shard[name] < 0:
+                        raise ValueError(f"a shard of {shard[name]!r} {name}")
+                if not re.fullmatch(r"[0-9a-f]{64}", shard["sha256"]):
+                    raise ValueError(f"a shard's sha256 is {shard['sha256']!r}")
+        names = description["class_names"]
+        if names is not None and not all(type(name) is str for name in names):
+            raise ValueError("class_names must be strings or null")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f"{file} is not readable ({type(error).__name__}: {error}); prepare the data set again."
+        ) from error
+    return description
+
+
+class RecordSource:
+    """The examples of one split; see `Source`. Its files are opened when first read."""
+
+    def __init__(self, path: str | os.PathLike, split: str):
+        description = read_description(path)
+        if split not in description["splits"]:
+            known = ", ".join(description["splits"]) or "none"
+            raise DatasetError(f"{path} has no split {split!r}; it has: {known}.")
+        shards = description["splits"][split]["shards"]
+        self.name = f"{pathlib.Path(path).name}/{split}"
+        self.fingerprint = fingerprint({split: shards})
+        self.class_names: list[str] | None = description["class_names"]
+        self._directory, self._split = pathlib.Path(path), split
+        self._counts = [shard["records"] for shard in shards]
+        self._ends = [0, *itertools.accumulate(self._counts)]  # i-th: examples before shard i
+        self._files = [
+            self._directory / shard_name(split, i, len(shards)) for i in range(len(shards))
+        ]
+        # A reader of a missing file, or of one that was cut off, reports 0 records, silently.
+        for file, shard in zip(self._files, shards, strict=True):
+            if not file.is_file():
+                raise DatasetError(f"Shard {file} is missing; copy it again or prepare it again.")
+            if (size := file.stat().st_size) != shard["bytes"]:
+                raise DatasetError(
+                    f"Shard {file} has {size} bytes where {DESCRIPTION} says {shard['bytes']}; it "
+                    "was cut off or is another data set's: copy it again or prepare it again."
+                )
+        if (stated := description["splits"][split]["records"]) != self._ends[-1]:
+            raise DatasetError(
+                f"{path}/{DESCRIPTION} states {stated} records of split {split!r}, but its shards "
+                f"have {self._ends[-1]}; prepare the data set again."
+            )
+        if not self._ends[-1]:
+            raise DatasetError(f"Split {split!r} of {path} has no records; prepare it again.")
+        self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        # A worker process opens the files itself.
+        return RecordSource, (self._directory, self._split)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Example `index`, as `Source` says, with `extra` where there is any.
+
+        Raises:
+            IndexError: there is no such example.
+            RecordError: the record is damaged. Others may be fine.
+            DatasetError: a shard as a whole is not what `dataset.json` says.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        shard = bisect.bisect_right(self._ends, index) - 1
+        row = index - self._ends[shard]
+        reader = self._reader(shard)
+        try:
+            example = decode(reader.read([row])[0])
+        except (ValueError, RuntimeError, IndexError, msgpack.UnpackException) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise RecordError(f"{self._files[shard]}, record {row}: {reason}") from error
+        out = {"image": example.image, "texts": example.texts, "id": index, "key": example.key}
+        if example.label is not None:
+            out["label"] = example.label
+        if example.is_noisy is not None:
+            out["is_noisy"] = example.is_noisy
+        if example.extra:
+            out["extra"] = dict(example.extra)
+        return out
+
+    def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
+        with self._lock:  # reads are thread-safe, opening the same file twice would be a waste
+            if shard not in self._readers:
+                file, count = self._files[shard], self._counts[shard]
+                try:
+                    reader = array_record_module.ArrayRecordReader(str(file), **_READER_OPTIONS)
+                    found = reader.num_records()
+                except (RuntimeError, ValueError) as error:
+                    raise DatasetError(
+                        f"{file} is not readable: {error}; copy it again."
+                    ) from error
+                if found != count:
+                    raise DatasetError(
+                        f"{file} has {found} records where {DESCRIPTION} says {count}; it is "
+                        "damaged or another data set's: copy it again or prepare it again."
+                    )
+                self._readers[shard] = reader
+            return self._readers[shard]
+
+
+def open_dataset(path: str | os.PathLike, split: str) -> RecordSource:
+    """Returns the examples of `split` of the prepared data set in folder `path`.
+
+    Raises:
+        DatasetError: no such data set or split, a shard is missing, or there are no examples.
+    """
+    return RecordSource(path, split)

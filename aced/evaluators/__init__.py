@@ -1,0 +1,25 @@
+"""Evaluations that run in the loop and alone: one file each, chosen by `kind`."""
+
+from collections.abc import Callable
+
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from aced.evaluators.config import EvalConfig
+from aced.evaluators.retrieval import Retrieval
+from aced.evaluators.zeroshot import ZeroShot
+from aced.models.two_tower import TwoTowerConfig
+
+__all__ = ["EvalConfig", "Evaluator", "build"]
+
+Evaluator = Callable[[PyTree], dict[str, float]]
+KINDS = {"retrieval": Retrieval, "zeroshot": ZeroShot}
+
+
+def build(config: EvalConfig, model: TwoTowerConfig, mesh: Mesh) -> Evaluator:
+    """Returns a function from a model's parameters to named numbers.
+
+    Raises:
+        ConfigError: the data set is empty or lacks what the evaluation needs.
+    """
+    return KINDS[config.kind](config, model, mesh)

@@ -1,0 +1,76 @@
+"""Retrieval among the pairs of a data set: R@1, R@5 and R@10 in both directions."""
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, PyTree
+
+from aced.config import ConfigError
+from aced.data.sources import open_source
+from aced.evaluators.config import EvalConfig
+from aced.evaluators.embed import Embedder
+from aced.models.two_tower import TwoTowerConfig
+
+KS = (1, 5, 10)
+_BLOCK = 1024  # queries compared with all candidates at once
+
+
+class Retrieval:
+    """COCO's and Flickr's protocol: an image has one or several captions, a caption one image."""
+
+    def __init__(self, config: EvalConfig, model: TwoTowerConfig, mesh: Mesh):
+        self._config = config
+        self._source = open_source(config.data)
+        self._embed = Embedder(model, mesh, config.batch_size)
+
+    def __call__(self, params: PyTree) -> dict[str, float]:
+        """Returns `i2t_r1` ... `t2i_r10` in [0, 1], `mean_r1` of both directions, `pairs`.
+
+        Raises:
+            ConfigError: no example has a caption.
+        """
+        found = self._embed.data_set(
+            params, self._source, self._config, captions=self._config.captions
+        )
+        if not len(found["ztxt"]):
+            raise ConfigError(f"Retrieval needs captions, and {self._source.name} has none.")
+        return recall(found["zimg"], found["ztxt"], found["owner"])
+
+
+def recall(
+    zimg: Float[np.ndarray, "n d"], ztxt: Float[np.ndarray, "m d"], owner: Int[np.ndarray, " m"]
+) -> dict[str, float]:
+    """R@k: the share of queries with a match among the k most similar candidates.
+
+    Args:
+        zimg: image embeddings.
+        ztxt: caption embeddings.
+        owner: the image that each caption belongs to. Images without any are not asked for.
+
+    Among candidates of equal similarity the wrong ones count as nearer, so that a model that
+    says the same of everything gets nothing.
+    """
+    queries = np.unique(owner)
+    text_ranks = np.concatenate(
+        [_ranks(zimg[rows] @ ztxt.T, owner[None] == rows[:, None]) for rows in _blocks(queries)]
+    )
+    image_ranks = np.concatenate(
+        [
+            _ranks(ztxt[rows] @ zimg.T, owner[rows][:, None] == np.arange(len(zimg)))
+            for rows in _blocks(np.arange(len(ztxt)))
+        ]
+    )
+    out = {"pairs": float(len(ztxt))}
+    for name, ranks in (("i2t", text_ranks), ("t2i", image_ranks)):
+        out |= {f"{name}_r{k}": float(np.mean(ranks < k)) for k in KS}
+    return out | {"mean_r1": (out["i2t_r1"] + out["t2i_r1"]) / 2}
+
+
+def _blocks(rows: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " b"]]:
+    return [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
+
+
+def _ranks(similarity: np.ndarray, is_match: np.ndarray) -> Int[np.ndarray, " q"]:
+    """How many wrong candidates are at least as similar as the best match; [q c] each."""
+    similarity = np.nan_to_num(similarity, nan=-np.inf)  # a broken model finds nothing
+    best = np.where(is_match, similarity, -np.inf).max(axis=1, keepdims=True)
+    return np.sum(~is_match & (similarity >= best), axis=1)

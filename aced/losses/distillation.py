@@ -1,0 +1,134 @@
+"""Distillation from the embeddings of one or several frozen teachers.
+
+Student and teacher need not share a width: softmax- and sigmoid-KD compare logits, and feature
+matching projects. Each model's logits use its own scale and bias. No gradient reaches a teacher.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from aced.config import ConfigError
+from aced.embeddings import Embeddings
+from aced.losses.contrastive import PRECISION, logits
+
+Projection = dict[str, Float[Array, "student_d teacher_d"]]
+
+
+def softmax_kd(
+    student: Embeddings, *teachers: Embeddings, precision: str = PRECISION
+) -> Float[Array, ""]:
+    """Cross-entropy of the student's softmaxes against the teachers', over rows and columns.
+
+    `-(1 / 2n) sum_ij (p_ij log q_ij)`, once with image-to-text and once with text-to-image
+    softmaxes; p are the teachers' probabilities, q the student's. The formula is known from
+    secondary sources only.
+
+    With several teachers, p is their average. Cross-entropy being linear in p, this is also the
+    average of the losses with each teacher alone, at the cost of one student softmax.
+
+    Raises:
+        ConfigError: there is no teacher.
+    """
+    targets = _teacher_logits(teachers, precision)
+    predictions = logits(student, precision)
+    loss = jnp.zeros(())
+    for axis in (1, 0):  # over texts: image to text; over images: text to image
+        probabilities = sum(jax.nn.softmax(target, axis) for target in targets) / len(targets)
+        loss += optax.losses.softmax_cross_entropy(predictions, probabilities, axis).mean()
+    return loss / 2
+
+
+def sigmoid_kd(
+    student: Embeddings, *teachers: Embeddings, precision: str = PRECISION
+) -> Float[Array, ""]:
+    """Binary cross-entropy of the student's pair probabilities against the teachers'.
+
+    Mean over images of the sum over texts, as in the sigmoid loss, of which this is the version
+    with soft labels `sigmoid(teacher logits)`. Derived: no published formula was found. Several
+    teachers: as in `softmax_kd`.
+
+    Raises:
+        ConfigError: there is no teacher.
+    """
+    targets = _teacher_logits(teachers, precision)
+    probabilities = sum(jax.nn.sigmoid(target) for target in targets) / len(targets)
+    predictions = logits(student, precision)
+    bce = optax.losses.sigmoid_binary_cross_entropy(predictions, probabilities)
+    return bce.sum(axis=1).mean()
+
+
+def _teacher_logits(teachers: tuple[Embeddings, ...], precision: str) -> list[Float[Array, "n n"]]:
+    if not teachers:
+        raise ConfigError("Distillation needs at least one teacher; name one, or set its weight 0.")
+    return [logits(teacher.frozen(), precision) for teacher in teachers]
+
+
+def init_projection(key: Key[Array, ""], student_width: int, teacher_width: int) -> Projection:
+    """Parameters {"image", "text"} that map student embeddings to one teacher's width.
+
+    They are trained with the student and thrown away afterwards.
+    """
+    init = jax.nn.initializers.lecun_normal()
+    keys = jax.random.split(key)
+    shape = (student_width, teacher_width)
+    return {"image": init(keys[0], shape), "text": init(keys[1], shape)}
+
+
+def feature_matching(
+    student: Embeddings, teacher: Embeddings, projection: Projection, precision: str = PRECISION
+) -> Float[Array, ""]:
+    """Squared distance of the projected student embeddings to the teacher's.
+
+    Summed over dimensions, averaged over examples and over the two modalities. Derived: no
+    published formula was found.
+    """
+    teacher = teacher.frozen()
+    image = jnp.matmul(student.zimg, projection["image"], precision=precision) - teacher.zimg
+    text = jnp.matmul(student.ztxt, projection["text"], precision=precision) - teacher.ztxt
+    return (jnp.square(image).sum(axis=1) + jnp.square(text).sum(axis=1)).mean() / 2
+
+
+KD = ("softmax", "sigmoid", "feature")
+
+
+def distillation_loss(
+    kind: str,
+    student: Embeddings,
+    teachers: Mapping[str, Embeddings],
+    projections: Mapping[str, Projection] | None = None,
+    precision: str = PRECISION,
+) -> Float[Array, ""]:
+    """The average over `teachers` (name to embeddings) of the distillation loss `kind`.
+
+    Args:
+        kind: one of `KD`.
+        student: the learner's embeddings of n examples.
+        teachers: each teacher's embeddings of the same n examples.
+        projections: for "feature", each teacher's projection, from `init_projection`.
+        precision: of the matrix products.
+
+    Raises:
+        ConfigError: unknown kind, no teacher, or a teacher without a projection.
+    """
+    if kind == "softmax":
+        return softmax_kd(student, *teachers.values(), precision=precision)
+    if kind == "sigmoid":
+        return sigmoid_kd(student, *teachers.values(), precision=precision)
+    if kind != "feature":
+        raise ConfigError(f"Distillation kind {kind!r} is unknown; use one of {', '.join(KD)}.")
+    projections = projections or {}
+    missing = [name for name in teachers if name not in projections]
+    if missing or not teachers:
+        raise ConfigError(
+            f"Feature matching needs a teacher, and a projection for each; teachers "
+            f"{list(teachers)}, without projection {missing}. Make them with init_projection."
+        )
+    losses = [
+        feature_matching(student, teacher, projections[name], precision)
+        for name, teacher in teachers.items()
+    ]
+    return sum(losses[1:], losses[0]) / len(losses)

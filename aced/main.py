@@ -1,0 +1,56 @@
+"""Trains and evaluates any method: `python -m aced.main --config=configs/smoke.py`."""
+
+import logging as stdlib_logging
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from aced import summary, train
+from aced.config import ConfigError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The recipe, with its argument if it takes one: configs/acid_b16.py, configs/acid_b16.py:tiny. "
+    "Any setting can be changed behind it: --config.method.selection.gain=10.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run, local or gs://. Starting again with the same folder goes on where the run "
+    "stopped. Default: runs/<name of the config file>.",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> config -> train.run."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
+    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    workdir = _WORKDIR.value or os.path.join("runs", _run_name())
+    logging.info("workdir: %s", workdir)
+    try:
+        train.run(_CONFIG.value, workdir)
+        print(summary.table(workdir))
+    except (ConfigError, train.TrainingError) as error:
+        sys.exit(f"\n{type(error).__name__}: {error}")
+
+
+def _is_ours_or_serious(record: stdlib_logging.LogRecord) -> bool:
+    """Libraries log every detail of a checkpoint; a run's own lines would drown in it."""
+    ours = os.path.dirname(os.path.abspath(__file__))
+    return record.levelno > stdlib_logging.INFO or record.pathname.startswith(ours)
+
+
+def _run_name() -> str:
+    file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = os.path.splitext(os.path.basename(file))[0]
+    return "_".join([name, *argument.replace("=", "_").split(",")]).rstrip("_")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,25 @@
+"""The methods, one file per paper. Each is a pure step and a config, chosen by `method.name`."""
+
+from typing import Any
+
+from aced.config import ConfigError, from_config
+from aced.methods.contrastive import Contrastive, ContrastiveConfig
+
+METHODS = {"contrastive": (ContrastiveConfig, Contrastive)}
+
+
+def parse(config: Any) -> Any:
+    """Returns the method's settings as the dataclass that `config.name` asks for.
+
+    Raises:
+        ConfigError: the name is unknown, or a setting is.
+    """
+    name = config.get("name", "contrastive")
+    if name not in METHODS:
+        raise ConfigError(f"config.method.name is {name!r}; known: {sorted(METHODS)}.")
+    return from_config(METHODS[name][0], config, "config.method")
+
+
+def build(settings: Any, workdir: str) -> Any:
+    """Returns the method, its frozen models resolved against their checkpoints."""
+    return METHODS[settings.name][1](settings.resolve(workdir))

@@ -1,0 +1,256 @@
+"""Metrics: every number of a run goes through one writer, to metrics.jsonl and to TensorBoard.
+
+A line of metrics.jsonl is one JSON object: step, examples_trained, examples_scored, flops and
+whatever was measured at that step. Names that start with "wall/" depend on the clock; without
+them, a run that was killed and resumed has the same lines as one that was not. Beside it,
+picks.jsonl holds the ids of the examples that were trained on.
+"""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jaxtyping import Int
+from tensorboardX import event_file_writer, record_writer, summary
+from tensorboardX.proto import event_pb2
+
+from aced import jsonl
+
+FILE = "metrics.jsonl"
+PICKS_FILE = "picks.jsonl"
+_REMOTE_SECONDS = 30.0  # between uploads to an object store, which rewrite the whole file
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What one step costs. The three are different axes: never compare runs on one alone."""
+
+    examples_trained: int  # b
+    examples_scored: int  # candidates that selection looked at: B, or 0 without selection
+    flops: int | float  # on all devices, those of scoring and of frozen models included
+
+    def at(self, step: int) -> dict[str, int | float]:
+        """What `step` steps cost."""
+        return {name: step * cost for name, cost in dataclasses.asdict(self).items()}
+
+
+class Writer:
+    """Appends metrics to a run's files. Only process 0 writes; elsewhere nothing happens.
+
+    A write that fails (a full disk) does not stop the run: it is logged once, counted, and the
+    lines are kept and tried again with the next ones.
+
+    For exact resumption write the metrics of a step before its checkpoint, and `flush` in between.
+
+    Attributes:
+        failed_writes: writes that failed so far.
+    """
+
+    def __init__(self, workdir: epath.PathLike, budget: Budget, step: int | None = None):
+        """Opens the files of `workdir`.
+
+        Args:
+            workdir: folder of the run, local or gs://.
+            budget: cost of a step.
+            step: the checkpoint that the run goes on from: later lines are dropped, they will be
+                written again. None: the run starts anew, and all lines are dropped.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        self.failed_writes = 0
+        self._budget = budget
+        self._sinks: dict[str, Any] = {}
+        self._pending: dict[str, list[dict]] = {}
+        self._broken: set[str] = set()
+        self._start = time.time()
+        if jax.process_index() != 0:
+            return
+        folder = epath.Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = jsonl.drop_after(folder / FILE, step)
+        jsonl.drop_after(folder / PICKS_FILE, step)
+        self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)
+        self._sinks = {name: jsonl.Lines(folder / name) for name in (FILE, PICKS_FILE)}
+        if str(folder).startswith("gs://") and not record_writer.GCS_ENABLED:
+            logging.warning(
+                "No TensorBoard files: tensorboardX needs the package google-cloud-storage to "
+                "write to %s. All numbers are in %s.", folder, FILE,
+            )  # fmt: skip
+        else:
+            first = 0 if step is None else step + 1
+            self._sinks["tensorboard"] = _Events(str(folder / "tensorboard"), first)
+        self._pending = {name: [] for name in self._sinks}
+        self._seconds = _REMOTE_SECONDS if jsonl.is_remote(folder) else 0.0
+        self._flushed = -math.inf
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one line.
+
+        Args:
+            step: updates done.
+            values: numbers, or arrays that hold one. The costs of `budget` and the wall time are
+                added, unless `values` has them.
+
+        Raises:
+            TypeError: a value is not a number.
+        """
+        if not self._sinks:
+            return
+        added = {**self._budget.at(step), "wall/seconds": time.time() - self._start}
+        line = {"step": int(step)}
+        line |= {name: _number(name, value) for name, value in {**added, **values}.items()}
+        for name, pending in self._pending.items():
+            if name != PICKS_FILE:
+                pending.append(line)
+        if time.monotonic() - self._flushed >= self._seconds:
+            self.flush()
+
+    def write_picks(self, step: int, ids: Int[np.ndarray, " b"]) -> None:
+        """Writes the ids of the examples that were trained on, a line of picks.jsonl.
+
+        They are handed on with the next line of metrics.
+        """
+        if self._sinks:
+            self._pending[PICKS_FILE].append({"step": int(step), "ids": ids.tolist()})
+
+    def flush(self) -> None:
+        """Hands all lines to the operating system, or to the object store."""
+        self._flushed = time.monotonic()
+        for name, sink in list(self._sinks.items()):
+            pending = self._pending[name]
+            if not pending:
+                continue
+            try:
+                sink.write(pending)
+            except Exception as error:
+                # Object stores raise errors of many kinds, and none is worth a run.
+                self.failed_writes += 1
+                if name not in self._broken:
+                    self._broken.add(name)
+                    logging.error(
+                        "Metrics could not be written to %s: %s. The run goes on; the lines are "
+                        "kept in memory and tried again.",
+                        name,
+                        error,
+                    )
+                continue
+            if name in self._broken:
+                self._broken.remove(name)
+                logging.info("Metrics are written to %s again, none is missing.", name)
+            pending.clear()
+
+    def close(self) -> None:
+        """Flushes a last time; what still cannot be written is named in the log."""
+        self.flush()
+        for name, pending in self._pending.items():
+            if pending:
+                steps = [line["step"] for line in pending]
+                logging.error(
+                    "%d lines of metrics are lost, steps %d to %d: %s could not be written.",
+                    len(pending), steps[0], steps[-1], name,
+                )  # fmt: skip
+        if events := self._sinks.get("tensorboard"):
+            events.close()
+        self._sinks, self._pending = {}, {}
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
+    """Returns a run's metrics, a dict per line in the order of writing.
+
+    The line that a killed process left half-written is left out.
+
+    Raises:
+        FileNotFoundError: `workdir` holds no metrics.
+    """
+    path = epath.Path(workdir) / FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; is {workdir} the workdir of a run?")
+    lines = jsonl.parse(path.read_text(), path)
+    return [{name: _NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
+
+
+def last_values(workdir: epath.PathLike) -> dict[str, float]:
+    """The last value of every metric of a run, in the order in which they first appeared."""
+    values: dict[str, float] = {}
+    for line in read(workdir):
+        values |= line
+    return values
+
+
+def _number(name: str, value: Any) -> int | float | str:
+    """A number as JSON has it; those that are not finite become strings."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biufV":  # V: bfloat16
+        raise TypeError(f"The metric '{name}' must be one number, got {value!r}.")
+    if array.dtype.kind in "bi" or array.dtype.kind == "u":
+        return int(array.item())
+    number = float(array.item())
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    return number
+
+
+class _Events:
+    """TensorBoard's files.
+
+    Written here and now, not by `SummaryWriter`: its thread dies of a full disk, and then its
+    queue fills up and blocks the run.
+    """
+
+    def __init__(self, folder: str, first_step: int):
+        self._folder = folder
+        self._first_step = first_step
+        self._file: event_file_writer.EventsWriter | None = None
+
+    def _open(self) -> event_file_writer.EventsWriter:
+        record_writer.directory_check(self._folder)
+        file = event_file_writer.EventsWriter(
+            os.path.join(self._folder, "events"),
+            f".{time.time_ns()}",  # tells restarts apart
+        )
+        # TensorBoard hides what earlier files have from this step on.
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        file.write_event(event_pb2.Event(step=self._first_step, session_log=restart))
+        return file
+
+    def write(self, lines: list[dict]) -> None:
+        file = self._file or self._open()
+        self._file = (
+            None  # a file that failed is not written to again: the rest would be unreadable
+        )
+        for line in lines:
+            values = [
+                value
+                for name, number in line.items()
+                if name != "step"
+                for value in summary.scalar(name, _NOT_FINITE.get(number, number)).value
+            ]
+            event = event_pb2.Event(
+                step=line["step"], wall_time=time.time(), summary=summary.Summary(value=values)
+            )
+            file.write_event(event)
+        file.flush()
+        self._file = file
+        self._first_step = lines[-1]["step"] + 1
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

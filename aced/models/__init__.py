@@ -1,0 +1,1 @@
+"""The models: towers, how they are put together, and the papers' sizes."""

@@ -1,0 +1,117 @@
+"""The papers' size tables: transformer sizes, and whole models under the names they go by."""
+
+import dataclasses
+from typing import Any
+
+from aced.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The four numbers that make a transformer."""
+
+    width: int  # channels of the residual stream
+    depth: int  # blocks
+    mlp: int  # channels inside the MLP
+    heads: int  # attention heads; they share the width
+
+
+# big_vision's names and numbers (JEST, arXiv 2406.17711, uses the same). "mu" is for tests.
+SIZES: dict[str, Size] = {
+    "mu": Size(32, 1, 128, 2),
+    "Ti": Size(192, 12, 768, 3),
+    "S": Size(384, 12, 1536, 6),
+    "M": Size(512, 12, 2048, 8),
+    "B": Size(768, 12, 3072, 12),
+    "L": Size(1024, 24, 4096, 16),
+    "So400m": Size(1152, 27, 4304, 16),
+    "H": Size(1280, 32, 5120, 16),
+    "g": Size(1408, 40, 6144, 16),
+}
+
+_CLIP_IMAGE = {
+    "resolution": 224,
+    "pool": "cls",
+    "activation": "quick_gelu",
+    "norm_eps": 1e-5,
+    "pre_norm": True,
+    "patch_bias": False,
+    "mean": (0.48145466, 0.4578275, 0.40821073),  # OpenAI's, of its own training images
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+_CLIP_TEXT = {
+    "vocab_size": 49408,
+    "length": 77,
+    "causal": True,
+    "pool": "eot",
+    "activation": "quick_gelu",
+    "norm_eps": 1e-5,
+    "head_bias": False,
+}
+_GELU = {"activation": "gelu"}
+# Softmax loss: no bias, and the initial temperature of CLIP, 1 / 0.07 (arXiv 2103.00020, 2.5).
+_CLIP = {"init_scale": 1 / 0.07, "init_bias": None}
+
+
+def _clip(
+    embed_dim: int, image: dict[str, Any], text: dict[str, Any], changes: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "image": _CLIP_IMAGE | changes | image,
+        "text": _CLIP_TEXT | changes | text,
+        "embed_dim": embed_dim,
+        **_CLIP,
+    }
+
+
+def _siglip(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    return {"image": image, "text": text}
+
+
+# Settings of `two_tower.TwoTowerConfig` where they differ from its defaults (SigLIP B/16, 256 px).
+# CLIP-* are OpenAI's (quick GELU); CLIP-g/14 is open_clip's ViT-g-14, which uses the exact GELU.
+# ACED-F* are DERIVED: arXiv 2411.18674 gives 3.30 / 7.14 / 10.29 G multiply-adds for image + text,
+# and these are the sizes that fit (F0, F1 exactly; F2 within 0.5 %). All have an S text tower of
+# 64 tokens.
+MODELS: dict[str, dict[str, Any]] = {
+    "ACED-F0": _siglip({"size": "S", "patch": 32, "resolution": 288}, {"size": "S"}),
+    "ACED-F1": _siglip({"size": "B", "patch": 32, "resolution": 256}, {"size": "S"}),
+    "ACED-F2": _siglip({"size": "B", "patch": 24, "resolution": 240}, {"size": "S"}),
+    "SigLIP-B/16-256": _siglip({"size": "B", "patch": 16, "resolution": 256}, {"size": "B"}),
+    "SigLIP-So400m/14-224": _siglip(
+        {"size": "So400m", "patch": 14, "resolution": 224}, {"size": "So400m", "length": 16}
+    ),
+    "SigLIP-So400m/14-384": _siglip(
+        {"size": "So400m", "patch": 14, "resolution": 384}, {"size": "So400m"}
+    ),
+    "CLIP-B/32": _clip(512, {"size": "B", "patch": 32}, {"size": "M"}, {}),
+    "CLIP-B/16": _clip(512, {"size": "B", "patch": 16}, {"size": "M"}, {}),
+    "CLIP-L/14": _clip(768, {"size": "L", "patch": 14}, {"size": "B"}, {}),
+    "CLIP-g/14": _clip(1024, {"size": "g", "patch": 14}, {"size": "L"}, _GELU),
+}
+
+
+def resolve(key: str, size: str, **overrides: int | None) -> Size:
+    """Returns the `Size` called `size`, with those of its numbers replaced that are not None.
+
+    Args:
+        key: where the setting stands ("image", "text"), for error messages.
+        size: a name in `SIZES`.
+        **overrides: width, depth, mlp, heads.
+
+    Raises:
+        ConfigError: the size is unknown, or the heads do not share the width.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"{key}.size must be one of {', '.join(SIZES)}, got {size!r}.")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    dims = dataclasses.replace(SIZES[size], **given)
+    for name, value in dataclasses.asdict(dims).items():
+        if value < 1:
+            raise ConfigError(f"{key}.{name} must be at least 1, got {value}.")
+    if dims.width % dims.heads:
+        raise ConfigError(
+            f"{key}.width = {dims.width} cannot be shared by {key}.heads = {dims.heads}; "
+            f"choose a number of heads that divides the width."
+        )
+    return dims

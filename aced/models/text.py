@@ -1,0 +1,99 @@
+"""The text tower: SigLIP's (sees both ways, last token) or CLIP's (causal, end-of-text token)."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from aced.config import ConfigError
+from aced.models import presets, transformer
+from aced.models.transformer import Compute
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text tower. The defaults are SigLIP's B."""
+
+    size: str = "B"  # a name in presets.SIZES
+    vocab_size: int = 32000  # rows of the token table; CLIP: 49408
+    length: int = 64  # positions; shorter texts are taken as they are; CLIP: 77
+    # "last": the last position, padding or not (SigLIP pads to the full length);
+    # "eot": the first position that holds eot_id (CLIP)
+    pool: Literal["last", "eot"] = "last"
+    eot_id: int = 49407  # read by pool="eot" only
+    causal: bool = False  # CLIP: True
+    activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
+    norm_eps: float = 1e-6  # CLIP: 1e-5
+    head_bias: bool = True  # of the projection to the embedding; CLIP: False
+    width: int | None = None  # these four override the size's numbers
+    depth: int | None = None
+    mlp: int | None = None
+    heads: int | None = None
+
+    def __post_init__(self):
+        _ = self.dims  # refuses an unknown size here, and not when the model is built
+        for name, value in (("vocab_size", self.vocab_size), ("length", self.length)):
+            if value < 1:
+                raise ConfigError(f"text.{name} must be at least 1, got {value}.")
+        if self.pool == "eot" and not 0 <= self.eot_id < self.vocab_size:
+            raise ConfigError(
+                f"text.pool = 'eot' reads the token text.eot_id = {self.eot_id}, which is not in a "
+                f"vocabulary of text.vocab_size = {self.vocab_size}; set the tokenizer's own id."
+            )
+
+    @property
+    def dims(self) -> presets.Size:
+        """Width, depth, mlp and heads after the overrides."""
+        return presets.resolve(
+            "text", self.size, width=self.width, depth=self.depth, mlp=self.mlp, heads=self.heads
+        )
+
+
+class TextTower(nn.Module):
+    """Token ids to embeddings, before they are normalised."""
+
+    config: TextConfig
+    embed_dim: int
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, text: Int[Array, "b l"]) -> Float[Array, "b d"]:
+        """Returns the float32 embeddings of `text`.
+
+        An id past the vocabulary gives NaN, never another word's embedding.
+
+        Raises:
+            ValueError: the texts are longer than the tower's positions.
+        """
+        config, dims = self.config, self.config.dims
+        length = text.shape[1]
+        if length > config.length:
+            raise ValueError(
+                f"The text tower has {config.length} positions and expects ids of shape "
+                f"[b, l <= {config.length}], found {text.shape}; truncate the texts, or set "
+                f"text.length."
+            )
+        init = nn.initializers.normal(dims.width**-0.5)
+        table = self.param("token", init, (config.vocab_size, dims.width))
+        positions = self.param("position", init, (config.length, dims.width))
+        x = jnp.take(table, text, axis=0, mode="fill") + positions[:length]
+        x, _ = transformer.blocks(
+            dims,
+            activation=config.activation,
+            norm_eps=config.norm_eps,
+            causal=config.causal,
+            compute=self.compute,
+        )(x.astype(self.compute.dtype))
+        # Pooled first: the norm is by token, no need to take it of the others.
+        x = x[:, -1] if config.pool == "last" else x[jnp.arange(len(x)), self._eot(text)]
+        x = transformer.layer_norm(config.norm_eps, "norm")(x)
+        head = nn.Dense(
+            self.embed_dim, use_bias=config.head_bias, dtype=self.compute.dtype, name="head"
+        )
+        return head(x).astype(jnp.float32)
+
+    def _eot(self, text: Array) -> Array:
+        """Where each text ends, [b]."""
+        return jnp.argmax(text == self.config.eot_id, axis=1)

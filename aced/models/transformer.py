@@ -1,0 +1,129 @@
+"""The pre-norm transformer blocks that both towers are made of (ViT, arXiv 2010.11929).
+
+Parameters are float32; matrix products and the residual stream are in the compute dtype; layer
+norms and softmax are in float32. Blocks are stacked: every parameter has a leading axis of layers,
+whether the layers are scanned or unrolled, so checkpoints do not depend on that setting.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from aced.models.presets import Size
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a tower is computed. Nothing here changes a parameter's shape or name."""
+
+    dtype: str = "float32"  # of matrix products and activations
+    scan: bool = True  # False: unrolled, slower to compile
+    remat: str = "none"  # what the backward pass recomputes: see `TwoTowerConfig.remat`
+    attention: str | None = "xla"  # implementation of jax.nn.dot_product_attention
+
+
+def layer_norm(eps: float, name: str) -> nn.LayerNorm:
+    """A layer norm in float32, whatever the compute dtype."""
+    return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one 2-D kernel [d, d] for each of q, k, v and out."""
+
+    heads: int
+    causal: bool
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, queries: Float[Array, "c q d"], tokens: Float[Array, "b n d"]
+    ) -> Float[Array, "b q d"]:
+        """Returns what the queries read from the tokens; one set of queries (c = 1) serves all."""
+        b, _, d = tokens.shape
+
+        def dense(name: str) -> nn.Dense:
+            init = nn.initializers.xavier_uniform()
+            return nn.Dense(d, dtype=self.compute.dtype, kernel_init=init, name=name)
+
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[:-1], self.heads, d // self.heads)  # [b n heads d/heads]
+
+        q, k, v = split(dense("q")(queries)), split(dense("k")(tokens)), split(dense("v")(tokens))
+        q = jnp.broadcast_to(q, (b, *q.shape[1:]))
+        x = jax.nn.dot_product_attention(
+            q, k, v, is_causal=self.causal, implementation=self.compute.attention
+        )
+        return dense("out")(x.reshape(b, -1, d))
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an activation in between."""
+
+    width: int
+    activation: str
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Returns the MLP of every token."""
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(
+                features,
+                dtype=self.compute.dtype,
+                kernel_init=nn.initializers.xavier_uniform(),
+                bias_init=nn.initializers.normal(1e-6),  # big_vision's
+                name=name,
+            )
+
+        y = ACTIVATIONS[self.activation](dense(self.width, "fc1")(x))
+        return dense(x.shape[-1], "fc2")(y)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); returns (x, None) for `nn.scan`."""
+
+    dims: Size
+    activation: str
+    norm_eps: float
+    causal: bool
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], None]:
+        """Returns the next layer's tokens."""
+        y = layer_norm(self.norm_eps, "norm1")(x)
+        x = x + Attention(self.dims.heads, self.causal, self.compute, name="attention")(y, y)
+        y = layer_norm(self.norm_eps, "norm2")(x)
+        return x + Mlp(self.dims.mlp, self.activation, self.compute, name="mlp")(y), None
+
+
+def blocks(
+    dims: Size, *, activation: str, norm_eps: float, causal: bool, compute: Compute
+) -> nn.Module:
+    """All blocks of a tower as one module "blocks"; its parameters are stacked, [depth, ...]."""
+    block = Block
+    if compute.remat != "none":
+        # "dots" keeps the products with weights: the attention scores, n^2 in memory, and all
+        # elementwise work are computed again. A scan already hides the two passes from CSE.
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = keep if compute.remat == "dots" else None
+        block = nn.remat(Block, prevent_cse=not compute.scan, policy=policy)
+    stack = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=dims.depth,
+        unroll=1 if compute.scan else dims.depth,
+    )
+    return stack(dims, activation, norm_eps, causal, compute, name="blocks")

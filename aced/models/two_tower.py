@@ -1,0 +1,172 @@
+"""The two-tower model: an image and a text tower, a learned temperature and a learned bias."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, UInt8
+
+from aced.config import ConfigError
+from aced.data.tokenizers import Tokenizer, TokenizerConfig
+from aced.data.transforms import ResizeConfig
+from aced.embeddings import Embeddings
+from aced.models import presets, transformer
+from aced.models.text import TextConfig, TextTower
+from aced.models.vit import ImageConfig, ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowerConfig:
+    """A whole model. The defaults are SigLIP B/16 at 256 px (arXiv 2303.15343)."""
+
+    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    # Channels of both embeddings. None: the image tower's width, and then the image tower has no
+    # projection (SigLIP). A number: the image tower ends in a projection without bias (CLIP).
+    embed_dim: int | None = None
+    init_scale: float = 10.0  # temperature t at the start (SigLIP); CLIP: 1 / 0.07
+    # Logit bias at the start: -10 for batches of 32k (SigLIP), near -log(batch) for smaller ones.
+    # None: no such parameter (softmax loss, CLIP).
+    init_bias: float | None = -10.0
+    # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan: bool = True  # over layers; False unrolls them: same parameters, slower to compile
+    # What the backward pass computes again, to save memory: "none"; "full": every block;
+    # "dots": all but the products with weights
+    remat: Literal["none", "full", "dots"] = "none"
+    # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs
+    attention: Literal["xla", "cudnn"] | None = "xla"
+    # Preprocessing travels with the model.
+    resize: ResizeConfig = ResizeConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+    def __post_init__(self):
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ConfigError(
+                "attention = 'cudnn' works in half precision only, but dtype = 'float32'; set "
+                "dtype = 'bfloat16' or attention = 'xla'."
+            )
+        if self.embed_dim is not None and self.embed_dim < 1:
+            raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
+        if self.init_scale <= 0:
+            raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
+
+    @property
+    def width(self) -> int:
+        """Channels of both embeddings."""
+        return self.embed_dim if self.embed_dim is not None else self.image.dims.width
+
+
+def preset(name: str, **changes: Any) -> TwoTowerConfig:
+    """Returns the model called `name` in `presets.MODELS`; its tokenizer is cut to its length.
+
+    Args:
+        name: for instance "ACED-F1" or "CLIP-B/16".
+        **changes: fields of `TwoTowerConfig` to set otherwise.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    if name not in presets.MODELS:
+        raise ConfigError(f"model must be one of {', '.join(presets.MODELS)}, got {name!r}.")
+    fields = dict(presets.MODELS[name])
+    fields["image"] = ImageConfig(**fields["image"])
+    fields["text"] = TextConfig(**fields["text"])
+    fields["tokenizer"] = TokenizerConfig(length=fields["text"].length)
+    return TwoTowerConfig(**(fields | changes))
+
+
+def check_tokenizer(config: TwoTowerConfig, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer whose ids the text tower cannot read.
+
+    Raises:
+        ConfigError: its texts are longer than the positions, its vocabulary is larger than the
+            token table, or the tower pools at an end-of-text id that it does not write.
+    """
+    text = config.text
+    if tokenizer.config.length > text.length:
+        raise ConfigError(
+            f"tokenizer.length = {tokenizer.config.length} is more than the text tower's "
+            f"text.length = {text.length} positions; lower the one or raise the other."
+        )
+    if tokenizer.vocab_size > text.vocab_size:
+        raise ConfigError(
+            f"text.vocab_size = {text.vocab_size} is less than the tokenizer's "
+            f"{tokenizer.vocab_size} ids; raise it to that."
+        )
+    if text.pool == "eot" and tokenizer.eos_id != text.eot_id:
+        raise ConfigError(
+            f"text.pool = 'eot' looks for text.eot_id = {text.eot_id}, but the tokenizer ends "
+            f"texts with {tokenizer.eos_id}; set text.eot_id to that."
+        )
+
+
+class TwoTower(nn.Module):
+    """Images and texts to `Embeddings`. Parameters: image, text, t (log of the scale), bias."""
+
+    config: TwoTowerConfig
+
+    def setup(self):
+        """Builds the towers; their parameters appear on first use."""
+        config = self.config
+        compute = transformer.Compute(config.dtype, config.scan, config.remat, config.attention)
+        self.image = ViT(config.image, config.embed_dim, compute)
+        self.text = TextTower(config.text, config.width, compute)
+        # The logarithm is learned: the scale stays positive, and moves by factors.
+        self.t = self.param("t", nn.initializers.constant(math.log(config.init_scale)), ())
+        if config.init_bias is not None:
+            self.bias = self.param("bias", nn.initializers.constant(config.init_bias), ())
+
+    def encode_image(
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
+    ) -> Float[Array, "b d"]:
+        """Returns zimg, L2-normalised, float32.
+
+        Args:
+            image: uint8 pixels as read, normalised here on the device; or floats that are
+                normalised already. Sides must equal `image.resolution`.
+
+        Raises:
+            ValueError: the sides are not that.
+        """
+        return l2_normalize(self.image(image))
+
+    def encode_text(self, text: Int[Array, "b l"]) -> Float[Array, "b d"]:
+        """Returns ztxt, L2-normalised, float32.
+
+        Raises:
+            ValueError: the texts are longer than `text.length`.
+        """
+        return l2_normalize(self.text(text))
+
+    def __call__(
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], text: Int[Array, "b l"]
+    ) -> Embeddings:
+        """Returns the embeddings of paired images and texts, with this model's scale and bias."""
+        zimg, ztxt = self.encode_image(image), self.encode_text(text)
+        scale, bias = logit_parameters(self.variables["params"])
+        return Embeddings(zimg=zimg, ztxt=ztxt, scale=scale, bias=bias)
+
+
+def l2_normalize(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Returns z / |z|; zero, with gradient zero and not NaN, where z is zero."""
+    return z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-24))
+
+
+def logit_parameters(params: dict[str, Any]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the logits' scale t and bias (zero where the model has none)."""
+    return jnp.exp(params["t"]), params.get("bias", jnp.zeros(()))
+
+
+def init(config: TwoTowerConfig, key: Array) -> dict[str, Any]:
+    """Returns random float32 parameters: a nested dict with image, text, t and perhaps bias.
+
+    Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under
+    `jax.eval_shape` nothing is computed.
+    """
+    image = jnp.zeros((1, config.image.resolution, config.image.resolution, 3), jnp.uint8)
+    text = jnp.zeros((1, config.text.length), jnp.int32)
+    return TwoTower(config).init(key, image, text)["params"]

@@ -1,0 +1,186 @@
+"""The image tower: a vision transformer with a MAP head, a class token or average pooling."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, UInt8
+
+from aced.config import ConfigError
+from aced.models import presets, transformer
+from aced.models.transformer import Compute
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """The image tower. The defaults are SigLIP's ViT-B/16 at 256 px."""
+
+    size: str = "B"  # a name in presets.SIZES
+    patch: int = 16  # pixels a side
+    resolution: int = 256  # pixels a side; what is left of the last whole patch is not looked at
+    # "map": attention pooling (SigLIP); "cls": class token (CLIP); "gap": average of the tokens
+    pool: Literal["map", "cls", "gap"] = "map"
+    position: Literal["learned", "sincos2d"] = "learned"  # sincos2d: fixed, no parameters
+    activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
+    norm_eps: float = 1e-6  # CLIP: 1e-5
+    pre_norm: bool = False  # layer norm before the first block (CLIP)
+    patch_bias: bool = True  # CLIP: False
+    width: int | None = None  # these four override the size's numbers
+    depth: int | None = None
+    mlp: int | None = None
+    heads: int | None = None
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in [0, 1], per RGB channel
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self):
+        dims = self.dims
+        if not 1 <= self.patch <= self.resolution:
+            raise ConfigError(
+                f"image.patch = {self.patch} must be between 1 and image.resolution = "
+                f"{self.resolution} pixels."
+            )
+        if self.position == "sincos2d" and (dims.width % 4 or dims.width < 8):
+            raise ConfigError(
+                f"image.position = 'sincos2d' needs an image.width that is a multiple of 4 and at "
+                f"least 8, got {dims.width}; take 'learned' or another width."
+            )
+        if min(self.std) <= 0:
+            raise ConfigError(f"image.std must be positive, got {self.std}.")
+
+    @property
+    def dims(self) -> presets.Size:
+        """Width, depth, mlp and heads after the overrides."""
+        return presets.resolve(
+            "image", self.size, width=self.width, depth=self.depth, mlp=self.mlp, heads=self.heads
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches a side, rounded down (27 for patches of 14 in 384 px), as a VALID convolution."""
+        return self.resolution // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence that the blocks see."""
+        return self.grid**2 + (self.pool == "cls")
+
+
+def patchify(image: Array, patch: int) -> Array:
+    """Cuts [b h w c] into patches [b h/patch*w/patch patch patch c], row by row."""
+    b, h, w, c = image.shape
+    rows, columns = h // patch, w // patch
+    x = image[:, : rows * patch, : columns * patch]
+    x = x.reshape(b, rows, patch, columns, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, rows * columns, patch, patch, c)
+
+
+def sincos2d(grid: int, width: int) -> np.ndarray:
+    """Fixed positions [grid*grid, width] of MoCo v3 (arXiv 2104.02057), as in big_vision."""
+    y, x = np.mgrid[:grid, :grid].reshape(2, -1)
+    omega = 10_000.0 ** -(np.arange(width // 4) / (width // 4 - 1))
+    angles = [np.outer(x, omega), np.outer(y, omega)]
+    parts = [f(angle) for angle in angles for f in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling by one learned probe, then an MLP (Set Transformer; SigLIP)."""
+
+    config: ImageConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        """Returns one vector for each sequence of tokens."""
+        config, d = self.config, x.shape[-1]
+
+        def init(key: jax.Array) -> jax.Array:
+            return nn.initializers.xavier_uniform()(key, (1, d))[0]
+
+        # 1-D, so that optimizers for matrices leave it alone.
+        probe = self.param("probe", init).reshape(1, 1, d)
+        attention = transformer.Attention(config.dims.heads, False, self.compute, name="attention")
+        x = attention(probe, x)  # [b 1 d]
+        y = transformer.layer_norm(config.norm_eps, "norm")(x)
+        mlp = transformer.Mlp(config.dims.mlp, config.activation, self.compute, name="mlp")
+        return (x + mlp(y))[:, 0]
+
+
+class ViT(nn.Module):
+    """Images to embeddings, before they are normalised."""
+
+    config: ImageConfig
+    embed_dim: int | None  # None: no projection, the embedding has the tower's width (SigLIP)
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
+    ) -> Float[Array, "b d"]:
+        """Returns the float32 embeddings of `image`.
+
+        Args:
+            image: uint8 pixels, normalised here by the config's mean and std, or floats that are
+                normalised already.
+
+        Raises:
+            ValueError: the image does not have the config's resolution.
+        """
+        config, dims = self.config, self.config.dims
+        x = self._embed(image)  # [b n width]
+        if config.pre_norm:
+            x = transformer.layer_norm(config.norm_eps, "norm_pre")(x)
+        x = x.astype(self.compute.dtype)
+        x, _ = transformer.blocks(
+            dims,
+            activation=config.activation,
+            norm_eps=config.norm_eps,
+            causal=False,
+            compute=self.compute,
+        )(x)
+        if config.pool == "cls":
+            x = x[:, 0]  # the norm is by token: no need to take it of the others
+        x = transformer.layer_norm(config.norm_eps, "norm")(x)
+        if config.pool == "gap":
+            x = x.mean(axis=1)
+        if config.pool == "map":
+            x = MapHead(config, self.compute, name="map")(x)
+        if self.embed_dim is not None:
+            head = nn.Dense(self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head")
+            x = head(x)
+        return x.astype(jnp.float32)
+
+    def _embed(self, image: Array) -> Array:
+        """Patches, class token and positions, [b n width]."""
+        config, width = self.config, self.config.dims.width
+        expected = (config.resolution, config.resolution, 3)
+        if image.shape[1:] != expected:
+            raise ValueError(
+                f"The image tower expects images of shape [b, {', '.join(map(str, expected))}], "
+                f"found {image.shape}; resize them, or set image.resolution."
+            )
+        x = patchify(image, config.patch)
+        if image.dtype == jnp.uint8:
+            # Here and not before: a patch moved as uint8 is a quarter of the bytes.
+            mean, std = np.float32(config.mean), np.float32(config.std)
+            x = x.astype(jnp.float32) * (1 / (255 * std)) - mean / std
+        patch = nn.Dense(
+            width, use_bias=config.patch_bias, dtype=self.compute.dtype, name="patch"
+        )  # a 2-D kernel [patch*patch*3, width]: the strided convolution of ViT, as one product
+        x = patch(x.reshape(*x.shape[:2], -1))
+        if config.pool == "cls":
+            cls = self.param("cls", nn.initializers.zeros, (width,)).astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, width)), x], axis=1)
+        return x + self._positions()
+
+    def _positions(self) -> Array:
+        config, width = self.config, self.config.dims.width
+        if config.position == "learned":
+            init = nn.initializers.normal(width**-0.5)
+            return self.param("position", init, (config.tokens, width))
+        fixed = sincos2d(config.grid, width)
+        # A class token has no place in the picture: it gets none, as in big_vision.
+        return jnp.asarray(np.pad(fixed, ((config.tokens - len(fixed), 0), (0, 0))))

@@ -1,0 +1,169 @@
+"""Progress: how fast a run goes, and one line about it on the terminal."""
+
+import contextlib
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from io import TextIOBase
+from typing import Any
+
+import jax
+
+from aced.metrics import Budget
+
+# Dense bfloat16 FLOP/s per JAX device, by the start of its `device_kind`; the first match counts.
+PEAK_FLOPS = {
+    # TPUs: cloud.google.com/tpu/docs, "System architecture", a page per version. The spellings
+    # are those of jax/_src/pallas/mosaic/tpu_info.py.
+    "TPU v4 lite": 137e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6": 918e12,  # v6e, "TPU v6 lite"
+    # GPUs: NVIDIA's data sheets, whose figures with sparsity are twice these.
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,  # SXM
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H200": 989e12,  # SXM
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak bfloat16 FLOP/s of a device, or None where it is not known (CPUs among them)."""
+    matches = (flops for kind, flops in PEAK_FLOPS.items() if device_kind.startswith(kind))
+    return next(matches, None)
+
+
+class Meter:
+    """Measures speed between two calls of `measure`, and what share of the time went where."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        step: int = 0,
+        *,
+        peak: int | float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Starts the clock.
+
+        Args:
+            budget: cost of a step.
+            step: updates done.
+            peak: FLOP/s of all devices together; None: no "wall/mfu".
+            clock: seconds.
+        """
+        self._budget = budget
+        self._step = step
+        self._peak = peak
+        self._clock = clock
+        self._since = clock()
+        self._spent: dict[str, float] = {}
+
+    def spend(self, name: str, seconds: float) -> None:
+        """Counts `seconds` as spent on `name`, such as "data"."""
+        self._spent[name] = self._spent.get(name, 0.0) + seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock inside: an evaluation is not training time."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._since += self._clock() - start
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Returns the speed since the last call, under names that start with "wall/".
+
+        "wall/<name>_share" is the share of the time that `spend(name)` counted; "wall/mfu" the
+        share of the devices' peak that the budget's FLOPs make.
+        """
+        now = self._clock()
+        seconds = max(now - self._since, 1e-9)
+        rate = (step - self._step) / seconds
+        out = {
+            "wall/steps_per_s": rate,
+            "wall/examples_per_s": rate * self._budget.examples_trained,
+        }
+        out |= {f"wall/{name}_share": spent / seconds for name, spent in self._spent.items()}
+        if self._peak:
+            out["wall/mfu"] = rate * self._budget.flops / self._peak
+        self._step, self._since = step, now
+        self._spent = dict.fromkeys(self._spent, 0.0)
+        return out
+
+
+class Progress:
+    """One line about the run: rewritten in place on a terminal, elsewhere printed now and then."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        stream: TextIOBase | None = None,
+        seconds: int | float = 30.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Opens the line.
+
+        Args:
+            total_steps: length of the run.
+            stream: where to; None: standard error. Only process 0 prints.
+            seconds: least time between two lines where `stream` is no terminal.
+            clock: seconds.
+        """
+        self._total = total_steps
+        self._stream = (stream or sys.stderr) if jax.process_index() == 0 else None
+        self._in_place = self._stream is not None and self._stream.isatty()
+        self._seconds = 0.0 if self._in_place else seconds
+        self._clock = clock
+        self._shown = float("-inf")
+        self._width = 0
+
+    def show(self, step: int, values: Mapping[str, Any]) -> None:
+        """Shows the step, the loss, and what a `Meter` measured."""
+        now = self._clock()
+        if self._stream is None or (now - self._shown < self._seconds and step < self._total):
+            return
+        self._shown = now
+        line = describe(step, self._total, values)
+        if self._in_place:
+            self._stream.write(f"\r{line:<{self._width}}")
+            self._width = len(line)
+        else:
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the last line on the terminal."""
+        if self._in_place and self._width:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._width = 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def describe(step: int, total_steps: int, values: Mapping[str, Any]) -> str:
+    """The line itself; what `values` does not have is left out."""
+    parts = [f"step {step:,}/{total_steps:,}"]
+    if speed := values.get("wall/steps_per_s"):
+        left = datetime.timedelta(seconds=round((total_steps - step) / speed))
+        parts.append(f"ETA {left}")
+    formats = {
+        "loss": "loss {:.4f}",
+        "wall/examples_per_s": "{:,.0f} examples/s",
+        "wall/data_share": "data wait {:.0%}",
+        "wall/mfu": "MFU {:.1%}",
+    }
+    parts += [text.format(float(values[name])) for name, text in formats.items() if name in values]
+    return "  ".join(parts)

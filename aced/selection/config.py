@@ -1,0 +1,96 @@
+"""The settings of selection."""
+
+import dataclasses
+from typing import Literal
+
+from aced.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """How b of B candidates are chosen. Defaults: JEST (arXiv 2406.17711) unless said otherwise."""
+
+    # What is maximised: "learnability" = loss(learner) - loss(reference), H-ACID;
+    # "easy_reference" = -loss(reference), I-ACID; "hard_learner" = loss(learner), ablation only.
+    score: Literal["learnability", "hard_learner", "easy_reference"] = "learnability"
+    # "joint": a batch's score, grown chunk by chunk; "independent": each example by itself.
+    method: Literal["joint", "independent"] = "joint"
+    # Independent only: "sample" in proportion to exp(gain * score), or take the "top_k".
+    draw: Literal["sample", "top_k"] = "sample"
+    # Share of the super-batch that is DISCARDED: b = B (1 - filter_ratio).
+    filter_ratio: float = 0.8
+    # N, the number of chunks in which joint selection draws the sub-batch.
+    chunks: int = 16
+    # Factor on the scores before sampling, an inverse temperature. 100 is printed in JEST; for
+    # ACID a "temperature 10" is remembered, unverified.
+    gain: float = 100.0
+    # Contiguous equal parts of the super-batch, each of which gives the same quota to every chunk.
+    # 1 is the paper's algorithm. On a mesh: a multiple of the number of devices that share the
+    # examples, so that no pixel moves; the picks depend on this number, not on the devices.
+    strata: int = 1
+    # Softmax loss, joint: the scores of the first chunk, which the paper leaves open; see joint.py.
+    # "super_batch" costs O(B^2 d); "alone" does not, but 1/chunks of the sub-batch is then uniform.
+    softmax_start: Literal["alone", "super_batch"] = "super_batch"
+    # Candidates of each stratum that are compared with a chunk at once: memory against speed.
+    tile: int = 2048
+    # Of the matrix products: "highest" is float32; the gain amplifies what lower ones round off.
+    precision: Literal["default", "high", "highest"] = "highest"
+
+    def __post_init__(self):
+        if not 0 <= self.filter_ratio < 1:
+            raise ConfigError(
+                f"selection.filter_ratio is the share discarded and must be in [0, 1), got "
+                f"{self.filter_ratio}; 0.8 trains on a fifth of the super-batch."
+            )
+        for name in ("chunks", "strata", "tile"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"selection.{name} must be at least 1, got {getattr(self, name)}."
+                )
+        if self.gain <= 0:
+            raise ConfigError(f"selection.gain must be positive, got {self.gain}.")
+        if self.method == "joint" and self.draw != "sample":
+            raise ConfigError(
+                f"selection.draw={self.draw!r} is for selection.method='independent'; joint "
+                f"selection always samples. Change one of the two."
+            )
+
+    def super_batch_size(self, size: int) -> int:
+        """B for a sub-batch of `size`: size / (1 - filter_ratio), to the nearest whole stratum.
+
+        Raises:
+            ConfigError: as `check`.
+        """
+        super_batch = round(size / (1 - self.filter_ratio) / self.strata) * self.strata
+        self.check(super_batch, size)
+        return super_batch
+
+    def sub_batch_size(self, super_batch: int) -> int:
+        """b for a super-batch of B: B (1 - filter_ratio), to the nearest whole example.
+
+        Raises:
+            ConfigError: as `check`.
+        """
+        size = round(super_batch * (1 - self.filter_ratio))
+        self.check(super_batch, size)
+        return size
+
+    def check(self, super_batch: int, size: int) -> None:
+        """Raises a ConfigError unless `size` of `super_batch` can be drawn in equal quotas."""
+        if not 0 < size <= super_batch:
+            raise ConfigError(
+                f"Cannot choose {size} of a super-batch of {super_batch}: the sub-batch must be "
+                f"positive and not larger than the super-batch."
+            )
+        if super_batch % self.strata:
+            raise ConfigError(
+                f"The super-batch of {super_batch} is not divisible by selection.strata="
+                f"{self.strata}; change the batch size or selection.strata."
+            )
+        draws = self.chunks if self.method == "joint" else 1
+        if size % (draws * self.strata):
+            raise ConfigError(
+                f"The sub-batch of {size} is not divisible by selection.chunks * selection.strata "
+                f"= {draws} * {self.strata}, so that the quotas would differ; change the batch "
+                f"size, selection.chunks or selection.strata."
+            )

@@ -1,0 +1,55 @@
+"""Independent example selection: every candidate is scored by itself, whatever else is chosen.
+
+JEST (arXiv 2406.17711) compares joint selection with it: it keeps less than half of the gain with
+learnability and loses to uniform sampling with easy-reference.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from aced.selection import scores
+from aced.selection.config import SelectionConfig
+
+
+def select_independent(
+    noise: Float[Array, " B"],
+    terms: scores.Terms,
+    config: SelectionConfig,
+    *,
+    loss: str,
+    size: int,
+) -> tuple[Int[Array, " b"], dict[str, Float[Array, ""]]]:
+    """Ids of the chosen candidates and scalar metrics; see `aced.selection.select`.
+
+    The score is that of the matching pair alone, S_ii, with the sigmoid loss, and that of the
+    loss with the whole super-batch as negatives with the softmax loss, which is nothing alone.
+
+    Args:
+        noise: standard Gumbel noise; unused with config.draw = "top_k".
+        terms: from `scores.score_terms`, for B candidates.
+        config: the settings; `config.check(B, size)` has passed.
+        loss: "sigmoid" or "softmax".
+        size: b.
+    """
+    strata, quota = config.strata, size // config.strata
+    rows = noise.shape[0] // strata
+    if loss == "sigmoid":
+        nlls = [scores.sigmoid_nll(e) for _, e in terms]
+    else:
+        width = scores.softmax_width(rows, max(1, quota // config.chunks), config.tile)
+        nlls = [
+            scores.softmax_nll(e, strata=strata, width=width, precision=config.precision)
+            for _, e in terms
+        ]
+    score = scores.combine(terms, nlls).reshape(strata, rows)
+    logits = score
+    if config.draw == "sample":
+        logits = config.gain * score + noise.reshape(strata, rows)
+    picks = jax.lax.top_k(logits, quota)[1]
+    ids = (picks + rows * jnp.arange(strata)[:, None]).reshape(size)
+    selected = jnp.take_along_axis(score, picks, axis=1).mean()
+    return ids, {
+        "selection/score_selected": selected,
+        "selection/score_candidates": score.mean(),
+    }

@@ -1,0 +1,93 @@
+"""The train state: one pytree that holds a whole run, and the one way to move it forward."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run needs to go on exactly. The input's position is a function of `step`."""
+
+    step: Int[Array, ""]  # steps tried, skipped ones included
+    params: PyTree  # float32
+    opt_state: PyTree
+    key: jax.Array  # typed PRNG key; constant, a step folds its number in
+    ema: PyTree | None  # moving average of params, or None
+    skipped: Int[Array, ""]  # updates left out because loss or gradient was not finite
+    skipped_in_a_row: Int[Array, ""]
+    method: PyTree  # whatever else a method remembers
+
+    @property
+    def eval_params(self) -> PyTree:
+        """The parameters to evaluate and to hand on: the average where one is kept."""
+        return self.params if self.ema is None else self.ema
+
+
+def create(
+    params: PyTree,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool = False,
+    method: PyTree = None,
+) -> TrainState:
+    """Returns the state before step 0."""
+    # Three zeros and not one: a buffer cannot be donated twice.
+    step, skipped, skipped_in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(
+        step=step,
+        params=params,
+        opt_state=tx.init(params),
+        key=key,
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        skipped=skipped,
+        skipped_in_a_row=skipped_in_a_row,
+        method=method,
+    )
+
+
+def apply_gradients(
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    loss: Float[Array, ""],
+    grads: PyTree,
+    *,
+    ema_decay: float = 0.0,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Returns the state after one update, and the numbers that describe it.
+
+    A loss or gradient that is not finite leaves parameters, optimizer and average as they were;
+    the step still counts, so that the input moves on. The loop stops the run when too many such
+    steps come in a row.
+    """
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+    skipped = jnp.logical_not(finite).astype(jnp.int32)
+    new = state.replace(
+        step=state.step + 1,
+        params=_where(finite, params, state.params),
+        opt_state=_where(finite, opt_state, state.opt_state),
+        ema=_where(finite, ema, state.ema),
+        skipped=state.skipped + skipped,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+    )
+    metrics = {
+        "grad_norm": grad_norm,
+        "update_norm": optax.global_norm(updates),
+        "param_norm": optax.global_norm(params),
+        "skipped": new.skipped,
+        "skipped_in_a_row": new.skipped_in_a_row,
+    }
+    return new, metrics
+
+
+def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

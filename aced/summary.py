@@ -1,0 +1,55 @@
+"""The table at the end of a run: what each run got, for how much."""
+
+import json
+
+import numpy as np
+from etils import epath
+
+from aced import metrics
+
+COLUMNS = {
+    "examples_trained": ("trained", "{:,.0f}"),
+    "examples_scored": ("scored", "{:,.0f}"),
+    "flops": ("FLOPs", "{:.2e}"),
+    "selection/noisy_share": ("noisy picks", "{:.1%}"),
+}
+_SCORES = ("mean_r1", "top1")  # of the evaluations, what the table shows
+
+
+def table(workdir: epath.PathLike) -> str:
+    """Returns a table of the run in `workdir` and of the runs before it, one a line.
+
+    The share of noisy picks is the mean over the last quarter of the run's lines.
+    """
+    folder = epath.Path(workdir)
+    before = json.loads((folder / "config.json").read_text())["before"]
+    runs = {name: metrics.read(folder / name) for name in before}
+    runs[folder.name] = metrics.read(folder)
+    values = {name: _values(lines) for name, lines in runs.items()}
+    columns = dict(COLUMNS)
+    for found in values.values():
+        scores = [name for name in found if name.rpartition("/")[2] in _SCORES]
+        columns |= {name: (name.replace("_", " "), "{:.1%}") for name in scores}
+    rows = [["run", *(title for title, _ in columns.values())]]
+    for run, found in values.items():
+        cells = [
+            form.format(found[name]) if name in found else "-"
+            for name, (_, form) in columns.items()
+        ]
+        rows.append([run, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(["", *lines, ""])
+
+
+def _values(lines: list[dict[str, float]]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for line in lines:
+        values |= line
+    noisy = [line["selection/noisy_share"] for line in lines if "selection/noisy_share" in line]
+    if noisy:
+        values["selection/noisy_share"] = float(np.mean(noisy[-max(1, len(noisy) // 4) :]))
+    return values

@@ -1,0 +1,50 @@
+"""ACED-F0: ViT-S/32 at 288 px with an S text tower, selected by and distilled from an L/16.
+
+Command:  python -m aced.main --config=configs/aced_f0.py --workdir=gs://BUCKET/aced_f0 \\
+              --config.data.array_record.path=/data/pairs \\
+              --config.method.reference.checkpoint=gs://BUCKET/reference
+Hardware: 256 TPU v5e chips (assumed: JEST's).
+Cost:     @COST@
+Expect:   ImageNet 0-shot 68.5, COCO 51.0, Flickr 79.5, 64.0 on average of 27 evaluations
+          (arXiv 2411.18674, from secondary summaries).
+
+The recipe is ACED-ACIDistill of arXiv 2411.18674. From secondary summaries: DataComp-1B, 13B
+examples trained, S <- L as the best pair, softmax-KD on the selected batch. Remembered, unverified:
+cosine with 10 % of warm-up to 1e-3, weight 1 (0.5, 1, 2 were swept), gain 10. Derived: the model's
+size, from its 3.30 G multiply-adds. Assumed, since not known: batch, filter ratio, chunks, b2,
+weight decay and clip as in JEST (arXiv 2406.17711), the reference's patch size. Ours: strata,
+micro-batches.
+"""
+
+import ml_collections
+
+from aced.config import parse_arg, to_config
+from aced.models import two_tower
+from configs import acid_b16, methods, siglip_b16, tiny
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    arg = parse_arg(arg, tiny=False, method="aced")
+    config = base("ACED-F0", reference="L", method=arg.method)
+    return tiny.shrink(config) if arg.tiny else config
+
+
+def base(model: str, *, reference: str, method: str) -> ml_collections.ConfigDict:
+    """The recipe of all three sizes: `model` is a preset, `reference` the size of an X/16."""
+    config = siglip_b16.base()
+    config.total_examples = 13_000_000_000
+    config.optimizer.schedule.warmup_percent = 10.0
+
+    acid_b16.add_reference(config, "/data/reference")
+    towers = config.method.reference.model
+    towers.image.size = towers.text.size = reference
+
+    preset = to_config(two_tower.preset(model))
+    for tower in ("image", "text"):
+        config.method.model[tower].update(preset[tower])
+
+    methods.apply(config, method, filter_ratio=0.8, weight=1.0)
+    config.method.selection.gain = 10.0
+    config.method.selection.strata = 256
+    config.method.score_micro_batch = 32_768
+    return config

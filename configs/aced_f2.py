@@ -1,0 +1,24 @@
+"""ACED-F2: ViT-B/24 at 240 px with an S text tower, selected by and distilled from a g/16.
+
+Command:  python -m aced.main --config=configs/aced_f2.py --workdir=gs://BUCKET/aced_f2 \\
+              --config.data.array_record.path=/data/pairs \\
+              --config.method.reference.checkpoint=gs://BUCKET/reference
+Hardware: 256 TPU v5e chips (assumed: JEST's).
+Cost:     @COST@
+Expect:   ImageNet 0-shot 76.9, COCO 58.3, Flickr 85.3, 70.9 on average of 27 evaluations
+          (arXiv 2411.18674, from secondary summaries).
+
+As configs/aced_f0.py, which names the source of every number; the model's size is derived from its
+10.29 G multiply-adds, and B <- g is the best pair (from secondary summaries).
+"""
+
+import ml_collections
+
+from aced.config import parse_arg
+from configs import aced_f0, tiny
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    arg = parse_arg(arg, tiny=False, method="aced")
+    config = aced_f0.base("ACED-F2", reference="g", method=arg.method)
+    return tiny.shrink(config) if arg.tiny else config

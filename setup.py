@@ -1,0 +1,50 @@
+"""Packaging. Version ranges are what the test suite ran on; see README.md."""
+
+import pathlib
+
+import setuptools
+
+CORE = [
+    "jax>=0.10.1,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
+    "array_record>=0.8.6,<0.9",
+    "ml_collections>=1.1,<2",
+    "absl-py>=2.3,<3",
+    "numpy>=2.1,<3",
+    "etils[epath]>=1.12,<2",
+    "jaxtyping>=0.3.5,<0.4",
+    "msgpack>=1.1,<2",
+    "pillow>=11,<14",
+    "opencv-python-headless>=4.10,<6",
+    "instant-clip-tokenizer==0.1.1",
+    "ftfy>=6.3,<7",
+    "sentencepiece>=0.2.1,<0.3",
+    "tokenizers>=0.22,<0.24",
+    "tensorboardX>=2.6.4,<3",
+    "tqdm>=4.66,<5",
+]
+
+setuptools.setup(
+    name="aced",
+    version="0.1.0",
+    description="TPU-first pretraining of small, inference-efficient image-text models in JAX",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["aced", "aced.*"]),
+    install_requires=CORE,
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.1,<0.13"],
+        "cuda": ["jax[cuda13]>=0.10.1,<0.13"],
+        "tfds": ["tensorflow-datasets>=4.9.9,<5"],
+        "gcs": ["gcsfs", "google-cloud-storage"],  # gs:// workdirs, with TensorBoard files
+        "plots": ["matplotlib>=3.9,<4"],
+        "test": ["pytest>=8.3,<10", "pytest-timeout>=2.3,<3", "fsspec", "beartype>=0.20,<0.24", "ruff>=0.12"],
+        # Independent oracles on the same weights; this torch has a CPU build.
+        "parity": ["torch==2.13.0", "transformers>=5.20,<6"],
+    },
+)

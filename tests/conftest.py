@@ -1,0 +1,13 @@
+"""Eight CPU devices stand in for a mesh; what is compiled once is not compiled again."""
+
+import os
+import pathlib
+
+_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

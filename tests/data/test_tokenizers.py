@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers as hf
+
+from aced.config import ConfigError, from_config, to_config
+from aced.data import shapes
+from aced.data.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
+
+# Made with open_clip 3.3.0's SimpleTokenizer (padding left out).
+CLIP_GOLDEN = {
+    "a photo of a cat": [49406, 320, 1125, 539, 320, 2368, 49407],
+    "": [49406, 49407],
+    "A  Photo\n of a\tCAT ": [49406, 320, 1125, 539, 320, 2368, 49407],
+    "It's 2026: 3.14% off!!! #sale @home": [
+        *(49406, 585, 568, 273, 271, 273, 277, 281, 274, 269, 272, 275, 260, 1007, 995, 258),
+        *(1690, 287, 1137, 49407),
+    ],
+    "café naïve über straße": [
+        *(49406, 15304, 1097, 35689, 563, 6522, 1516, 1894, 127, 253, 324, 49407)
+    ],
+    "“curly” quotes &amp; &lt;b&gt;tags&lt;/b&gt;": [
+        *(49406, 257, 20795, 257, 5808, 261, 283, 321, 285, 11606, 34308, 321, 285, 49407)
+    ],
+    "schÃ¶n mojibake": [49406, 844, 7255, 333, 617, 3252, 11878, 49407],
+    "日本語 Русский": [
+        *(49406, 39121, 44353, 34002, 508, 16370, 39729, 23669, 23669, 27152, 29503, 373, 49407)
+    ],
+    "😀 emoji 👨\u200d👩\u200d👧": [49406, 7334, 16327, 25023, 26304, 964, 356, 49407],
+    "&amp;amp; doubled": [49406, 261, 24948, 49407],
+    "ﬁne ligature ﬂy": [49406, 3797, 19915, 4490, 3228, 49407],
+    "they'll we've I'm don't": [49406, 889, 1342, 649, 1200, 328, 880, 847, 713, 49407],
+    "nul\x00 bell\x07 esc\x1b[31mred": [49406, 1156, 331, 3718, 3330, 736, 49407],
+    "under_score snake_case e-mail": [
+        *(49406, 1798, 318, 4431, 8798, 318, 2068, 324, 268, 2614, 49407)
+    ],
+    "Å ＡＢＣ full width": [49406, 127, 354, 5334, 1476, 23571, 49407],
+    "&nbsp;x&#39;s": [49406, 343, 568, 49407],
+}
+
+
+@pytest.fixture(scope="module")
+def spm_path(tmp_path_factory):
+    """A tiny sentencepiece model with the special ids of SigLIP's: pad 0, end 1, unknown 2."""
+    folder = tmp_path_factory.mktemp("spm")
+    data = shapes.Shapes(shapes.ShapesConfig())
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([data[i]["texts"][0] for i in range(200)]),
+        model_prefix=str(folder / "tiny"),
+        vocab_size=120,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return str(folder / "tiny.model")
+
+
+def padded(ids, length, pad):
+    return [*ids, *[pad] * (length - len(ids))]
+
+
+@pytest.mark.parametrize("caption", CLIP_GOLDEN)
+def test_clip_ids_are_open_clips(caption):
+    ids = Tokenizer(TokenizerConfig(length=77))([caption])
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [padded(CLIP_GOLDEN[caption], 77, 0)]
+
+
+def test_clip_truncation_keeps_the_end_of_text():
+    ids = Tokenizer(TokenizerConfig(length=5))(["a photo of a cat", "cat"])
+    assert ids.tolist() == [[49406, 320, 1125, 539, 49407], [49406, 2368, 49407, 0, 0]]
+
+
+def test_clip_pad_id_is_a_setting():
+    ids = Tokenizer(TokenizerConfig(length=5, pad_id=49407))(["cat"])
+    assert ids.tolist() == [[49406, 2368, 49407, 49407, 49407]]
+
+
+def test_no_texts_give_no_rows():
+    assert Tokenizer(TokenizerConfig())([]).shape == (0, 64)
+
+
+def test_sentencepiece_follows_siglip(spm_path):
+    tokenizer = Tokenizer(TokenizerConfig(kind="sentencepiece", path=spm_path, length=16))
+    oracle = sentencepiece.SentencePieceProcessor(model_file=spm_path)
+    short, long = (
+        "a Large RED star",
+        "a large red star in the top left on a gray background",
+    )
+    expected = oracle.encode("a large red star")
+    assert len(oracle.encode(long)) > 16
+    assert tokenizer([short, long]).tolist() == [
+        padded([*expected, 1], 16, 1),
+        [*oracle.encode(long)[:15], 1],
+    ]
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (1, oracle.get_piece_size())
+
+
+def test_sentencepiece_settings(spm_path):
+    config = TokenizerConfig(
+        kind="sentencepiece", path=spm_path, length=9, lower=False, eos=False, pad_id=0
+    )
+    oracle = sentencepiece.SentencePieceProcessor(model_file=spm_path)
+    assert oracle.encode("Red star") != oracle.encode("red star")
+    assert Tokenizer(config)(["Red star"]).tolist() == [padded(oracle.encode("Red star"), 9, 0)]
+
+
+def test_canonicalize_deletes_punctuation_and_squeezes_space(spm_path):
+    plain = TokenizerConfig(kind="sentencepiece", path=spm_path)
+    canonical = TokenizerConfig(kind="sentencepiece", path=spm_path, canonicalize=True)
+    messy, clean = "  A red,  star!\n(on 'black') ", "a red star on black"
+    assert Tokenizer(canonical)([messy]).tolist() == Tokenizer(plain)([clean]).tolist()
+    assert Tokenizer(plain)([messy]).tolist() != Tokenizer(plain)([clean]).tolist()
+
+
+def save_hf(path, *, template, padding=False):
+    vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "cat": 5, "Cat": 6}
+    model = hf.Tokenizer(hf.models.WordLevel(vocab, unk_token="[UNK]"))
+    model.pre_tokenizer = hf.pre_tokenizers.Whitespace()
+    if template:
+        model.post_processor = hf.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    if padding:
+        model.enable_padding(pad_id=6, length=4)
+        model.enable_truncation(2)
+    model.save(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_hf_ends_once_with_the_files_end_token(tmp_path, template):
+    path = save_hf(tmp_path / "tokenizer.json", template=template, padding=True)
+    tokenizer = Tokenizer(TokenizerConfig(kind="hf", path=path, length=5))
+    start = [2] if template else []
+    assert tokenizer(["a Cat", "dog a a a a a"]).tolist() == [
+        padded([*start, 4, 5, 3], 5, 6),
+        [*[*start, 1, 4, 4, 4, 4][:4], 3],
+    ]
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id) == (7, 3, 6)
+
+
+def test_shapes_vocabulary_is_closed_and_needs_no_file():
+    tokenizer = Tokenizer(TokenizerConfig(kind="shapes", length=16))
+    names = {word: i + 3 for i, word in enumerate(sorted(shapes.WORDS))}
+    expected = [names[word] for word in ("a", "red", "star", ",", "above")]
+    ids = tokenizer(["A red star, above", "a zebra"])
+    assert ids.tolist() == [padded([*expected, 1], 16, 0), padded([names["a"], 2, 1], 16, 0)]
+    assert tokenizer.vocab_size == len(names) + 3
+
+
+def test_every_text_of_the_embedded_data_is_in_its_vocabulary():
+    tokenizer = Tokenizer(TokenizerConfig(kind="shapes"))
+    data = shapes.Shapes(shapes.ShapesConfig(vague=0.3, duplicate=0.3, wrong=0.3))
+    texts = [data[i]["texts"][0] for i in range(500)]
+    prompts = [t.format(name) for t in shapes.TEMPLATES for name in shapes.CLASS_NAMES]
+    ids = tokenizer(texts + prompts)
+    assert not (ids == 2).any()
+    assert ((ids == 1).sum(axis=1) == 1).all()
+    assert (ids[:, -1] == 0).all(), "a caption was cut off at 64 words"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "sentencepiece"}, "tokenizer.path is empty"),
+        ({"kind": "clip_bpe", "path": "x"}, "never read"),
+        ({"length": 2}, "tokenizer.length"),
+        ({"lower": False}, "tokenizer.lower is fixed"),
+        ({"kind": "shapes", "eos_id": 3}, "tokenizer.eos_id is fixed"),
+    ],
+)
+def test_contradictory_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TokenizerConfig(**settings)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "hf"])
+def test_bad_files_are_named(tmp_path, kind):
+    with pytest.raises(ConfigError, match=r"nowhere.*does not exist"):
+        Tokenizer(TokenizerConfig(kind=kind, path=str(tmp_path / "nowhere")))
+    bad = tmp_path / "bad_file"
+    bad.write_bytes(b"\xff no tokenizer")
+    with pytest.raises(ConfigError, match="bad_file is not"):
+        Tokenizer(TokenizerConfig(kind=kind, path=str(bad)))
+
+
+def test_ids_outside_the_vocabulary_are_refused():
+    with pytest.raises(ConfigError, match=r"tokenizer.pad_id=49408 .* 49408 ids"):
+        Tokenizer(TokenizerConfig(pad_id=49408))
+
+
+def test_config_round_trip_and_cache():
+    config = TokenizerConfig(kind="shapes", length=12)
+    assert from_config(TokenizerConfig, to_config(config)) == config
+    assert get_tokenizer(config) is get_tokenizer(TokenizerConfig(kind="shapes", length=12))

@@ -1,0 +1,172 @@
+"""Against the paper's recursion with the full float64 matrix, drawn with the same noise."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from aced.embeddings import Embeddings
+from aced.selection import SelectionConfig
+from aced.selection.joint import select_joint
+from aced.selection.scores import score_terms
+
+GAIN = 10.0
+# The start is a setting of the softmax loss alone.
+LOSSES = [("sigmoid", "alone"), ("softmax", "alone"), ("softmax", "super_batch")]
+
+
+def embeddings(seed: int, n: int, d: int, scale: float, bias: float, spread: float) -> Embeddings:
+    rng = np.random.default_rng(seed)
+    # Topics shared by many pairs, so that the members of a batch do matter to each other.
+    centre = np.random.default_rng(0).normal(size=(12, 64))[np.arange(n) % 12, :d]
+    z = centre + spread * rng.normal(size=(2, n, d))
+    z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    return Embeddings(
+        zimg=jnp.asarray(z[0], jnp.float32),
+        ztxt=jnp.asarray(z[1], jnp.float32),
+        scale=jnp.float32(scale),
+        bias=jnp.float32(bias),
+    )
+
+
+def models(n: int) -> tuple[Embeddings, Embeddings]:
+    return embeddings(1, n, 16, 7.0, -4.0, 1.5), embeddings(2, n, 40, 11.0, -6.0, 0.7)
+
+
+def logit_matrix(e: Embeddings) -> np.ndarray:
+    zimg, ztxt = np.asarray(e.zimg, np.float64), np.asarray(e.ztxt, np.float64)
+    return float(e.scale) * zimg @ ztxt.T + float(e.bias)
+
+
+def conditional_losses(logits: np.ndarray, chosen: list[int], loss: str, start: str) -> np.ndarray:
+    """What every candidate adds to the batch `chosen`, one candidate at a time."""
+    n = len(logits)
+    out = np.zeros(n)
+    if loss == "sigmoid":
+        sign = 2 * np.eye(n) - 1
+        nll = np.logaddexp(0, -sign * logits)
+        for i in range(n):
+            out[i] = nll[i, i] + nll[i, chosen].sum() + nll[chosen, i].sum()
+        return out
+    for i in range(n):
+        batch = [*chosen, i] if chosen or start == "alone" else list(range(n))
+        out[i] = (logsumexp(logits[i, batch]) + logsumexp(logits[batch, i])) / 2 - logits[i, i]
+    return out
+
+
+def oracle(noise, learner, reference, config, loss, size):
+    """Chunks of ids: list (chunks) of arrays [strata, quota], and the mean scores of the draws."""
+    n, strata = noise.shape[1], config.strata
+    rows, quota = n // strata, size // (config.chunks * strata)
+    learner, reference = logit_matrix(learner), logit_matrix(reference)
+    chosen, chunks, means = [], [], []
+    for chunk_noise in np.asarray(noise, np.float64):
+        of_learner = conditional_losses(learner, chosen, loss, config.softmax_start)
+        of_reference = conditional_losses(reference, chosen, loss, config.softmax_start)
+        score = {
+            "learnability": of_learner - of_reference,
+            "hard_learner": of_learner,
+            "easy_reference": -of_reference,
+        }[config.score]
+        free = np.setdiff1d(np.arange(n), chosen)
+        keys = config.gain * score + chunk_noise
+        chunk = []
+        for stratum in range(strata):
+            own = free[(free >= stratum * rows) & (free < (stratum + 1) * rows)]
+            chunk.append(own[np.argsort(-keys[own])[:quota]])
+        chunks.append(np.array(chunk))
+        means.append((score[np.concatenate(chunk)].mean(), score[free].mean()))
+        chosen += np.concatenate(chunk).tolist()
+    return chunks, np.mean(means, axis=0)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "loss", "size"))
+def choose(noise, learner, reference, config, *, loss, size):
+    terms = score_terms(config.score, learner, reference)
+    return select_joint(noise, terms, config, loss=loss, size=size)
+
+
+def check(n, size, config, loss, seed=0):
+    learner, reference = models(n)
+    noise = jax.random.gumbel(jax.random.key(seed), (config.chunks, n))
+    ids, metrics = choose(noise, learner, reference, config, loss=loss, size=size)
+    expected, means = oracle(noise, learner, reference, config, loss, size)
+    found = np.asarray(ids).reshape(config.strata, config.chunks, -1)
+    for chunk, members in enumerate(expected):
+        np.testing.assert_array_equal(np.sort(found[:, chunk]), np.sort(members))
+    np.testing.assert_allclose(metrics["selection/score_selected"], means[0], rtol=1e-4)
+    np.testing.assert_allclose(metrics["selection/score_candidates"], means[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("chunks", "strata", "tile"), [(4, 1, 2048), (3, 4, 17)])
+@pytest.mark.parametrize(("loss", "start"), LOSSES)
+@pytest.mark.parametrize("score", ["learnability", "hard_learner", "easy_reference"])
+def test_same_picks_as_the_matrix_form(score, loss, start, chunks, strata, tile):
+    config = SelectionConfig(
+        score=score, chunks=chunks, strata=strata, tile=tile, softmax_start=start, gain=GAIN
+    )
+    # 17 does not divide the 31 rows of each of 4 strata, so that the last tile overlaps.
+    check(n=124, size=48, config=config, loss=loss)
+
+
+def test_one_chunk_is_one_draw_by_the_matching_pairs():
+    check(n=60, size=20, config=SelectionConfig(chunks=1, strata=2, gain=GAIN), loss="sigmoid")
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_same_picks_with_many_candidates_and_the_papers_gain(loss):
+    check(n=512, size=128, config=SelectionConfig(chunks=8, strata=2, tile=100), loss=loss, seed=1)
+
+
+def test_candidates_that_only_help_each_other_are_chosen_together():
+    # Two topics. Within one, the learner confuses all pairs and the reference none, so that each
+    # member of a topic makes the others of that topic more learnable, and nothing else matters.
+    n, d = 64, 64
+    topic = np.arange(n) % 2
+    confused = np.eye(2)[topic]
+    learner = Embeddings(
+        zimg=jnp.asarray(confused, jnp.float32),
+        ztxt=jnp.asarray(confused, jnp.float32),
+        scale=jnp.float32(10.0),
+        bias=jnp.float32(-5.0),
+    )
+    reference = Embeddings(
+        zimg=jnp.eye(n, d), ztxt=jnp.eye(n, d), scale=jnp.float32(10.0), bias=jnp.float32(-5.0)
+    )
+    config = SelectionConfig(chunks=16)
+    noise = jax.random.gumbel(jax.random.key(0), (16, n))
+    ids, _ = choose(noise, learner, reference, config, loss="sigmoid", size=16)
+    assert len(set(topic[np.asarray(ids)])) == 1
+
+
+@pytest.mark.parametrize(("loss", "start"), LOSSES)
+def test_a_learner_that_is_its_reference_has_nothing_to_learn(loss, start):
+    model, _ = models(96)
+    config = SelectionConfig(chunks=4, softmax_start=start, tile=40)
+    noise = jax.random.gumbel(jax.random.key(2), (4, 96))
+    ids, metrics = choose(noise, model, model, config, loss=loss, size=24)
+    # Every score is exactly zero, so that what is left is the noise: uniform sampling.
+    assert {float(x) for x in metrics.values()} == {0.0}
+    free, expected = np.arange(96), []
+    for chunk in np.asarray(noise):
+        expected += free[np.argsort(-chunk[free])[:6]].tolist()
+        free = np.setdiff1d(free, expected)
+    np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_no_array_as_large_as_the_score_matrix(loss):
+    n, size = 2048, 320
+    config = SelectionConfig(tile=256)
+    parts = [dataclasses.asdict(e) for e in models(n)]
+
+    def picks(noise, learner, reference):
+        pair = Embeddings(**learner), Embeddings(**reference)
+        return choose(noise, *pair, config, loss=loss, size=size)
+
+    compiled = jax.jit(picks).lower(jnp.zeros((config.chunks, n)), *parts).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 4 * n * n

@@ -1,0 +1,75 @@
+import dataclasses
+from typing import Literal
+
+import ml_collections
+import pytest
+
+from aced.config import ConfigError, from_config, parse_arg, to_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    kind: Literal["a", "b"] = "a"
+    steps: int | None = None
+    rules: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        if self.rate < 0:
+            raise ConfigError("rate must not be negative.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    named: dict[str, Inner] = dataclasses.field(default_factory=dict)
+    size: tuple[int, int] = (1, 2)
+    flag: bool = False
+
+
+def test_round_trip_through_a_config_dict():
+    value = Outer(Inner(0.1, "b", 3, (("x", 2.0),)), {"one": Inner(rate=2.0)}, (3, 4), True)
+    assert from_config(Outer, to_config(value)) == value
+    assert from_config(Outer, {}) == Outer()
+
+
+def test_optional_settings_can_be_set_where_the_config_is_locked():
+    config = to_config(Outer())
+    config.lock()
+    config.inner.steps = 7
+    config.inner.rate = 1  # an int where a float is meant
+    assert from_config(Outer, config).inner == Inner(rate=1.0, steps=7)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"inner": {"rat": 1.0}},
+            r"run\.inner\.rat is not a setting .* did you mean run\.inner\.rate",
+        ),
+        ({"nothing": 1}, r"run\.nothing .* known keys: inner, named, size, flag"),
+        ({"inner": {"kind": "c"}}, r"run\.inner\.kind must be 'a' or 'b', got 'c'"),
+        ({"inner": {"rate": "fast"}}, r"run\.inner\.rate must be float, got 'fast'"),
+        ({"inner": {"steps": 1.5}}, r"run\.inner\.steps must be int, got 1\.5"),
+        ({"inner": {"rate": -1.0}}, r"run\.inner: rate must not be negative"),
+        ({"inner": {"rules": [("x", "y")]}}, r"run\.inner\.rules\[0\]\[1\] must be float"),
+        ({"named": {"one": {"rate": None}}}, r"run\.named\.one\.rate must be float"),
+        ({"size": (1, 2, 3)}, r"run\.size must be"),
+        ({"flag": 1}, r"run\.flag must be bool, got 1"),
+        ({"inner": 3}, r"run\.inner must be a mapping"),
+    ],
+)
+def test_wrong_settings_are_named(config, message):
+    with pytest.raises(ConfigError, match=message):
+        from_config(Outer, config, "run")
+    with pytest.raises(ConfigError, match=message):
+        from_config(Outer, ml_collections.ConfigDict(config), "run")
+
+
+def test_arguments_of_config_files():
+    arg = parse_arg("tiny,steps=3,method=iid", tiny=False, steps=10, method="aced", rate=0.5)
+    assert arg.to_dict() == {"tiny": True, "steps": 3, "method": "iid", "rate": 0.5}
+    for text, message in [("huge", "known: tiny"), ("steps=x", "not a int"), ("steps", "steps=")]:
+        with pytest.raises(ConfigError, match=message):
+            parse_arg(text, tiny=False, steps=1)

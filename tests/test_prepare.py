@@ -1,0 +1,327 @@
+"""prepare: what comes out is what was put in; what is left out is counted, listed and named."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aced.config import ConfigError
+from aced.data import records
+from aced.data.captions import PrepareError
+from aced.prepare import PrepareConfig, prepare
+
+
+def encoded(image, form="PNG", **kwargs):
+    out = io.BytesIO()
+    image.save(out, form, **kwargs)
+    return out.getvalue()
+
+
+def picture(seed, size=(12, 8)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for i in range(10):
+        (images / "sub" / f"{i}.png").write_bytes(encoded(picture(i)))
+    return images
+
+
+def table(tmp_path, rows, name="captions.jsonl"):
+    path = tmp_path / name
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def rows(n=10, **columns):
+    return [{"image": f"sub/{i}.png", "caption": f"Caption {i}", **columns} for i in range(n)]
+
+
+def run(tmp_path, folder, lines, out="out", **settings):
+    captions = lines if isinstance(lines, str) else table(tmp_path, lines)
+    config = PrepareConfig(
+        images=str(folder), captions=captions, out=str(tmp_path / out), threads=2, **settings
+    )
+    return prepare(config)
+
+
+def read(tmp_path, split="train", out="out"):
+    source = records.open_dataset(tmp_path / out, split)
+    return {source[i]["key"]: source[i] for i in range(len(source))}
+
+
+def rejected(tmp_path, out="out"):
+    lines = (tmp_path / out / "rejected.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_bytes_captions_and_splits(tmp_path, folder):
+    lines = [*rows(), {"image": "./sub/3.png", "caption": " Another é "}]
+    statistics = run(tmp_path, folder, lines, val=3, shards=2)
+    train, val = read(tmp_path), read(tmp_path, "val")
+    assert (len(train), len(val)) == (7, 3)
+    both = train | val
+    assert sorted(both) == [f"sub/{i}.png" for i in range(10)]
+    for key, example in both.items():
+        assert example["image"] == (folder / key).read_bytes()
+    assert both["sub/3.png"]["texts"] == ("Caption 3", "Another é")
+    assert statistics["images"] == 10
+    assert statistics["captions"] == 11
+    assert statistics["rejected"] == {}
+    # The documented order: sha256 of "seed:key"; the first are held out.
+    order = sorted(both, key=lambda key: hashlib.sha256(f"0:{key}".encode()).digest())
+    assert list(val) == order[:3]
+    assert list(train) == order[3:]
+
+
+def test_same_input_same_bytes_and_another_seed_another_order(tmp_path, folder):
+    for out, seed, threads in (("a", 0, 2), ("b", 0, 5), ("c", 1, 2)):
+        config = PrepareConfig(
+            images=str(folder),
+            captions=table(tmp_path, [*rows(), "no json", {"image": "x", "caption": "y"}]),
+            out=str(tmp_path / out),
+            val=2,
+            max_side=6,
+            seed=seed,
+            threads=threads,
+        )
+        prepare(config)
+    files = {out: sorted((tmp_path / out).iterdir()) for out in "abc"}
+    names = ["dataset.json", "rejected.jsonl"]
+    names += ["train-00000-of-00001.array_record", "val-00000-of-00001.array_record"]
+    assert [file.name for file in files["a"]] == names
+    assert [f.read_bytes() for f in files["a"]] == [f.read_bytes() for f in files["b"]]
+    assert list(read(tmp_path, out="a")) != list(read(tmp_path, out="c"))
+
+
+def test_everything_left_out_is_listed_with_its_reason(tmp_path, folder):
+    (folder / "same.png").write_bytes((folder / "sub/0.png").read_bytes())
+    good = encoded(picture(20, (64, 64)), "JPEG")
+    (folder / "cut.jpg").write_bytes(good[: len(good) * 2 // 3])  # opens, but does not decode
+    (folder / "text.png").write_bytes(b"hello")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "wide.png").write_bytes(encoded(Image.new("L", (2000, 1000))))
+    (folder / "wider.png").write_bytes(encoded(Image.new("L", (2000, 2500))))
+    (tmp_path / "secret.png").write_bytes(encoded(picture(30)))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "inner.png").symlink_to(folder / "sub/1.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    expected = [
+        ("same.png", "another caption", "duplicate_image"),
+        ("inner.png", "Caption 1", "duplicate_image"),  # and a repeated caption
+        ("cut.jpg", "c", "undecodable"),
+        ("text.png", "c", "undecodable"),
+        ("empty.png", "c", "undecodable"),
+        ("wide.png", "c", "too_large"),
+        ("wider.png", "c", "too_large"),
+        ("link.png", "c", "outside_folder"),
+        ("../secret.png", "c", "outside_folder"),
+        (str(tmp_path / "secret.png"), "c", "outside_folder"),
+        ("sub/../../secret.png", "c", "outside_folder"),
+        ("loop.png", "c", "missing_file"),
+        ("none.png", "c", "missing_file"),
+        ("sub", "c", "missing_file"),
+        ("n" * 300, "c", "missing_file"),
+        ("sub/2.png", " \t", "empty_caption"),
+        ("sub/2.png", None, "empty_caption"),
+        ("sub/2.png", "\ud800", "malformed_line"),
+        ("sub/2.png", 5, "malformed_line"),
+        (None, "c", "malformed_line"),
+        ("", "c", "malformed_line"),
+        ("a\0b", "c", "malformed_line"),
+        ("sub/2.png", "Caption 2", "repeated_caption"),
+    ]
+    lines = [{"image": image, "caption": caption} for image, caption, _ in expected]
+    broken = ["{", "[1]", "[" * 100_000]
+    statistics = run(tmp_path, folder, [*rows(), *lines, *broken], max_pixels=1_500_000)
+    listed = {(entry["line"], entry["reason"]) for entry in rejected(tmp_path)}
+    wanted = {(11 + i, reason) for i, (_, _, reason) in enumerate(expected)}
+    end = 11 + len(expected)
+    wanted |= {(end + i, "malformed_line") for i in range(3)} | {(12, "repeated_caption")}
+    assert listed == wanted
+    assert sum(statistics["rejected"].values()) == len(wanted)
+    train = read(tmp_path)
+    assert len(train) == 10
+    assert train["sub/0.png"]["texts"] == ("Caption 0", "another caption")
+    assert train["sub/1.png"]["texts"] == ("Caption 1",)
+
+
+def test_csv_labels_noise_and_extra(tmp_path, folder):
+    path = tmp_path / "captions.csv"
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "text", "kind", "bad", "who"])
+        writer.writerow(["sub/0.png", 'two\nlines, "quoted"', "zebra", "0", "me"])
+        writer.writerow(["sub/1.png", "One", "ant", "True", ""])
+        writer.writerow(["sub/2.png", "Two", "", "", "you"])
+        writer.writerow(["sub/2.png", "Two again", "", "1", "you"])
+        writer.writerow(["sub/3.png"])
+        writer.writerow(["sub/4.png", "Four", "ant", "perhaps", ""])
+    run(
+        tmp_path,
+        folder,
+        str(path),
+        image_column="file",
+        caption_column="text",
+        label_column="kind",
+        noisy_column="bad",
+        extra_columns="who",
+        lower=True,
+    )
+    train = read(tmp_path)
+    assert records.open_dataset(tmp_path / "out", "train").class_names == ["ant", "zebra"]
+    got = {
+        key[4]: (e["texts"], e.get("label"), e.get("is_noisy"), e["extra"])
+        for key, e in train.items()
+    }
+    assert got == {
+        "0": (('two\nlines, "quoted"',), 1, False, {"who": "me"}),
+        "1": (("one",), 0, True, {"who": ""}),
+        "2": (("two", "two again"), None, True, {"who": "you"}),
+    }
+    assert [entry["reason"] for entry in rejected(tmp_path)] == ["empty_caption", "malformed_line"]
+
+
+def test_integer_labels_and_lists_of_captions(tmp_path, folder):
+    lines = rows(3)
+    for i, row in enumerate(lines):
+        row |= {"caption": ["a", "b"], "label": 7 * i}
+    run(tmp_path, folder, lines, label_column="label")
+    train = read(tmp_path)
+    assert {key: e["label"] for key, e in train.items()} == {
+        f"sub/{i}.png": 7 * i for i in range(3)
+    }
+    assert {e["texts"] for e in train.values()} == {("a", "b")}
+    assert records.open_dataset(tmp_path / "out", "train").class_names is None
+
+
+def test_held_out_can_be_the_clean_ones_only(tmp_path, folder):
+    lines = [row | {"noisy": i % 2 == 0} for i, row in enumerate(rows())]
+    statistics = run(tmp_path, folder, lines, val=4, val_clean=True, noisy_column="noisy")
+    assert sorted(e["is_noisy"] for e in read(tmp_path).values()) == [False] + [True] * 5
+    assert [e["is_noisy"] for e in read(tmp_path, "val").values()] == [False] * 4
+    assert statistics["splits"]["train"]["noisy"] == 5
+
+
+def test_max_side_shrinks_keeps_small_ones_and_lays_transparent_ones_on_white(tmp_path, folder):
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
+    (folder / "photo.jpg").write_bytes(encoded(Image.fromarray(ramp), "JPEG"))
+    (folder / "thin.png").write_bytes(encoded(Image.new("L", (500, 1), 7)))
+    alpha = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    alpha.paste((255, 0, 0, 255), (0, 0, 20, 40))
+    (folder / "alpha.png").write_bytes(encoded(alpha))
+    alpha.paste((0, 0, 255, 255), (0, 0, 20, 40))
+    (folder / "palette.png").write_bytes(encoded(alpha.quantize(4)))
+    deep = (np.tile(np.arange(64), (64, 1)) * 1024).astype(np.uint16)
+    (folder / "deep.png").write_bytes(encoded(Image.fromarray(deep)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    (folder / "turned.jpg").write_bytes(encoded(Image.new("L", (64, 16)), "JPEG", exif=exif))
+    names = ("photo.jpg", "thin.png", "alpha.png", "palette.png", "deep.png", "turned.jpg")
+    lines = rows(1) + [{"image": name, "caption": "c"} for name in names]
+    statistics = run(tmp_path, folder, lines, max_side=32)
+    train = read(tmp_path)
+    got = {key: Image.open(io.BytesIO(e["image"])) for key, e in train.items()}
+    assert train["sub/0.png"]["image"] == (folder / "sub/0.png").read_bytes()
+    assert statistics["stored_anew"] == len(names)
+    assert got["photo.jpg"].format == "JPEG"
+    sizes = {name: got[name].size for name in names}
+    assert sizes == {
+        "photo.jpg": (32, 8),
+        "thin.png": (32, 1),
+        "alpha.png": (32, 32),
+        "palette.png": (32, 32),
+        "deep.png": (32, 32),
+        "turned.jpg": (8, 32),
+    }
+    # Oracle of the averaging: a ramp of 256 greys in 32 columns has the columns' means.
+    means = ramp.reshape(64, 32, 8).mean((0, 2))
+    np.testing.assert_allclose(np.asarray(got["photo.jpg"].convert("L"))[4], means, atol=4)
+    for name, colour in (("alpha.png", (255, 0, 0)), ("palette.png", (0, 0, 255))):
+        pixels = np.asarray(got[name])
+        assert pixels.shape == (32, 32, 3)
+        assert tuple(pixels[16, 4]) == colour
+        assert tuple(pixels[16, 28]) == (255, 255, 255)
+    grey = np.asarray(got["deep.png"])[16, :, 0]
+    np.testing.assert_allclose(grey, np.arange(32) * 8 + 2, atol=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"images": "none"}, PrepareError, "none does not exist"),
+        ({"val": 10}, PrepareError, "leaves nothing to train on"),
+        ({"val": 11}, PrepareError, "can be held out of 10"),
+        ({"val": -1}, ConfigError, "--val must be 0 or more"),
+        ({"val_clean": True}, ConfigError, "--noisy_column"),
+        ({"images": ""}, ConfigError, "--images is empty"),
+        ({"captions": "x.parquet"}, ConfigError, r"\.jsonl or \.csv"),
+        ({"max_pixels": 0}, ConfigError, "--max_pixels"),
+        (
+            {"caption_column": "text"},
+            PrepareError,
+            r"captions\.jsonl, line 1: .*no column 'text'.*columns are: image, caption",
+        ),
+    ],
+)
+def test_errors_say_what_to_do_and_leave_nothing(tmp_path, folder, settings, error, message):
+    captions = table(tmp_path, rows())
+    before = sorted(os.listdir(tmp_path))
+    settings = {"images": str(folder), "captions": captions, "out": f"{tmp_path}/out"} | settings
+    with pytest.raises(error, match=message):
+        prepare(PrepareConfig(**settings))
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "is empty"), ('image,caption\n"a"b,c\n', "after line 1: not CSV")]
+)
+def test_a_table_that_is_not_csv(tmp_path, folder, text, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(PrepareError, match=message):
+        run(tmp_path, folder, str(tmp_path / "t.csv"))
+
+
+def test_nothing_left_is_an_error(tmp_path, folder):
+    with pytest.raises(PrepareError, match="No image is left"):
+        run(tmp_path, folder, [{"image": "elsewhere.png", "caption": "c"}])
+
+
+def test_what_exists_is_replaced_only_when_asked_and_only_a_data_set(tmp_path, folder):
+    run(tmp_path, folder, rows(4))
+    with pytest.raises(PrepareError, match="--overwrite"):
+        run(tmp_path, folder, rows(5))
+    with pytest.raises(PrepareError, match="No image is left"):
+        run(tmp_path, folder, [], overwrite=True)
+    assert len(read(tmp_path)) == 4
+    run(tmp_path, folder, rows(5), overwrite=True)
+    assert len(read(tmp_path)) == 5
+    with pytest.raises(PrepareError, match="is no data set"):
+        run(tmp_path, folder, rows(5), out="images", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["captions.jsonl", "images", "out"]
+
+
+def test_command(tmp_path, folder):
+    captions = table(tmp_path, rows())
+    command = [sys.executable, "-m", "aced.prepare", f"--images={folder}", f"--captions={captions}"]
+    done = subprocess.run(
+        [*command, f"--out={tmp_path}/out", "--val=2"], capture_output=True, text=True, check=True
+    )
+    assert "10 images with 10 captions are kept" in done.stdout
+    assert "Next: python -m aced.main" in done.stdout
+    again = subprocess.run([*command, f"--out={tmp_path}/out"], capture_output=True, text=True)
+    assert again.returncode == 1
+    assert again.stderr.strip().startswith("error:")
+    assert "--overwrite" in again.stderr
