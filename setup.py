@@ -43,7 +43,14 @@ setuptools.setup(
         "tfds": ["tensorflow-datasets>=4.9.9,<5"],
         "gcs": ["gcsfs", "google-cloud-storage"],  # gs:// workdirs, with TensorBoard files
         "plots": ["matplotlib>=3.9,<4"],
-        "test": ["pytest>=8.3,<10", "pytest-timeout>=2.3,<3", "fsspec", "beartype>=0.20,<0.24", "ruff>=0.12"],
+        "test": [
+            "pytest>=8.3,<10",
+            "pytest-timeout>=2.3,<3",
+            "pytest-xdist>=3.6,<4",
+            "fsspec",
+            "beartype>=0.20,<0.24",
+            "ruff>=0.12",
+        ],
         # Independent oracles on the same weights; this torch has a CPU build.
         "parity": ["torch==2.13.0", "transformers>=5.20,<6"],
     },

@@ -32,14 +32,15 @@ def macs_image(config: ImageConfig, embed_dim: int | None = None) -> int:
     return total + d * (embed_dim or 0)
 
 
-def macs_text(config: TextConfig, embed_dim: int) -> int:
-    """MACs of the text tower's forward pass for one text of full length."""
-    return macs_blocks(config.dims, config.length) + config.dims.width * embed_dim
+def macs_text(config: TextConfig, embed_dim: int, tokens: int | None = None) -> int:
+    """MACs of the text tower's forward pass for one text of `tokens`; None: of full length."""
+    return macs_blocks(config.dims, tokens or config.length) + config.dims.width * embed_dim
 
 
 def macs(config: TwoTowerConfig) -> tuple[int, int]:
     """MACs of one forward pass of (one image, one text)."""
-    return macs_image(config.image, config.embed_dim), macs_text(config.text, config.width)
+    tokens = min(config.tokenizer.length, config.text.length)
+    return macs_image(config.image, config.embed_dim), macs_text(config.text, config.width, tokens)
 
 
 def step_flops(

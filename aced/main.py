@@ -2,19 +2,26 @@
 
 import logging as stdlib_logging
 import os
+import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from aced import summary, train
+from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
+from aced.data.pipeline import InputError
+from aced.data.records import DatasetError
+from aced.train import TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The recipe, with its argument if it takes one: configs/acid_b16.py, configs/acid_b16.py:tiny. "
-    "Any setting can be changed behind it: --config.method.selection.gain=10.",
+    "The recipe, a file of configs/, with arguments behind a colon if it takes any: "
+    "configs/acid_b16.py:tiny, configs/smoke.py:method=iid,steps=100. Its header says what it "
+    "costs. Any setting can be changed: --config.method.selection.gain=10; config.json in the "
+    "workdir lists them all.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -35,7 +42,7 @@ def main(argv: list[str]) -> None:
     try:
         train.run(_CONFIG.value, workdir)
         print(summary.table(workdir))
-    except (ConfigError, train.TrainingError) as error:
+    except (ConfigError, TrainingError, CheckpointError, DatasetError, InputError) as error:
         sys.exit(f"\n{type(error).__name__}: {error}")
 
 
@@ -48,9 +55,16 @@ def _is_ours_or_serious(record: stdlib_logging.LogRecord) -> bool:
 def _run_name() -> str:
     file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = os.path.splitext(os.path.basename(file))[0]
-    return "_".join([name, *argument.replace("=", "_").split(",")]).rstrip("_")
+    return re.sub(r"[^\w.-]+", "_", f"{name}_{argument}").strip("_")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ConfigError) as error:
+        sys.exit(f"\nIn the config or its --config.key=value settings: {error}")
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

@@ -184,9 +184,9 @@ def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
     return [{name: _NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
 
 
-def last_values(workdir: epath.PathLike) -> dict[str, float]:
+def last_values(workdir: epath.PathLike) -> dict[str, int | float]:
     """The last value of every metric of a run, in the order in which they first appeared."""
-    values: dict[str, float] = {}
+    values: dict[str, int | float] = {}
     for line in read(workdir):
         values |= line
     return values

@@ -7,8 +7,8 @@ Update number s (from 0) of a parameter p is
 where u is what Adam, Lion or Adafactor makes of the clipped gradient, and factor(s) is the
 schedule alone, lr(s) / peak, or the whole learning rate lr_mult(p) * lr(s), by `decay_follows`.
 
-Parameters are addressed as 'image/blocks/mlp/kernel'. Rules are (regex, value) pairs; a regex has
-to match the whole name, and the first rule that matches decides.
+Parameters are addressed as 'model/image/blocks/mlp/fc1/kernel'. Rules are (regex, value)
+pairs; a regex has to match the whole name, and the first rule that matches decides.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ Rules = tuple[tuple[str, float], ...]
 # a vector from a matrix, the name does. Projections and tables of token embeddings are matrices;
 # biases, norm scales, positions, class tokens, probes, temperature and logit bias are not.
 # (big_vision decays kernels alone: decay_rules = ((".*/kernel", 1.0),).)
-MATRICES = r"(.*/)?(kernel|embedding|token)"
+MATRICES = r"projections/.*|(.*/)?(kernel|embedding|token)"
 
 
 @dataclasses.dataclass(frozen=True)

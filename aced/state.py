@@ -4,20 +4,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 @struct.dataclass
 class TrainState:
-    """All that a run needs to go on exactly. The input's position is a function of `step`."""
+    """All that a run needs to go on exactly. The input's position is a function of `step`.
 
-    step: Int[Array, ""]  # steps tried, skipped ones included
+    Every field is a tree, because its leaves may also be shapes, shardings or host arrays.
+    """
+
+    step: PyTree  # int32 []; steps tried, skipped ones included
     params: PyTree  # float32
     opt_state: PyTree
-    key: jax.Array  # typed PRNG key; constant, a step folds its number in
+    key: PyTree  # typed PRNG key []; constant, a step folds its number in
     ema: PyTree | None  # moving average of params, or None
-    skipped: Int[Array, ""]  # updates left out because loss or gradient was not finite
-    skipped_in_a_row: Int[Array, ""]
+    skipped: PyTree  # int32 []; updates left out because loss or gradient was not finite
+    skipped_in_a_row: PyTree  # int32 []
     method: PyTree  # whatever else a method remembers
 
     @property
@@ -63,7 +66,7 @@ def apply_gradients(
     the step still counts, so that the input moves on. The loop stops the run when too many such
     steps come in a row.
     """
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -81,8 +84,8 @@ def apply_gradients(
     )
     metrics = {
         "grad_norm": grad_norm,
-        "update_norm": optax.global_norm(updates),
-        "param_norm": optax.global_norm(params),
+        "update_norm": optax.tree.norm(updates),
+        "param_norm": optax.tree.norm(new.params),
         "skipped": new.skipped,
         "skipped_in_a_row": new.skipped_in_a_row,
     }

@@ -17,21 +17,17 @@ _SCORES = ("mean_r1", "top1")  # of the evaluations, what the table shows
 
 
 def table(workdir: epath.PathLike) -> str:
-    """Returns a table of the run in `workdir` and of the runs before it, one a line.
-
-    The share of noisy picks is the mean over the last quarter of the run's lines.
-    """
+    """Returns a table of the run in `workdir` and of the runs before it, one a line."""
     folder = epath.Path(workdir)
     before = json.loads((folder / "config.json").read_text())["before"]
-    runs = {name: metrics.read(folder / name) for name in before}
-    runs[folder.name] = metrics.read(folder)
-    values = {name: _values(lines) for name, lines in runs.items()}
+    runs = {name: values(folder / name) for name in before}
+    runs[folder.name] = values(folder)
     columns = dict(COLUMNS)
-    for found in values.values():
+    for found in runs.values():
         scores = [name for name in found if name.rpartition("/")[2] in _SCORES]
         columns |= {name: (name.replace("_", " "), "{:.1%}") for name in scores}
     rows = [["run", *(title for title, _ in columns.values())]]
-    for run, found in values.items():
+    for run, found in runs.items():
         cells = [
             form.format(found[name]) if name in found else "-"
             for name, (_, form) in columns.items()
@@ -45,11 +41,11 @@ def table(workdir: epath.PathLike) -> str:
     return "\n".join(["", *lines, ""])
 
 
-def _values(lines: list[dict[str, float]]) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for line in lines:
-        values |= line
-    noisy = [line["selection/noisy_share"] for line in lines if "selection/noisy_share" in line]
+def values(workdir: epath.PathLike) -> dict[str, int | float]:
+    """The last value of every metric; of the share of noisy picks, the last quarter's mean."""
+    found = metrics.last_values(workdir)
+    name = "selection/noisy_share"
+    noisy = [line[name] for line in metrics.read(workdir) if name in line]
     if noisy:
-        values["selection/noisy_share"] = float(np.mean(noisy[-max(1, len(noisy) // 4) :]))
-    return values
+        found[name] = float(np.mean(noisy[-max(1, len(noisy) // 4) :]))
+    return found

@@ -5,25 +5,36 @@ else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
 """
 
 import dataclasses
-import difflib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from aced import durations, evaluators, methods, metrics, optimizer, progress, schedules, state
+from aced import (
+    durations,
+    evaluators,
+    methods,
+    metrics,
+    optimizer,
+    progress,
+    record,
+    schedules,
+    state,
+)
 from aced.checkpoint import CheckpointConfig, Checkpointer, load_params
-from aced.config import ConfigError, from_config, to_config
-from aced.data import pipeline, records, sources
+from aced.config import ConfigError, from_config
+from aced.data import pipeline, sources
 from aced.data.prefetch import DevicePrefetch
 from aced.data.skipped import SkippedRecords
-from aced.methods.frozen import FrozenConfig
+from aced.data.tokenizers import get_tokenizer
+from aced.methods.frozen import CheckpointOf, check_same_model, trained_model
 from aced.models import two_tower
 from aced.optimizer import OptimizerConfig
 from aced.parallel import mesh as meshes
@@ -41,22 +52,44 @@ class TrainConfig:
     total_epochs: float | None = None  # of examples read: B per step
     method: Any = dataclasses.field(default_factory=methods.ContrastiveConfig)
     data: sources.DataConfig = sources.DataConfig()
-    init: FrozenConfig = FrozenConfig()  # go on from this model; only its .checkpoint etc. are read
+    init: CheckpointOf = CheckpointOf()  # a trained model to go on from
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.0  # 0: no moving average of the parameters
     evals: dict[str, evaluators.EvalConfig] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_steps: int = 50  # a line of metrics every so many steps
-    log_picks: bool = True  # picks.jsonl: the ids trained on, with every line of metrics
+    picks_steps: int = (
+        100  # a line of picks.jsonl, the ids trained on, every so many steps; 0: none
+    )
     max_skipped_in_a_row: int = 20  # non-finite steps that stop the run
     before: dict[str, Any] = dataclasses.field(default_factory=dict)  # runs to finish first
+
+    def __post_init__(self):
+        for name in ("batch_size", "log_steps", "max_skipped_in_a_row"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be in [0, 2^32), got {self.seed}.")
+        best = self.checkpoint.best_metric
+        if best is not None and best.partition("/")[0] not in self.evals:
+            raise ConfigError(
+                f"checkpoint.best_metric = {best!r} is no number of an evaluation; set it to "
+                f"NAME/NUMBER, such as retrieval/mean_r1, with NAME one of {sorted(self.evals)}."
+            )
+        taken = {"loss", "selection", "wall"} & set(self.evals)
+        if taken:
+            raise ConfigError(f"An evaluation may not be called {taken.pop()!r}; rename it.")
 
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the message says why and what to do."""
 
 
-def run(config: Any, workdir: str) -> dict[str, float]:
+def run(
+    config: Any, workdir: str, devices: Sequence[jax.Device] | None = None
+) -> dict[str, int | float]:
     """Trains to the end, or goes on where the run in `workdir` stopped.
 
     Args:
@@ -64,12 +97,14 @@ def run(config: Any, workdir: str) -> dict[str, float]:
         workdir: folder of this run, local or gs://; holds config.json, checkpoints/,
             metrics.jsonl, picks.jsonl, skipped.jsonl and, in folders of their own, the runs of
             `config.before`.
+        devices: the devices to use; None: all.
 
     Returns:
         The last value of every metric.
 
     Raises:
-        ConfigError: a setting is wrong. All settings are checked before anything runs.
+        ConfigError: a setting is wrong, or is not what the run in `workdir` started with. What
+            can be told from the settings alone is checked before anything runs.
         TrainingError: too many non-finite steps in a row.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM, when everything is saved.
     """
@@ -77,14 +112,12 @@ def run(config: Any, workdir: str) -> dict[str, float]:
     folder = epath.Path(workdir)
     for name, earlier in settings.before.items():
         logging.info("%s runs first, in %s", name, folder / name)
-        run(earlier, str(folder / name))
+        run(earlier, str(folder / name), devices)
 
-    method = methods.build(settings.method, workdir)
-    settings = dataclasses.replace(settings, method=method.config)
-    _dump_config(settings, folder)
-    mesh = meshes.make_mesh()
+    settings = dataclasses.replace(settings, method=settings.method.resolve(workdir))
+    mesh = meshes.make_mesh(devices)
     with jax.set_mesh(mesh):
-        loop(prepare(settings, method, mesh, folder))
+        loop(set_up(settings, mesh, folder))
     return metrics.last_values(folder)
 
 
@@ -95,12 +128,14 @@ def parse(config: Any) -> TrainConfig:
         ConfigError: a setting is unknown, wrong or missing; the message names its path.
     """
     settings = from_config(TrainConfig, config)
+    settings = dataclasses.replace(settings, method=methods.parse(settings.method))
+    settings.method.super_batch_size(settings.batch_size)  # refuses sizes that do not fit
     for name, earlier in settings.before.items():
         try:
             parse(earlier)
         except ConfigError as error:
             raise ConfigError(f"In config.before.{name}: {error}") from error
-    return dataclasses.replace(settings, method=methods.parse(settings.method))
+    return settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +146,8 @@ class Run:
     method: Any
     mesh: Mesh
     folder: epath.Path
-    source: records.Source
+    source: sources.Source
+    candidates: int  # B, the examples read for each step
     total_steps: int
     start: int | None  # step that was restored; None: a new run
     state: state.TrainState
@@ -121,25 +157,28 @@ class Run:
     checkpoints: Checkpointer
     evals: dict[str, tuple[int, evaluators.Evaluator]]  # period in steps, evaluator
 
-    @property
-    def candidates(self) -> int:
-        """B, the examples read for each step."""
-        return self.method.super_batch_size(self.settings.batch_size)
 
-
-def prepare(settings: TrainConfig, method: Any, mesh: Mesh, folder: epath.Path) -> Run:
+def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
     """Opens the data, builds or restores the state, loads the frozen models.
 
     Raises:
-        ConfigError: sizes do not fit together.
+        ConfigError: sizes do not fit together, or the run in `folder` had other settings.
         CheckpointError: a checkpoint is missing or of another shape.
     """
     everywhere = meshes.replicated(mesh)
+    method = methods.build(settings.method)
+    for prefix, model in method.models.items():
+        try:
+            two_tower.check_tokenizer(model, get_tokenizer(model.tokenizer))
+        except ConfigError as error:
+            raise ConfigError(
+                f"The model {prefix.rstrip('/') or 'method.model'}: {error}"
+            ) from error
 
     # Input and durations. An epoch is a pass over the data, of which a step reads B, trains on b.
     source = sources.open_source(settings.data)
-    candidates = method.super_batch_size(settings.batch_size)
-    _check_batch(settings.batch_size, candidates, mesh)
+    candidates = settings.method.super_batch_size(settings.batch_size)
+    _check_batch(settings, candidates, mesh)
     data_size = max(1, len(source) * settings.batch_size // candidates)
     sizes = {"batch_size": settings.batch_size, "data_size": data_size}
     sizes["total_steps"] = total_steps = durations.steps(settings, "total", **sizes)
@@ -159,17 +198,24 @@ def prepare(settings: TrainConfig, method: Any, mesh: Mesh, folder: epath.Path) 
         params = method.init_params(params_key)
         return state.create(params, tx, step_key, ema=settings.ema_decay > 0)
 
+    # The record of a run: what it was started with, which a run that goes on may not change.
+    record.check(folder, settings, source.fingerprint)
+
     # Where it starts from: its newest checkpoint, another run's model, or nothing.
-    frozen = {name: load_model(item, everywhere) for name, item in method.frozen.items()}
+    frozen = {
+        name: load_model(item, _on(everywhere, functools.partial(two_tower.init, item.model)))
+        for name, item in method.frozen.items()
+    }
     checkpoints = Checkpointer(folder, settings.checkpoint)
-    restored = checkpoints.restore_or(_on(everywhere, jax.eval_shape(new_state, key)))
+    restored = checkpoints.restore_or(_on(everywhere, new_state))
     if restored is None:
         start = None
         train_state = jax.jit(new_state, out_shardings=everywhere)(key)
-        train_state = _with_initial_model(train_state, settings, folder, everywhere)
+        train_state = _with_initial_model(train_state, settings, folder)
     else:
         train_state, start = restored
         logging.info("%s goes on after step %d of %d.", folder, start, total_steps)
+    record.write(folder, settings, source.fingerprint)
 
     # Evaluations.
     evals = {
@@ -180,9 +226,21 @@ def prepare(settings: TrainConfig, method: Any, mesh: Mesh, folder: epath.Path) 
         for name, item in settings.evals.items()
     }
     return Run(
-        settings, method, mesh, folder, source, total_steps, start, train_state, frozen, step,
-        learning_rate, checkpoints, evals,
-    )  # fmt: skip
+        settings=settings,
+        method=method,
+        mesh=mesh,
+        folder=folder,
+        source=source,
+        candidates=candidates,
+        total_steps=total_steps,
+        start=start,
+        state=train_state,
+        frozen=frozen,
+        step=step,
+        learning_rate=learning_rate,
+        checkpoints=checkpoints,
+        evals=evals,
+    )
 
 
 def loop(run: Run) -> None:
@@ -194,40 +252,40 @@ def loop(run: Run) -> None:
     settings, start = run.settings, run.start or 0
     budget = metrics.Budget(
         examples_trained=settings.batch_size,
-        examples_scored=run.candidates if run.method.scores else 0,
+        examples_scored=run.candidates if settings.method.selects else 0,
         flops=run.method.flops_per_step(settings.batch_size),
     )
-    peak = progress.peak_flops(jax.devices()[0].device_kind)
+    peak = progress.peak_flops(run.mesh.devices.flat[0].device_kind)
     counters = pipeline.InputCounters(on_skip=SkippedRecords(run.folder, jax.process_index()))
     with (
+        Preemption() as preemption,
         run.checkpoints as checkpoints,
         metrics.Writer(run.folder, budget, run.start) as writer,
         progress.Progress(run.total_steps) as line,
-        Preemption() as preemption,
         _batches(run, start, counters) as host_batches,
         DevicePrefetch(host_batches, run.mesh) as batches,
     ):
         meter = progress.Meter(budget, start, peak=peak and peak * run.mesh.size)
-        train_state, before = run.state, None
+        train_state, previous = run.state, None
         for step in range(start + 1, run.total_steps + 1):
-            batch = batches.next(before and before["loss"])
+            batch = batches.next(previous and previous["loss"])
             train_state, out = run.step(train_state, run.frozen, batch)
-            if before is not None:
-                _check_finite(int(before["skipped_in_a_row"]), step - 1, settings)
-            before, last, measured = out, step == run.total_steps, {}
+            if previous is not None:
+                _check_finite(step - 1, previous, settings, writer)
+            previous, last, measured = out, step == run.total_steps, {}
 
             # Numbers.
             if step % settings.log_steps == 0 or last:
                 measured = jax.device_get(out)
-                picks = measured.pop("picks")
-                if settings.log_picks:
-                    writer.write_picks(step, picks)
+                del measured["picks"]
                 meter.spend("data", batches.take_waited())
                 measured |= {
-                    "learning_rate": run.learning_rate(step - 1 - measured["skipped"]),
+                    "learning_rate": run.learning_rate(step - 1 - int(measured["skipped"])),
                     "wall/records_skipped": counters.skipped,
                     **meter.measure(step),
                 }
+            if settings.picks_steps and (step % settings.picks_steps == 0 or last):
+                writer.write_picks(step, np.asarray(out["picks"]))
             due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
             for name in due:
                 with meter.paused():
@@ -246,15 +304,15 @@ def loop(run: Run) -> None:
                 checkpoints.wait()
                 logging.warning("Step %d is saved; start the same command again.", step)
                 sys.exit(EXIT_CODE)
-        if before is not None:
-            _check_finite(int(before["skipped_in_a_row"]), run.total_steps, settings)
+        if previous is not None:
+            _check_finite(run.total_steps, previous, settings, writer)
 
 
 def _batches(run: Run, start: int, counters: pipeline.InputCounters) -> pipeline.Batches:
     return pipeline.train_batches(
         run.source,
         run.settings.data,
-        run.method.views,
+        {prefix: pipeline.View.of(model) for prefix, model in run.method.models.items()},
         batch_size=run.candidates,
         seed=run.settings.seed,
         start_step=start,
@@ -264,64 +322,66 @@ def _batches(run: Run, start: int, counters: pipeline.InputCounters) -> pipeline
     )
 
 
-def load_model(item: FrozenConfig, sharding: jax.sharding.Sharding) -> PyTree:
-    """The parameters of another run's model, as `item` (resolved) describes it.
+def load_model(item: CheckpointOf, shapes: PyTree) -> PyTree:
+    """The parameters of another run's model.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its parameters have other shapes.
     """
-    shapes = jax.eval_shape(functools.partial(two_tower.init, item.model), jax.random.key(0))
-    wanted = _on(sharding, shapes)
-    return load_params(item.checkpoint, wanted, which=item.which, key=item.parameters, part="model")
+    return load_params(item.checkpoint, shapes, which=item.which, key=item.parameters, part="model")
 
 
 def _with_initial_model(
-    train_state: state.TrainState,
-    settings: TrainConfig,
-    folder: epath.Path,
-    sharding: jax.sharding.Sharding,
+    train_state: state.TrainState, settings: TrainConfig, folder: epath.Path
 ) -> state.TrainState:
     """The state, its model taken over from the run that `settings.init` names."""
     if not settings.init.checkpoint:
         return train_state
-    init = dataclasses.replace(settings.init, model=settings.method.model)
-    model = load_model(init.resolve(str(folder)), sharding)
+    init = dataclasses.replace(settings.init, checkpoint=settings.init.folder(str(folder)))
+    check_same_model(settings.method.model, trained_model(init.checkpoint), init.checkpoint)
+    old = train_state.params["model"]
+    model = load_model(init, jax.tree.map(lambda x: _shape(x, x.sharding), old))
     logging.info("The model starts from %s.", init.checkpoint)
     params = {**train_state.params, "model": model}
-    ema = None if train_state.ema is None else jax.tree.map(jax.numpy.copy, params)
+    ema = None if train_state.ema is None else jax.tree.map(lambda x: x.copy(), params)
     return train_state.replace(params=params, ema=ema)
 
 
-def _on(sharding: jax.sharding.Sharding, shapes: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+def _shape(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _check_batch(batch_size: int, candidates: int, mesh: Mesh) -> None:
-    for what, size in (("config.batch_size", batch_size), ("The super-batch", candidates)):
+def _on(sharding: jax.sharding.Sharding, init: Callable[[jax.Array], PyTree]) -> PyTree:
+    """The shapes of what `init` makes of a key, on `sharding`."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda x: _shape(x, sharding), shapes)
+
+
+def _check_batch(settings: TrainConfig, candidates: int, mesh: Mesh) -> None:
+    for what, size in (("batch_size", settings.batch_size), ("The super-batch", candidates)):
         if size % mesh.size:
             raise ConfigError(
                 f"{what} = {size} cannot be shared by {mesh.size} devices; make it a multiple."
             )
-
-
-def _check_finite(skipped_in_a_row: int, step: int, settings: TrainConfig) -> None:
-    if skipped_in_a_row >= settings.max_skipped_in_a_row:
-        raise TrainingError(
-            f"The loss or its gradient was not finite in {skipped_in_a_row} steps in a row, up to "
-            f"step {step}, and each update was skipped. Lower config.optimizer.schedule.peak, or "
-            "look at the data of those steps (picks.jsonl); the newest checkpoint is from before "
-            "or has the last good parameters."
+    if settings.method.selects and settings.method.selection.strata % mesh.size:
+        logging.warning(
+            "method.selection.strata = %d is no multiple of the %d devices: the chosen pictures "
+            "move between devices in every step, and with many devices they do not fit.",
+            *(settings.method.selection.strata, mesh.size),
         )
 
 
-def _dump_config(settings: TrainConfig, folder: epath.Path) -> None:
-    """Writes config.json; a run that goes on says what has changed since."""
-    if jax.process_index() != 0:
+def _check_finite(
+    step: int, out: dict[str, jax.Array], settings: TrainConfig, writer: metrics.Writer
+) -> None:
+    in_a_row = int(out["skipped_in_a_row"])
+    if in_a_row < settings.max_skipped_in_a_row:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "config.json"
-    text = to_config(settings).to_json_best_effort(indent=2)
-    if file.exists() and (old := file.read_text()) != text:
-        changes = difflib.unified_diff(old.splitlines(), text.splitlines(), "then", "now", n=0)
-        logging.warning("%s has changed:\n%s", file, "\n".join(changes))
-    file.write_text(text)
+    picks = np.asarray(out["picks"])
+    writer.write_picks(step, picks)
+    raise TrainingError(
+        f"The loss or its gradient was not finite in {in_a_row} steps in a row, up to step {step}, "
+        f"and every update was skipped. Look at the examples of that step (the last line of "
+        f"{metrics.PICKS_FILE}; the first are {picks[:4].tolist()}), or lower "
+        "optimizer.schedule.peak. Newer checkpoints hold the last good parameters."
+    )

@@ -4,7 +4,8 @@ Command:  python -m aced.main --config=configs/aced_f0.py --workdir=gs://BUCKET/
               --config.data.array_record.path=/data/pairs \\
               --config.method.reference.checkpoint=gs://BUCKET/reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
-Cost:     @COST@
+Cost:     1.38e22 FLOPs, 38,900 v5e chip-hours at 50 % MFU (assumed).
+          Both are derived, from aced/flops.py.
 Expect:   ImageNet 0-shot 68.5, COCO 51.0, Flickr 79.5, 64.0 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).
 
@@ -18,8 +19,8 @@ micro-batches.
 
 import ml_collections
 
-from aced.config import parse_arg, to_config
-from aced.models import two_tower
+from aced.config import parse_arg
+from aced.models import presets
 from configs import acid_b16, methods, siglip_b16, tiny
 
 
@@ -39,9 +40,8 @@ def base(model: str, *, reference: str, method: str) -> ml_collections.ConfigDic
     towers = config.method.reference.model
     towers.image.size = towers.text.size = reference
 
-    preset = to_config(two_tower.preset(model))
     for tower in ("image", "text"):
-        config.method.model[tower].update(preset[tower])
+        config.method.model[tower].update(presets.MODELS[model][tower])
 
     methods.apply(config, method, filter_ratio=0.8, weight=1.0)
     config.method.selection.gain = 10.0

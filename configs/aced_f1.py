@@ -4,7 +4,8 @@ Command:  python -m aced.main --config=configs/aced_f1.py --workdir=gs://BUCKET/
               --config.data.array_record.path=/data/pairs \\
               --config.method.reference.checkpoint=gs://BUCKET/reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
-Cost:     @COST@
+Cost:     4.47e22 FLOPs, 126,000 v5e chip-hours at 50 % MFU (assumed).
+          Both are derived, from aced/flops.py.
 Expect:   ImageNet 0-shot 74.9, COCO 55.6, Flickr 84.7, 69.7 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).
 

@@ -2,15 +2,17 @@
 
 import ml_collections
 
-# name: (selection.score or None for no selection, selection.method, distils?, B_KD)
+from aced.config import ConfigError
+
+# name: (selection.score or None for no selection, whether it distils, B_KD)
 METHODS = {
-    "iid": (None, "joint", False, "selected"),
-    "kd": (None, "joint", True, "selected"),
-    "hard": ("hard_learner", "joint", False, "selected"),
-    "i_acid": ("easy_reference", "joint", False, "selected"),
-    "h_acid": ("learnability", "joint", False, "selected"),
-    "aced": ("learnability", "joint", True, "selected"),  # ACED-ACIDistill
-    "aced_iid": ("learnability", "joint", True, "iid"),  # ACED-IIDistill
+    "iid": (None, False, "selected"),
+    "kd": (None, True, "selected"),
+    "hard": ("hard_learner", False, "selected"),
+    "i_acid": ("easy_reference", False, "selected"),
+    "h_acid": ("learnability", False, "selected"),
+    "aced": ("learnability", True, "selected"),  # ACED-ACIDistill
+    "aced_iid": ("learnability", True, "iid"),  # ACED-IIDistill
 }
 
 
@@ -26,11 +28,10 @@ def apply(
         weight: of distillation, where the method distils.
     """
     if name not in METHODS:
-        raise ValueError(f"Method {name!r} is unknown; known: {', '.join(METHODS)}.")
-    score, method, distils, kd_batch = METHODS[name]
+        raise ConfigError(f"Method {name!r} is unknown; known: {', '.join(METHODS)}.")
+    score, distils, kd_batch = METHODS[name]
     selection, distillation = config.method.selection, config.method.distillation
     selection.filter_ratio = filter_ratio if score else 0.0
     selection.score = score or "learnability"
-    selection.method = method
     distillation.weight = weight if distils else 0.0
     distillation.batch = kd_batch

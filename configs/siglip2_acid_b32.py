@@ -5,7 +5,8 @@ Command:  python -m aced.main --config=configs/siglip2_acid_b32.py --workdir=gs:
               --config.init.checkpoint=gs://BUCKET/trained_b32 \\
               --config.method.reference.checkpoint=gs://BUCKET/curated_reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
-Cost:     @COST@
+Cost:     1.56e21 FLOPs, 4,390 v5e chip-hours at 50 % MFU (assumed).
+          Both are derived, from aced/flops.py.
 Expect:   no number of this stage alone is known here.
 
 From SigLIP 2 (section 2.5): 4B examples, learning rate 1e-5, no weight decay, sigmoid loss, H-ACID

@@ -20,6 +20,8 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _shrink_model(config.method.model)
     selection = config.method.selection
     selection.chunks, selection.strata = 2, 1
+    if config.method.score_micro_batch:
+        config.method.score_micro_batch = BATCH_SIZE  # divides all our super-batches
     frozen = {"reference": config.method.reference, **config.method.teachers}
     for name, item in frozen.items():
         if item.checkpoint:
@@ -46,7 +48,7 @@ def _train_first(
 def _shrink_run(config: ml_collections.ConfigDict) -> None:
     config.batch_size = BATCH_SIZE
     config.total_steps, config.total_examples, config.total_epochs = STEPS, None, None
-    config.log_steps = 1
+    config.log_steps = config.picks_steps = 1
     config.data.source = "shapes"
     config.data.shapes.size = 1000
     config.data.shapes.resolution = 32

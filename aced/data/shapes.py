@@ -170,7 +170,6 @@ class Shapes:
         self.config = config
         self.name = f"shapes/{config.split}"
         self.fingerprint = f"shapes-v1 {config}"
-        self.class_names = list(CLASS_NAMES)
         self.class_names = CLASS_NAMES
 
     def __len__(self) -> int:

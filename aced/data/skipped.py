@@ -1,5 +1,6 @@
 """skipped.jsonl: which records of the input could not be used, and why."""
 
+import math
 import time
 
 from absl import logging
@@ -13,6 +14,8 @@ FILE = "skipped.jsonl"
 class SkippedRecords:
     """Appends each skipped record to `<workdir>/skipped.jsonl`, once per start of the run.
 
+    All of them are in the log, too.
+
     A callback for `pipeline.InputCounters`, which calls it from one thread at a time.
     """
 
@@ -20,6 +23,8 @@ class SkippedRecords:
         name = FILE if process_index == 0 else f"{process_index}-{FILE}"
         self._path = epath.Path(workdir) / name
         self._lines: jsonl.Lines | None = None
+        self._pending: list[jsonl.Line] = []
+        self._next = -math.inf
         self._seen: set[tuple[str, int]] = set()
 
     def __call__(self, source: str, index: int, reason: str) -> None:
@@ -28,9 +33,14 @@ class SkippedRecords:
             return
         self._seen.add((source, index))
         logging.warning("Skipped record %d of %s: %s", index, source, reason)
-        line = {"source": source, "id": index, "reason": reason, "time": time.time()}
+        self._pending.append({"source": source, "id": index, "reason": reason, "time": time.time()})
+        if time.monotonic() < self._next:
+            return
+        # An object store is written to twice a minute at most: it takes the file anew each time.
+        self._next = time.monotonic() + (30.0 if jsonl.is_remote(self._path) else 0.0)
         try:
             self._lines = self._lines or jsonl.Lines(self._path)
-            self._lines.write([line])
-        except OSError as error:
+            self._lines.write(self._pending)
+            self._pending.clear()
+        except Exception as error:  # stores raise errors of many kinds, and none is worth a run
             logging.error("%s cannot be written: %s", self._path, error)

@@ -27,5 +27,9 @@ class EvalConfig:
     def __post_init__(self):
         if self.batch_size < 1 or self.captions < 1:
             raise ConfigError("batch_size and captions of an evaluation must be at least 1.")
+        for name in ("every_steps", "every_examples", "every_epochs", "every_percent"):
+            period = getattr(self, name)
+            if period is not None and period <= 0:
+                raise ConfigError(f"{name} must be positive, got {period}; None: at the end only.")
         if self.kind == "zeroshot" and not all("{}" in t for t in self.templates):
             raise ConfigError(f"Every template needs a {{}} for the class, got {self.templates}.")

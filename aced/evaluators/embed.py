@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float, PyTree
@@ -36,11 +37,14 @@ class Embedder:
     ) -> dict[str, np.ndarray]:
         """Embeds the examples of `source`; the n that can be read, on the host, in order.
 
+        Those that cannot be read are logged, by number and reason.
+
         Returns:
             `zimg` [n d]; `id` [n]; `label` [n] where the source has labels; and, for captions > 0,
             `ztxt` [m d] of all captions and `owner` [m], the row in `zimg` that each belongs to.
         """
         parts: dict[str, list[np.ndarray]] = {}
+        counters = pipeline.InputCounters(on_skip=_log_skipped)
         batches = pipeline.eval_batches(
             source,
             pipeline.View.of(self._config),
@@ -50,6 +54,7 @@ class Embedder:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             config=config.data,
+            counters=counters,
         )
         with batches:
             for local in batches:
@@ -84,6 +89,10 @@ class Embedder:
             for i in range(0, len(ids), size)
         ]
         return np.concatenate(parts)[:n]
+
+
+def _log_skipped(source: str, index: int, reason: str) -> None:
+    logging.warning("An evaluation leaves out record %d of %s: %s", index, source, reason)
 
 
 def _to_host(x: jax.Array) -> np.ndarray:

@@ -20,6 +20,6 @@ def parse(config: Any) -> Any:
     return from_config(METHODS[name][0], config, "config.method")
 
 
-def build(settings: Any, workdir: str) -> Any:
-    """Returns the method, its frozen models resolved against their checkpoints."""
-    return METHODS[settings.name][1](settings.resolve(workdir))
+def build(settings: Any) -> Any:
+    """Returns the method of `settings`, which are parsed and resolved."""
+    return METHODS[settings.name][1](settings)

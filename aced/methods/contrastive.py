@@ -26,8 +26,6 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from aced import flops, state
 from aced.config import ConfigError
-from aced.data.pipeline import View
-from aced.data.tokenizers import get_tokenizer
 from aced.embeddings import Embeddings
 from aced.losses import contrastive, distillation
 from aced.methods.frozen import FrozenConfig
@@ -59,12 +57,15 @@ class ContrastiveConfig:
     model: two_tower.TwoTowerConfig = two_tower.TwoTowerConfig()
     loss: Literal["sigmoid", "softmax"] = "sigmoid"
     reference: FrozenConfig = FrozenConfig()  # scores candidates; unused where no score needs it
+    # Models to distil from, by name; those that distillation.teachers leaves out are not loaded.
     teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)
     selection: SelectionConfig = SelectionConfig(filter_ratio=0.0)
     distillation: DistillationConfig = DistillationConfig()
     score_micro_batch: int = 0  # examples scored at a time over all devices; 0: all at once
 
     def __post_init__(self):
+        if self.score_micro_batch < 0:
+            raise ConfigError("method.score_micro_batch must be at least 0, which is: all at once.")
         names = set(self.teachers) | {REFERENCE}
         if REFERENCE in self.teachers:
             raise ConfigError("A teacher may not be called 'reference'; list it by that name only.")
@@ -78,12 +79,39 @@ class ContrastiveConfig:
                     f"method.distillation.teachers names {name!r}; known: {sorted(names)}."
                 )
 
+    @property
+    def selects(self) -> bool:
+        """Whether the sub-batch is chosen; otherwise the whole super-batch is trained on."""
+        return self.selection.filter_ratio > 0
+
+    @property
+    def reference_scores(self) -> bool:
+        """Whether the score is made of the reference's losses, too."""
+        return self.selects and scores.needs(self.selection.score, REFERENCE)
+
+    @property
+    def frozen(self) -> dict[str, FrozenConfig]:
+        """The frozen models that these settings use, by name."""
+        needed = set(self.distillation.teachers) if self.distillation.weight > 0 else set()
+        needed |= {REFERENCE} if self.reference_scores else set()
+        named = {REFERENCE: self.reference, **self.teachers}
+        return {name: named[name] for name in sorted(needed)}
+
+    def super_batch_size(self, batch_size: int) -> int:
+        """B, the candidates read for each step, given b, the examples trained on.
+
+        Raises:
+            ConfigError: the sizes do not fit together.
+        """
+        return self.selection.super_batch_size(batch_size) if self.selects else batch_size
+
     def resolve(self, workdir: str) -> "ContrastiveConfig":
         """Returns the same with the architectures of the frozen models read from their runs."""
+        frozen = {name: item.resolve(workdir) for name, item in self.frozen.items()}
         return dataclasses.replace(
             self,
-            reference=self.reference.resolve(workdir),
-            teachers={name: item.resolve(workdir) for name, item in self.teachers.items()},
+            reference=frozen.get(REFERENCE, self.reference),
+            teachers={name: frozen.get(name, item) for name, item in self.teachers.items()},
         )
 
 
@@ -93,14 +121,9 @@ class Contrastive:
     def __init__(self, config: ContrastiveConfig):
         self.config = config
         self.model = two_tower.TwoTower(config.model)
-        self.scores = config.selection.filter_ratio > 0
         self.distils = config.distillation.weight > 0
-        self.distils_apart = self.distils and self.scores and config.distillation.batch == "iid"
-        self.reference_scores = self.scores and scores.needs(config.selection.score, REFERENCE)
-        named = {REFERENCE: config.reference, **config.teachers}
-        needed = set(config.distillation.teachers) if self.distils else set()
-        needed |= {REFERENCE} if self.reference_scores else set()
-        self.frozen = {name: named[name] for name in sorted(needed)}
+        self.distils_apart = self.distils and config.selects and config.distillation.batch == "iid"
+        self.frozen = config.frozen
         for name, item in self.frozen.items():
             if item.model is None:
                 where = "method.reference" if name == REFERENCE else f"method.teachers.{name}"
@@ -108,35 +131,28 @@ class Contrastive:
                     f"The method needs the frozen model {name!r}; set {where}.checkpoint to the "
                     "workdir of a finished run."
                 )
-        for model in (config.model, *(item.model for item in self.frozen.values())):
-            two_tower.check_tokenizer(model, get_tokenizer(model.tokenizer))
 
     # What the method asks of the loop.
 
     @property
-    def views(self) -> dict[str, View]:
-        """What each model sees of a record: key prefix -> resolution and tokenizer."""
-        views = {"": View.of(self.config.model)}
-        for name, item in self.frozen.items():
-            views[_prefix(name)] = View.of(item.model)
-        return views
-
-    def super_batch_size(self, batch_size: int) -> int:
-        """B, the candidates read for each step, given b, the examples trained on."""
-        return self.config.selection.super_batch_size(batch_size) if self.scores else batch_size
+    def models(self) -> dict[str, two_tower.TwoTowerConfig]:
+        """The models by the prefix of what they see in a batch; the learner's is empty."""
+        frozen = {_prefix(name): item.model for name, item in self.frozen.items()}
+        return {"": self.config.model} | frozen
 
     def flops_per_step(self, batch_size: int) -> int:
         """Floating point operations of one step, scoring included; see `aced.flops`."""
-        candidates = self.super_batch_size(batch_size)
-        needs_learner = self.scores and scores.needs(self.config.selection.score, "learner")
+        config = self.config
+        candidates = config.super_batch_size(batch_size)
+        learner_scores = config.selects and scores.needs(config.selection.score, "learner")
         frozen = []
         for name, item in self.frozen.items():
-            all_of_them = name == REFERENCE and self.reference_scores
+            all_of_them = name == REFERENCE and config.reference_scores
             frozen.append((sum(flops.macs(item.model)), candidates if all_of_them else batch_size))
         return flops.step_flops(
-            sum(flops.macs(self.config.model)),
+            sum(flops.macs(config.model)),
             trained=batch_size * (2 if self.distils_apart else 1),
-            scored=candidates if needs_learner else 0,
+            scored=candidates if learner_scores else 0,
             frozen=frozen,
         )
 
@@ -204,7 +220,7 @@ class Contrastive:
         self, train_state: state.TrainState, frozen: dict[str, PyTree], batch: dict[str, Array]
     ) -> tuple["_SubBatch", "_SubBatch", dict[str, Array]]:
         """B_CE and B_KD out of the super-batch; the same object where they are the same."""
-        if not self.scores:
+        if not self.config.selects:
             whole = _SubBatch(batch, None)
             return whole, whole, {"picks": batch["id"], **_noise(batch, batch)}
         config = self.config.selection
@@ -213,7 +229,7 @@ class Contrastive:
         learner = reference = None
         if scores.needs(config.score, "learner"):
             learner = self._scored(self._learner, train_state.params, batch)
-        if self.reference_scores:
+        if self.config.reference_scores:
             embed = self._frozen_embedder(REFERENCE)
             reference = self._scored(embed, frozen[REFERENCE], batch)
         key = jax.random.fold_in(train_state.key, train_state.step)

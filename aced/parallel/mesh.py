@@ -1,5 +1,7 @@
 """The device mesh, and the one sharding that a batch has: its examples over the `data` axis."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -8,13 +10,16 @@ from jaxtyping import PyTree
 DATA = "data"
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh of all devices (or of `devices`) along the `data` axis.
 
-    The axis is Auto: Linen's convolutions and gathers do not trace under Explicit sharding.
+    The axis is Auto: Linen's convolutions and gathers do not trace under Explicit sharding. The
+    devices are in the order of their processes, so that the rows of a batch are, too: row i is
+    the same example on any topology. `jax.make_mesh` would order them by their links.
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(in_order), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def by_example(mesh: Mesh) -> NamedSharding:

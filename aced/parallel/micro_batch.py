@@ -15,7 +15,7 @@ def map_micro_batches(function: Callable[[PyTree], PyTree], batch: PyTree, size:
     Args:
         function: maps a tree of arrays [n ...] to another, example by example.
         batch: tree of arrays [B ...], sharded by example where there is a mesh.
-        size: examples per piece over all devices; 0 runs the batch whole.
+        size: examples per piece over all devices; 0, or more than B, runs the batch whole.
 
     Each device cuts its own rows into pieces, so no example changes its device.
 
@@ -23,7 +23,7 @@ def map_micro_batches(function: Callable[[PyTree], PyTree], batch: PyTree, size:
         ConfigError: `size` does not divide B, or the number of devices does not divide `size`.
     """
     examples = jax.tree.leaves(batch)[0].shape[0]
-    if size in (0, examples):
+    if size == 0 or size >= examples:
         return function(batch)
     shards = mesh.data_shards()
     if examples % size or size % shards:

@@ -66,12 +66,16 @@ class SelectionConfig:
         return super_batch
 
     def sub_batch_size(self, super_batch: int) -> int:
-        """b for a super-batch of B: B (1 - filter_ratio), to the nearest whole example.
+        """b for a super-batch of B, the inverse of `super_batch_size`.
+
+        That rounded B to whole strata; b is a multiple of all quotas, and what the rounding moved
+        it by is less than half of that.
 
         Raises:
             ConfigError: as `check`.
         """
-        size = round(super_batch * (1 - self.filter_ratio))
+        quotas = self.strata * (self.chunks if self.method == "joint" else 1)
+        size = round(super_batch * (1 - self.filter_ratio) / quotas) * quotas
         self.check(super_batch, size)
         return size
 

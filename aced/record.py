@@ -1,0 +1,73 @@
+"""config.json: what a run was started with, and which of it may change when the run goes on."""
+
+import json
+import re
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from aced.config import ConfigError, to_config
+
+FILE = "config.json"
+# What changes neither the examples of a step nor what is made of them. The length of the run is
+# here, too: it moves the learning rate from there on, and extending a run is what people do.
+_MAY_CHANGE = re.compile(
+    r"total_\w+|log_steps|picks_steps|max_skipped_in_a_row|(evals|checkpoint|before|init)\..*"
+    r"|data\.(num_threads|prefetch|max_skipped_in_a_row)|method\.score_micro_batch"
+    r"|method\..*(model\.(scan|remat|attention)|checkpoint)"
+)
+
+
+def check(folder: epath.Path, settings: Any, fingerprint: str) -> None:
+    """Refuses to go on with a run whose settings or data were others.
+
+    Args:
+        folder: the workdir; nothing is checked where no run has begun.
+        settings: the dataclass of the present settings.
+        fingerprint: of the training data.
+
+    Raises:
+        ConfigError: something differs that makes it another run; the message says what.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return
+    then = _flat(json.loads(file.read_text()))
+    now = _flat(json.loads(_text(settings, fingerprint)))
+    differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
+    serious = [line for key, line in lines.items() if not _MAY_CHANGE.fullmatch(key)]
+    if serious:
+        raise ConfigError(
+            f"{folder} holds a run with other settings:\n" + "\n".join(serious[:10]) + "\n"
+            "Set them back to go on with it, or choose another workdir for a new run."
+        )
+    if lines:
+        logging.warning("%s goes on with other settings:\n%s", folder, "\n".join(lines.values()))
+
+
+def write(folder: epath.Path, settings: Any, fingerprint: str) -> None:
+    """Writes config.json, on process 0: the file is there whole, or as it was before."""
+    if jax.process_index() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{FILE}.part"
+    part.write_text(_text(settings, fingerprint))
+    part.replace(folder / FILE)
+
+
+def _text(settings: Any, fingerprint: str) -> str:
+    config = to_config(settings)
+    config.data_fingerprint = fingerprint
+    return config.to_json_best_effort(indent=2, sort_keys=True)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    out = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return out

@@ -1,0 +1,82 @@
+"""ACED on your own pairs, small enough for a CPU or one GPU: 48 px, CLIP's vocabulary.
+
+Command:  python -m aced.prepare --images=PICTURES --captions=captions.jsonl --val=800 \\
+              --out=/data/all
+          python -m aced.main --config=configs/small.py:data=/data/all,clean=/data/clean
+          `clean` is a second prepared set of pairs that you trust, for the reference.
+Hardware: 2 CPU cores, 6 GB; or any GPU.
+Cost:     3.82e13 FLOPs, derived from aced/flops.py.
+Expect:   benchmarks/results/openclipart.csv, made by benchmarks/openclipart_methods.py.
+
+Everything here is ours, chosen for speed; only the method is the papers'. Arguments: `data`,
+`clean`, `:method=iid` (or kd, hard, i_acid, h_acid, aced, aced_iid), `steps`, `seed`,
+`reference=PATH` (a finished run, instead of training one), `tiny`.
+"""
+
+import ml_collections
+
+from aced.config import parse_arg, to_config
+from aced.data import tokenizers
+from aced.evaluators import EvalConfig
+from aced.train import TrainConfig
+from configs import methods, tiny
+
+RESOLUTION = 48
+LENGTH = 16  # tokens; titles are short
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    arg = parse_arg(
+        arg,
+        data="/data/all",
+        clean="/data/clean",
+        method="aced",
+        steps=600,
+        seed=0,
+        reference="",
+        tiny=False,
+    )
+    config = run(arg.data, arg.data, depth=2, width=64, steps=arg.steps, seed=arg.seed)
+    config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
+    methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
+    config.method.selection.chunks = 8
+    config.method.selection.gain = 10.0  # remembered for ACID; see configs/smoke.py
+    if not arg.reference:
+        config.before.reference = run(
+            arg.clean, arg.data, depth=4, width=128, steps=1000, seed=1000 + arg.seed
+        )
+    return tiny.shrink(config) if arg.tiny else config
+
+
+def run(
+    train: str, val: str, *, depth: int, width: int, steps: int, seed: int
+) -> ml_collections.ConfigDict:
+    """Uniform training on `train`, with retrieval on the split `val` of the data set `val`."""
+    config = to_config(TrainConfig())
+    config.seed = seed
+    config.batch_size = 64
+    config.total_steps = steps
+    config.log_steps = config.picks_steps = 10
+
+    config.data.source = "array_record"
+    config.data.array_record.path = train
+    config.data.num_threads = 4
+
+    model = config.method.model
+    for tower in (model.image, model.text):
+        tower.size = "mu"
+        tower.depth, tower.width, tower.mlp, tower.heads = depth, width, 4 * width, width // 32
+    model.image.patch, model.image.resolution = 8, RESOLUTION
+    model.text.length = model.tokenizer.length = LENGTH
+    model.text.vocab_size = tokenizers.get_tokenizer(tokenizers.TokenizerConfig()).vocab_size
+    model.init_bias = -4.0  # near -log(batch)
+
+    config.optimizer.schedule.peak = 1e-3
+    config.optimizer.schedule.warmup_percent = 10.0
+
+    config.evals.retrieval = to_config(EvalConfig(kind="retrieval", every_percent=50.0))
+    config.evals.retrieval.data.source = "array_record"
+    config.evals.retrieval.data.array_record.path = val
+    config.evals.retrieval.data.array_record.split = "val"
+    config.checkpoint.every_steps = 200
+    return config

@@ -1,0 +1,137 @@
+"""What a method asks of the loop, what it costs, and what it refuses."""
+
+import dataclasses
+
+import by_hand
+import jax
+import pytest
+
+from aced import flops, methods
+from aced.config import ConfigError, to_config
+from aced.methods.contrastive import Contrastive, ContrastiveConfig, DistillationConfig
+from aced.methods.frozen import FrozenConfig
+from aced.selection import SelectionConfig
+
+b, B = 8, 32
+L = sum(flops.macs(by_hand.model()))
+REFERENCE = by_hand.model(resolution=16, patch=8, embed_dim=24)
+R = sum(flops.macs(REFERENCE))
+TEACHER = by_hand.model(resolution=48, length=6)
+T = sum(flops.macs(TEACHER))
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "expected"),
+    [
+        # A step of training is three forward passes, of two operations per multiply-add.
+        ("iid", ["reference"], 6 * L * b),
+        ("kd", ["reference"], 6 * L * b + 2 * R * b),
+        ("kd", ["x"], 6 * L * b + 2 * T * b),
+        ("hard", ["reference"], 6 * L * b + 2 * L * B),
+        ("i_acid", ["reference"], 6 * L * b + 2 * R * B),
+        ("h_acid", ["reference"], 6 * L * b + 2 * L * B + 2 * R * B),
+        # The scores' embeddings are the teacher's: distillation is free.
+        ("aced", ["reference"], 6 * L * b + 2 * L * B + 2 * R * B),
+        ("aced", ["reference", "x"], 6 * L * b + 2 * L * B + 2 * R * B + 2 * T * b),
+        ("aced", ["x"], 6 * L * b + 2 * L * B + 2 * R * B + 2 * T * b),
+        # The learner is trained on two sub-batches.
+        ("aced_iid", ["reference"], 12 * L * b + 2 * L * B + 2 * R * B),
+    ],
+)
+def test_what_a_step_costs(name, names, expected):
+    settings = by_hand.settings(
+        name, reference=REFERENCE, teachers={"x": TEACHER}, names=tuple(names)
+    )
+    method = Contrastive(settings)
+    assert method.flops_per_step(b) == expected
+    assert method.config.super_batch_size(b) == (b if name in ("iid", "kd") else B)
+
+
+def test_models_by_the_prefix_of_what_they_see():
+    arguments = {"reference": REFERENCE, "teachers": {"x": TEACHER}, "names": ("x",)}
+    method = Contrastive(by_hand.settings("aced", **arguments))
+    own = by_hand.model()
+    assert method.models == {"": own, "reference/": REFERENCE, "teacher/x/": TEACHER}
+    assert Contrastive(by_hand.settings("iid", **arguments)).models == {"": own}
+    assert Contrastive(by_hand.settings("hard", **arguments)).models == {"": own}
+
+
+def test_projections_only_where_features_are_matched():
+    def shapes(**changes):
+        settings = by_hand.settings("kd", reference=REFERENCE, teachers={"x": TEACHER}, **changes)
+        return jax.eval_shape(Contrastive(settings).init_params, jax.random.key(0))
+
+    assert set(shapes()) == {"model"}
+    found = shapes(kd="feature", names=("reference", "x"))["projections"]
+    found = jax.tree.map(lambda x: x.shape, found)
+    assert found["reference"] == {"image": (32, 24), "text": (32, 24)}
+    assert found["x"] == {"image": (32, 32), "text": (32, 32)}
+
+
+def settings(**changes):
+    return dataclasses.replace(ContrastiveConfig(model=by_hand.model()), **changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: settings(distillation=DistillationConfig(weight=1.0, teachers=("big",))),
+            "names 'big'; known: .'reference'",
+        ),
+        (lambda: settings(teachers={"reference": FrozenConfig()}), "may not be called 'reference'"),
+        (lambda: settings(distillation=DistillationConfig(weight=-1.0)), "must not be negative"),
+        (
+            lambda: settings(distillation=DistillationConfig(weight=1.0, teachers=())),
+            "needs method.distillation.teachers",
+        ),
+        (
+            lambda: Contrastive(settings(selection=SelectionConfig(score="learnability"))),
+            "'reference'; set method.reference.checkpoint",
+        ),
+        (
+            lambda: Contrastive(settings(selection=SelectionConfig(score="easy_reference"))),
+            "'reference'; set method.reference.checkpoint",
+        ),
+        (
+            lambda: Contrastive(settings(distillation=DistillationConfig(weight=1.0))),
+            "'reference'; set method.reference.checkpoint",
+        ),
+        (
+            lambda: Contrastive(
+                settings(
+                    teachers={"big": FrozenConfig()},
+                    distillation=DistillationConfig(weight=1.0, teachers=("big",)),
+                )
+            ),
+            "'big'; set method.teachers.big.checkpoint",
+        ),
+    ],
+)
+def test_what_is_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_models_that_nobody_uses_may_be_missing():
+    # Weight 0: the list of teachers says nothing. Nothing is scored, or not by the reference.
+    Contrastive(settings(selection=SelectionConfig(filter_ratio=0.0)))
+    Contrastive(settings(selection=SelectionConfig(score="hard_learner")))
+
+
+def test_a_method_is_built_by_its_name():
+    config = to_config(settings())
+    method = methods.build(methods.parse(config))
+    assert isinstance(method, Contrastive)
+    assert method.config == settings()
+    config.name = "contrastiv"
+    with pytest.raises(ConfigError, match=r"'contrastiv'; known: .'contrastive'"):
+        methods.parse(config)
+
+
+@pytest.mark.parametrize("filter_ratio", [0.3, 0.5, 0.75, 0.8, 0.9])
+@pytest.mark.parametrize("strata", [1, 8, 32])
+@pytest.mark.parametrize("size", [64, 96])
+def test_a_super_batch_gives_back_the_batch_it_was_made_for(filter_ratio, strata, size):
+    config = SelectionConfig(filter_ratio=filter_ratio, chunks=1, strata=strata)
+    assert config.sub_batch_size(config.super_batch_size(size)) == size

@@ -1,0 +1,74 @@
+"""Every recipe runs two steps, and says truly what it costs."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import re
+
+import jax
+import pytest
+
+from aced import durations, methods, metrics, train
+from aced.config import ConfigError
+from aced.methods.frozen import FrozenConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted(
+    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("methods", "tiny")
+)
+V5E_FLOPS, MFU = 197e12, 0.5  # what the headers assume
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_tiny_runs_two_steps(name, tmp_path):
+    last = train.run(load(name).get_config("tiny"), str(tmp_path), devices=jax.devices()[:1])
+    assert last["step"] == 2
+    assert last["examples_trained"] == 32
+    config = methods.parse(load(name).get_config("tiny").method)
+    ratio = 1 - config.selection.filter_ratio
+    assert last["examples_scored"] == (round(32 / ratio) if ratio < 1 else 0)
+    lines = metrics.read(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["skipped"] == 0 for line in lines)
+    # Of the methods only those that distil have that term.
+    assert ("loss/distillation" in last) == (config.distillation.weight > 0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_header_says_what_a_run_costs(name):
+    recipe = load(name)
+    header = recipe.__doc__
+    for field in ("Command:", "Hardware:", "Cost:", "Expect:"):
+        assert field in header
+    stated = re.search(r"Cost:\s+(\S+) FLOPs(?:, (\S+) v5e chip-hours)?", header)
+    cost = float(stated[1])
+    assert cost == pytest.approx(flops(recipe.get_config()), rel=0.01)
+    if stated[2]:
+        hours = float(stated[2].replace(",", ""))
+        assert hours == pytest.approx(cost / V5E_FLOPS / MFU / 3600, rel=0.01)
+
+
+def flops(config):
+    """FLOPs of a run and of those before it, by the settings alone."""
+    settings = train.parse(config)
+    earlier = {name: train.parse(run) for name, run in settings.before.items()}
+    method = settings.method
+    if "reference" in earlier:  # not trained yet, so that its size is not on disk
+        model = earlier["reference"].method.model
+        method = dataclasses.replace(method, reference=FrozenConfig(model=model))
+    steps = durations.steps(settings, "total", batch_size=settings.batch_size)
+    own = steps * methods.METHODS[method.name][1](method).flops_per_step(settings.batch_size)
+    return own + sum(flops(run) for run in settings.before.values())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_unknown_arguments_are_refused(name):
+    with pytest.raises(ConfigError, match="'typo' is unknown; known: .*tiny"):
+        load(name).get_config("typo")
