@@ -60,9 +60,11 @@ def _run_name() -> str:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ConfigError) as error:
-        sys.exit(f"\nIn the config or its --config.key=value settings: {error}")
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ConfigError) as error:
+        # What goes wrong in a config file arrives with its traceback; the last line says it all.
+        message = str(error).strip().splitlines()[-1]
+        sys.exit(f"\n{message}\nSee python -m aced.main --help.")
 
 
 if __name__ == "__main__":

@@ -371,10 +371,9 @@ def main(argv: list[str]) -> None:
     for name, part in statistics["splits"].items():
         print(f"{out}, split {name}: " + ", ".join(f"{n} {what}" for what, n in part.items()))
     print(f"What was left out, line by line: {out}/{REJECTED}")
-    print(
-        f"Next: python -m aced.main --config=configs/siglip_b16.py "
-        f"--config.data.array_record.path={out}"
-    )
+    if not values["val"]:
+        print("The recipes evaluate on a split 'val': prepare again with --val=N to hold some out.")
+    print(f"Next: python -m aced.main --config=configs/small.py:method=iid,data={out}")
 
 
 if __name__ == "__main__":

@@ -250,6 +250,10 @@ def loop(run: Run) -> None:
     for the devices.
     """
     settings, start = run.settings, run.start or 0
+    if start >= run.total_steps:
+        logging.info("%s is finished: it has %d steps.", run.folder, start)
+        run.checkpoints.close()
+        return
     budget = metrics.Budget(
         examples_trained=settings.batch_size,
         examples_scored=run.candidates if settings.method.selects else 0,

@@ -16,6 +16,12 @@ METHODS = {
 }
 
 
+def uses_reference(name: str) -> bool:
+    """Whether the method `name` scores with the reference or distils from it."""
+    score, distils, _ = METHODS[name]
+    return distils or score in ("learnability", "easy_reference")
+
+
 def apply(
     config: ml_collections.ConfigDict, name: str, *, filter_ratio: float, weight: float
 ) -> None:

@@ -3,7 +3,8 @@
 Command:  python -m aced.prepare --images=PICTURES --captions=captions.jsonl --val=800 \\
               --out=/data/all
           python -m aced.main --config=configs/small.py:data=/data/all,clean=/data/clean
-          `clean` is a second prepared set of pairs that you trust, for the reference.
+          `clean` is a second prepared set of pairs that you trust, for the reference; with
+          `method=iid` none is needed.
 Hardware: 2 CPU cores, 6 GB; or any GPU.
 Cost:     3.82e13 FLOPs, derived from aced/flops.py.
 Expect:   benchmarks/results/openclipart.csv, made by benchmarks/openclipart_methods.py.
@@ -37,11 +38,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         tiny=False,
     )
     config = run(arg.data, arg.data, depth=2, width=64, steps=arg.steps, seed=arg.seed)
-    config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
     config.method.selection.chunks = 8
     config.method.selection.gain = 10.0  # remembered for ACID; see configs/smoke.py
-    if not arg.reference:
+    if methods.uses_reference(arg.method):
+        config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
+    if methods.uses_reference(arg.method) and not arg.reference:
         config.before.reference = run(
             arg.clean, arg.data, depth=4, width=128, steps=1000, seed=1000 + arg.seed
         )

@@ -28,11 +28,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config = run(depth=2, width=64, steps=arg.steps, seed=arg.seed)
     config.data.shapes.wrong = 0.5
-    config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
     config.method.selection.chunks = 8
     config.method.selection.gain = 10.0  # remembered for ACID; JEST's 100 learns slower here
-    if not arg.reference:
+    if methods.uses_reference(arg.method):
+        config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
+    if methods.uses_reference(arg.method) and not arg.reference:
         # Another seed: the reference sees neither the learner's pairs nor its noise.
         config.before.reference = run(depth=4, width=128, steps=500, seed=1000 + arg.seed)
     return tiny.shrink(config) if arg.tiny else config

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
+from PIL import Image
 
 from aced import checkpoint, metrics, preemption, train
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
+from aced.data import shapes
+from aced.prepare import PrepareConfig, prepare
 from configs import smoke, tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -238,6 +242,35 @@ def test_a_reference_of_another_shape(reference, tmp_path):
     settings.method.reference.model.image.patch = 16
     with pytest.raises(ConfigError, match=r"image\.patch: here 16, there 8"):
         run(settings, tmp_path)
+
+
+def test_a_corrupt_record_is_skipped_counted_and_named(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    scenes = shapes.Shapes(shapes.ShapesConfig(size=40, resolution=32))
+    with (tmp_path / "captions.jsonl").open("w") as table:
+        for i in range(40):
+            Image.fromarray(scenes[i]["image"]).save(pictures / f"{i}.png")
+            table.write(json.dumps({"image": f"{i}.png", "caption": scenes[i]["texts"][0]}) + "\n")
+    data = tmp_path / "data"
+    prepare(PrepareConfig(str(pictures), str(tmp_path / "captions.jsonl"), str(data), shards=1))
+    shard = data / "train-00000-of-00001.array_record"
+    content = bytearray(shard.read_bytes())
+    third = [m.start() for m in re.finditer(b"IHDR", content)][2]
+    content[third + 30] ^= 0xFF  # one bit pattern in the pixels of the third picture
+    shard.write_bytes(content)
+
+    settings = config("iid", steps=3)
+    settings.data.source, settings.data.array_record.path = "array_record", str(data)
+    run(settings, tmp_path / "run")
+    text = (tmp_path / "run" / "skipped.jsonl").read_text()
+    (line,) = [json.loads(line) for line in text.splitlines()]
+    assert line["source"] == "data/train"
+    assert line["id"] == 2
+    assert "train-00000-of-00001.array_record, record 2" in line["reason"]
+    assert metrics.last_values(tmp_path / "run")["wall/records_skipped"] > 0
+    trained = [i for line in picks(tmp_path / "run") for i in line["ids"]]
+    assert set(trained) == set(range(40)) - {2}
 
 
 @pytest.mark.parametrize(

@@ -25,14 +25,14 @@ class DevicePrefetch:
         self._thread = threading.Thread(target=self._run, args=(batches, mesh), daemon=True)
         self._thread.start()
 
-    def next(self, running: jax.Array | None) -> dict[str, jax.Array]:
+    def next(self, running: Any) -> dict[str, jax.Array]:
         """Returns the next batch.
 
         Args:
-            running: a result of the step in flight: the devices are idle once it is ready. None:
-                no step is in flight.
+            running: an array that the step in flight gives: the devices are idle once it is
+                ready. None: no step is in flight.
 
-        Raises whatever the input raised.
+        Raises whatever the input raised; StopIteration at its end.
         """
         idle_since = None
         while True:
@@ -69,6 +69,7 @@ class DevicePrefetch:
             for batch in batches:
                 if not self._put(meshes.global_batch(batch, mesh)):
                     return
+            self._put(StopIteration())
         except BaseException as error:  # handed to whoever asks for the next batch
             self._put(error)
 
