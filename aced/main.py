@@ -64,6 +64,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ConfigError) as error:
         # What goes wrong in a config file arrives with its traceback; the last line says it all.
         message = str(error).strip().splitlines()[-1]
+        message = message.replace("\\n", ": ").replace("\\'", "'").strip("'")
         sys.exit(f"\n{message}\nSee python -m aced.main --help.")
 
 

@@ -58,9 +58,7 @@ class TrainConfig:
     evals: dict[str, evaluators.EvalConfig] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_steps: int = 50  # a line of metrics every so many steps
-    picks_steps: int = (
-        100  # a line of picks.jsonl, the ids trained on, every so many steps; 0: none
-    )
+    picks_steps: int = 100  # a line of picks.jsonl (ids trained on) every so many; 0: none
     max_skipped_in_a_row: int = 20  # non-finite steps that stop the run
     before: dict[str, Any] = dataclasses.field(default_factory=dict)  # runs to finish first
 
@@ -129,7 +127,9 @@ def parse(config: Any) -> TrainConfig:
     """
     settings = from_config(TrainConfig, config)
     settings = dataclasses.replace(settings, method=methods.parse(settings.method))
-    settings.method.super_batch_size(settings.batch_size)  # refuses sizes that do not fit
+    # Both refuse what does not fit; how long an epoch is will be known with the data.
+    candidates = settings.method.super_batch_size(settings.batch_size)
+    durations.steps(settings, "total", batch_size=settings.batch_size, data_size=candidates)
     for name, earlier in settings.before.items():
         try:
             parse(earlier)

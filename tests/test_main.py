@@ -39,7 +39,10 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
             ["--config=configs/smoke.py:tiny", "--config.batch_size=0"],
             "batch_size must be at least 1",
         ),
-        (["--config=configs/acid_b16.py", "--config.batch_size=8"], "selection.chunks"),
+        (
+            ["--config=configs/acid_b16.py", "--config.batch_size=8"],
+            "not divisible by selection.chunks * selection.strata",
+        ),
     ]:
         done = aced(*arguments, f"--workdir={tmp_path}")
         assert done.returncode != 0

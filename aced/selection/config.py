@@ -61,7 +61,7 @@ class SelectionConfig:
         Raises:
             ConfigError: as `check`.
         """
-        super_batch = round(size / (1 - self.filter_ratio) / self.strata) * self.strata
+        super_batch = max(1, round(size / (1 - self.filter_ratio) / self.strata)) * self.strata
         self.check(super_batch, size)
         return super_batch
 
