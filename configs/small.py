@@ -19,8 +19,7 @@ import ml_collections
 from aced.config import parse_arg, to_config
 from aced.data import tokenizers
 from aced.evaluators import EvalConfig
-from aced.train import TrainConfig
-from configs import methods, tiny
+from configs import methods, smoke, tiny
 
 RESOLUTION = 48
 LENGTH = 16  # tokens; titles are short
@@ -54,31 +53,18 @@ def run(
     train: str, val: str, *, depth: int, width: int, steps: int, seed: int
 ) -> ml_collections.ConfigDict:
     """Uniform training on `train`, with retrieval on the split `val` of the data set `val`."""
-    config = to_config(TrainConfig())
-    config.seed = seed
-    config.batch_size = 64
-    config.total_steps = steps
-    config.log_steps = config.picks_steps = 10
-
-    config.data.source = "array_record"
-    config.data.array_record.path = train
+    config = smoke.run(depth=depth, width=width, steps=steps, seed=seed)
+    config.data.source, config.data.array_record.path = "array_record", train
     config.data.num_threads = 4
 
     model = config.method.model
-    for tower in (model.image, model.text):
-        tower.size = "mu"
-        tower.depth, tower.width, tower.mlp, tower.heads = depth, width, 4 * width, width // 32
-    model.image.patch, model.image.resolution = 8, RESOLUTION
-    model.text.length = model.tokenizer.length = LENGTH
+    model.image.resolution = RESOLUTION
+    model.tokenizer.kind, model.tokenizer.length, model.text.length = "clip_bpe", LENGTH, LENGTH
     model.text.vocab_size = tokenizers.get_tokenizer(tokenizers.TokenizerConfig()).vocab_size
-    model.init_bias = -4.0  # near -log(batch)
 
-    config.optimizer.schedule.peak = 1e-3
-    config.optimizer.schedule.warmup_percent = 10.0
-
-    config.evals.retrieval = to_config(EvalConfig(kind="retrieval", every_percent=50.0))
-    config.evals.retrieval.data.source = "array_record"
-    config.evals.retrieval.data.array_record.path = val
-    config.evals.retrieval.data.array_record.split = "val"
+    config.evals = {"retrieval": to_config(EvalConfig(kind="retrieval", every_percent=50.0))}
+    held_out = config.evals.retrieval.data
+    held_out.source, held_out.array_record.path = "array_record", val
+    held_out.array_record.split = "val"
     config.checkpoint.every_steps = 200
     return config
