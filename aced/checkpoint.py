@@ -70,7 +70,7 @@ class Checkpointer:
 
     def __init__(self, workdir: epath.PathLike, config: CheckpointConfig | None = None):
         self._config = config or CheckpointConfig()
-        self._folder = epath.Path(workdir) / FOLDER
+        self._folder = _folder(workdir)
         self._pending: int | None = None  # step that is being written
         self._failed_in_a_row = 0
         self.failed_saves = 0
@@ -286,7 +286,7 @@ def load_params(
         CheckpointError: there is no such checkpoint, it holds no `key`, or its parameters have
             other names or shapes.
     """
-    folder = epath.Path(workdir) / FOLDER
+    folder = _folder(workdir)
     steps = _complete_steps(folder)
     if not steps:
         raise CheckpointError(
@@ -316,6 +316,12 @@ def load_params(
         wanted = {key: abstract if part is None else {part: abstract}}
         loaded = ocp.load(path, wanted, checkpointable_name=_STATE)[key]
     return loaded if part is None else loaded[part]
+
+
+def _folder(workdir: epath.PathLike) -> epath.Path:
+    """The folder of a run's checkpoints; absolute, since Orbax takes no other."""
+    path = epath.Path(workdir) / FOLDER
+    return path if "://" in str(path) else path.expanduser().absolute()
 
 
 def _complete_steps(folder: epath.Path) -> list[int]:

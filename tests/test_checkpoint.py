@@ -131,6 +131,14 @@ def test_retention(tmp_path, settings, kept, kept_after_10):
     assert folders(tmp_path) == kept_after_10
 
 
+def test_a_relative_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Checkpointer("runs/one") as checkpointer:
+        assert checkpointer.save(1, {"params": {"x": jnp.arange(3)}}, force=True)
+    assert (tmp_path / "runs/one/checkpoints/1").exists()
+    np.testing.assert_array_equal(load_params("runs/one")["x"], np.arange(3))
+
+
 def test_load_params(tmp_path):
     config = CheckpointConfig(every_steps=1, keep_last=9, best_metric="accuracy")
     states = {step: make_state(step, ema=step != 1) for step in (1, 2, 3)}
