@@ -113,6 +113,16 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     raise ConfigError(f"{path} must be {expected}, got {value!r}.")
 
 
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their dotted paths; `{"a": {"b": 1}}` is `{"a.b": 1}`."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flatten(value, f"{path}.{key}" if path else key)
+    return out
+
+
 def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
     """Returns a config file's string argument, `configs/x.py:tiny,method=iid`, as settings.
 

@@ -22,7 +22,8 @@ PEAK_FLOPS = {
     "TPU v5e": 197e12,
     "TPU v5": 459e12,  # v5p
     "TPU v6": 918e12,  # v6e, "TPU v6 lite"
-    # GPUs: NVIDIA's data sheets, whose figures with sparsity are twice these.
+    # GPUs: dense figures of NVIDIA's data sheets, remembered and not checked again; those with
+    # sparsity are twice these.
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100 NVL": 835e12,

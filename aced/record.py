@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from aced.config import ConfigError, to_config
+from aced.config import ConfigError, flatten, to_config
 
 FILE = "config.json"
 # What changes neither the examples of a step nor what is made of them. The length of the run is
@@ -34,8 +34,8 @@ def check(folder: epath.Path, settings: Any, fingerprint: str) -> None:
     file = folder / FILE
     if not file.exists():
         return
-    then = _flat(json.loads(file.read_text()))
-    now = _flat(json.loads(_text(settings, fingerprint)))
+    then = flatten(json.loads(file.read_text()))
+    now = flatten(json.loads(_text(settings, fingerprint)))
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
     serious = [line for key, line in lines.items() if not _MAY_CHANGE.fullmatch(key)]
@@ -62,12 +62,3 @@ def _text(settings: Any, fingerprint: str) -> str:
     config = to_config(settings)
     config.data_fingerprint = fingerprint
     return config.to_json_best_effort(indent=2, sort_keys=True)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    out = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return out

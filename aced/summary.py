@@ -5,7 +5,7 @@ import json
 import numpy as np
 from etils import epath
 
-from aced import metrics
+from aced import metrics, record
 
 COLUMNS = {
     "examples_trained": ("trained", "{:,.0f}"),
@@ -19,7 +19,7 @@ _SCORES = ("mean_r1", "top1")  # of the evaluations, what the table shows
 def table(workdir: epath.PathLike) -> str:
     """Returns a table of the run in `workdir` and of the runs before it, one a line."""
     folder = epath.Path(workdir)
-    before = json.loads((folder / "config.json").read_text())["before"]
+    before = json.loads((folder / record.FILE).read_text())["before"]
     runs = {name: values(folder / name) for name in before}
     runs[folder.name] = values(folder)
     columns = dict(COLUMNS)

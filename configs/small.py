@@ -5,7 +5,7 @@ Command:  python -m aced.prepare --images=PICTURES --captions=captions.jsonl --v
           python -m aced.main --config=configs/small.py:data=/data/all,clean=/data/clean
           `clean` is a second prepared set of pairs that you trust, for the reference; with
           `method=iid` none is needed.
-Hardware: 2 CPU cores, 6 GB; or any GPU.
+Hardware: 2 CPU cores; or any GPU.
 Cost:     3.82e13 FLOPs, derived from aced/flops.py.
 Expect:   benchmarks/results/openclipart.csv, made by benchmarks/openclipart_methods.py.
 

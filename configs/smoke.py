@@ -1,7 +1,7 @@
 """ACED on a laptop: a reference on clean pairs, then a small learner on noisy ones. No download.
 
 Command:  python -m aced.main --config=configs/smoke.py
-Hardware: 2 CPU cores, 3 GB.
+Hardware: 2 CPU cores.
 Cost:     1.51e13 FLOPs, derived from aced/flops.py.
 Expect:   the table of benchmarks/results/shapes.csv.
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from etils import epath
 
-from aced.config import ConfigError, from_config
+from aced import record
+from aced.config import ConfigError, flatten, from_config
 from aced.models.two_tower import TwoTowerConfig
 
 WORKDIR = "{workdir}"
@@ -54,10 +55,10 @@ def trained_model(folder: str) -> TwoTowerConfig:
     Raises:
         ConfigError: there is no run, or it has no such model.
     """
-    file = epath.Path(folder) / "config.json"
+    file = epath.Path(folder) / record.FILE
     if not file.exists():
         raise ConfigError(
-            f"{folder} holds no run (no config.json). Train the reference or teacher first, or "
+            f"{folder} holds no run (no {record.FILE}). Train the reference or teacher first, or "
             "point its .checkpoint at a workdir of aced.main."
         )
     try:
@@ -75,7 +76,7 @@ def check_same_model(wanted: TwoTowerConfig, trained: TwoTowerConfig, folder: st
     Raises:
         ConfigError: they differ; the message names the settings.
     """
-    ours, theirs = (_flat(dataclasses.asdict(model)) for model in (wanted, trained))
+    ours, theirs = (flatten(dataclasses.asdict(model)) for model in (wanted, trained))
     differing = [key for key in ours if key not in _FREE and ours[key] != theirs.get(key)]
     if differing:
         listed = "; ".join(f"{k}: here {ours[k]!r}, there {theirs.get(k)!r}" for k in differing)
@@ -83,10 +84,3 @@ def check_same_model(wanted: TwoTowerConfig, trained: TwoTowerConfig, folder: st
             f"The model in {folder} was trained with other settings ({listed}). Set .model to "
             "None to take them over, or choose another checkpoint."
         )
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    out = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
