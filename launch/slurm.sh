@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# A run on GPUs under SLURM (launch/slurm.sbatch). When it is preempted or its time is over, it
+# saves, is queued again, and goes on.
+#
+#   launch/slurm.sh [submit] --nodes=4 --gpus-per-node=8 --time=24:00:00 --partition=gpu \
+#       --config=configs/acid_b16.py --workdir=/shared/acid_b16
+#
+# Commands: submit; status --job=ID; logs --job=ID; stop --job=ID (cancels: SIGTERM, then SIGKILL
+# after the cluster's KillWait).
+# Paths are relative to the root of the repository, which all nodes must see, as the workdir.
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=cli.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
+
+common_flags
+flag python python "the interpreter on the nodes"
+flag nodes 1 "number of nodes"
+flag gpus-per-node 8 "GPUs of a node"
+flag per gpu "one process per gpu, or per node"
+flag cpus-per-task "" "CPU cores of a process"
+flag time "" "time limit of one go, such as 24:00:00"
+flag partition "" "partition"
+flag account "" "account"
+flag qos "" "quality of service"
+flag grace 120 "seconds between SIGTERM and the end of the time"
+flag max-restarts 50 "how often it is queued again"
+flag logs runs/slurm "folder of the logs"
+flag job "" "job, for status, logs and stop"
+parse "submit status logs stop" "$@"
+need_count nodes gpus-per-node grace max-restarts
+if [[ $COMMAND != submit ]]; then need job; fi
+LOG=${FLAG[logs]}/aced_${FLAG[job]:-%j}.log
+
+submit() {
+  local words tasks name
+  local environment=("ACED_PYTHON=${FLAG[python]}" "ACED_MAX_RESTARTS=${FLAG[max-restarts]}")
+  need config workdir
+  case ${FLAG[per]} in
+    gpu) tasks=${FLAG[gpus-per-node]} ;;
+    node)
+      tasks=1
+      # Under SLURM, jax takes one GPU for each process unless it is told otherwise.
+      environment+=("JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((FLAG[gpus-per-node] - 1)))")
+      ;;
+    *) fail 2 "--per=${FLAG[per]} is neither gpu nor node" "see $SCRIPT --help" ;;
+  esac
+  words=(sbatch --parsable "--chdir=$ROOT" "--output=$LOG" "--nodes=${FLAG[nodes]}"
+    "--gpus-per-node=${FLAG[gpus-per-node]}" "--ntasks-per-node=$tasks"
+    "--signal=TERM@${FLAG[grace]}")
+  for name in cpus-per-task time partition account qos; do
+    if [[ -n ${FLAG[$name]} ]]; then words+=("--$name=${FLAG[$name]}"); fi
+  done
+  words+=(launch/slurm.sbatch "--config=${FLAG[config]}" "--workdir=${FLAG[workdir]}" "${ARGS[@]}")
+  run mkdir -p "${FLAG[logs]}"
+  # sbatch hands its environment to the job.
+  local code=0 job
+  job=$(paid "the GPUs, where the cluster accounts for them, until the job ends" \
+    env "${environment[@]}" "${ENVIRONMENT[@]}" "${words[@]}") || code=$?
+  if ((code != 0)); then
+    say "Nothing was submitted: it costs nothing."
+    fail "$code" "sbatch refused the job (what it said is above)" \
+      "change the flags it names; sinfo shows partitions, sacctmgr show assoc the accounts"
+  fi
+  if [[ ${FLAG[dry-run]} == true ]]; then job=JOB; fi
+  job=${job%%;*} # --parsable: job;cluster
+  say "Job $job."
+  say "  logs    $(quoted "$SCRIPT" logs "--job=$job" "--logs=${FLAG[logs]}")"
+  say "  status  $(quoted "$SCRIPT" status "--job=$job")"
+  say "  stop    $(quoted "$SCRIPT" stop "--job=$job")"
+}
+
+cd "$ROOT"
+case $COMMAND in
+  submit) need_program sbatch "run this on a login node of the cluster" ;;
+  *) need_program squeue "run this on a login node of the cluster" ;;
+esac
+table job "${FLAG[job]}" \
+  nodes "${FLAG[nodes]}, ${FLAG[gpus-per-node]} GPUs each, one process per ${FLAG[per]}" \
+  config "${FLAG[config]}" workdir "${FLAG[workdir]}" arguments "$(quoted "${ARGS[@]}")" \
+  costs "GPU time, where the cluster accounts for it"
+case $COMMAND in
+  submit) submit ;;
+  status) run squeue "--jobs=${FLAG[job]}" "--format=%i %T %M %l %D %r" ;;
+  logs)
+    [[ -f $LOG || ${FLAG[dry-run]} == true ]] ||
+      fail 1 "no log $LOG yet" "$(quoted "$SCRIPT" status "--job=${FLAG[job]}"): it may be waiting"
+    run tail -n +1 -F "$LOG"
+    ;;
+  stop) run scancel "${FLAG[job]}" ;;
+esac
