@@ -20,7 +20,8 @@ class Selection:
     """The chosen examples."""
 
     # Positions in the super-batch, without repetition. Those of stratum s are at
-    # [s b / strata, (s + 1) b / strata), in the order in which they were drawn.
+    # [s b / strata, (s + 1) b / strata), in the order in which they were drawn; sort them for
+    # `take`.
     ids: Int[Array, " b"]
     # "selection/score_selected": mean score of the picks at the moment they were drawn, given
     # what had been chosen before; "selection/score_candidates": that of all that they were drawn
@@ -41,7 +42,8 @@ def select(
 
     A pure function of its arguments, to be called under `jit`. The random numbers are drawn for
     the whole super-batch, so that the picks depend on `key` and `config.strata`, and not on the
-    devices over which the embeddings are sharded.
+    devices over which the embeddings are sharded. `config.strata=None` is that of
+    `config.for_batch(size, B)`.
 
     Args:
         key: a typed PRNG key.
@@ -60,6 +62,7 @@ def select(
     terms = score_terms(config.score, learner, reference)
     n = terms[0][1].zimg.shape[0]
     config.check(n, size)
+    config = config.for_batch(size, n)
     if config.method == "joint":
         noise = jax.random.gumbel(key, (config.chunks, n))
         ids, metrics = select_joint(noise, terms, config, loss=loss, size=size)

@@ -5,6 +5,9 @@ from typing import Literal
 
 from aced.config import ConfigError
 
+# Of `strata=None`: what a slice of 256 chips needs, and a quota that still leaves a choice.
+_MOST_STRATA, _LEAST_QUOTA = 256, 8
+
 
 @dataclasses.dataclass(frozen=True)
 class SelectionConfig:
@@ -25,9 +28,10 @@ class SelectionConfig:
     # ACID a "temperature 10" is remembered, unverified.
     gain: float = 100.0
     # Contiguous equal parts of the super-batch, each of which gives the same quota to every chunk.
-    # 1 is the paper's algorithm. On a mesh: a multiple of the number of devices that share the
-    # examples, so that no pixel moves; the picks depend on this number, not on the devices.
-    strata: int = 1
+    # 1 is the paper's algorithm. Where it is a multiple of the number of devices that share the
+    # examples, no pixel moves; otherwise the chosen are exchanged. The picks depend on this number
+    # and not on the devices. None: by the sizes, see `for_batch`.
+    strata: int | None = None
     # Softmax loss, joint: the scores of the first chunk, which the paper leaves open; see joint.py.
     # "super_batch" costs O(B^2 d); "alone" does not, but 1/chunks of the sub-batch is then uniform.
     softmax_start: Literal["alone", "super_batch"] = "super_batch"
@@ -43,10 +47,9 @@ class SelectionConfig:
                 f"{self.filter_ratio}; 0.8 trains on a fifth of the super-batch."
             )
         for name in ("chunks", "strata", "tile"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"selection.{name} must be at least 1, got {getattr(self, name)}."
-                )
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"selection.{name} must be at least 1, got {value}.")
         if self.gain <= 0:
             raise ConfigError(f"selection.gain must be positive, got {self.gain}.")
         if self.method == "joint" and self.draw != "sample":
@@ -55,26 +58,56 @@ class SelectionConfig:
                 f"selection always samples. Change one of the two."
             )
 
+    def for_batch(self, size: int, super_batch: int | None = None) -> "SelectionConfig":
+        """Returns the same settings with `strata` a number, for a sub-batch of `size`.
+
+        None becomes the largest power of two, at most 256, that divides the super-batch and leaves
+        every stratum an equal quota of at least 8 picks in every draw, or else 1: by the sizes
+        alone, so that the picks are the same on any devices. What so many strata cost of the joint
+        score is in benchmarks/results/strata.csv.
+
+        Args:
+            size: b.
+            super_batch: B; None: as `filter_ratio` has it.
+        """
+        if self.strata is not None:
+            return self
+        candidates = round(size / (1 - self.filter_ratio)) if super_batch is None else super_batch
+        strata = _MOST_STRATA
+        while strata > 1 and (
+            candidates % strata
+            or size % (self._draws * strata)
+            or size // (self._draws * strata) < _LEAST_QUOTA
+        ):
+            strata //= 2
+        return dataclasses.replace(self, strata=strata)
+
     def super_batch_size(self, size: int) -> int:
         """B for a sub-batch of `size`: size / (1 - filter_ratio), to the nearest whole stratum.
 
         Raises:
             ConfigError: as `check`.
         """
-        super_batch = max(1, round(size / (1 - self.filter_ratio) / self.strata)) * self.strata
+        strata = self.for_batch(size).strata
+        super_batch = max(1, round(size / (1 - self.filter_ratio) / strata)) * strata
         self.check(super_batch, size)
         return super_batch
 
     def sub_batch_size(self, super_batch: int) -> int:
-        """b for a super-batch of B, the inverse of `super_batch_size`.
+        """b for a super-batch of B, the inverse of `super_batch_size`; `strata` must be a number.
 
         That rounded B to whole strata; b is a multiple of all quotas, and what the rounding moved
         it by is less than half of that.
 
         Raises:
-            ConfigError: as `check`.
+            ConfigError: as `check`, or `strata` is None, which depends on b.
         """
-        quotas = self.strata * (self.chunks if self.method == "joint" else 1)
+        if self.strata is None:
+            raise ConfigError(
+                f"How many of a super-batch of {super_batch} are chosen depends on "
+                f"selection.strata, which is None; set it, or call for_batch(b) first."
+            )
+        quotas = self.strata * self._draws
         size = round(super_batch * (1 - self.filter_ratio) / quotas) * quotas
         self.check(super_batch, size)
         return size
@@ -86,15 +119,20 @@ class SelectionConfig:
                 f"Cannot choose {size} of a super-batch of {super_batch}: the sub-batch must be "
                 f"positive and not larger than the super-batch."
             )
-        if super_batch % self.strata:
+        strata = self.for_batch(size, super_batch).strata
+        if super_batch % strata:
             raise ConfigError(
                 f"The super-batch of {super_batch} is not divisible by selection.strata="
-                f"{self.strata}; change the batch size or selection.strata."
+                f"{strata}; change the batch size or selection.strata."
             )
-        draws = self.chunks if self.method == "joint" else 1
-        if size % (draws * self.strata):
+        if size % (self._draws * strata):
             raise ConfigError(
                 f"The sub-batch of {size} is not divisible by selection.chunks * selection.strata "
-                f"= {draws} * {self.strata}, so that the quotas would differ; change the batch "
+                f"= {self._draws} * {strata}, so that the quotas would differ; change the batch "
                 f"size, selection.chunks or selection.strata."
             )
+
+    @property
+    def _draws(self) -> int:
+        """Number of draws that make a sub-batch."""
+        return self.chunks if self.method == "joint" else 1

@@ -1,29 +1,56 @@
-"""Taking the chosen rows, stratum by stratum.
+"""Taking the chosen rows, stratum by stratum where that keeps every row on its device.
 
 `x[ids]` on a sharded batch compiles into an all-reduce of all chosen rows to every device. A
 gather that is batched over the strata says that no row leaves its own, so that nothing moves
-while the number of strata is a multiple of the number of devices.
+while the number of strata is a multiple of the number of devices that share the examples.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int, PyTree, Shaped
+
+from aced.parallel.mesh import EXAMPLES, data_shards
+from aced.selection.exchange import exchange
 
 
 def take(
-    x: Shaped[Array, "B *rest"], ids: Int[Array, " b"], strata: int
-) -> Shaped[Array, "b *rest"]:
-    """The rows `ids` of `x`.
+    tree: PyTree[Shaped[Array, "B ..."]], ids: Int[Array, " b"], strata: int
+) -> PyTree[Shaped[Array, "b ..."]]:
+    """The rows `ids` of every leaf, in that order, each device with an equal share.
+
+    Where `strata` is a multiple of the number of devices that share the examples, nothing moves;
+    otherwise the rows are exchanged. The result is the same.
 
     Args:
-        x: any array with the super-batch first: pixels, tokens, embeddings.
-        ids: from `select`: the picks of stratum s at [s b / strata, (s + 1) b / strata).
-        strata: as in the config that `select` had.
+        tree: arrays with the super-batch first: pixels, tokens, embeddings.
+        ids: ascending; the same number of each stratum, as `select` draws them.
+        strata: as in the config that `select` had; a number, see `SelectionConfig.for_batch`.
+
+    Raises:
+        ConfigError: the devices cannot share B or b equally.
     """
-    rows = x.shape[0] // strata
-    offsets = rows * jnp.arange(strata)[:, None]
-    chosen = take_strata(x.reshape(strata, rows, *x.shape[1:]), ids.reshape(strata, -1) - offsets)
-    return chosen.reshape(-1, *x.shape[1:])
+    if strata % data_shards():
+        return exchange(tree, ids)
+    picks = ids.reshape(strata, -1)
+
+    def rows(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "b *rest"]:
+        size = x.shape[0] // strata
+        offsets = size * jnp.arange(strata)[:, None]
+        chosen = take_strata(x.reshape(strata, size, *x.shape[1:]), picks - offsets)
+        return chosen.reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(rows, tree)
+
+
+def local_parts(strata: int, candidates: int) -> int:
+    """Number of contiguous equal parts of the super-batch, each of which is on one device.
+
+    The strata, where these are; otherwise as many as there are devices, so that work which is
+    batched over the parts stays where the candidates are, though the draws are over the strata.
+    """
+    shards = data_shards()
+    return strata if strata % shards == 0 or candidates % shards else shards
 
 
 def take_strata(
@@ -31,3 +58,20 @@ def take_strata(
 ) -> Shaped[Array, "strata k *rest"]:
     """Of every stratum of `x`, the rows `picks`, which are positions within that stratum."""
     return jax.vmap(lambda one, p: one.at[p].get(mode="promise_in_bounds"))(x, picks)
+
+
+def gather_rows(x: Shaped[Array, "strata *rest"]) -> Shaped[Array, "strata *rest"]:
+    """The same, whole on every device of the context's mesh.
+
+    Said outright: XLA would take the rows everywhere and add up zeros, which sends twice as much,
+    or pass them on one by one in the midst of a product, at the latency of every device.
+    """
+    shards = data_shards()
+    if shards == 1 or x.shape[0] % shards:
+        return x
+    return jax.shard_map(
+        lambda rows: jax.lax.all_gather(rows, EXAMPLES, tiled=True),
+        in_specs=PartitionSpec(EXAMPLES),
+        out_specs=PartitionSpec(),
+        check_vma=False,  # it cannot tell that what is gathered is the same everywhere
+    )(x)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
+from aced.selection.gather import local_parts
 
 
 def select_independent(
@@ -28,7 +29,7 @@ def select_independent(
     Args:
         noise: standard Gumbel noise; unused with config.draw = "top_k".
         terms: from `scores.score_terms`, for B candidates.
-        config: the settings; `config.check(B, size)` has passed.
+        config: the settings; `config.check(B, size)` has passed, `strata` is a number.
         loss: "sigmoid" or "softmax".
         size: b.
     """
@@ -37,9 +38,11 @@ def select_independent(
     if loss == "sigmoid":
         nlls = [scores.sigmoid_nll(e) for _, e in terms]
     else:
-        width = scores.softmax_width(rows, max(1, quota // config.chunks), config.tile)
+        parts = local_parts(strata, noise.shape[0])
+        chunk = max(1, size // (parts * config.chunks))
+        width = scores.softmax_width(noise.shape[0] // parts, chunk, config.tile)
         nlls = [
-            scores.softmax_nll(e, strata=strata, width=width, precision=config.precision)
+            scores.softmax_nll(e, strata=parts, width=width, precision=config.precision)
             for _, e in terms
         ]
     score = scores.combine(terms, nlls).reshape(strata, rows)

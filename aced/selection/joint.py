@@ -25,10 +25,10 @@ from jaxtyping import Array, Float, Int
 from aced.embeddings import Embeddings
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
-from aced.selection.gather import take_strata
+from aced.selection.gather import gather_rows, local_parts, take_strata
 
 # Of one model: what every candidate's image (first) and text (second) have met in C.
-Context = tuple[Float[Array, "strata rows"], Float[Array, "strata rows"]]
+Context = tuple[Float[Array, "parts rows"], Float[Array, "parts rows"]]
 
 
 class _Loss(NamedTuple):
@@ -60,13 +60,14 @@ def select_joint(
         noise: standard Gumbel noise. The k largest of `logit + noise` are a sample without
             replacement in proportion to exp(logit), and no exp() overflows.
         terms: from `scores.score_terms`, for B candidates.
-        config: the settings; `config.check(B, size)` has passed.
+        config: the settings; `config.check(B, size)` has passed, `strata` is a number.
         loss: "sigmoid" or "softmax", whose pairwise terms are scored.
         size: b.
     """
     strata, quota = config.strata, size // (config.chunks * config.strata)
     n = noise.shape[1]
     rows = n // strata
+    parts = local_parts(strata, n)
     noise = noise.reshape(config.chunks, strata, rows)
 
     def score_of(nlls: list[Float[Array, " B"]]) -> Float[Array, "strata rows"]:
@@ -90,11 +91,11 @@ def select_joint(
         nlls = [_nll(context, e, loss) for context, (_, e) in zip(contexts, terms, strict=True)]
         return (contexts, available, score_of(nlls)), (picks, means)
 
-    empty = jnp.full((strata, rows), _LOSSES[loss].empty)
+    empty = jnp.full((parts, n // parts), _LOSSES[loss].empty)
     if loss == "softmax" and config.softmax_start == "super_batch":
-        width = scores.softmax_width(rows, quota, config.tile)
+        width = scores.softmax_width(n // parts, size // (config.chunks * parts), config.tile)
         start = [
-            scores.softmax_nll(e, strata=strata, width=width, precision=config.precision)
+            scores.softmax_nll(e, strata=parts, width=width, precision=config.precision)
             for _, e in terms
         ]
     else:
@@ -128,24 +129,27 @@ def _extend(
     config: SelectionConfig,
 ) -> Context:
     """The context after the chunk `picks` (positions within strata) has joined the chosen."""
-    strata, rows = context[0].shape
+    parts, rows = context[0].shape
     width = e.zimg.shape[1]
-    zimg, ztxt = (z.reshape(strata, rows, width) for z in (e.zimg, e.ztxt))
     # The only embeddings that devices exchange: those of one chunk.
-    chunk_zimg, chunk_ztxt = (take_strata(z, picks).reshape(-1, width) for z in (zimg, ztxt))
+    chunk_zimg, chunk_ztxt = (
+        gather_rows(take_strata(z.reshape(config.strata, -1, width), picks)).reshape(-1, width)
+        for z in (e.zimg, e.ztxt)
+    )
+    zimg, ztxt = (z.reshape(parts, rows, width) for z in (e.zimg, e.ztxt))
     tile = min(config.tile, rows)
 
-    def met(z: Float[Array, "strata rows d"], chunk: Float[Array, "k d"]):
-        def one_tile(start: Int[Array, ""]) -> Float[Array, "strata tile"]:
+    def met(z: Float[Array, "parts rows d"], chunk: Float[Array, "k d"]):
+        def one_tile(start: Int[Array, ""]) -> Float[Array, "parts tile"]:
             part = jax.lax.dynamic_slice_in_dim(z, start, tile, axis=1)
             block = jnp.einsum("sid,kd->sik", part, chunk, precision=config.precision)
             return _LOSSES[loss].reduce(e.scale * block + e.bias)
 
         # The last tile overlaps its predecessor where the tile does not divide the rows.
         starts = [min(start, rows - tile) for start in range(0, rows, tile)]
-        tiles = jax.lax.map(one_tile, jnp.array(starts)).swapaxes(0, 1)  # [strata, tiles, tile]
+        tiles = jax.lax.map(one_tile, jnp.array(starts)).swapaxes(0, 1)  # [parts, tiles, tile]
         overlap = len(starts) * tile - rows
-        return jnp.concatenate([tiles[:, :-1].reshape(strata, -1), tiles[:, -1, overlap:]], axis=1)
+        return jnp.concatenate([tiles[:, :-1].reshape(parts, -1), tiles[:, -1, overlap:]], axis=1)
 
     add = _LOSSES[loss].add
     return add(context[0], met(zimg, chunk_ztxt)), add(context[1], met(ztxt, chunk_zimg))

@@ -73,7 +73,7 @@ def test_same_picks_as_with_the_matrix(score, loss, draw, strata):
 def test_draws_follow_sequential_sampling_without_replacement():
     n, gain, trials = 5, 2.0, 20_000
     model = embeddings(3, n, 2, 3.0, 0.0)
-    config = SelectionConfig(score="hard_learner", method="independent", gain=gain)
+    config = SelectionConfig(score="hard_learner", method="independent", strata=1, gain=gain)
     terms = score_terms("hard_learner", model, None)
     noise = jax.random.gumbel(jax.random.key(1), (trials, n))
     ids = jax.jit(

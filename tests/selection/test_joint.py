@@ -137,7 +137,7 @@ def test_candidates_that_only_help_each_other_are_chosen_together():
     reference = Embeddings(
         zimg=jnp.eye(n, d), ztxt=jnp.eye(n, d), scale=jnp.float32(10.0), bias=jnp.float32(-5.0)
     )
-    config = SelectionConfig(chunks=16)
+    config = SelectionConfig(chunks=16, strata=1)
     noise = jax.random.gumbel(jax.random.key(0), (16, n))
     ids, _ = choose(noise, learner, reference, config, loss="sigmoid", size=16)
     assert len(set(topic[np.asarray(ids)])) == 1
@@ -146,7 +146,7 @@ def test_candidates_that_only_help_each_other_are_chosen_together():
 @pytest.mark.parametrize(("loss", "start"), LOSSES)
 def test_a_learner_that_is_its_reference_has_nothing_to_learn(loss, start):
     model, _ = models(96)
-    config = SelectionConfig(chunks=4, softmax_start=start, tile=40)
+    config = SelectionConfig(chunks=4, strata=1, softmax_start=start, tile=40)
     noise = jax.random.gumbel(jax.random.key(2), (4, 96))
     ids, metrics = choose(noise, model, model, config, loss=loss, size=24)
     # Every score is exactly zero, so that what is left is the noise: uniform sampling.
@@ -161,7 +161,7 @@ def test_a_learner_that_is_its_reference_has_nothing_to_learn(loss, start):
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_no_array_as_large_as_the_score_matrix(loss):
     n, size = 2048, 320
-    config = SelectionConfig(tile=256)
+    config = SelectionConfig(strata=1, tile=256)
     parts = [dataclasses.asdict(e) for e in models(n)]
 
     def picks(noise, learner, reference):

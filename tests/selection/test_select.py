@@ -1,5 +1,7 @@
 """The dispatcher and its settings."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from aced.config import ConfigError, from_config, to_config
 from aced.embeddings import Embeddings
+from aced.parallel import mesh as meshes
 from aced.selection import SelectionConfig, select, take
 
 choose = jax.jit(select, static_argnames=("config", "loss", "size"))
@@ -123,13 +126,56 @@ def test_super_batch_size():
         SelectionConfig().super_batch_size(40)
 
 
-def test_settings_survive_the_config():
-    config = SelectionConfig(score="easy_reference", strata=8, gain=10.0)
+@pytest.mark.parametrize(
+    ("settings", "size", "strata"),
+    [
+        ({"filter_ratio": 0.8, "chunks": 16}, 32768, 256),  # JEST's
+        ({"filter_ratio": 0.8, "chunks": 16}, 4 * 32768, 256),  # no more than that
+        ({"filter_ratio": 0.8, "chunks": 16}, 16384, 128),  # quotas of 8
+        ({"filter_ratio": 0.8, "chunks": 16}, 128, 1),  # one quota of 8
+        ({"filter_ratio": 0.8, "chunks": 16}, 16, 1),
+        ({"filter_ratio": 0.8, "chunks": 5}, 1280, 32),
+        ({"filter_ratio": 0.8, "chunks": 16}, 3 * 1024, 16),  # 32 would make quotas of 6
+        ({"filter_ratio": 0.7, "chunks": 1}, 256, 1),  # 256 / 0.3 = 853.3, an odd number
+        ({"filter_ratio": 0.8, "method": "independent"}, 512, 64),  # one draw
+        ({"filter_ratio": 0.8, "chunks": 16, "strata": 5}, 32768, 5),  # as it is set
+    ],
+)
+def test_strata_follow_from_the_sizes(settings, size, strata):
+    config = SelectionConfig(**settings)
+    assert config.for_batch(size) == dataclasses.replace(config, strata=strata)
+
+
+def test_sizes_with_strata_by_the_sizes():
+    config = SelectionConfig(filter_ratio=0.8, chunks=16)
+    assert config.super_batch_size(32768) == 163840
+    assert config.for_batch(32768).sub_batch_size(163840) == 32768
+    with pytest.raises(ConfigError, match=r"set it, or call for_batch"):
+        config.sub_batch_size(163840)
+
+
+def test_select_without_strata_uses_those_of_its_sizes():
+    key, models = jax.random.key(0), (embeddings(0, n=512), embeddings(1, n=512))
+    unset = choose(key, *models, SelectionConfig(chunks=4), loss="sigmoid", size=128)
+    four = choose(key, *models, SelectionConfig(chunks=4, strata=4), loss="sigmoid", size=128)
+    np.testing.assert_array_equal(unset.ids, four.ids)
+    np.testing.assert_array_equal(np.sort(unset.ids) // 128, np.repeat(np.arange(4), 32))
+
+
+@pytest.mark.parametrize("strata", [8, None])
+def test_settings_survive_the_config(strata):
+    config = SelectionConfig(score="easy_reference", strata=strata, gain=10.0)
     assert from_config(SelectionConfig, to_config(config)) == config
 
 
-def test_take_is_indexing():
+@pytest.mark.parametrize(("devices", "strata"), [(1, 4), (4, 4), (2, 4), (4, 1), (4, 2)])
+def test_take_is_indexing(devices, strata):
     x = np.random.default_rng(0).integers(0, 256, (12, 2, 3), np.uint8)
-    ids = jnp.array([2, 0, 5, 3, 8, 6, 11, 9])
-    np.testing.assert_array_equal(take(jnp.asarray(x), ids, 4), x[np.asarray(ids)])
-    np.testing.assert_array_equal(take(jnp.arange(12), ids, 4), ids)
+    tree = {"image": jnp.asarray(x), "id": jnp.arange(12)}
+    ids = jnp.array([0, 2, 3, 5, 6, 8, 9, 11])
+    mesh = meshes.make_mesh(jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(tree, meshes.by_example(mesh))
+        chosen = jax.jit(take, static_argnums=2)(placed, ids, strata)
+    np.testing.assert_array_equal(chosen["image"], x[np.asarray(ids)])
+    np.testing.assert_array_equal(chosen["id"], ids)

@@ -1,0 +1,160 @@
+"""What stratified selection keeps of the joint gain, on embeddings of trained models.
+
+    python -m aced.main --config=configs/smoke.py:method=h_acid --workdir=/tmp/h_acid
+    python benchmarks/strata.py --workdir=/tmp/h_acid --out=benchmarks/results/strata.csv
+
+The learner and the reference of the run embed super-batches that it has not seen, of which
+sub-batches are chosen uniformly, each example by itself, and jointly with several numbers of
+strata, by either loss (the softmax loss has no bias, which is the only thing of the two models that
+it does not use). Columns: `score`, JEST's score of the sub-batch: what all its pairs say of each
+other, learner minus reference, per chosen example; `share`, the part of what joint selection from
+one stratum (the paper's) gains over uniform draws, of the means over the super-batches; `error`,
+its standard error, to first order; `noisy_share`, of wrong captions among the picks. The table is
+written after every super-batch, so that it may be stopped.
+"""
+
+import csv
+import functools
+import json
+
+import jax
+import numpy as np
+from absl import app, flags
+from etils import epath
+from scipy.special import logsumexp
+
+from aced import record
+from aced.checkpoint import load_params
+from aced.config import from_config
+from aced.data import pipeline
+from aced.data.sources import DataConfig, open_source
+from aced.embeddings import Embeddings
+from aced.methods.frozen import FrozenConfig
+from aced.models import two_tower
+from aced.selection import SelectionConfig, select
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A finished run with a reference.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
+_BATCHES = flags.DEFINE_integer("batches", 6, "Super-batches.")
+
+SIZE, CHUNKS = 2048, 16  # b, and the recipes' number of chunks; B = 5 b
+STRATA = (1, 8, 16, 128)  # 16 is what strata=None makes of these sizes
+GAINS = (10.0, 100.0)  # of configs/small.py and of configs/acid_b16.py
+PIECE = 1024  # examples embedded at a time
+COLUMNS = ("loss", "super_batches", "B", "b", "chunks", "gain", "method", "strata")
+COLUMNS += ("score", "share", "error", "noisy_share")
+
+choose = jax.jit(select, static_argnames=("config", "loss", "size"))
+
+
+class Run:
+    """The learner and the reference of a finished run, and the data that it learns from."""
+
+    def __init__(self, workdir: str):
+        settings = json.loads((epath.Path(workdir) / record.FILE).read_text())
+        self.data = from_config(DataConfig, settings["data"])
+        self.seed = settings["seed"]
+        reference = settings["method"]["reference"]["checkpoint"]
+        self.models = {}
+        for prefix, checkpoint in (("", workdir), ("reference/", reference)):
+            model = FrozenConfig(checkpoint=checkpoint).resolve(workdir)
+            params = load_params(model.checkpoint, part="model")
+            self.models[prefix] = model.model, params
+
+    def super_batches(self, size: int, count: int):
+        """Yields (learner, reference, is_noisy) of super-batches of another seed than the run's."""
+        views = {prefix: pipeline.View.of(model) for prefix, (model, _) in self.models.items()}
+        batches = pipeline.train_batches(
+            open_source(self.data), self.data, views, batch_size=size, seed=self.seed + 1
+        )
+        with batches:
+            for _ in range(count):
+                batch = next(batches)
+                yield self._embed("", batch), self._embed("reference/", batch), batch["is_noisy"]
+
+    def _embed(self, prefix: str, batch: dict[str, np.ndarray]) -> Embeddings:
+        model, params = self.models[prefix]
+        image = batch.get(f"{prefix}image", batch["image"])
+        text = batch.get(f"{prefix}text", batch["text"])
+        pieces = [
+            jax.device_get(_apply(model, params, image[i : i + PIECE], text[i : i + PIECE]))
+            for i in range(0, len(image), PIECE)
+        ]
+        zimg, ztxt = (np.concatenate([getattr(e, z) for e in pieces]) for z in ("zimg", "ztxt"))
+        return pieces[0].replace(zimg=zimg, ztxt=ztxt)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, params, image, text):
+    return two_tower.TwoTower(model).apply({"params": params}, image, text)
+
+
+def batch_score(learner: Embeddings, reference: Embeddings, ids: np.ndarray, loss: str) -> float:
+    """The learner's loss minus the reference's on the sub-batch `ids`, in float64."""
+
+    def batch_loss(e):
+        zimg, ztxt = np.float64(e.zimg[ids]), np.float64(e.ztxt[ids])
+        logits = float(e.scale) * zimg @ ztxt.T + float(e.bias)
+        if loss == "sigmoid":
+            return np.logaddexp(0, (1 - 2 * np.eye(len(ids))) * logits).sum() / len(ids)
+        both = logsumexp(logits, axis=1) + logsumexp(logits, axis=0)
+        return (both / 2 - np.diag(logits)).mean()
+
+    return batch_loss(learner) - batch_loss(reference)
+
+
+def draws():
+    """Yields (loss, gain, method, strata) of everything that is compared."""
+    for loss in ("sigmoid", "softmax"):
+        yield loss, "", "uniform", ""
+        for gain in GAINS:
+            yield loss, gain, "independent", 1
+            yield from ((loss, gain, "joint", strata) for strata in STRATA)
+
+
+def draw(key, learner, reference, loss, gain, method, strata) -> np.ndarray:
+    """The ids of one sub-batch."""
+    if method == "uniform":
+        return np.asarray(jax.random.choice(key, len(learner.zimg), (SIZE,), replace=False))
+    config = SelectionConfig(method=method, chunks=CHUNKS, strata=strata, gain=gain)
+    return np.asarray(choose(key, learner, reference, config, loss=loss, size=SIZE).ids)
+
+
+def rows_of(found: dict[tuple, list[tuple[float, float]]], candidates: int) -> list[tuple]:
+    """The table's rows from the (score, noisy share) of each super-batch."""
+    table = {name: np.array(values).T for name, values in found.items()}
+    rows = []
+    for (loss, gain, method, strata), (score, noisy) in table.items():
+        count = len(score)
+        cells = [f"{score.mean():.4f}", "0", "", f"{noisy.mean():.4f}"]
+        if gain:
+            gained = score - table[loss, "", "uniform", ""][0]
+            most = table[loss, gain, "joint", 1][0] - table[loss, "", "uniform", ""][0]
+            share = gained.mean() / most.mean()
+            error = (gained - share * most).std(ddof=min(1, count - 1)) / most.mean()
+            cells[1:3] = f"{share:.4f}", f"{error / np.sqrt(count):.4f}"
+        rows.append((loss, count, candidates, SIZE, CHUNKS, gain, method, strata, *cells))
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    """Measures, and writes the table after every super-batch."""
+    del argv
+    candidates = SelectionConfig(chunks=CHUNKS).super_batch_size(SIZE)
+    found = {name: [] for name in draws()}
+    batches = Run(_WORKDIR.value).super_batches(candidates, _BATCHES.value)
+    for t, (learner, reference, is_noisy) in enumerate(batches):
+        for k, (name, values) in enumerate(found.items()):
+            # A key for each draw: with common noise, one would share the other's luck.
+            key = jax.random.fold_in(jax.random.key(t), k)
+            ids = draw(key, learner, reference, *name)
+            score = batch_score(learner, reference, ids, name[0])
+            values.append((score, is_noisy[ids].mean()))
+            print(t, *name, f"{score:.4f}", flush=True)
+        with open(_OUT.value, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([COLUMNS, *rows_of(found, candidates)])
+
+
+if __name__ == "__main__":
+    app.run(main)
