@@ -1,17 +1,29 @@
-"""Contrastive losses: sigmoid (SigLIP, arXiv 2303.15343) and softmax (CLIP, arXiv 2103.00020)."""
+"""Contrastive losses: sigmoid (SigLIP, arXiv 2303.15343) and softmax (CLIP, arXiv 2103.00020).
 
+Each loss is written once, for a block of images and texts, and has two forms. "full" is one block
+of all N^2 pairs. "ring" computes the same, value and gradients, in blocks that go around the
+devices of the context mesh: see `aced.parallel.ring`.
+"""
+
+import functools
 from collections.abc import Callable
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from aced.embeddings import Embeddings
+from aced.parallel import ring
+from aced.parallel.ring import Pairs
 
 # Accelerators multiply float32 matrices in bfloat16 passes unless told otherwise. A cosine rounded
 # to 8 bits and multiplied by a scale of 10 to 100 is wrong by up to 0.4 in the logit, and these
 # b x b x d products are too small a share of a step to be worth that.
 PRECISION = "highest"
+
+Form = Literal["full", "ring"]
 
 
 def logits(e: Embeddings, precision: str = PRECISION) -> Float[Array, "n n"]:
@@ -21,30 +33,72 @@ def logits(e: Embeddings, precision: str = PRECISION) -> Float[Array, "n n"]:
         e: embeddings of n pairs.
         precision: of the matrix product: "highest" (float32), "high" or "default" (TPU: bfloat16).
     """
-    zimg, ztxt = e.zimg.astype(jnp.float32), e.ztxt.astype(jnp.float32)
-    return e.scale * jnp.einsum("id,jd->ij", zimg, ztxt, precision=precision) + e.bias
+    return block_logits(pairs(e), precision)
 
 
-def sigmoid_loss(e: Embeddings, precision: str = PRECISION) -> Float[Array, ""]:
+def sigmoid_loss(
+    e: Embeddings, precision: str = PRECISION, form: Form = "full"
+) -> Float[Array, ""]:
     """Mean over images i of the sum over texts j of `-log sigmoid(s_ij l_ij)`.
 
     s is +1 for the n matching pairs and -1 for all others (SigLIP, algorithm 1).
     """
-    is_match = jnp.eye(e.zimg.shape[0], dtype=jnp.float32)
-    nll = optax.losses.sigmoid_binary_cross_entropy(logits(e, precision), is_match)
-    return nll.sum(axis=1).mean()
+
+    def nll(is_match: Bool[Array, "n n"], model: Pairs) -> Float[Array, ""]:
+        scores = block_logits(model, precision)
+        return optax.losses.sigmoid_binary_cross_entropy(scores, is_match).sum()
+
+    return pair_sum(form, nll, pairs(e)) / e.zimg.shape[0]
 
 
-def softmax_loss(e: Embeddings, precision: str = PRECISION) -> Float[Array, ""]:
-    """Half the image-to-text plus half the text-to-image cross-entropy, averaged over the pairs."""
-    scores = logits(e, precision)
-    matches = jnp.arange(scores.shape[0])
-    image_to_text = optax.losses.softmax_cross_entropy_with_integer_labels(scores, matches)
-    text_to_image = optax.losses.softmax_cross_entropy_with_integer_labels(scores.T, matches)
-    return (image_to_text.mean() + text_to_image.mean()) / 2
+def softmax_loss(
+    e: Embeddings, precision: str = PRECISION, form: Form = "full"
+) -> Float[Array, ""]:
+    """Half the image-to-text plus half the text-to-image cross-entropy, averaged over the pairs.
+
+    `-l_ii + (logsumexp_j l_ij + logsumexp_j l_ji) / 2`, averaged over i.
+    """
+    model = with_logsumexps(form, pairs(e), precision)
+    (zimg, image_to_text), (ztxt, text_to_image), (scale, bias) = model
+    matches = scale * (zimg * ztxt).sum(axis=1) + bias
+    return ((image_to_text + text_to_image) / 2 - matches).mean()
 
 
 LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
     "sigmoid": sigmoid_loss,
     "softmax": softmax_loss,
 }
+
+
+# What all pairwise losses are made of, in either form.
+
+
+def pairs(e: Embeddings) -> Pairs:
+    """The numbers of all pairs, in float32: [zimg], [ztxt], [scale, bias]."""
+    e = jax.tree.map(lambda x: x.astype(jnp.float32), e)
+    return Pairs([e.zimg], [e.ztxt], [e.scale, e.bias])
+
+
+def block_logits(model: Pairs, precision: str) -> Float[Array, "n n"]:
+    """`logits` of the images and texts of one block."""
+    zimg, ztxt, (scale, bias) = model.images[0], model.texts[0], model.shared
+    return scale * jnp.einsum("id,jd->ij", zimg, ztxt, precision=precision) + bias
+
+
+def pair_sum(form: Form, block: ring.Block, *models: Pairs) -> Float[Array, ""]:
+    """The sum of `block(is_match, *models)` over all pairs; the first model is trained."""
+    if form == "ring":
+        return ring.pair_sum(block, *models)
+    is_match = jnp.eye(models[0].images[0].shape[0], dtype=bool)
+    return block(is_match, *models)
+
+
+def with_logsumexps(form: Form, model: Pairs, precision: str) -> Pairs:
+    """`model` with the log-sum-exp of each image's logits, over all texts, and of each text's."""
+    if form == "ring":
+        of_block = functools.partial(block_logits, precision=precision)
+        image_to_text, text_to_image = ring.logsumexps(of_block, model)
+    else:
+        scores = block_logits(model, precision)
+        image_to_text, text_to_image = (jax.nn.logsumexp(scores, axis) for axis in (1, 0))
+    return Pairs([*model.images, image_to_text], [*model.texts, text_to_image], model.shared)

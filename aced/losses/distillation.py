@@ -9,17 +9,25 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from aced.config import ConfigError
 from aced.embeddings import Embeddings
-from aced.losses.contrastive import PRECISION, logits
+from aced.losses.contrastive import (
+    PRECISION,
+    Form,
+    block_logits,
+    pair_sum,
+    pairs,
+    with_logsumexps,
+)
+from aced.parallel.ring import Pairs
 
 Projection = dict[str, Float[Array, "student_d teacher_d"]]
 
 
 def softmax_kd(
-    student: Embeddings, *teachers: Embeddings, precision: str = PRECISION
+    student: Embeddings, *teachers: Embeddings, precision: str = PRECISION, form: Form = "full"
 ) -> Float[Array, ""]:
     """Cross-entropy of the student's softmaxes against the teachers', over rows and columns.
 
@@ -33,17 +41,27 @@ def softmax_kd(
     Raises:
         ConfigError: there is no teacher.
     """
-    targets = _teacher_logits(teachers, precision)
-    predictions = logits(student, precision)
-    loss = jnp.zeros(())
-    for axis in (1, 0):  # over texts: image to text; over images: text to image
-        probabilities = sum(jax.nn.softmax(target, axis) for target in targets) / len(targets)
-        loss += optax.losses.softmax_cross_entropy(predictions, probabilities, axis).mean()
-    return loss / 2
+
+    def log_softmaxes(model: Pairs) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
+        (_, image_to_text), (_, text_to_image), _ = model
+        scores = block_logits(model, precision)
+        return scores - image_to_text[:, None], scores - text_to_image[None, :]
+
+    def cross_entropy(
+        is_match: Bool[Array, "n n"], student: Pairs, *teachers: Pairs
+    ) -> Float[Array, ""]:
+        targets = [log_softmaxes(teacher) for teacher in teachers]
+        total = jnp.zeros(())
+        for log_q, *log_ps in zip(log_softmaxes(student), *targets, strict=True):
+            total -= (_mean([jnp.exp(log_p) for log_p in log_ps]) * log_q).sum()
+        return total / 2
+
+    models = [with_logsumexps(form, pairs(e), precision) for e in (student, *_frozen(teachers))]
+    return pair_sum(form, cross_entropy, *models) / student.zimg.shape[0]
 
 
 def sigmoid_kd(
-    student: Embeddings, *teachers: Embeddings, precision: str = PRECISION
+    student: Embeddings, *teachers: Embeddings, precision: str = PRECISION, form: Form = "full"
 ) -> Float[Array, ""]:
     """Binary cross-entropy of the student's pair probabilities against the teachers'.
 
@@ -54,17 +72,26 @@ def sigmoid_kd(
     Raises:
         ConfigError: there is no teacher.
     """
-    targets = _teacher_logits(teachers, precision)
-    probabilities = sum(jax.nn.sigmoid(target) for target in targets) / len(targets)
-    predictions = logits(student, precision)
-    bce = optax.losses.sigmoid_binary_cross_entropy(predictions, probabilities)
-    return bce.sum(axis=1).mean()
+
+    def cross_entropy(
+        is_match: Bool[Array, "n n"], student: Pairs, *teachers: Pairs
+    ) -> Float[Array, ""]:
+        labels = _mean([jax.nn.sigmoid(block_logits(teacher, precision)) for teacher in teachers])
+        scores = block_logits(student, precision)
+        return optax.losses.sigmoid_binary_cross_entropy(scores, labels).sum()
+
+    models = [pairs(e) for e in (student, *_frozen(teachers))]
+    return pair_sum(form, cross_entropy, *models) / student.zimg.shape[0]
 
 
-def _teacher_logits(teachers: tuple[Embeddings, ...], precision: str) -> list[Float[Array, "n n"]]:
+def _frozen(teachers: tuple[Embeddings, ...]) -> list[Embeddings]:
     if not teachers:
         raise ConfigError("Distillation needs at least one teacher; name one, or set its weight 0.")
-    return [logits(teacher.frozen(), precision) for teacher in teachers]
+    return [teacher.frozen() for teacher in teachers]
+
+
+def _mean(blocks: list[Float[Array, "n n"]]) -> Float[Array, "n n"]:
+    return sum(blocks[1:], blocks[0]) / len(blocks)
 
 
 def init_projection(key: Key[Array, ""], student_width: int, teacher_width: int) -> Projection:
@@ -101,6 +128,7 @@ def distillation_loss(
     teachers: Mapping[str, Embeddings],
     projections: Mapping[str, Projection] | None = None,
     precision: str = PRECISION,
+    form: Form = "full",
 ) -> Float[Array, ""]:
     """The average over `teachers` (name to embeddings) of the distillation loss `kind`.
 
@@ -110,14 +138,15 @@ def distillation_loss(
         teachers: each teacher's embeddings of the same n examples.
         projections: for "feature", each teacher's projection, from `init_projection`.
         precision: of the matrix products.
+        form: of the pairwise losses, see `aced.losses.contrastive`; "feature" has but one.
 
     Raises:
         ConfigError: unknown kind, no teacher, or a teacher without a projection.
     """
     if kind == "softmax":
-        return softmax_kd(student, *teachers.values(), precision=precision)
+        return softmax_kd(student, *teachers.values(), precision=precision, form=form)
     if kind == "sigmoid":
-        return sigmoid_kd(student, *teachers.values(), precision=precision)
+        return sigmoid_kd(student, *teachers.values(), precision=precision, form=form)
     if kind != "feature":
         raise ConfigError(f"Distillation kind {kind!r} is unknown; use one of {', '.join(KD)}.")
     projections = projections or {}

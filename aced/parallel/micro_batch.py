@@ -1,5 +1,13 @@
-"""Runs a function over a batch in pieces, so that scoring needs memory for one piece only."""
+"""Runs a function over a batch in pieces, so that it needs memory for one piece only.
 
+The pieces are rematerialised: under `jax.grad` their activations are computed again, piece by
+piece, from the gradient of what they gave. So a contrastive loss of embeddings that were made in
+pieces has, in every leaf, the gradient of the whole batch (Gao et al., arXiv 2101.06983): the
+embeddings come first, the loss and its gradients by embeddings, temperature and bias are taken
+once, and one backward pass per piece follows.
+"""
+
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,13 +17,16 @@ from aced.config import ConfigError
 from aced.parallel import mesh
 
 
-def map_micro_batches(function: Callable[[PyTree], PyTree], batch: PyTree, size: int) -> PyTree:
+def map_micro_batches(
+    function: Callable[[PyTree], PyTree], batch: PyTree, size: int, key: str
+) -> PyTree:
     """Returns `function(batch)`, computed `size` examples at a time and joined again.
 
     Args:
         function: maps a tree of arrays [n ...] to another, example by example.
         batch: tree of arrays [B ...], sharded by example where there is a mesh.
         size: examples per piece over all devices; 0, or more than B, runs the batch whole.
+        key: of the setting that `size` comes from, for the error.
 
     Each device cuts its own rows into pieces, so no example changes its device.
 
@@ -28,8 +39,8 @@ def map_micro_batches(function: Callable[[PyTree], PyTree], batch: PyTree, size:
     shards = mesh.data_shards()
     if examples % size or size % shards:
         raise ConfigError(
-            f"A scoring micro-batch of {size} must divide the super-batch of {examples} and be a "
-            f"multiple of the {shards} devices; change method.score_micro_batch."
+            f"{key} = {size} must divide the batch of {examples} and be a multiple of the {shards} "
+            "devices that share it; change it, or set it to 0 for one piece."
         )
     pieces = examples // size
 
@@ -41,6 +52,7 @@ def map_micro_batches(function: Callable[[PyTree], PyTree], batch: PyTree, size:
         x = x.reshape(pieces, shards, size // shards, *x.shape[2:]).swapaxes(0, 1)
         return x.reshape(examples, *x.shape[3:])
 
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # a loop hides the passes from CSE
     def run(piece: PyTree) -> PyTree:
         return mesh.constrain_by_example(function(mesh.constrain_by_example(piece)))
 
