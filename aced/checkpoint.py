@@ -3,9 +3,11 @@
 A checkpoint is complete or it is not there: it is written under a temporary name and renamed when
 every process is done. Orbax does the work; what is added here is which checkpoints to keep, what
 happens when a save fails, and errors that name the parameter.
+
+Of several processes each writes its own part, and a save has failed when one of them failed. The
+others learn of it when they have waited for `timeout_minutes`; then all agree, and go on as one.
 """
 
-import collections
 import dataclasses
 import math
 import shutil
@@ -19,17 +21,14 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from aced import distributed
+from aced.checkpoint_contents import STATE, CheckpointError, check_fits, contents
 from aced.config import ConfigError
 
 FOLDER = "checkpoints"  # inside the workdir
-_STATE = "state"
-_SHOWN = 8  # differences listed in an error message
+_SHARED_BYTES = 1 << 20
 
 T = TypeVar("T")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, is not there, or does not fit what is to be loaded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +43,14 @@ class CheckpointConfig:
     keep_every_steps: int | None = None  # and all at multiples of this, for ever
     compress: bool = False  # zstd: a tenth smaller, several times slower on weights
     max_failed_saves: int = 3  # in a row; then the run stops. At the end of the run, one is enough
+    timeout_minutes: float = 20.0  # a save that takes longer has failed
 
     def __post_init__(self):
         for key in ("every_steps", "keep_last", "max_failed_saves"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}.")
+        if self.timeout_minutes <= 0:
+            raise ConfigError(f"timeout_minutes must be above 0, got {self.timeout_minutes}.")
         if self.keep_every_steps is not None and self.keep_every_steps < 1:
             raise ConfigError(
                 f"keep_every_steps must be at least 1, got {self.keep_every_steps}; "
@@ -62,7 +64,8 @@ class Checkpointer:
     """The checkpoints of one run, in `<workdir>/checkpoints/<step>`.
 
     Every process of the run makes the same calls in the same order. Use as a context manager, or
-    call `close` at the end.
+    call `close` at the end. A block that raises in one of several processes leaves the others
+    alone: then only the save that is going on is waited for.
 
     Attributes:
         failed_saves: saves that failed so far.
@@ -79,6 +82,10 @@ class Checkpointer:
     def _open(self) -> None:
         context = ocp.Context()
         context.array.saving.use_compression = self._config.compress
+        # Devices that hold the same array share the writing of it, but each piece is cut by a
+        # program of its own: not worth it for small arrays.
+        context.array.saving.min_slice_bytes_for_replica_parallel = _SHARED_BYTES
+        context.asynchronous.timeout_secs = math.ceil(60 * self._config.timeout_minutes)
         self._orbax = ocp.training.Checkpointer(
             self._folder,
             context=context,
@@ -103,11 +110,17 @@ class Checkpointer:
                 loaded.
         """
         newest = self._orbax.latest
+        if not distributed.same(-1 if newest is None else newest.step):
+            raise CheckpointError(
+                f"The processes do not see the same checkpoints in {self._folder} (this one: "
+                f"{self.steps()}). If it is on a network file system, wait a minute for its caches "
+                "and start the same command again."
+            )
         if newest is None:
             return default
         path = self._folder / str(newest.step)
-        _check_fits(abstract, _read_metadata(path), path, check_types=True)
-        state = self._orbax.load_checkpointables(newest.step, {_STATE: abstract})[_STATE]
+        check_fits(abstract, contents(path), path, check_types=True)
+        state = self._orbax.load_checkpointables(newest.step, {STATE: abstract})[STATE]
         return state, newest.step
 
     def save(
@@ -134,7 +147,8 @@ class Checkpointer:
             Whether a save was started. A step that is already there is not saved again.
 
         Raises:
-            CheckpointError: `max_failed_saves` saves failed in a row.
+            CheckpointError: `max_failed_saves` saves failed in a row, or this process, of several,
+                could not begin one.
         """
         due = force or step % self._config.every_steps == 0
         if not due and not (jax.process_count() == 1 and self._is_done()):
@@ -151,7 +165,7 @@ class Checkpointer:
         try:
             self._orbax.save_checkpointables_async(
                 step,
-                {_STATE: state},
+                {STATE: state},
                 metrics=finite or None,
                 custom_metadata=about,
                 force=True,  # whether it is due was decided above
@@ -159,6 +173,8 @@ class Checkpointer:
         except (TypeError, ValueError):
             raise  # the state itself cannot be saved: trying again would not help
         except Exception as error:
+            if jax.process_count() > 1:  # the others are in the middle of it, and will not agree
+                raise CheckpointError(f"Checkpoint {step} could not be begun: {error}") from error
             self._give_up(error)
             return False
         return True
@@ -196,8 +212,11 @@ class Checkpointer:
             self.close()
             return
         try:
-            self.close()
-        except CheckpointError as failed:
+            if jax.process_count() == 1:
+                self.close()
+            else:
+                self._orbax.wait()  # what goes on in the background needs no agreement
+        except Exception as failed:
             logging.error("%s", failed)  # the error that is on its way out matters more
 
     def _is_done(self) -> bool:
@@ -207,10 +226,13 @@ class Checkpointer:
         """Waits for the save that is going on and accounts for how it ended."""
         if self._pending is None:
             return
+        error = None
         try:
             self._orbax.wait()
-        except Exception as error:
-            self._give_up(error)
+        except Exception as failed:
+            error = failed
+        if distributed.anywhere(error is not None):
+            self._give_up(error or OSError("another process could not write its part, see its log"))
         else:
             self._pending = None
             self._failed_in_a_row = 0
@@ -300,7 +322,7 @@ def load_params(
     if step not in steps:
         raise CheckpointError(f"{folder} has no checkpoint {which!r}, only {steps}.")
     path = folder / str(step)
-    found = _read_metadata(path)
+    found = contents(path)
     names = (key,) if part is None else (key, part)
     for name in names:
         if not found.get(name):
@@ -309,12 +331,12 @@ def load_params(
         found = found[name]
     if abstract is None:
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found)
-    _check_fits(abstract, found, path, check_types=False)
+    check_fits(abstract, found, path, check_types=False)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
         wanted = {key: abstract if part is None else {part: abstract}}
-        loaded = ocp.load(path, wanted, checkpointable_name=_STATE)[key]
+        loaded = ocp.load(path, wanted, checkpointable_name=STATE)[key]
     return loaded if part is None else loaded[part]
 
 
@@ -351,45 +373,6 @@ def _best_step(folder: epath.Path, steps: list[int], name: str | None, mode: str
             f"{', '.join(known) or 'none'}."
         )
     return ranked[0]
-
-
-def _read_metadata(path: epath.Path) -> dict[str, Any]:
-    """The saved state's names, shapes and types, as nested dicts and lists."""
-    found = ocp.checkpointables_metadata(path).metadata
-    if not found.get(_STATE):
-        raise CheckpointError(f"{path} holds no '{_STATE}', only {sorted(found)}; who wrote it?")
-    return found[_STATE]
-
-
-def _check_fits(abstract: PyTree, found: PyTree, path: epath.Path, *, check_types: bool) -> None:
-    """Raises a CheckpointError that lists what differs between a checkpoint and what is wanted."""
-    want, have = _described(abstract, check_types), _described(found, check_types)
-    names = list(collections.ChainMap(want, have))
-    wrong = [name for name in sorted(names) if want.get(name) != have.get(name)]
-    if wrong:
-        lines = [
-            f"  {name}: expected {want.get(name, 'nothing')}, found {have.get(name, 'nothing')}"
-            for name in wrong[:_SHOWN]
-        ]
-        if len(wrong) > _SHOWN:
-            lines.append(f"  and {len(wrong) - _SHOWN} more")
-        raise CheckpointError(
-            f"Checkpoint {path} does not fit: {len(wrong)} of {len(names)} arrays differ.\n"
-            + "\n".join(lines)
-            + "\nUse the model and optimizer settings that it was saved with, or another workdir."
-        )
-
-
-def _described(tree: PyTree, with_types: bool) -> dict[str, str]:
-    """Shapes (and types) by name. Empty containers and Nones have no name, as in metadata."""
-    out = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)  # keys are stored as their data
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        shape = ",".join(map(str, leaf.shape))
-        out[name] = f"{np.dtype(leaf.dtype).name if with_types else ''}[{shape}]"
-    return out
 
 
 def _free_space(folder: epath.Path) -> str:

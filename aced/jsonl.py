@@ -1,4 +1,9 @@
-"""Files of JSON objects, one a line, that survive kills, full disks and object stores."""
+"""Files of JSON objects, one a line, that survive kills, full disks and object stores.
+
+An object of a store cannot be appended to, only written anew. So that a long run does not upload
+all of its lines again and again, a file there is cut into parts: `picks.jsonl`, `picks.jsonl.1`,
+..., of which only the last one changes.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +13,7 @@ from absl import logging
 from etils import epath
 
 Line = dict[str, Any]
+_PART_BYTES = 4_000_000  # a part that has so many is done
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -27,6 +33,23 @@ def parse(text: str, path: epath.Path) -> list[Line]:
     return lines
 
 
+def parts(path: epath.Path) -> list[epath.Path]:
+    """The files that hold the lines of `path`, in order; outside of object stores one at most."""
+    found = [path] if path.exists() else []
+    while found and is_remote(path) and _part(path, len(found)).exists():
+        found.append(_part(path, len(found)))
+    return found
+
+
+def _part(path: epath.Path, number: int) -> epath.Path:
+    return path.with_name(f"{path.name}.{number}") if number else path
+
+
+def read(path: epath.Path) -> list[Line]:
+    """The complete lines of a file, all its parts together."""
+    return [line for part in parts(path) for line in parse(part.read_text(), part)]
+
+
 def drop_after(path: epath.Path, step: int | None) -> list[Line]:
     """Removes the lines after `step` and incomplete ones from a file; returns the others.
 
@@ -34,16 +57,19 @@ def drop_after(path: epath.Path, step: int | None) -> list[Line]:
         path: the file; each of its lines has a "step".
         step: the last step to keep; None: keep nothing.
     """
-    if not path.exists():
-        return []
-    text = path.read_text()
-    lines = parse(text, path)
-    kept = [line for line in lines if step is not None and line["step"] <= step]
-    if dumps(kept) != text:
-        logging.info("%s: %d of %d lines go on from here.", path, len(kept), len(lines))
-        repaired = path.with_name(f"{path.name}.repaired")
-        repaired.write_text(dumps(kept))
-        repaired.replace(path)  # at no time is there less than what is kept
+    kept: list[Line] = []
+    for part in reversed(parts(path)):  # so that a kill in between leaves no gap
+        text = part.read_text()
+        lines = parse(text, part)
+        keep = [line for line in lines if step is not None and line["step"] <= step]
+        if dumps(keep) != text:
+            logging.info("%s: %d of %d lines go on from here.", part, len(keep), len(lines))
+            repaired = part.with_name(f"{part.name}.repaired")
+            repaired.write_text(dumps(keep))
+            repaired.replace(part)  # at no time is there less than what is kept
+        if not keep and part != path:
+            part.unlink()
+        kept = keep + kept
     return kept
 
 
@@ -53,13 +79,15 @@ def dumps(lines: Sequence[Line]) -> str:
 
 
 class Lines:
-    """Appends to a file; in an object store, the whole object is written anew each time."""
+    """Appends to a file; in an object store, its last part is written anew each time."""
 
     def __init__(self, path: epath.Path):
         self._path = path
         self._remote = is_remote(path)
         if self._remote:
-            self._text = path.read_text() if path.exists() else ""
+            self._number = max(len(parts(path)) - 1, 0)
+            last = _part(path, self._number)
+            self._text = last.read_text() if last.exists() else ""
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -72,9 +100,10 @@ class Lines:
             OSError: they could not be written.
         """
         if self._remote:
-            text = self._text + dumps(lines)
-            self._path.write_text(text)
-            self._text = text
+            is_done = len(self._text) >= _PART_BYTES
+            text = dumps(lines) if is_done else self._text + dumps(lines)
+            _part(self._path, self._number + is_done).write_text(text)
+            self._text, self._number = text, self._number + is_done
             return
         data = dumps(lines).encode()
         with open(self._path, "ab") as file:

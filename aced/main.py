@@ -5,10 +5,11 @@ import os
 import re
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from aced import summary, train
+from aced import distributed, summary, train
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
 from aced.data.pipeline import InputError
@@ -30,6 +31,14 @@ _WORKDIR = flags.DEFINE_string(
     "Folder of the run, local or gs://. Starting again with the same folder goes on where the run "
     "stopped. Default: runs/<name of the config file>.",
 )
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed",
+    None,
+    "Start this command on every machine and train as one run. The processes find each other on "
+    "Cloud TPU VMs, in GKE, under SLURM and Open MPI; elsewhere set ACED_COORDINATOR=host:port of "
+    "process 0, ACED_NUM_PROCESSES and ACED_PROCESS_ID. The workdir is one that all see. A process "
+    "that is silent for ACED_HEARTBEAT_SECONDS (100) counts as dead and ends the run.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -39,11 +48,17 @@ def main(argv: list[str]) -> None:
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     workdir = _WORKDIR.value or os.path.join("runs", _run_name())
     logging.info("workdir: %s", workdir)
-    try:
-        train.run(_CONFIG.value, workdir)
-        print(summary.table(workdir))
-    except (ConfigError, TrainingError, CheckpointError, DatasetError, InputError) as error:
-        sys.exit(f"\n{type(error).__name__}: {error}")
+    with distributed.ending_together():
+        try:
+            if _DISTRIBUTED.value:
+                distributed.initialize()
+            elif _DISTRIBUTED.value is None:
+                distributed.refuse_to_run_alone()
+            train.run(_CONFIG.value, workdir)
+            if jax.process_index() == 0:
+                print(summary.table(workdir))
+        except (ConfigError, TrainingError, CheckpointError, DatasetError, InputError) as error:
+            sys.exit(f"\n{type(error).__name__}: {error}")
 
 
 def _is_ours_or_serious(record: stdlib_logging.LogRecord) -> bool:

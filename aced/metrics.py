@@ -25,7 +25,7 @@ from aced import jsonl
 
 FILE = "metrics.jsonl"
 PICKS_FILE = "picks.jsonl"
-_REMOTE_SECONDS = 30.0  # between uploads to an object store, which rewrite the whole file
+_REMOTE_SECONDS = 30.0  # between uploads to an object store, which write a part anew
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -180,7 +180,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
     path = epath.Path(workdir) / FILE
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; is {workdir} the workdir of a run?")
-    lines = jsonl.parse(path.read_text(), path)
+    lines = jsonl.read(path)
     return [{name: _NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
 
 

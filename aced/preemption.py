@@ -1,25 +1,44 @@
-"""SIGTERM as a flag: a machine that is taken away gives a run the time to save."""
+"""SIGTERM as a question: a machine that is taken away gives a run the time to save."""
 
+import itertools
 import signal
 import threading
 from types import FrameType
 
+import jax
 from absl import logging
+from jax.experimental import multihost_utils
 
 EXIT_CODE = 42  # everything is saved; start the same command again
 
 
 class Preemption:
-    """While the `with` block runs, `requested` tells whether SIGTERM has come.
+    """While the `with` block runs, `reached` tells when to save and stop.
 
-    A second SIGTERM ends the process at once. Outside the main thread, where Python delivers no
-    signals, it stays False.
+    In one process that is after the step in which SIGTERM comes; a second SIGTERM ends the process
+    at once. Outside the main thread, where Python delivers no signals, it never comes.
+
+    Of several processes it is enough that one gets the signal: JAX, which catches it from
+    `jax.distributed.initialize` on, has them all stop after the same step, within a few.
     """
 
-    requested = False
+    # JAX wants a number that only grows, on all processes alike. Steps begin anew in a run that
+    # comes after another one in this process.
+    _questions = itertools.count(1)
+
+    def __init__(self):
+        self._requested = False
+        self._installed = False
+
+    def reached(self) -> bool:
+        """Whether to stop here. Every process asks once after each step."""
+        if jax.process_count() == 1:
+            return self._requested
+        return multihost_utils.reached_preemption_sync_point(next(self._questions))
 
     def __enter__(self) -> "Preemption":
-        self._installed = threading.current_thread() is threading.main_thread()
+        in_main = threading.current_thread() is threading.main_thread()
+        self._installed = in_main and jax.process_count() == 1
         if self._installed:
             self._before = signal.signal(signal.SIGTERM, self._on_signal)
         return self
@@ -31,5 +50,5 @@ class Preemption:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         logging.warning("SIGTERM: the run stops after this step and saves.")
-        self.requested = True
+        self._requested = True
         signal.signal(number, self._before)

@@ -14,8 +14,9 @@ FILE = "config.json"
 # What changes neither the examples of a step nor what is made of them. The length of the run is
 # here, too: it moves the learning rate from there on, and extending a run is what people do.
 _MAY_CHANGE = re.compile(
-    r"total_\w+|log_steps|picks_steps|max_skipped_in_a_row|(evals|checkpoint|before|init)\..*"
-    r"|data\.(num_threads|prefetch|max_skipped_in_a_row)|method\.score_micro_batch"
+    r"total_\w+|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
+    r"|(evals|checkpoint|before|init|mesh)\..*"
+    r"|data\.(num_threads|prefetch|max_skipped_in_a_row)|method\.((score|train)_micro_batch|form)"
     r"|method\..*(model\.(scan|remat|attention)|checkpoint)"
 )
 

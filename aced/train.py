@@ -5,9 +5,8 @@ else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
 """
 
 import dataclasses
-import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,14 +17,14 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from aced import (
+    distributed,
     durations,
     evaluators,
     methods,
     metrics,
-    optimizer,
+    program,
     progress,
     record,
-    schedules,
     state,
 )
 from aced.checkpoint import CheckpointConfig, Checkpointer, load_params
@@ -38,7 +37,9 @@ from aced.methods.frozen import CheckpointOf, check_same_model, trained_model
 from aced.models import two_tower
 from aced.optimizer import OptimizerConfig
 from aced.parallel import mesh as meshes
+from aced.parallel.mesh import MeshConfig
 from aced.preemption import EXIT_CODE, Preemption
+from aced.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class TrainConfig:
     total_epochs: float | None = None  # of examples read: B per step
     method: Any = dataclasses.field(default_factory=methods.ContrastiveConfig)
     data: sources.DataConfig = sources.DataConfig()
+    mesh: MeshConfig = MeshConfig()
     init: CheckpointOf = CheckpointOf()  # a trained model to go on from
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.0  # 0: no moving average of the parameters
@@ -60,6 +62,7 @@ class TrainConfig:
     log_steps: int = 50  # a line of metrics every so many steps
     picks_steps: int = 100  # a line of picks.jsonl (ids trained on) every so many; 0: none
     max_skipped_in_a_row: int = 20  # non-finite steps that stop the run
+    watchdog_minutes: float = 30.0  # without a step, an evaluation or a save end the run; 0: never
     before: dict[str, Any] = dataclasses.field(default_factory=dict)  # runs to finish first
 
     def __post_init__(self):
@@ -70,6 +73,12 @@ class TrainConfig:
             raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be in [0, 2^32), got {self.seed}.")
+        if self.watchdog_minutes and self.watchdog_minutes <= self.checkpoint.timeout_minutes:
+            raise ConfigError(
+                f"watchdog_minutes = {self.watchdog_minutes} must be 0 (no watchdog) or above "
+                f"checkpoint.timeout_minutes = {self.checkpoint.timeout_minutes}, since saves are "
+                "waited for."
+            )
         best = self.checkpoint.best_metric
         if best is not None and best.partition("/")[0] not in self.evals:
             raise ConfigError(
@@ -90,15 +99,18 @@ def run(
 ) -> dict[str, int | float]:
     """Trains to the end, or goes on where the run in `workdir` stopped.
 
+    All processes of a run make this call, with the same arguments.
+
     Args:
         config: a `ConfigDict` or mapping of `TrainConfig`.
-        workdir: folder of this run, local or gs://; holds config.json, checkpoints/,
-            metrics.jsonl, picks.jsonl, skipped.jsonl and, in folders of their own, the runs of
-            `config.before`.
+        workdir: folder of this run, local or gs://, one for all processes; holds config.json,
+            checkpoints/, metrics.jsonl, picks.jsonl, skipped.jsonl and, in folders of their own,
+            the runs of `config.before`.
         devices: the devices to use; None: all.
 
     Returns:
-        The last value of every metric.
+        The last value of every metric; nothing on processes other than the first, which has the
+        files.
 
     Raises:
         ConfigError: a setting is wrong, or is not what the run in `workdir` started with. What
@@ -108,15 +120,16 @@ def run(
     """
     settings = parse(config)
     folder = epath.Path(workdir)
+    distributed.check_shared(folder)
     for name, earlier in settings.before.items():
         logging.info("%s runs first, in %s", name, folder / name)
         run(earlier, str(folder / name), devices)
 
     settings = dataclasses.replace(settings, method=settings.method.resolve(workdir))
-    mesh = meshes.make_mesh(devices)
-    with jax.set_mesh(mesh):
-        loop(set_up(settings, mesh, folder))
-    return metrics.last_values(folder)
+    mesh = meshes.make_mesh(devices, settings.mesh)
+    with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
+        loop(set_up(settings, mesh, folder), watchdog)
+    return metrics.last_values(folder) if jax.process_index() == 0 else {}
 
 
 def parse(config: Any) -> TrainConfig:
@@ -126,7 +139,8 @@ def parse(config: Any) -> TrainConfig:
         ConfigError: a setting is unknown, wrong or missing; the message names its path.
     """
     settings = from_config(TrainConfig, config)
-    settings = dataclasses.replace(settings, method=methods.parse(settings.method))
+    method = methods.parse(settings.method).for_batch(settings.batch_size)
+    settings = dataclasses.replace(settings, method=method)
     # Both refuse what does not fit; how long an epoch is will be known with the data.
     candidates = settings.method.super_batch_size(settings.batch_size)
     durations.steps(settings, "total", batch_size=settings.batch_size, data_size=candidates)
@@ -143,17 +157,12 @@ class Run:
     """A run that is ready for its first step."""
 
     settings: TrainConfig
-    method: Any
-    mesh: Mesh
+    program: program.Program
     folder: epath.Path
     source: sources.Source
-    candidates: int  # B, the examples read for each step
-    total_steps: int
     start: int | None  # step that was restored; None: a new run
     state: state.TrainState
     frozen: dict[str, PyTree]
-    step: Callable  # (state, frozen, batch) -> (state, metrics), jitted; donates the state
-    learning_rate: schedules.Schedule
     checkpoints: Checkpointer
     evals: dict[str, tuple[int, evaluators.Evaluator]]  # period in steps, evaluator
 
@@ -165,9 +174,9 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
         ConfigError: sizes do not fit together, or the run in `folder` had other settings.
         CheckpointError: a checkpoint is missing or of another shape.
     """
-    everywhere = meshes.replicated(mesh)
-    method = methods.build(settings.method)
-    for prefix, model in method.models.items():
+    source = sources.open_source(settings.data)
+    prog = program.build(settings, mesh, len(source))
+    for prefix, model in prog.method.models.items():
         try:
             two_tower.check_tokenizer(model, get_tokenizer(model.tokenizer))
         except ConfigError as error:
@@ -175,108 +184,81 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
                 f"The model {prefix.rstrip('/') or 'method.model'}: {error}"
             ) from error
 
-    # Input and durations. An epoch is a pass over the data, of which a step reads B, trains on b.
-    source = sources.open_source(settings.data)
-    candidates = settings.method.super_batch_size(settings.batch_size)
-    _check_batch(settings, candidates, mesh)
-    data_size = max(1, len(source) * settings.batch_size // candidates)
-    sizes = {"batch_size": settings.batch_size, "data_size": data_size}
-    sizes["total_steps"] = total_steps = durations.steps(settings, "total", **sizes)
-
-    # Model, optimizer, step.
-    key = jax.random.key(settings.seed)
-    shapes = jax.eval_shape(method.init_params, key)
-    tx, learning_rate = optimizer.build(settings.optimizer, shapes, **sizes)
-    step = jax.jit(
-        functools.partial(method.train_step, tx=tx, ema_decay=settings.ema_decay),
-        donate_argnums=0,
-        out_shardings=everywhere,
-    )
-
-    def new_state(key: jax.Array) -> state.TrainState:
-        params_key, step_key = jax.random.split(key)
-        params = method.init_params(params_key)
-        return state.create(params, tx, step_key, ema=settings.ema_decay > 0)
-
     # The record of a run: what it was started with, which a run that goes on may not change.
     record.check(folder, settings, source.fingerprint)
 
     # Where it starts from: its newest checkpoint, another run's model, or nothing.
     frozen = {
-        name: load_model(item, _on(everywhere, functools.partial(two_tower.init, item.model)))
-        for name, item in method.frozen.items()
+        name: load_model(item, prog.frozen[name]) for name, item in prog.method.frozen.items()
     }
     checkpoints = Checkpointer(folder, settings.checkpoint)
-    restored = checkpoints.restore_or(_on(everywhere, new_state))
+    restored = checkpoints.restore_or(prog.state)
     if restored is None:
         start = None
-        train_state = jax.jit(new_state, out_shardings=everywhere)(key)
+        train_state = prog.new_state(jax.random.key(settings.seed))
         train_state = _with_initial_model(train_state, settings, folder)
     else:
         train_state, start = restored
-        logging.info("%s goes on after step %d of %d.", folder, start, total_steps)
+        logging.info("%s goes on after step %d of %d.", folder, start, prog.total_steps)
     record.write(folder, settings, source.fingerprint)
 
     # Evaluations.
     evals = {
         name: (
-            durations.steps(item, "every", **sizes, default=total_steps),
-            evaluators.build(item, method.config.model, mesh),
+            durations.steps(item, "every", **prog.sizes, default=prog.total_steps),
+            evaluators.build(item, prog.method.config.model, mesh),
         )
         for name, item in settings.evals.items()
     }
     return Run(
         settings=settings,
-        method=method,
-        mesh=mesh,
+        program=prog,
         folder=folder,
         source=source,
-        candidates=candidates,
-        total_steps=total_steps,
         start=start,
         state=train_state,
         frozen=frozen,
-        step=step,
-        learning_rate=learning_rate,
         checkpoints=checkpoints,
         evals=evals,
     )
 
 
-def loop(run: Run) -> None:
+def loop(run: Run, watchdog: Watchdog) -> None:
     """Takes the steps that are left.
 
     At most two steps are in flight; only a line of metrics, an evaluation or a checkpoint waits
-    for the devices.
+    for the devices. All processes take the same way through it.
     """
-    settings, start = run.settings, run.start or 0
-    if start >= run.total_steps:
+    settings, prog, start = run.settings, run.program, run.start or 0
+    if start >= prog.total_steps:
         logging.info("%s is finished: it has %d steps.", run.folder, start)
         run.checkpoints.close()
         return
     budget = metrics.Budget(
         examples_trained=settings.batch_size,
-        examples_scored=run.candidates if settings.method.selects else 0,
-        flops=run.method.flops_per_step(settings.batch_size),
+        examples_scored=prog.candidates if settings.method.selects else 0,
+        flops=prog.method.flops_per_step(settings.batch_size),
     )
-    peak = progress.peak_flops(run.mesh.devices.flat[0].device_kind)
-    counters = pipeline.InputCounters(on_skip=SkippedRecords(run.folder, jax.process_index()))
+    peak = progress.peak_flops(prog.mesh.devices.flat[0].device_kind)
+    skipped = SkippedRecords(run.folder, jax.process_index())
+    counters = pipeline.InputCounters(on_skip=skipped)
     with (
         Preemption() as preemption,
         run.checkpoints as checkpoints,
         metrics.Writer(run.folder, budget, run.start) as writer,
-        progress.Progress(run.total_steps) as line,
+        progress.Progress(prog.total_steps) as line,
+        skipped,
         _batches(run, start, counters) as host_batches,
-        DevicePrefetch(host_batches, run.mesh) as batches,
+        DevicePrefetch(host_batches, prog.mesh) as batches,
     ):
-        meter = progress.Meter(budget, start, peak=peak and peak * run.mesh.size)
+        meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
         train_state, previous = run.state, None
-        for step in range(start + 1, run.total_steps + 1):
+        for step in range(start + 1, prog.total_steps + 1):
             batch = batches.next(previous and previous["loss"])
-            train_state, out = run.step(train_state, run.frozen, batch)
+            train_state, out = prog.step(train_state, run.frozen, batch)
             if previous is not None:
                 _check_finite(step - 1, previous, settings, writer)
-            previous, last, measured = out, step == run.total_steps, {}
+            previous, last, measured = out, step == prog.total_steps, {}
 
             # Numbers.
             if step % settings.log_steps == 0 or last:
@@ -284,8 +266,8 @@ def loop(run: Run) -> None:
                 del measured["picks"]
                 meter.spend("data", batches.take_waited())
                 measured |= {
-                    "learning_rate": run.learning_rate(step - 1 - int(measured["skipped"])),
-                    "wall/records_skipped": counters.skipped,
+                    "learning_rate": prog.learning_rate(step - 1 - int(measured["skipped"])),
+                    "wall/records_skipped": distributed.total(counters.skipped),
                     **meter.measure(step),
                 }
             if settings.picks_steps and (step % settings.picks_steps == 0 or last):
@@ -294,34 +276,37 @@ def loop(run: Run) -> None:
             for name in due:
                 with meter.paused():
                     values = run.evals[name][1](train_state.eval_params["model"])
+                watchdog.alive()
                 measured |= {f"{name}/{key}": value for key, value in values.items()}
             if measured:
                 writer.write(step, measured)
                 line.show(step, measured)
 
             # Checkpoints. The metrics are on disk before the checkpoint that claims them.
-            force = last or preemption.requested or bool(due and settings.checkpoint.keep_best)
+            preempted = preemption.reached()
+            force = last or preempted or bool(due and settings.checkpoint.keep_best)
             if force or step % settings.checkpoint.every_steps == 0:
                 writer.flush()
             checkpoints.save(step, train_state, measured, force=force)
-            if preemption.requested and not last:
+            if preempted and not last:
                 checkpoints.wait()
                 logging.warning("Step %d is saved; start the same command again.", step)
                 sys.exit(EXIT_CODE)
+            watchdog.alive()
         if previous is not None:
-            _check_finite(run.total_steps, previous, settings, writer)
+            _check_finite(prog.total_steps, previous, settings, writer)
 
 
 def _batches(run: Run, start: int, counters: pipeline.InputCounters) -> pipeline.Batches:
+    prog = run.program
     return pipeline.train_batches(
         run.source,
         run.settings.data,
-        {prefix: pipeline.View.of(model) for prefix, model in run.method.models.items()},
-        batch_size=run.candidates,
+        {prefix: pipeline.View.of(model) for prefix, model in prog.method.models.items()},
+        batch_size=prog.candidates,
         seed=run.settings.seed,
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=meshes.local_rows(prog.mesh, prog.candidates),
         counters=counters,
     )
 
@@ -344,35 +329,12 @@ def _with_initial_model(
     init = dataclasses.replace(settings.init, checkpoint=settings.init.folder(str(folder)))
     check_same_model(settings.method.model, trained_model(init.checkpoint), init.checkpoint)
     old = train_state.params["model"]
-    model = load_model(init, jax.tree.map(lambda x: _shape(x, x.sharding), old))
+    places = jax.tree.map(lambda x: x.sharding, old)
+    model = load_model(init, program.placed(old, places))
     logging.info("The model starts from %s.", init.checkpoint)
     params = {**train_state.params, "model": model}
     ema = None if train_state.ema is None else jax.tree.map(lambda x: x.copy(), params)
     return train_state.replace(params=params, ema=ema)
-
-
-def _shape(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def _on(sharding: jax.sharding.Sharding, init: Callable[[jax.Array], PyTree]) -> PyTree:
-    """The shapes of what `init` makes of a key, on `sharding`."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda x: _shape(x, sharding), shapes)
-
-
-def _check_batch(settings: TrainConfig, candidates: int, mesh: Mesh) -> None:
-    for what, size in (("batch_size", settings.batch_size), ("The super-batch", candidates)):
-        if size % mesh.size:
-            raise ConfigError(
-                f"{what} = {size} cannot be shared by {mesh.size} devices; make it a multiple."
-            )
-    if settings.method.selects and settings.method.selection.strata % mesh.size:
-        logging.warning(
-            "method.selection.strata = %d is no multiple of the %d devices: the chosen pictures "
-            "move between devices in every step, and with many devices they do not fit.",
-            *(settings.method.selection.strata, mesh.size),
-        )
 
 
 def _check_finite(

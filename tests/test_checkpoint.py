@@ -16,6 +16,7 @@ from flax import struct
 from aced import optimizer
 from aced.checkpoint import CheckpointConfig, Checkpointer, CheckpointError, load_params
 from aced.config import ConfigError
+from tests import many_processes
 
 
 @struct.dataclass
@@ -394,3 +395,68 @@ def test_kill_in_the_middle_of_a_save(tmp_path, event, path):
         assert_identical(got, state)
         assert checkpointer.save(2, state)
     assert folders(tmp_path) == [1, 2]  # what the killed process left is gone
+
+
+PROCESSES = """
+import math, os, resource, sys, time
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from aced import distributed
+from aced.checkpoint import CheckpointConfig, Checkpointer
+
+folder, failing = os.environ["FOLDER"], int(os.environ["FAILING"])
+config = CheckpointConfig(every_steps=1, keep_last=1, timeout_minutes=0.1)
+
+def room(size):
+    if jax.process_index() == failing:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+def state(seed):
+    rows = np.random.default_rng(seed).normal(size=(4, 256, 256)).astype(np.float32)
+    return {"params": jax.make_array_from_callback(rows.shape, sharding, lambda i: rows[i])}
+
+with distributed.ending_together():
+    distributed.initialize()
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, P("x"))
+    with Checkpointer(folder, config) as checkpointer:
+        checkpointer.save(1, state(1))
+        checkpointer.wait()
+        room(200_000)  # the log is less, the arrays are more
+        assert checkpointer.save(2, state(2))
+        while checkpointer._orbax.is_saving_in_progress():
+            time.sleep(0.05)
+        room(resource.RLIM_INFINITY)
+        assert checkpointer.save(3, state(3))
+        assert checkpointer.failed_saves == 1, checkpointer.failed_saves
+        checkpointer.wait()
+        print("has", checkpointer.steps(), flush=True)
+        room(200_000)  # the log is less, the arrays are more
+        checkpointer.save(4, state(4))
+        # leaving the block waits for it
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_full_disk_of_one_process_of_two(tmp_path, failing):
+    settings = {"FOLDER": tmp_path / "run", "FAILING": failing}
+    with many_processes.start(2, 2, ["-c", PROCESSES], tmp_path, **settings) as started:
+        codes = started.exit_codes(120)
+    outputs = [started.output(i) for i in range(2)]
+    assert codes == [1, 1], outputs[0] + outputs[1]
+    for output in outputs:
+        assert "has [3]" in output
+        assert "CheckpointError: The last checkpoint of this run could not be written" in output
+    assert "checkpoints/2 could not be written" in outputs[failing]
+    assert "File too large" in outputs[failing]
+    assert "another process could not write its part" in outputs[1 - failing] or (
+        "failure 1 in a row): " in outputs[1 - failing]
+    )
+    rows = np.random.default_rng(3).normal(size=(4, 256, 256)).astype(np.float32)
+    np.testing.assert_array_equal(load_params(tmp_path / "run"), rows)
+    # One process goes on with what two have left.
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        _, step = checkpointer.restore_or(abstract({"params": jnp.asarray(rows)}))
+        assert step == 3
+        assert checkpointer.save(4, {"params": jnp.asarray(rows)}, force=True)
+    assert folders(tmp_path / "run") == [3, 4]

@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto import event_pb2
 
-from aced import metrics
+from aced import jsonl, metrics
 
 BUDGET = metrics.Budget(examples_trained=4, examples_scored=20, flops=1e9)
 
@@ -186,6 +186,25 @@ def test_object_stores_get_whole_files_now_and_then(bucket):
     lines = without_wall(metrics.read("gs://bucket/run"))
     assert lines == without_wall(metrics.read("gs://bucket/whole"))
     assert len(lines) == 15
+
+
+def test_long_files_in_object_stores_are_cut_into_parts(bucket, monkeypatch):
+    monkeypatch.setattr(jsonl, "_PART_BYTES", 1500)
+    monkeypatch.setattr(metrics, "_REMOTE_SECONDS", 0.0)
+    path = epath.Path("gs://bucket/run/metrics.jsonl")
+    train(path.parent, 1, 40)
+    sizes = [part.stat().length for part in jsonl.parts(path)]
+    assert len(sizes) >= 4
+    assert all(1500 <= size < 1800 for size in sizes[:-1])
+    assert max(bucket[part.name] for part in jsonl.parts(path)) < 15  # of 50 uploads
+
+    train(path.parent, 9, 24, resume=8)  # drops whole parts and a piece of one
+    train("gs://bucket/whole", 1, 24)
+    whole = metrics.read("gs://bucket/whole")
+    assert without_wall(metrics.read(path.parent)) == without_wall(whole)
+    train(path.parent, 1, 2)  # anew
+    assert [part.name for part in jsonl.parts(path)] == ["metrics.jsonl"]
+    assert len(metrics.read(path.parent)) == 2
 
 
 def test_a_full_disk_does_not_stop_the_run(tmp_path):

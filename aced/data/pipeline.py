@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from aced.config import ConfigError
 from aced.data.records import RecordError, Source
@@ -115,13 +116,12 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, " n"] | None = None,
     counters: InputCounters | None = None,
 ) -> Batches:
     """Returns this process's part of super-batches `start_step`, `start_step + 1`, ... without end.
 
-    Every batch is a dict of arrays with B / process_count rows: `image` uint8 [n h w 3], `text`
+    Every batch is a dict of arrays with n rows: `image` uint8 [n h w 3], `text`
     int32 [n l], `id` int32 [n], `<prefix>image` and `<prefix>text` of the views that differ from
     the learner's, and, where the source has them, `label` int32 [n] and `is_noisy` bool [n].
 
@@ -136,19 +136,17 @@ def train_batches(
             super-batch holds examples more than once, which is warned about.
         seed: of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
-        process_index: p; this process reads rows [p B / P, (p + 1) B / P) of every super-batch.
-        process_count: P.
+        rows: the rows of every super-batch that this process reads. None: all B.
         counters: counts skipped records.
 
     Raises:
-        ConfigError: the data set is empty, a vocabulary file is missing, there is no view "", or
-            processes cannot share B equally.
+        ConfigError: the data set is empty, a vocabulary file is missing, or there is no view "".
         InputError: from `next`: `config.max_skipped_in_a_row` records in a row are unreadable.
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"The seed of the input must be in [0, 2^32), got {seed}.")
     counters = counters or InputCounters()
-    local = _local_size(batch_size, process_count)
+    rows = np.arange(batch_size) if rows is None else rows
     reader = _Reader(source, config, counters)
     known = _known_fields(source, config)
     render = _Render(views)
@@ -163,16 +161,16 @@ def train_batches(
     order[0]  # grain sets up its bookkeeping at the first access, which must not be concurrent
 
     def row(k: int) -> Row:
-        step, i = divmod(k, local)
-        draw = step * batch_size + process_index * local + i
+        step, i = divmod(k, len(rows))
+        draw = step * batch_size + int(rows[i])
         example = reader.read_from(int(order[draw]))
         texts = example.texts
         several = config.caption == "random" and len(texts) > 1
         text = texts[_random(seed, draw) % len(texts)] if several else texts[0]
         return render(example.image, text) | example.fields(known)
 
-    rows = grain.MapDataset.range(start_step * local, sys.maxsize).map(row)
-    return Batches(rows, local, render.stack, config)
+    examples = grain.MapDataset.range(start_step * len(rows), sys.maxsize).map(row)
+    return Batches(examples, len(rows), render.stack, config)
 
 
 def eval_batches(
@@ -182,14 +180,13 @@ def eval_batches(
     batch_size: int,
     max_examples: int | None = None,
     captions: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, " n"] | None = None,
     config: DataConfig | None = None,
     counters: InputCounters | None = None,
 ) -> Batches:
     """Returns every example once, in order: this process's part of each global batch.
 
-    All processes get the same number of batches. A batch has n = batch_size / process_count rows:
+    All processes get the same number of batches. A batch has n rows:
     `image` uint8 [n h w 3]; `text` int32 [n l], the first caption; `texts` int32 [n k l], the first
     k captions, and `texts_mask` bool [n k], whether there are so many; `id` int32 [n]; `mask` bool
     [n], False where the data set is at its end or a record cannot be read (such a row is zeros,
@@ -201,24 +198,23 @@ def eval_batches(
         batch_size: rows of a global batch.
         max_examples: stop after so many examples. None: all.
         captions: k, the most captions of one picture that are wanted.
-        process_index: p; this process reads rows [p B / P, (p + 1) B / P) of every batch.
-        process_count: P.
+        rows: the rows of every global batch that this process reads. None: all of them.
         config: threads and limits. None: the defaults.
         counters: counts records that cannot be read.
 
     Raises:
-        ConfigError: the data set is empty, or processes cannot share a batch equally.
+        ConfigError: the data set is empty.
     """
     config = config or DataConfig()
-    local = _local_size(batch_size, process_count)
+    rows = np.arange(batch_size) if rows is None else rows
     reader = _Reader(source, config, counters or InputCounters())
     known = _known_fields(source, config)
     tokenizer = get_tokenizer(view.tokenizer)
     count = len(source) if max_examples is None else min(len(source), max_examples)
 
     def row(k: int) -> Row:
-        batch, i = divmod(k, local)
-        index = batch * batch_size + process_index * local + i
+        batch, i = divmod(k, len(rows))
+        index = batch * batch_size + int(rows[i])
         example = reader.read(index, need_caption=False) if index < count else "the end"
         usable = isinstance(example, _Example)
         texts = np.zeros((captions, view.tokenizer.length), np.int32)
@@ -232,8 +228,8 @@ def eval_batches(
         row = {"image": image, "text": texts[0], "texts": texts, "texts_mask": mask}
         return row | {"mask": np.bool_(usable)} | fields
 
-    rows = grain.MapDataset.range(-(-count // batch_size) * local).map(row)
-    return Batches(rows, local, _stack, config)
+    examples = grain.MapDataset.range(-(-count // batch_size) * len(rows)).map(row)
+    return Batches(examples, len(rows), _stack, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,15 +333,6 @@ def _sharers(keys: Mapping[str, Any]) -> list[tuple[Any, list[str]]]:
 
 def _stack(rows: Sequence[Row]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _local_size(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(
-            f"A batch of {batch_size} rows cannot be shared equally by {process_count} processes; "
-            "make the batch size a multiple of the number of processes."
-        )
-    return batch_size // process_count
 
 
 def _random(seed: int, draw: int) -> int:

@@ -14,9 +14,10 @@ FILE = "skipped.jsonl"
 class SkippedRecords:
     """Appends each skipped record to `<workdir>/skipped.jsonl`, once per start of the run.
 
-    All of them are in the log, too.
+    All of them are in the log, too. Of several processes each has a file of its own.
 
-    A callback for `pipeline.InputCounters`, which calls it from one thread at a time.
+    A callback for `pipeline.InputCounters`, which calls it from one thread at a time; at the end of
+    a `with` block, when nothing calls any more, the last ones are written.
     """
 
     def __init__(self, workdir: epath.PathLike, process_index: int = 0):
@@ -36,8 +37,18 @@ class SkippedRecords:
         self._pending.append({"source": source, "id": index, "reason": reason, "time": time.time()})
         if time.monotonic() < self._next:
             return
-        # An object store is written to twice a minute at most: it takes the file anew each time.
+        # An object store is written to twice a minute at most: it takes a part anew each time.
         self._next = time.monotonic() + (30.0 if jsonl.is_remote(self._path) else 0.0)
+        self._write()
+
+    def __enter__(self) -> "SkippedRecords":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pending:
+            self._write()
+
+    def _write(self) -> None:
         try:
             self._lines = self._lines or jsonl.Lines(self._path)
             self._lines.write(self._pending)

@@ -23,7 +23,8 @@ class Embedder:
 
     def __init__(self, model: TwoTowerConfig, mesh: Mesh, batch_size: int):
         self._config, self._mesh = model, mesh
-        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        shards = meshes.example_shards(mesh)
+        self._batch_size = -(-batch_size // shards) * shards
         tower = TwoTower(model)
         self._image = jax.jit(
             lambda params, x: tower.apply({"params": params}, x, method="encode_image")
@@ -51,8 +52,7 @@ class Embedder:
             batch_size=self._batch_size,
             max_examples=config.max_examples,
             captions=max(captions, 1),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=meshes.local_rows(self._mesh, self._batch_size),
             config=config.data,
             counters=counters,
         )

@@ -1,0 +1,156 @@
+"""What is compiled: a run's step, with the shape and the place on the mesh of all that it touches.
+
+Nothing here reads data or holds an array, so that a step can be compiled for machines that are not
+there (`aced.preflight`) as it is compiled for those that are (`aced.train`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from aced import durations, methods, optimizer, schedules, state
+from aced.config import ConfigError
+from aced.data.pipeline import View
+from aced.models import two_tower
+from aced.models.two_tower import TwoTowerConfig
+from aced.parallel import mesh as meshes
+from aced.parallel import rules
+
+if TYPE_CHECKING:
+    from aced.train import TrainConfig
+
+# What a source may add to a batch; selection's metrics read `is_noisy`.
+OPTIONAL_FIELDS = {"label": jnp.int32, "is_noisy": jnp.bool_}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run's step. Shapes are `jax.ShapeDtypeStruct`s with shardings."""
+
+    method: Any
+    mesh: Mesh
+    batch_size: int  # b, the examples trained on per step
+    candidates: int  # B, the examples read per step
+    total_steps: int
+    sizes: dict[str, int | None]  # what durations are resolved with
+    learning_rate: schedules.Schedule
+    state: PyTree  # shapes of the train state
+    frozen: dict[str, PyTree]  # shapes of the frozen models' parameters, by name
+    new_state: Callable[[jax.Array], state.TrainState]  # of a key; jitted
+    step: Callable  # (state, frozen, batch) -> (state, metrics); jitted, donates the state
+
+    def batch(self, fields: Iterable[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a super-batch, with the optional `fields` that the source has."""
+        views = {prefix: View.of(model) for prefix, model in self.method.models.items()}
+        own = views[""]
+        shapes = {"id": ((), jnp.int32)}
+        for prefix, view in views.items():
+            if not prefix or (view.resolution, view.resize) != (own.resolution, own.resize):
+                shapes[f"{prefix}image"] = (view.resolution, view.resolution, 3), jnp.uint8
+            if not prefix or view.tokenizer != own.tokenizer:
+                shapes[f"{prefix}text"] = (view.tokenizer.length,), jnp.int32
+        shapes |= {name: ((), OPTIONAL_FIELDS[name]) for name in fields}
+        place = meshes.by_example(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct((self.candidates, *shape), dtype, sharding=place)
+            for name, (shape, dtype) in shapes.items()
+        }
+
+
+def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> Program:
+    """Returns the program of a run on `mesh`, whose devices need not exist.
+
+    Args:
+        settings: of the run; the architectures of its frozen models are known.
+        mesh: from `parallel.mesh.make_mesh`.
+        data_size: examples of the data set; None: not known, which durations in epochs need.
+
+    Raises:
+        ConfigError: sizes, durations or rules do not fit together.
+    """
+    method = methods.build(settings.method)
+    batch_size, candidates = (
+        settings.batch_size,
+        method.config.super_batch_size(settings.batch_size),
+    )
+    _check_batch(batch_size, candidates, mesh)
+    # An epoch is a pass over the data, of which a step reads B and trains on b.
+    epoch = None if data_size is None else max(1, data_size * batch_size // candidates)
+    sizes = {"batch_size": batch_size, "data_size": epoch}
+    sizes["total_steps"] = durations.steps(settings, "total", **sizes)
+
+    key = _key()
+    tx, learning_rate = optimizer.build(
+        settings.optimizer, jax.eval_shape(method.init_params, key), **sizes
+    )
+
+    def new_state(key: jax.Array) -> state.TrainState:
+        params_key, step_key = jax.random.split(key)
+        params = method.init_params(params_key)
+        return state.create(params, tx, step_key, ema=settings.ema_decay > 0)
+
+    shapes = jax.eval_shape(new_state, key)
+    places = rules.state_shardings(shapes, mesh, settings.mesh.rules)
+    return Program(
+        method=method,
+        mesh=mesh,
+        batch_size=batch_size,
+        candidates=candidates,
+        total_steps=sizes["total_steps"],
+        sizes=sizes,
+        learning_rate=learning_rate,
+        state=placed(shapes, places),
+        frozen={
+            name: frozen_shapes(item.model, mesh, settings.mesh.rules)
+            for name, item in method.frozen.items()
+        },
+        new_state=jax.jit(new_state, out_shardings=places),
+        step=jax.jit(
+            functools.partial(method.train_step, tx=tx, ema_decay=settings.ema_decay),
+            donate_argnums=0,
+            out_shardings=(places, meshes.replicated(mesh)),
+        ),
+    )
+
+
+def frozen_shapes(model: TwoTowerConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:
+    """The shapes of a frozen model's parameters.
+
+    Kernels are held in the model's compute type: that is what every product reads them in, so a
+    bfloat16 model takes half the memory and gives the same numbers to the last bit.
+    """
+    shapes = jax.eval_shape(functools.partial(two_tower.init, model), _key())
+
+    def held(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        is_kernel = rules.name_of(path).endswith("kernel")
+        return jax.ShapeDtypeStruct(x.shape, model.dtype if is_kernel else x.dtype)
+
+    shapes = jax.tree.map_with_path(held, shapes)
+    return placed(shapes, rules.shardings(shapes, mesh, extra_rules))
+
+
+def _key() -> jax.ShapeDtypeStruct:
+    """Of a random key: an array could not be made on devices that are not there."""
+    return jax.eval_shape(jax.random.key, 0)
+
+
+def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """The shapes with their shardings."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
+    )
+
+
+def _check_batch(batch_size: int, candidates: int, mesh: Mesh) -> None:
+    shards = meshes.example_shards(mesh)
+    for what, size in (("batch_size", batch_size), ("The super-batch", candidates)):
+        if size % shards:
+            raise ConfigError(
+                f"{what} = {size} cannot be shared by {shards} devices; make it a multiple."
+            )
