@@ -44,16 +44,15 @@ def macs(config: TwoTowerConfig) -> tuple[int, int]:
 
 
 def step_flops(
-    learner: int, trained: int, scored: int = 0, frozen: Iterable[tuple[int, int]] = ()
+    with_gradient: Iterable[tuple[int, int]], forward: Iterable[tuple[int, int]] = ()
 ) -> int:
     """FLOPs of one step: 6 per MAC trained on, 2 per MAC of a forward pass alone.
 
     Args:
-        learner: MACs of the learner's forward pass for one example.
-        trained: b, examples that the learner takes a gradient of (forward, and twice that back).
-        scored: B, examples that the learner embeds to choose from; 0 without selection.
-        frozen: for every frozen model that runs in the step (reference, teachers), its MACs for
-            one example and the number of examples. One that is read from a cache runs on none.
+        with_gradient: for everything that is trained on, MACs of its forward pass for one example
+            and the number of examples. A backward pass costs two forward passes.
+        forward: ditto for what is only embedded: the super-batch by those who score it, the
+            sub-batch by its teachers.
     """
-    passes = sum(2 * macs_each * examples for macs_each, examples in frozen)
-    return 6 * learner * trained + 2 * learner * scored + passes
+    trained = sum(macs_each * examples for macs_each, examples in with_gradient)
+    return 6 * trained + 2 * sum(macs_each * examples for macs_each, examples in forward)

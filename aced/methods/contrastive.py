@@ -17,10 +17,12 @@ models of their own size, tokenizer, resolution and temperature, and one may be 
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -28,9 +30,10 @@ from aced import flops, state
 from aced.config import ConfigError
 from aced.embeddings import Embeddings
 from aced.losses import contrastive, distillation
+from aced.methods import scoring
 from aced.methods.frozen import FrozenConfig
+from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
-from aced.parallel.mesh import constrain_by_example
 from aced.parallel.micro_batch import map_micro_batches
 from aced.selection import SelectionConfig, scores, select, take
 
@@ -61,11 +64,34 @@ class ContrastiveConfig:
     teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)
     selection: SelectionConfig = SelectionConfig(filter_ratio=0.0)
     distillation: DistillationConfig = DistillationConfig()
-    score_micro_batch: int = 0  # examples scored at a time over all devices; 0: all at once
+    # How the losses meet all pairs of a batch: "ring" passes embeddings from device to device and
+    # keeps no logits; "full" holds each device's rows of the b x b logits. The same numbers.
+    form: Literal["ring", "full"] = "ring"
+    # Examples embedded at a time over all devices, 0: all at once. Neither changes a number.
+    score_micro_batch: int = 0  # without gradient, to choose from
+    train_micro_batch: int = 0  # with gradient: memory for one piece, and one more forward pass
+    # How the models run when they score. What is trained on is always computed in full, but for
+    # one example in so many (0: none): a learner that scores with larger patches or shorter texts
+    # has to learn to. JEST's Flexi trains half of the batch so (2), and needs a quarter (4).
+    scoring: ScoringConfig = ScoringConfig()
+    reference_scoring: ScoringConfig = ScoringConfig()
+    multi_resolution_every: int = 0
 
     def __post_init__(self):
-        if self.score_micro_batch < 0:
-            raise ConfigError("method.score_micro_batch must be at least 0, which is: all at once.")
+        for name in ("score_micro_batch", "train_micro_batch"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"method.{name} must be at least 0, which is: all at once.")
+        if self.multi_resolution_every not in (0, *range(2, 1025)):
+            raise ConfigError(
+                "method.multi_resolution_every must be 0 (none) or 2 to 1024 (one example in so "
+                f"many), got {self.multi_resolution_every}."
+            )
+        if self.multi_resolution_every and self.scoring.view.exact:
+            raise ConfigError(
+                "method.multi_resolution_every trains what method.scoring.patch and .text_length "
+                "score with, and neither is set; set one, or set it to 0."
+            )
+        self.scoring.check(self.model)
         names = set(self.teachers) | {REFERENCE}
         if REFERENCE in self.teachers:
             raise ConfigError("A teacher may not be called 'reference'; list it by that name only.")
@@ -105,6 +131,12 @@ class ContrastiveConfig:
         """
         return self.selection.super_batch_size(batch_size) if self.selects else batch_size
 
+    def for_batch(self, batch_size: int) -> "ContrastiveConfig":
+        """Returns the same with what depends on b spelled out: the strata of selection."""
+        if not self.selects:
+            return self
+        return dataclasses.replace(self, selection=self.selection.for_batch(batch_size))
+
     def resolve(self, workdir: str) -> "ContrastiveConfig":
         """Returns the same with the architectures of the frozen models read from their runs."""
         frozen = {name: item.resolve(workdir) for name, item in self.frozen.items()}
@@ -120,11 +152,12 @@ class Contrastive:
 
     def __init__(self, config: ContrastiveConfig):
         self.config = config
-        self.model = two_tower.TwoTower(config.model)
         self.distils = config.distillation.weight > 0
         self.distils_apart = self.distils and config.selects and config.distillation.batch == "iid"
         self.frozen = config.frozen
         for name, item in self.frozen.items():
+            if name == REFERENCE and item.model is not None:
+                config.reference_scoring.check(item.model, "method.reference_scoring")
             if item.model is None:
                 where = "method.reference" if name == REFERENCE else f"method.teachers.{name}"
                 raise ConfigError(
@@ -144,17 +177,21 @@ class Contrastive:
         """Floating point operations of one step, scoring included; see `aced.flops`."""
         config = self.config
         candidates = config.super_batch_size(batch_size)
-        learner_scores = config.selects and scores.needs(config.selection.score, "learner")
-        frozen = []
-        for name, item in self.frozen.items():
-            all_of_them = name == REFERENCE and config.reference_scores
-            frozen.append((sum(flops.macs(item.model)), candidates if all_of_them else batch_size))
-        return flops.step_flops(
-            sum(flops.macs(config.model)),
-            trained=batch_size * (2 if self.distils_apart else 1),
-            scored=candidates if learner_scores else 0,
-            frozen=frozen,
-        )
+        trained = batch_size * (2 if self.distils_apart else 1)
+        own = sum(flops.macs(config.model))
+        every = config.multi_resolution_every
+        seen = sum(scoring.macs(config.model, config.scoring))
+        as_scored = trained // every if every else 0
+        with_gradient = [(own, trained - as_scored), (seen, as_scored)]
+        forward = []
+        if config.selects and scores.needs(config.selection.score, "learner"):
+            forward.append((seen, candidates))
+        if config.reference_scores:
+            model = self.frozen[REFERENCE].model
+            forward.append((sum(scoring.macs(model, config.reference_scoring)), candidates))
+        for name in self._run_on_sub_batch:
+            forward.append((sum(flops.macs(self.frozen[name].model)), batch_size))
+        return flops.step_flops(with_gradient, forward)
 
     def init_params(self, key: jax.Array) -> PyTree:
         """Parameters before step 0: the learner's, and projections where features are matched."""
@@ -169,6 +206,15 @@ class Contrastive:
                     self.frozen[name].model.width,
                 )
         return params
+
+    @property
+    def _run_on_sub_batch(self) -> tuple[str, ...]:
+        """Teachers to run on B_KD: all but a reference that has embedded it already, in full."""
+        if not self.distils:
+            return ()
+        known = self.config.reference_scores and self.config.reference_scoring.exact
+        names = self.config.distillation.teachers
+        return tuple(name for name in names if not (name == REFERENCE and known))
 
     # The step.
 
@@ -196,7 +242,7 @@ class Contrastive:
 
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
             learner = self._learner(params, chosen.batch)
-            task = contrastive.LOSSES[self.config.loss](learner)
+            task = contrastive.LOSSES[self.config.loss](learner, form=self.config.form)
             parts = {
                 "loss/contrastive": task,
                 "scale": learner.scale,
@@ -207,7 +253,11 @@ class Contrastive:
             student = learner if iid is chosen else self._learner(params, iid.batch)
             teachers = self._teachers(frozen, iid)
             distilled = distillation.distillation_loss(
-                self.config.distillation.loss, student, teachers, params.get("projections")
+                self.config.distillation.loss,
+                student,
+                teachers,
+                params.get("projections"),
+                form=self.config.form,
             )
             parts["loss/distillation"] = distilled
             return task + self.config.distillation.weight * distilled, parts
@@ -228,13 +278,15 @@ class Contrastive:
         size = config.sub_batch_size(candidates)
         learner = reference = None
         if scores.needs(config.score, "learner"):
-            learner = self._scored(self._learner, train_state.params, batch)
+            model, how = self.config.model, self.config.scoring
+            learner = self._scored(model, how, train_state.params["model"], batch, "")
         if self.config.reference_scores:
-            embed = self._frozen_embedder(REFERENCE)
-            reference = self._scored(embed, frozen[REFERENCE], batch)
+            model, how = self.frozen[REFERENCE].model, self.config.reference_scoring
+            reference = self._scored(model, how, frozen[REFERENCE], batch, _prefix(REFERENCE))
         key = jax.random.fold_in(train_state.key, train_state.step)
         selection = select(key, learner, reference, config, loss=self.config.loss, size=size)
-        chosen = _sub_batch(batch, reference, selection.ids, config.strata)
+        # In the order of the super-batch, which is the same whichever device holds which part.
+        chosen = _sub_batch(batch, reference, jnp.sort(selection.ids), config.strata)
         metrics = {
             **selection.metrics,
             "picks": chosen.batch["id"],
@@ -242,45 +294,45 @@ class Contrastive:
         }
         if not self.distils_apart:
             return chosen, chosen, metrics
-        first = _first_of_each_stratum(candidates, size, config.strata)
-        return chosen, _sub_batch(batch, reference, first, config.strata), metrics
+        iid = _evenly_spaced(candidates, size)
+        return chosen, _sub_batch(batch, reference, iid, config.strata), metrics
 
-    def _scored(self, embed, params: PyTree, batch: dict[str, Array]) -> Embeddings:
-        """Embeddings of the super-batch, in micro-batches, without gradient."""
+    def _scored(
+        self,
+        model: two_tower.TwoTowerConfig,
+        how: ScoringConfig,
+        params: PyTree,
+        batch: dict[str, Array],
+        prefix: str,
+    ) -> Embeddings:
+        """Embeddings of the super-batch, without gradient."""
+        embed = functools.partial(scoring.embed, model, how)
+        size = self.config.score_micro_batch
         params = jax.lax.stop_gradient(params)
-        inputs = {k: v for k, v in batch.items() if k.endswith(("image", "text"))}
-
-        def rows(piece: dict[str, Array]) -> tuple[Array, Array]:
-            e = embed(params, piece)
-            return e.zimg, e.ztxt
-
-        zimg, ztxt = map_micro_batches(rows, inputs, self.config.score_micro_batch)
-        scale, bias = two_tower.logit_parameters(params.get("model", params))
-        return Embeddings(zimg, ztxt, scale, bias).frozen()
+        return _in_pieces(embed, params, _view(batch, prefix), "score_micro_batch", size).frozen()
 
     def _learner(self, params: PyTree, batch: dict[str, Array]) -> Embeddings:
-        return self.model.apply({"params": params["model"]}, batch["image"], batch["text"])
-
-    def _frozen_embedder(self, name: str):
-        model = two_tower.TwoTower(self.frozen[name].model)
-        prefix = _prefix(name)
-
-        def embed(params: PyTree, batch: dict[str, Array]) -> Embeddings:
-            image = batch.get(f"{prefix}image", batch["image"])
-            text = batch.get(f"{prefix}text", batch["text"])
-            return model.apply({"params": params}, image, text)
-
-        return embed
+        """Embeddings of a sub-batch, with gradient."""
+        config, every = self.config, self.config.multi_resolution_every
+        embed = functools.partial(scoring.embed, config.model, ScoringConfig())
+        if every:
+            embed = functools.partial(scoring.embed_mixed, config.model, config.scoring, every)
+        return self._trained_on(embed, params["model"], _view(batch, ""))
 
     def _teachers(self, frozen: dict[str, PyTree], part: "_SubBatch") -> dict[str, Embeddings]:
-        """The teachers' embeddings of B_KD; the reference's are re-used where it has scored."""
+        """The teachers' embeddings of B_KD."""
         teachers = {}
         for name in self.config.distillation.teachers:
-            if name == REFERENCE and part.reference is not None:
+            if name not in self._run_on_sub_batch:
                 teachers[name] = part.reference
-            else:
-                teachers[name] = self._frozen_embedder(name)(frozen[name], part.batch).frozen()
+                continue
+            embed = functools.partial(scoring.embed, self.frozen[name].model, ScoringConfig())
+            view = _view(part.batch, _prefix(name))
+            teachers[name] = self._trained_on(embed, frozen[name], view).frozen()
         return teachers
+
+    def _trained_on(self, embed, params: PyTree, view: tuple[Array, Array]) -> Embeddings:
+        return _in_pieces(embed, params, view, "train_micro_batch", self.config.train_micro_batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,21 +343,35 @@ class _SubBatch:
     reference: Embeddings | None
 
 
+def _view(batch: dict[str, Array], prefix: str) -> tuple[Array, Array]:
+    """Images and texts as the model of this prefix sees them."""
+    return tuple(batch.get(f"{prefix}{kind}", batch[kind]) for kind in ("image", "text"))
+
+
+def _in_pieces(embed, params: PyTree, view: tuple[Array, Array], key: str, size: int) -> Embeddings:
+    """`embed(params, *view)`, `size` examples at a time."""
+
+    def rows(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+        e = embed(params, *piece)
+        return e.zimg, e.ztxt
+
+    zimg, ztxt = map_micro_batches(rows, view, size, f"method.{key}")
+    return Embeddings(zimg, ztxt, *two_tower.logit_parameters(params))
+
+
 def _sub_batch(
     batch: dict[str, Array], reference: Embeddings | None, ids: Int[Array, " b"], strata: int
 ) -> _SubBatch:
-    rows = {name: constrain_by_example(take(x, ids, strata)) for name, x in batch.items()}
+    known = None if reference is None else (reference.zimg, reference.ztxt)
+    rows, known = take((batch, known), ids, strata)
     if reference is not None:
-        reference = reference.replace(
-            zimg=take(reference.zimg, ids, strata), ztxt=take(reference.ztxt, ids, strata)
-        )
+        reference = reference.replace(zimg=known[0], ztxt=known[1])
     return _SubBatch(rows, reference)
 
 
-def _first_of_each_stratum(candidates: int, size: int, strata: int) -> Int[Array, " b"]:
-    """The first b/strata rows of every stratum: uniform, since the super-batch is shuffled."""
-    starts = jnp.arange(strata) * (candidates // strata)
-    return (starts[:, None] + jnp.arange(size // strata)).reshape(size)
+def _evenly_spaced(candidates: int, size: int) -> Int[Array, " b"]:
+    """Every B/b-th row: uniform, since the super-batch is shuffled, and none leaves its device."""
+    return jnp.asarray(np.arange(size) * candidates // size, jnp.int32)
 
 
 def _noise(batch: dict[str, Array], chosen: dict[str, Array]) -> dict[str, Array]:

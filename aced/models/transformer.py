@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from aced.models import int8
 from aced.models.presets import Size
+from aced.parallel.mesh import constrain_by_example
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -30,6 +32,13 @@ class Compute:
     scan: bool = True  # False: unrolled, slower to compile
     remat: str = "none"  # what the backward pass recomputes: see `TwoTowerConfig.remat`
     attention: str | None = "xla"  # implementation of jax.nn.dot_product_attention
+    # Products with the weights of `Attention` and `Mlp` in 8-bit integers; forward passes only
+    int8: bool = False
+
+    @property
+    def dot_general(self) -> Callable[..., jax.Array] | None:
+        """What `nn.Dense` multiplies with; None: its own."""
+        return int8.dot_general if self.int8 else None
 
 
 def layer_norm(eps: float, name: str) -> nn.LayerNorm:
@@ -53,7 +62,13 @@ class Attention(nn.Module):
 
         def dense(name: str) -> nn.Dense:
             init = nn.initializers.xavier_uniform()
-            return nn.Dense(d, dtype=self.compute.dtype, kernel_init=init, name=name)
+            return nn.Dense(
+                d,
+                dtype=self.compute.dtype,
+                kernel_init=init,
+                dot_general=self.compute.dot_general,
+                name=name,
+            )
 
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(*x.shape[:-1], self.heads, d // self.heads)  # [b n heads d/heads]
@@ -83,6 +98,7 @@ class Mlp(nn.Module):
                 dtype=self.compute.dtype,
                 kernel_init=nn.initializers.xavier_uniform(),
                 bias_init=nn.initializers.normal(1e-6),  # big_vision's
+                dot_general=self.compute.dot_general,
                 name=name,
             )
 
@@ -102,6 +118,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], None]:
         """Returns the next layer's tokens."""
+        # Said once per layer: parameters that are shared over a mesh are gathered for the examples
+        # that are here, and never the other way round.
+        x = constrain_by_example(x)
         y = layer_norm(self.norm_eps, "norm1")(x)
         x = x + Attention(self.dims.heads, self.causal, self.compute, name="attention")(y, y)
         y = layer_norm(self.norm_eps, "norm2")(x)

@@ -16,6 +16,7 @@ from aced.embeddings import Embeddings
 from aced.models import presets, transformer
 from aced.models.text import TextConfig, TextTower
 from aced.models.vit import ImageConfig, ViT
+from aced.parallel.mesh import constrain_by_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +109,14 @@ class TwoTower(nn.Module):
     """Images and texts to `Embeddings`. Parameters: image, text, t (log of the scale), bias."""
 
     config: TwoTowerConfig
+    int8: bool = False  # products with the blocks' weights in 8 bits: forward passes only
 
     def setup(self):
         """Builds the towers; their parameters appear on first use."""
         config = self.config
-        compute = transformer.Compute(config.dtype, config.scan, config.remat, config.attention)
+        compute = transformer.Compute(
+            config.dtype, config.scan, config.remat, config.attention, self.int8
+        )
         self.image = ViT(config.image, config.embed_dim, compute)
         self.text = TextTower(config.text, config.width, compute)
         # The logarithm is learned: the scale stays positive, and moves by factors.
@@ -132,7 +136,7 @@ class TwoTower(nn.Module):
         Raises:
             ValueError: the sides are not that.
         """
-        return l2_normalize(self.image(image))
+        return l2_normalize(constrain_by_example(self.image(image)))
 
     def encode_text(self, text: Int[Array, "b l"]) -> Float[Array, "b d"]:
         """Returns ztxt, L2-normalised, float32.
@@ -140,7 +144,7 @@ class TwoTower(nn.Module):
         Raises:
             ValueError: the texts are longer than `text.length`.
         """
-        return l2_normalize(self.text(text))
+        return l2_normalize(constrain_by_example(self.text(text)))
 
     def __call__(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], text: Int[Array, "b l"]

@@ -236,16 +236,15 @@ def step(method, train_state, frozen, batch, size):
     learner = embed(own, params["model"], batch["image"], batch["text"])
 
     ids = kd_ids = np.arange(n)
-    strata = config.selection.strata
     if size < n:
         signed = [
             (sign, ({"learner": learner} | seen)[name].logits64)
             for name, sign in SIGNS[config.selection.score].items()
         ]
-        ids = kd_ids = choose(train_state, signed, config.selection, config.loss, n, size)
+        ids = choose(train_state, signed, config.selection, config.loss, n, size)
+        ids = kd_ids = np.sort(ids)  # the sub-batch is in the order of the super-batch
     if config.distillation.batch == "iid":
-        starts, quota = range(0, n, n // strata), size // strata
-        kd_ids = np.array([start + i for start in starts for i in range(quota)])
+        kd_ids = np.array([i * n // size for i in range(size)])
     names = config.distillation.teachers if config.distillation.weight else ()
 
     def loss(z, t, bias, projections):

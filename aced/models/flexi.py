@@ -1,0 +1,91 @@
+"""A vision transformer read at another patch size (FlexiViT, arXiv 2212.08013).
+
+Larger patches are fewer tokens: at twice the patch, the same picture costs a quarter. The patch
+embedding's kernel is resized such that it gives the old products on resized patches, the positions
+like a picture. Nothing is learned anew; but a model is good at a patch size only if it has been
+trained at it, too, so the new parameters are differentiable functions of the model's own.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from aced.config import ConfigError
+from aced.models.vit import ImageConfig
+
+
+@functools.cache
+def resize_matrix(old: int, new: int) -> np.ndarray:
+    """Returns the float64 matrix [new, old] that resizes a line of `old` pixels.
+
+    Bilinear between the pixels' centres; the triangle is widened to the new pixel where that is
+    the larger one (antialiasing), and cut at the border, as by `jax.image.resize`.
+    """
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    width = max(old / new, 1.0)
+    distance = np.abs(centres[:, None] - np.arange(old)) / width
+    weights = np.maximum(1 - distance, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@functools.cache
+def patch_matrix(old: int, new: int) -> np.ndarray:
+    """Returns the float64 matrix [new, old] that resizes a line of a patch embedding's kernel.
+
+    The pseudo-inverse of the transposed resize (2212.08013, 3.4): of all kernels w', the one whose
+    products <resize(x), w'> are nearest to <x, w> over all patches x, and equal for new >= old.
+    """
+    return np.linalg.pinv(resize_matrix(old, new).T)
+
+
+def _resize_square(matrix: np.ndarray, x: Float[Array, "o o ..."]) -> Float[Array, "n n ..."]:
+    """Applies `matrix` [n, o] to rows and columns. The Kronecker product is its own pseudo-inverse
+    factor by factor, so two small products stand for the large one."""
+    matrix = jnp.asarray(matrix, jnp.float32)
+    return jnp.einsum("ai,bj,ij...->ab...", matrix, matrix, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def resize_params(params: dict[str, Any], config: ImageConfig, patch: int) -> dict[str, Any]:
+    """Returns the parameters of an image tower for patches of `patch` pixels a side.
+
+    Args:
+        params: of a `ViT` with `config`.
+        config: the tower as it is; the new one differs by `patch` alone.
+        patch: pixels a side of the new patches; the tower's own change nothing.
+
+    Differentiable: linear in the parameters. Pixels are normalised before the kernel is applied;
+    as every pixel is normalised alike, that and resizing can be exchanged.
+
+    Raises:
+        ConfigError: `patch` is another and does not divide the resolution.
+    """
+    if patch == config.patch:
+        return params
+    if patch < 1 or config.resolution % patch:
+        raise ConfigError(
+            f"A patch of {patch} pixels does not divide image.resolution = {config.resolution}; "
+            "take one that does."
+        )
+    kernel = params["patch"]["kernel"]  # [old*old*3, d]: rows, columns, channels
+    square = kernel.reshape(config.patch, config.patch, -1)
+    resized = _resize_square(patch_matrix(config.patch, patch), square)
+    resized = resized.reshape(patch * patch * 3, kernel.shape[-1])
+    new = params | {"patch": params["patch"] | {"kernel": resized}}
+    if config.position == "learned":
+        new["position"] = _resize_positions(params["position"], config, patch)
+    return new
+
+
+def _resize_positions(
+    positions: Float[Array, "n d"], config: ImageConfig, patch: int
+) -> Float[Array, "m d"]:
+    """Positions of the new grid; a class token has no place in it and keeps its own."""
+    split = config.tokens - config.grid**2
+    cls, grid = positions[:split], positions[split:]
+    square = grid.reshape(config.grid, config.grid, -1)
+    resized = _resize_square(resize_matrix(config.grid, config.resolution // patch), square)
+    return jnp.concatenate([cls, resized.reshape(-1, positions.shape[-1])])
