@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
-    workdir = _WORKDIR.value or os.path.join("runs", _run_name())
+    workdir = _WORKDIR.value or os.path.join("runs", run_name())
     logging.info("workdir: %s", workdir)
     with distributed.ending_together():
         try:
@@ -67,13 +67,15 @@ def _is_ours_or_serious(record: stdlib_logging.LogRecord) -> bool:
     return record.levelno > stdlib_logging.INFO or record.pathname.startswith(ours)
 
 
-def _run_name() -> str:
+def run_name() -> str:
+    """The name of the run that the flag `config` asks for."""
     file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = os.path.splitext(os.path.basename(file))[0]
     return re.sub(r"[^\w.-]+", "_", f"{name}_{argument}").strip("_")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with errors of one line."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ConfigError) as error:
@@ -85,4 +87,4 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)

@@ -12,32 +12,6 @@ import jax
 
 from aced.metrics import Budget
 
-# Dense bfloat16 FLOP/s per JAX device, by the start of its `device_kind`; the first match counts.
-PEAK_FLOPS = {
-    # TPUs: cloud.google.com/tpu/docs, "System architecture", a page per version. The spellings
-    # are those of jax/_src/pallas/mosaic/tpu_info.py.
-    "TPU v4 lite": 137e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v6": 918e12,  # v6e, "TPU v6 lite"
-    # GPUs: dense figures of NVIDIA's data sheets, remembered and not checked again; those with
-    # sparsity are twice these.
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100": 989e12,  # SXM
-    "NVIDIA H200 NVL": 835e12,
-    "NVIDIA H200": 989e12,  # SXM
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of a device, or None where it is not known (CPUs among them)."""
-    matches = (flops for kind, flops in PEAK_FLOPS.items() if device_kind.startswith(kind))
-    return next(matches, None)
-
 
 class Meter:
     """Measures speed between two calls of `measure`, and what share of the time went where."""

@@ -20,6 +20,7 @@ from aced import (
     distributed,
     durations,
     evaluators,
+    hardware,
     methods,
     metrics,
     program,
@@ -239,7 +240,7 @@ def loop(run: Run, watchdog: Watchdog) -> None:
         examples_scored=prog.candidates if settings.method.selects else 0,
         flops=prog.method.flops_per_step(settings.batch_size),
     )
-    peak = progress.peak_flops(prog.mesh.devices.flat[0].device_kind)
+    peak = hardware.peak_flops(prog.mesh.devices.flat[0].device_kind)
     skipped = SkippedRecords(run.folder, jax.process_index())
     counters = pipeline.InputCounters(on_skip=skipped)
     with (

@@ -68,17 +68,17 @@ def test_multiply_adds_are_what_xla_counts(pool):
 def test_step_is_the_sum_of_its_passes():
     # Learner of 10 MACs: trains on 3 (forward 2, backward 4 FLOPs per MAC), scores 15; a
     # reference of 100 MACs sees 15, a teacher of 1000 sees 3.
-    assert flops.step_flops(10, 3) == 3 * 10 * 6
-    total = flops.step_flops(10, 3, scored=15, frozen=[(100, 15), (1000, 3)])
+    assert flops.step_flops([(10, 3)]) == 3 * 10 * 6
+    total = flops.step_flops([(10, 3)], [(10, 15), (100, 15), (1000, 3)])
     assert total == 3 * 10 * 6 + 15 * 10 * 2 + 15 * 100 * 2 + 3 * 1000 * 2
 
 
 def test_jest_costs_four_forward_passes_per_trained_example_without_a_cache():
     # JEST, arXiv 2406.17711: IID is 3 forward passes. f = 0.8, so B = 5 b, with the sub-batch's
     # forward computed again: 2.67 times IID cached, 4.33 with a reference of the learner's size.
-    iid = flops.step_flops(1, 100)
-    assert flops.step_flops(1, 100, scored=500) / iid == pytest.approx(2.667, abs=1e-3)
-    uncached = flops.step_flops(1, 100, scored=500, frozen=[(1, 500)])
+    iid = flops.step_flops([(1, 100)])
+    assert flops.step_flops([(1, 100)], [(1, 500)]) / iid == pytest.approx(2.667, abs=1e-3)
+    uncached = flops.step_flops([(1, 100)], [(1, 500), (1, 500)])
     assert uncached / iid == pytest.approx(4.333, abs=1e-3)
 
 

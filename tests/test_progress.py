@@ -57,28 +57,6 @@ def test_the_clock_stands_while_something_else_runs():
     assert meter.measure(1) == pytest.approx({"wall/steps_per_s": 0.5, "wall/examples_per_s": 4.0})
 
 
-@pytest.mark.parametrize(
-    ("kind", "tflops"),
-    [
-        ("TPU v4", 275),
-        ("TPU v5 lite", 197),
-        ("TPU v5p", 459),
-        ("TPU v5", 459),
-        ("TPU v6 lite", 918),
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H200", 989),
-        ("NVIDIA A100-SXM4-40GB", 312),
-    ],
-)
-def test_peaks_of_known_devices(kind, tflops):
-    assert progress.peak_flops(kind) == tflops * 1e12
-
-
-def test_no_peak_on_cpu():
-    assert progress.peak_flops("cpu") is None
-
-
 VALUES = {
     "loss": 1.23456,
     "wall/steps_per_s": 0.5,

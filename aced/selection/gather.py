@@ -63,8 +63,8 @@ def take_strata(
 def gather_rows(x: Shaped[Array, "strata *rest"]) -> Shaped[Array, "strata *rest"]:
     """The same, whole on every device of the context's mesh.
 
-    Said outright: XLA would take the rows everywhere and add up zeros, which sends twice as much,
-    or pass them on one by one in the midst of a product, at the latency of every device.
+    Said outright: in the midst of a product XLA would pass the rows on from device to device, in as
+    many messages as there are devices.
     """
     shards = data_shards()
     if shards == 1 or x.shape[0] % shards:

@@ -83,13 +83,14 @@ def select_joint(
     def step(carry, noise):
         contexts, available, score = carry
         picks, means = draw(score, available, noise)
-        contexts = [
-            _extend(context, e, picks, loss, config)
-            for context, (_, e) in zip(contexts, terms, strict=True)
-        ]
+        extended = []
+        for context, (_, e) in zip(contexts, terms, strict=True):
+            # One model after the other: XLA would merge what they exchange into one large message.
+            picks, extended = jax.lax.optimization_barrier((picks, extended))
+            extended.append(_extend(context, e, picks, loss, config))
         available = jax.vmap(lambda free, p: free.at[p].set(False))(available, picks)
-        nlls = [_nll(context, e, loss) for context, (_, e) in zip(contexts, terms, strict=True)]
-        return (contexts, available, score_of(nlls)), (picks, means)
+        nlls = [_nll(context, e, loss) for context, (_, e) in zip(extended, terms, strict=True)]
+        return (extended, available, score_of(nlls)), (picks, means)
 
     empty = jnp.full((parts, n // parts), _LOSSES[loss].empty)
     if loss == "softmax" and config.softmax_start == "super_batch":

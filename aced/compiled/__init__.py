@@ -1,0 +1,1 @@
+"""Compiling for machines that are not there, and reading what the compiler made."""

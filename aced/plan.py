@@ -1,0 +1,122 @@
+"""A run's settings, complete without its data and without the checkpoints it starts from."""
+
+import dataclasses
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+
+from aced import methods, program, record, train
+from aced.config import ConfigError
+from aced.data import sources
+from aced.data.records import DatasetError
+from aced.methods.frozen import WORKDIR, FrozenConfig
+from aced.parallel import mesh as meshes
+
+ASSUMED_DATA_SIZE = 10_000_000  # examples, for durations in epochs where there is no data set
+_MOST_SIZES = 4096  # batch sizes to consider
+
+
+@dataclasses.dataclass
+class Plan:
+    """A run's settings without what is on no disk yet; `assumed` says what was put in its place."""
+
+    settings: train.TrainConfig  # with the strata of selection as configured
+    assumed: list[str]
+    data_size: int | None = None
+
+    def at(self, batch_size: int) -> train.TrainConfig:
+        """The settings with another batch size."""
+        method = self.settings.method.for_batch(batch_size)
+        return dataclasses.replace(self.settings, batch_size=batch_size, method=method)
+
+    def program(self, mesh: Mesh, batch_size: int) -> program.Program:
+        """The run's step on `mesh`.
+
+        Raises:
+            ConfigError: these settings do not go together.
+        """
+        return program.build(self.at(batch_size), mesh, self.data_size)
+
+    def smaller_batches(self, mesh: Mesh) -> list[int]:
+        """Batch sizes below the configured one that these settings allow on `mesh`, ascending."""
+        size, step = self.settings.batch_size, meshes.example_shards(mesh)
+        while size // step > _MOST_SIZES:
+            step *= 2
+        return [smaller for smaller in range(step, size, step) if self._allows(mesh, smaller)]
+
+    def _allows(self, mesh: Mesh, batch_size: int) -> bool:
+        """Whether a batch can be shared, chosen from and cut; and no pixel moves that did not."""
+        shards, method = meshes.example_shards(mesh), self.settings.method
+        try:
+            candidates = method.for_batch(batch_size).super_batch_size(batch_size)
+        except ConfigError:
+            return False
+        pieces = (candidates, method.score_micro_batch), (batch_size, method.train_micro_batch)
+        return (
+            batch_size % shards == candidates % shards == 0
+            and all(not size or whole <= size or whole % size == 0 for whole, size in pieces)
+            and self.exchanges(mesh, batch_size) <= self.exchanges(mesh, self.settings.batch_size)
+        )
+
+    def exchanges(self, mesh: Mesh, batch_size: int) -> bool:
+        """Whether chosen examples move between devices, as strata do not keep them in place."""
+        method = self.settings.method.for_batch(batch_size)
+        return method.selects and method.selection.strata % meshes.example_shards(mesh) > 0
+
+
+def read(config: Any, workdir: str) -> Plan:
+    """Returns the run's settings, the architectures of its frozen models included.
+
+    A frozen model without a run is as the config has it, or as a run of `config.before` will train
+    it. Durations in epochs count those of the data set, where there is one.
+
+    Raises:
+        ConfigError: a setting is wrong, or nothing says what a frozen model looks like.
+    """
+    parsed = train.parse(config)
+    settings = dataclasses.replace(parsed, method=methods.parse(config["method"]))
+    out = Plan(settings, [])
+    models = {name: _frozen_model(out, name, workdir) for name in settings.method.frozen}
+    teachers = {
+        name: FrozenConfig(model=models[name]) if name in models else item
+        for name, item in settings.method.teachers.items()
+    }
+    reference = settings.method.reference
+    if "reference" in models:
+        reference = FrozenConfig(model=models["reference"])
+    method = dataclasses.replace(settings.method, reference=reference, teachers=teachers)
+    out.settings = dataclasses.replace(settings, method=method)
+    return out
+
+
+def _frozen_model(out: Plan, name: str, workdir: str) -> Any:
+    item = out.settings.method.frozen[name]
+    key = "method.reference" if name == "reference" else f"method.teachers.{name}"
+    if item.checkpoint and (epath.Path(item.folder(workdir)) / record.FILE).exists():
+        return item.resolve(workdir).model
+    missing = f"{key}.checkpoint = {item.checkpoint!r} holds no run"
+    if item.model is not None:
+        out.assumed.append(f"{missing}; the model is {key}.model")
+        return item.model
+    for earlier, run in out.settings.before.items():
+        if item.checkpoint == f"{WORKDIR}/{earlier}":
+            out.assumed.append(f"{missing}; the model is that of before.{earlier}")
+            return train.parse(run).method.model
+    raise ConfigError(f"{missing}, and nothing says how large it is; set {key}.model, too.")
+
+
+def first_program(out: Plan, mesh: Mesh) -> program.Program:
+    """The program; the data set is opened only where a duration in epochs asks for its size."""
+    size = out.settings.batch_size
+    try:
+        return out.program(mesh, size)
+    except ConfigError as error:
+        if "data_size" not in str(error):
+            raise
+    try:
+        out.data_size = len(sources.open_source(out.settings.data))
+    except (DatasetError, ConfigError, OSError):
+        out.data_size = ASSUMED_DATA_SIZE
+        out.assumed.append(f"an epoch has {ASSUMED_DATA_SIZE:,} examples; the data set is not here")
+    return out.program(mesh, size)
