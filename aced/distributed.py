@@ -27,8 +27,11 @@ COORDINATOR = "ACED_COORDINATOR"  # host:port of process 0; the port is free the
 NUM_PROCESSES = "ACED_NUM_PROCESSES"
 PROCESS_ID = "ACED_PROCESS_ID"  # 0 ... NUM_PROCESSES - 1
 HEARTBEAT = "ACED_HEARTBEAT_SECONDS"  # a process that is silent for so long is dead
+START = "ACED_START_SECONDS"  # how long processes wait for each other before the run
 
-_HEARTBEAT_SECONDS = 100  # JAX's own default
+LOST_PEER = 128 + 6  # exit code, as of a process that JAX aborts for another's death: start again
+
+_HEARTBEAT_SECONDS, _START_SECONDS = 100, 300  # JAX's own defaults
 _GRACE_SECONDS = 2.0  # for other processes to report their errors
 _SHARED_SECONDS = 30.0  # network file systems show a new file late
 _BY_HAND = (
@@ -37,18 +40,16 @@ _BY_HAND = (
 )
 
 
-def initialize(*, timeout_s: int = 300) -> None:
+def initialize() -> None:
     """Joins the other processes; before anything touches a device.
 
     By the environment variables above, or as JAX finds the processes itself: on Cloud TPU VMs, in
     GKE, under SLURM and Open MPI.
 
-    Args:
-        timeout_s: how long to wait for the others.
-
     Raises:
         ConfigError: there is no cluster, or a variable does not fit.
     """
+    timeout_s = _whole_number(START, default=_START_SECONDS)
     given = [os.environ.get(name) for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)]
     arguments = {}
     if any(given):
@@ -175,7 +176,9 @@ def _ask_metadata_server(attribute: str) -> str | None:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends the process with code 1, at once, when the block raises and there are several.
+    """Ends the process, at once, when the block raises and there are several.
+
+    With code 1, or `LOST_PEER` after an error of a collective: then another process failed first.
 
     The way out through the interpreter's end waits for all other processes, which wait in some
     collective for this one. Dead, this one is missed, and the others are ended within the time of
@@ -193,7 +196,7 @@ def ending_together() -> Iterator[None]:
             if jax.process_index() == 0:
                 time.sleep(_GRACE_SECONDS)  # the others lose their coordinator with it, and die
         finally:  # also when there is no room for a report
-            os._exit(1)
+            os._exit(LOST_PEER if isinstance(error, jax.errors.JaxRuntimeError) else 1)
 
 
 def _report(error: BaseException) -> None:

@@ -2,7 +2,7 @@
 
 import jax
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 
 @struct.dataclass
@@ -16,10 +16,6 @@ class Embeddings:
     ztxt: Float[Array, "n d"]
     scale: Float[Array, ""]  # t, the inverse temperature itself, not its logarithm
     bias: Float[Array, ""]  # zero for softmax models
-
-    def rows(self, ids: Int[Array, " k"]) -> "Embeddings":
-        """The embeddings of the examples `ids`."""
-        return self.replace(zimg=self.zimg[ids], ztxt=self.ztxt[ids])
 
     def frozen(self) -> "Embeddings":
         """The same numbers, through which no gradient flows."""

@@ -1,6 +1,5 @@
 """SIGTERM as a question: a machine that is taken away gives a run the time to save."""
 
-import itertools
 import signal
 import threading
 from types import FrameType
@@ -22,19 +21,20 @@ class Preemption:
     `jax.distributed.initialize` on, has them all stop after the same step, within a few.
     """
 
-    # JAX wants a number that only grows, on all processes alike. Steps begin anew in a run that
-    # comes after another one in this process.
-    _questions = itertools.count(1)
+    # JAX wants a number that only grows, on all processes alike, and checkpoints ask it, too, by
+    # the step. Steps begin anew in a run that comes after another one in this process.
+    _asked = 0
 
     def __init__(self):
         self._requested = False
         self._installed = False
 
-    def reached(self) -> bool:
+    def reached(self, step: int) -> bool:
         """Whether to stop here. Every process asks once after each step."""
         if jax.process_count() == 1:
             return self._requested
-        return multihost_utils.reached_preemption_sync_point(next(self._questions))
+        Preemption._asked = max(step, Preemption._asked + 1)
+        return multihost_utils.reached_preemption_sync_point(Preemption._asked)
 
     def __enter__(self) -> "Preemption":
         in_main = threading.current_thread() is threading.main_thread()

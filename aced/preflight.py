@@ -179,6 +179,8 @@ def _of_facts(facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
         },
         "hbm_bytes": facts.hbm_bytes,
         "collectives": kinds,
+        # By element type, over all arrays of all collectives: pixels are u8.
+        "collective_bytes": _by_dtype(facts),
         "largest_collectives": [
             {
                 "kind": c.kind,
@@ -200,6 +202,15 @@ def _of_facts(facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
     if values["num_slices"] > 1:
         values["notes"].append("between slices the network is slower than what is assumed here")
     return out
+
+
+def _by_dtype(facts: Facts) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for collective in facts.collectives:
+        for array in collective.arrays:
+            size = collective.times * array.bytes
+            totals[array.dtype] = totals.get(array.dtype, 0) + size
+    return totals
 
 
 def _without_compiler(

@@ -74,7 +74,7 @@ def _collectives(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{found['count']:,} times, results {_bytes(found['bytes'])}, sent "
             f"{_bytes(found['sent'])} on a device",
         )
-    for largest in report["largest_collectives"][:1]:
+    for largest in report.get("largest_collectives", [])[:1]:
         arrays = f" and {largest['arrays'] - 1} more" if largest["arrays"] > 1 else ""
         shape = ",".join(map(str, largest["shape"]))
         yield (

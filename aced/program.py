@@ -21,6 +21,7 @@ from aced.models import two_tower
 from aced.models.two_tower import TwoTowerConfig
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
+from aced.parallel.micro_batch import check_pieces
 
 if TYPE_CHECKING:
     from aced.train import TrainConfig
@@ -79,7 +80,7 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
         settings.batch_size,
         method.config.super_batch_size(settings.batch_size),
     )
-    _check_batch(batch_size, candidates, mesh)
+    check_batch(settings, mesh)
     # An epoch is a pass over the data, of which a step reads B and trains on b.
     epoch = None if data_size is None else max(1, data_size * batch_size // candidates)
     sizes = {"batch_size": batch_size, "data_size": epoch}
@@ -123,13 +124,15 @@ def frozen_shapes(model: TwoTowerConfig, mesh: Mesh, extra_rules: rules.Rules) -
     """The shapes of a frozen model's parameters.
 
     Kernels are held in the model's compute type: that is what every product reads them in, so a
-    bfloat16 model takes half the memory and gives the same numbers to the last bit.
+    bfloat16 model takes half the memory and gives the same numbers to the last bit. That of the
+    patches is small, and scoring may have to resize it, which is done in float32.
     """
     shapes = jax.eval_shape(functools.partial(two_tower.init, model), _key())
 
     def held(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        is_kernel = rules.name_of(path).endswith("kernel")
-        return jax.ShapeDtypeStruct(x.shape, model.dtype if is_kernel else x.dtype)
+        name = rules.name_of(path)
+        is_product = name.endswith("kernel") and not name.endswith("patch/kernel")
+        return jax.ShapeDtypeStruct(x.shape, model.dtype if is_product else x.dtype)
 
     shapes = jax.tree.map_with_path(held, shapes)
     return placed(shapes, rules.shardings(shapes, mesh, extra_rules))
@@ -147,10 +150,19 @@ def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
-def _check_batch(batch_size: int, candidates: int, mesh: Mesh) -> None:
-    shards = meshes.example_shards(mesh)
-    for what, size in (("batch_size", batch_size), ("The super-batch", candidates)):
+def check_batch(settings: "TrainConfig", mesh: Mesh) -> None:
+    """Refuses batches that the devices of `mesh` cannot share, whole or in micro-batches.
+
+    Raises:
+        ConfigError: see above.
+    """
+    shards, method = meshes.example_shards(mesh), settings.method
+    candidates = method.super_batch_size(settings.batch_size)
+    for what, size in (("batch_size", settings.batch_size), ("The super-batch", candidates)):
         if size % shards:
             raise ConfigError(
                 f"{what} = {size} cannot be shared by {shards} devices; make it a multiple."
             )
+    if method.selects:
+        check_pieces(candidates, method.score_micro_batch, shards, "method.score_micro_batch")
+    check_pieces(settings.batch_size, method.train_micro_batch, shards, "method.train_micro_batch")

@@ -119,18 +119,25 @@ def run(
         TrainingError: too many non-finite steps in a row.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM, when everything is saved.
     """
-    settings = parse(config)
     folder = epath.Path(workdir)
+    _train(parse(config), folder, devices)
+    return metrics.last_values(folder) if jax.process_index() == 0 else {}
+
+
+def _train(settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Device] | None) -> bool:
+    """The run, and those before it. Returns whether SIGTERM came in its last step."""
+    mesh = meshes.make_mesh(devices, settings.mesh)
+    program.check_batch(settings, mesh)
     distributed.check_shared(folder)
     for name, earlier in settings.before.items():
         logging.info("%s runs first, in %s", name, folder / name)
-        run(earlier, str(folder / name), devices)
+        if _train(parse(earlier), folder / name, devices):
+            logging.warning("%s is finished; start the same command again.", name)
+            sys.exit(EXIT_CODE)
 
-    settings = dataclasses.replace(settings, method=settings.method.resolve(workdir))
-    mesh = meshes.make_mesh(devices, settings.mesh)
+    settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
     with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
-        loop(set_up(settings, mesh, folder), watchdog)
-    return metrics.last_values(folder) if jax.process_index() == 0 else {}
+        return loop(set_up(settings, mesh, folder), watchdog)
 
 
 def parse(config: Any) -> TrainConfig:
@@ -224,8 +231,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
     )
 
 
-def loop(run: Run, watchdog: Watchdog) -> None:
-    """Takes the steps that are left.
+def loop(run: Run, watchdog: Watchdog) -> bool:
+    """Takes the steps that are left. Returns whether SIGTERM came in the last one.
 
     At most two steps are in flight; only a line of metrics, an evaluation or a checkpoint waits
     for the devices. All processes take the same way through it.
@@ -234,7 +241,7 @@ def loop(run: Run, watchdog: Watchdog) -> None:
     if start >= prog.total_steps:
         logging.info("%s is finished: it has %d steps.", run.folder, start)
         run.checkpoints.close()
-        return
+        return False
     budget = metrics.Budget(
         examples_trained=settings.batch_size,
         examples_scored=prog.candidates if settings.method.selects else 0,
@@ -249,7 +256,7 @@ def loop(run: Run, watchdog: Watchdog) -> None:
         metrics.Writer(run.folder, budget, run.start) as writer,
         progress.Progress(prog.total_steps) as line,
         skipped,
-        _batches(run, start, counters) as host_batches,
+        input_batches(run, start, counters) as host_batches,
         DevicePrefetch(host_batches, prog.mesh) as batches,
     ):
         meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
@@ -284,7 +291,7 @@ def loop(run: Run, watchdog: Watchdog) -> None:
                 line.show(step, measured)
 
             # Checkpoints. The metrics are on disk before the checkpoint that claims them.
-            preempted = preemption.reached()
+            preempted = preemption.reached(step)
             force = last or preempted or bool(due and settings.checkpoint.keep_best)
             if force or step % settings.checkpoint.every_steps == 0:
                 writer.flush()
@@ -296,9 +303,11 @@ def loop(run: Run, watchdog: Watchdog) -> None:
             watchdog.alive()
         if previous is not None:
             _check_finite(prog.total_steps, previous, settings, writer)
+    return preempted
 
 
-def _batches(run: Run, start: int, counters: pipeline.InputCounters) -> pipeline.Batches:
+def input_batches(run: Run, start: int, counters: pipeline.InputCounters) -> pipeline.Batches:
+    """This process's part of the super-batches after step `start`."""
     prog = run.program
     return pipeline.train_batches(
         run.source,

@@ -2,18 +2,19 @@
 
     python benchmarks/selection.py --out benchmarks/results/selection.csv
 
-One row per super-batch and implementation: CPU seconds (all threads; best of 3), temporary memory
+One row per super-batch and implementation: CPU seconds (best of 3, on one core), temporary memory
 as compiled, and whether the picks drawn with the same noise are the same: `same_chunks`, every
 chunk has the same members; `reordered`, positions at which the two differ, which are float32
-rounding at near-ties inside a chunk, where order has no meaning. CPU only; times on a busy machine
-are noisy, so read the ratios. Softmax has no matrix
-form of its own; its ratios are to that of the sigmoid.
+rounding at near-ties inside a chunk, where order has no meaning. CPU only; the implementations take
+turns, and times on a busy machine are noisy, so read the ratios. Softmax has no matrix form of its
+own; its ratios are to that of the sigmoid.
 """
 
 import argparse
 import csv
 import dataclasses
 import functools
+import os
 import time
 
 import jax
@@ -81,20 +82,30 @@ def softmax_form(start):
     return form
 
 
+FORMS = (
+    ("sigmoid", "full matrix", matrix_form),  # first: the others are compared with it
+    ("sigmoid", "blocks", blocks_form),
+    ("softmax, start alone", "blocks", softmax_form("alone")),
+    ("softmax, start super_batch", "blocks", softmax_form("super_batch")),
+)
+
+
 def same_chunks(ids, expected, chunks):
     """Whether every chunk has the same members."""
     return np.array_equal(*(np.sort(x.reshape(chunks, -1), axis=1) for x in (ids, expected)))
 
 
-def measure(function, *args):
-    """Ids, CPU seconds (best of 3) and temporary megabytes of `function(*args)`, jitted."""
-    compiled = jax.jit(function).lower(*args).compile()
-    seconds = []
+def measure(functions, *args):
+    """Ids, CPU seconds (best of 3) and temporary megabytes of every `function(*args)`, jitted."""
+    compiled = [jax.jit(function).lower(*args).compile() for function in functions]
+    ids, seconds = [None] * len(compiled), [[] for _ in compiled]
     for _ in range(3):
-        start = time.process_time()
-        ids = jax.block_until_ready(compiled(*args))
-        seconds.append(time.process_time() - start)
-    return np.asarray(ids), min(seconds), compiled.memory_analysis().temp_size_in_bytes / 1e6
+        for i, run in enumerate(compiled):
+            start = time.process_time()
+            ids[i] = jax.block_until_ready(run(*args))
+            seconds[i].append(time.process_time() - start)
+    temp = [run.memory_analysis().temp_size_in_bytes / 1e6 for run in compiled]
+    return [np.asarray(x) for x in ids], [min(x) for x in seconds], temp
 
 
 def main():
@@ -102,25 +113,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="benchmarks/results/selection.csv")
     out = parser.parse_args().out
-    config = SelectionConfig()
+    jax.config.update("jax_platforms", "cpu")
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # JAX's threads, made later, inherit it
+    config = SelectionConfig(strata=1)  # the paper's algorithm
     rows = []
     for n, d, size in SHAPES:
         noise = jax.random.gumbel(jax.random.key(3), (config.chunks, n))
         models = embeddings(jax.random.key(1), n, d, 2.0), embeddings(jax.random.key(2), n, d, 1.0)
         settings = {"config": config, "size": size}
-        expected = None
-        for loss, name, form in (
-            ("sigmoid", "full matrix", matrix_form),
-            ("sigmoid", "blocks", blocks_form),
-            ("softmax, start alone", "blocks", softmax_form("alone")),
-            ("softmax, start super_batch", "blocks", softmax_form("super_batch")),
-        ):
-            ids, cpu, temp = measure(functools.partial(form, **settings), noise, *models)
-            if expected is None:
-                expected, matrix_cpu, matrix_temp = ids, cpu, temp
-            row = [n, d, size, config.chunks, loss, name, f"{cpu:.3f}", f"{temp:.2f}"]
-            row += [f"{cpu / matrix_cpu:.3f}", f"{temp / matrix_temp:.4f}"]
-            row += [same_chunks(ids, expected, config.chunks), (ids != expected).sum()]
+        forms = [functools.partial(form, **settings) for _, _, form in FORMS]
+        ids, cpu, temp = measure(forms, noise, *models)
+        for i, (loss, name, _) in enumerate(FORMS):
+            row = [n, d, size, config.chunks, loss, name, f"{cpu[i]:.3f}", f"{temp[i]:.2f}"]
+            row += [f"{cpu[i] / cpu[0]:.3f}", f"{temp[i] / temp[0]:.4f}"]
+            row += [same_chunks(ids[i], ids[0], config.chunks), (ids[i] != ids[0]).sum()]
             rows.append(row if loss == "sigmoid" else [*row[:-2], "", ""])
             print(*rows[-1], sep=", ")
     with open(out, "w", newline="", encoding="utf-8") as file:

@@ -70,6 +70,8 @@ def test_a_step_for_eight_tpus():
     assert sum(hbm[part] for part in parts) == hbm["used"] == hbm["limit"] - hbm["free"]
 
     # Gradients are summed over all: nothing else is as large, and no picture moves.
+    assert set(found["collective_bytes"]) <= {"f32", "bf16", "s32", "u32", "pred"}
+    assert found["collective_bytes"]["f32"] > 4 * parameters
     largest = found["largest_collectives"][0]
     assert largest["kind"] == "all-reduce"
     assert largest["bytes"] <= 4 * parameters

@@ -29,7 +29,7 @@ def test_a_batch_has_the_shapes_of_the_pipelines(tmp_path):
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
         run = train.set_up(parsed, mesh, epath.Path(tmp_path))
-        real = next(train._batches(run, 0, InputCounters()))
+        real = next(train.input_batches(run, 0, InputCounters()))
     expected = run.program.batch(("label", "is_noisy"))
     assert set(expected) == set(real)
     for name, rows in real.items():

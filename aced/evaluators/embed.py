@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -82,12 +81,11 @@ class Embedder:
         ids = get_tokenizer(self._config.tokenizer)(texts)
         n, size = len(texts), self._batch_size
         ids = np.concatenate([ids, np.zeros((-n % size, ids.shape[1]), ids.dtype)])
-        # Every process embeds all the texts, so each row is replicated and nothing is exchanged.
-        everywhere = meshes.replicated(self._mesh)
-        parts = [
-            _to_host(self._text(params, jax.device_put(jnp.asarray(ids[i : i + size]), everywhere)))
-            for i in range(0, len(ids), size)
-        ]
+        rows = meshes.local_rows(self._mesh, size)
+        parts = []
+        for i in range(0, len(ids), size):
+            batch = meshes.global_batch({"text": ids[i : i + size][rows]}, self._mesh)
+            parts.append(_to_host(self._text(params, batch["text"])))
         return np.concatenate(parts)[:n]
 
 

@@ -14,6 +14,8 @@ def parse(config: Any) -> Any:
     Raises:
         ConfigError: the name is unknown, or a setting is.
     """
+    if isinstance(config, ContrastiveConfig):  # the default of a run that says nothing
+        return config
     name = config.get("name", "contrastive")
     if name not in METHODS:
         raise ConfigError(f"config.method.name is {name!r}; known: {sorted(METHODS)}.")

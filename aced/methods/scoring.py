@@ -27,7 +27,9 @@ class ScoringConfig:
 
     # Pixels a side of the patches; twice the model's own: a quarter of the tokens. None: its own
     patch: int | None = None
-    text_length: int | None = None  # tokens that are read of each text; None: all
+    # Tokens that are read of each text, the last of which is the text's own last one or an end of
+    # text, whichever the tower looks for. None: all
+    text_length: int | None = None
     # Of the products with weights. "model": as it is trained. "int8": in the blocks and the
     # attention pooling, with scales by token and by output channel; the rest as it is trained
     precision: Literal["model", "bfloat16", "int8"] = "model"
@@ -105,9 +107,10 @@ def embed(
     """
     seen = _seen(model, scoring)
     image_params = flexi.resize_params(params["image"], model.image, seen.image.patch)
+    text_params, text = _shorter(params["text"], text, model.text, scoring.text_length)
     tower = two_tower.TwoTower(seen, int8=scoring.precision == "int8")
-    text = _cut(text, model.text, scoring.text_length)
-    return tower.apply({"params": {**params, "image": image_params}}, image, text)
+    params = {**params, "image": image_params, "text": text_params}
+    return tower.apply({"params": params}, image, text)
 
 
 def embed_mixed(
@@ -190,12 +193,20 @@ def _text_length(model: TwoTowerConfig) -> int:
     return min(model.tokenizer.length, model.text.length)
 
 
-def _cut(text: Int[Array, "b l"], config: TextConfig, length: int | None) -> Int[Array, "b k"]:
-    """The first `length` tokens, with an end where the tower looks for one."""
-    if length is None or length >= text.shape[1]:
-        return text
+def _shorter(
+    params: dict[str, Any], text: Int[Array, "b l"], config: TextConfig, length: int | None
+) -> tuple[dict[str, Any], Int[Array, "b k"]]:
+    """The text tower's parameters and the texts, for `length` tokens of each."""
+    last = text.shape[1] - 1
+    if length is None or length > last:
+        return params, text
     kept = text[:, :length]
-    if config.pool == "last":
-        return kept
-    ends = (kept == config.eot_id).any(axis=1)
-    return kept.at[:, -1].set(jnp.where(ends, kept[:, -1], config.eot_id))
+    if config.pool == "eot":
+        ends = (kept == config.eot_id).any(axis=1)
+        return params, kept.at[:, -1].set(jnp.where(ends, kept[:, -1], config.eot_id))
+    # The last token and its position stay: that is where the tower has learned to collect what it
+    # has read, and it has not elsewhere. Read at the last kept place, a tower that was not trained
+    # so loses most of what selection gains.
+    position = params["position"]
+    position = position.at[length - 1].set(position[last])
+    return params | {"position": position}, kept.at[:, -1].set(text[:, last])

@@ -127,16 +127,28 @@ class Block(nn.Module):
         return x + Mlp(self.dims.mlp, self.activation, self.compute, name="mlp")(y), None
 
 
+def _kept_for_the_backward_pass(compute: Compute) -> Callable[..., bool] | None:
+    """What of a block's values is kept; None: all that is asked for."""
+    if compute.remat == "full":
+        return jax.checkpoint_policies.nothing_saveable
+    if compute.remat == "dots":
+        # The products with weights: not the attention scores, n^2 in memory.
+        return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    if compute.scan and compute.attention != "cudnn":
+        # All products. Of elementwise work a scan would store every intermediate result, which is
+        # slower than to compute it again; unrolled, XLA sees to that by itself.
+        return jax.checkpoint_policies.dots_saveable
+    return None
+
+
 def blocks(
     dims: Size, *, activation: str, norm_eps: float, causal: bool, compute: Compute
 ) -> nn.Module:
     """All blocks of a tower as one module "blocks"; its parameters are stacked, [depth, ...]."""
     block = Block
-    if compute.remat != "none":
-        # "dots" keeps the products with weights: the attention scores, n^2 in memory, and all
-        # elementwise work are computed again. A scan already hides the two passes from CSE.
-        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        policy = keep if compute.remat == "dots" else None
+    policy = _kept_for_the_backward_pass(compute)
+    if policy is not None:
+        # A scan already hides the two passes from CSE.
         block = nn.remat(Block, prevent_cse=not compute.scan, policy=policy)
     stack = nn.scan(
         block,

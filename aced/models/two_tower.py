@@ -35,8 +35,8 @@ class TwoTowerConfig:
     # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = True  # over layers; False unrolls them: same parameters, slower to compile
-    # What the backward pass computes again, to save memory: "none"; "full": every block;
-    # "dots": all but the products with weights
+    # What the backward pass computes again, to save memory: "none" but elementwise work; "full":
+    # every block; "dots": all but the products with weights
     remat: Literal["none", "full", "dots"] = "none"
     # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs
     attention: Literal["xla", "cudnn"] | None = "xla"

@@ -37,11 +37,7 @@ def map_micro_batches(
     if size == 0 or size >= examples:
         return function(batch)
     shards = mesh.data_shards()
-    if examples % size or size % shards:
-        raise ConfigError(
-            f"{key} = {size} must divide the batch of {examples} and be a multiple of the {shards} "
-            "devices that share it; change it, or set it to 0 for one piece."
-        )
+    check_pieces(examples, size, shards, key)
     pieces = examples // size
 
     def split(x: jax.Array) -> jax.Array:  # [B ...] -> [pieces size ...]
@@ -59,3 +55,12 @@ def map_micro_batches(
     return mesh.constrain_by_example(
         jax.tree.map(join, jax.lax.map(run, jax.tree.map(split, batch)))
     )
+
+
+def check_pieces(examples: int, size: int, shards: int, key: str) -> None:
+    """Raises a ConfigError unless a batch can be cut into pieces of `size`, as above."""
+    if 0 < size < examples and (examples % size or size % shards):
+        raise ConfigError(
+            f"{key} = {size} must divide the batch of {examples} and be a multiple of the {shards} "
+            "devices that share it; change it, or set it to 0 for one piece."
+        )

@@ -85,7 +85,7 @@ def select_joint(
         picks, means = draw(score, available, noise)
         extended = []
         for context, (_, e) in zip(contexts, terms, strict=True):
-            # One model after the other: XLA would merge what they exchange into one large message.
+            # One after the other: XLA would merge what is exchanged into one large message.
             picks, extended = jax.lax.optimization_barrier((picks, extended))
             extended.append(_extend(context, e, picks, loss, config))
         available = jax.vmap(lambda free, p: free.at[p].set(False))(available, picks)
@@ -132,11 +132,6 @@ def _extend(
     """The context after the chunk `picks` (positions within strata) has joined the chosen."""
     parts, rows = context[0].shape
     width = e.zimg.shape[1]
-    # The only embeddings that devices exchange: those of one chunk.
-    chunk_zimg, chunk_ztxt = (
-        gather_rows(take_strata(z.reshape(config.strata, -1, width), picks)).reshape(-1, width)
-        for z in (e.zimg, e.ztxt)
-    )
     zimg, ztxt = (z.reshape(parts, rows, width) for z in (e.zimg, e.ztxt))
     tile = min(config.tile, rows)
 
@@ -152,5 +147,12 @@ def _extend(
         overlap = len(starts) * tile - rows
         return jnp.concatenate([tiles[:, :-1].reshape(parts, -1), tiles[:, -1, overlap:]], axis=1)
 
+    def chunk_of(z: Float[Array, "B d"], picks: Int[Array, "strata quota"]) -> Float[Array, "k d"]:
+        """The only embeddings that devices exchange."""
+        taken = take_strata(z.reshape(config.strata, -1, width), picks)
+        return gather_rows(taken).reshape(-1, width)
+
     add = _LOSSES[loss].add
-    return add(context[0], met(zimg, chunk_ztxt)), add(context[1], met(ztxt, chunk_zimg))
+    image = add(context[0], met(zimg, chunk_of(e.ztxt, picks)))
+    picks, image = jax.lax.optimization_barrier((picks, image))  # as in `select_joint`
+    return image, add(context[1], met(ztxt, chunk_of(e.zimg, picks)))

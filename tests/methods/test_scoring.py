@@ -25,9 +25,13 @@ MODEL = two_tower.TwoTowerConfig(
     tokenizer=TokenizerConfig(kind="shapes", length=6),
 )
 ENDS = dataclasses.replace(MODEL, text=dataclasses.replace(MODEL.text, pool="eot", eot_id=9))
-EIGHT = two_tower.TwoTower(dataclasses.replace(MODEL, image=ImageConfig(
-    size="mu", patch=8, resolution=16, pool="gap"
-)))  # fmt: skip
+SHORT = two_tower.TwoTower(
+    dataclasses.replace(MODEL, text=dataclasses.replace(MODEL.text, length=4))
+)
+EIGHT = two_tower.TwoTower(
+    dataclasses.replace(MODEL, image=dataclasses.replace(MODEL.image, patch=8))
+)
+KEPT = np.array([0, 1, 2, 5])  # 4 tokens of 6: the last one is where the tower reads
 FLEXI = ScoringConfig(patch=8, text_length=4)
 
 
@@ -50,6 +54,10 @@ def inputs(n=8):
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), shapes)
     image = rng.integers(0, 256, (n, 16, 16, 3), np.uint8)
     return params, jnp.asarray(image), jnp.asarray(rng.integers(0, 9, (n, 6), np.int32))
+
+
+def of_short(params):
+    return params | {"text": params["text"] | {"position": params["text"]["position"][KEPT]}}
 
 
 def for_patches_of_8(params):
@@ -83,12 +91,11 @@ def test_larger_patches_change_the_image_alone():
     assert not np.allclose(found.zimg, whole.zimg, atol=1e-2)
 
 
-def test_text_is_read_at_the_last_kept_place():
+def test_the_last_token_is_kept_where_the_tower_reads_it():
     params, image, text = inputs()
     found = embed(MODEL, ScoringConfig(text_length=4), params, image, text)
-    expected = apply(two_tower.TwoTower(MODEL), params, image, text[:, :4])
-    assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    changed = text.at[:, 4:].set(0)
+    assert_close(found, apply(SHORT, of_short(params), image, text[:, KEPT]), rtol=1e-5, atol=1e-6)
+    changed = text.at[:, 3:5].set(0)
     assert_close(embed(MODEL, ScoringConfig(text_length=4), params, image, changed), found, rtol=0)
 
 
@@ -176,10 +183,11 @@ def test_one_in_every_few_is_trained_as_it_is_scored():
     def by_kind(params):
         """All examples through both towers; of each example, the one that it is due."""
         full = two_tower.TwoTower(MODEL).apply({"params": params}, image, text)
-        small = EIGHT.apply({"params": for_patches_of_8(params)}, image, text[:, :4])
+        large = EIGHT.apply({"params": for_patches_of_8(params)}, image, text)
+        short = SHORT.apply({"params": of_short(params)}, image, text[:, KEPT])
         as_scored = (np.arange(8) % every == 0)[:, None]
-        zimg = jnp.where(as_scored, small.zimg, full.zimg)
-        ztxt = jnp.where(as_scored, small.ztxt, full.ztxt)
+        zimg = jnp.where(as_scored, large.zimg, full.zimg)
+        ztxt = jnp.where(as_scored, short.ztxt, full.ztxt)
         return (weights[0] * zimg + weights[1] * ztxt).sum() + full.scale, (zimg, ztxt)
 
     (_, found), gradient = jit(jax.value_and_grad(mixed, has_aux=True))(params)
