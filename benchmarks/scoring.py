@@ -12,12 +12,14 @@
 The learner and the reference of each run embed super-batches that the run has not seen, exactly
 and by each way of `ScoringConfig`: the learner alone (its reference is cached, say) or both. The
 sub-batches are chosen with the same noise. Columns: `trained`, how the learner was trained (the
-reference, always in full); `retrieval`, its mean R@1; `overlap`, the part of the picks that exact
-scoring picks, too; `share`, the part of what those gain over uniform draws in JEST's score of the
-sub-batch under EXACT embeddings, of the means over the super-batches, and `error`, its standard
-error, to first order; `noisy_share`, of wrong captions among the picks; `flops` and `cpu`, the
-multiply-adds and CPU seconds of scoring as parts of exact scoring's. How fast 8 and 16 bits are on
-an accelerator, `cpu` does not tell. The rows "another draw" are exact scoring with other noise.
+reference, always in full); `recall`, R@1 of the learner as it scores, from images to texts, among
+the clean pairs of a super-batch; `overlap`, the part of the picks that exact scoring picks, too;
+`share`, the part of what those gain over uniform draws in JEST's score of the sub-batch under EXACT
+embeddings, of the means over the super-batches, and `error`, its standard error, to first order;
+`noisy_share`, of wrong captions among the picks; `flops` and `cpu`, the multiply-adds and CPU
+seconds of scoring as parts of exact scoring's. How fast 8 and 16 bits are on an accelerator, `cpu`
+does not tell. For comparison: "another draw", exact scoring with other noise; and "reference only",
+what is left without the learner, by easy_reference.
 """
 
 import csv
@@ -31,7 +33,7 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from aced import record, summary
+from aced import record
 from aced.checkpoint import load_params
 from aced.config import from_config
 from aced.data import pipeline
@@ -48,7 +50,7 @@ _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _BATCHES = flags.DEFINE_integer("batches", 40, "Super-batches.")
 
 GAINS = (10.0, 100.0)  # of configs/smoke.py and of configs/acid_b16.py
-COLUMNS = ("trained", "retrieval", "gain", "scorer", "patch", "text_length", "precision")
+COLUMNS = ("trained", "gain", "scorer", "patch", "text_length", "precision", "recall")
 COLUMNS += ("overlap", "share", "error", "noisy_share", "flops", "cpu")
 
 _embed = jax.jit(scoring.embed, static_argnums=(0, 1))
@@ -99,7 +101,6 @@ class Run:
         self.size = self.settings["batch_size"]
         selection = from_config(SelectionConfig, self.settings["method"]["selection"])
         self.selection = selection.for_batch(self.size)
-        self.retrieval = summary.values(workdir)["retrieval/mean_r1"]
 
     def batches(self) -> pipeline.Batches:
         """Super-batches of another seed than the run's."""
@@ -132,22 +133,30 @@ def embed(
     return found, time.process_time() - start
 
 
+def recall(e: Embeddings, is_noisy: np.ndarray) -> float:
+    """R@1 from the images to the texts of the clean pairs."""
+    zimg, ztxt = (np.asarray(z)[~is_noisy] for z in (e.zimg, e.ztxt))
+    return (np.argmax(zimg @ ztxt.T, axis=1) == np.arange(len(zimg))).mean()
+
+
 def cases():
-    """Yields (name of the scorer, the learner's way, the reference's way, which noise)."""
+    """Yields (name of the scorer, the learner's way or None, the reference's way, which noise)."""
     yield "both", EXACT, EXACT, 0
     yield "another draw", EXACT, EXACT, 1
+    yield "reference only", None, EXACT, 0
     for way in WAYS:
         yield "learner", way, EXACT, 0
         yield "both", way, way, 0
 
 
-def flops(run: Run, learner: Way, reference: Way) -> int:
-    """Multiply-adds of scoring one example."""
+def costs(run: Run, seconds: dict, learner: Way | None, reference: Way) -> np.ndarray:
+    """Multiply-adds of scoring one example, and the least CPU seconds of a super-batch."""
     ways = {"": learner, "reference/": reference}
-    return sum(
-        sum(scoring.macs(model, ways[prefix].of(model)))
-        for prefix, (model, _) in run.models.items()
-    )
+    used = {prefix: way for prefix, way in ways.items() if way}
+    macs = [
+        sum(scoring.macs(run.models[x][0], way.of(run.models[x][0]))) for x, way in used.items()
+    ]
+    return np.array([sum(macs), sum(min(seconds[item]) for item in used.items())])
 
 
 def measure(run: Run, t: int, batch: dict[str, np.ndarray], found: dict, seconds: dict) -> None:
@@ -161,16 +170,20 @@ def measure(run: Run, t: int, batch: dict[str, np.ndarray], found: dict, seconds
     uniform = np.random.default_rng(t).permutation(candidates).reshape(-1, run.size)
     uniform = np.mean([batch_score(*exact, ids) for ids in uniform])
     for gain in GAINS:
-        config = dataclasses.replace(run.selection, gain=gain)
         expected = None
         for scorer, learner, reference, noise in cases():
             key = jax.random.fold_in(jax.random.key(t), noise)
-            pair = embedded["", learner], embedded["reference/", reference]
+            pair = embedded["", learner or EXACT], embedded["reference/", reference]
+            score = "learnability" if learner else "easy_reference"
+            config = dataclasses.replace(run.selection, gain=gain, score=score)
             ids = np.asarray(_choose(key, *pair, config, loss="sigmoid", size=run.size).ids)
-            score = batch_score(*exact, ids) - uniform
             expected = ids if expected is None else expected
-            overlap = np.isin(ids, expected).mean()
-            values = overlap, score, batch["is_noisy"][ids].mean()
+            values = (
+                recall(pair[0], batch["is_noisy"]) if learner else np.nan,
+                np.isin(ids, expected).mean(),
+                batch_score(*exact, ids) - uniform,
+                batch["is_noisy"][ids].mean(),
+            )
             found.setdefault((gain, scorer, learner, reference), []).append(values)
 
 
@@ -192,22 +205,18 @@ def rows_of(workdir: str) -> list[tuple]:
         for t in range(_BATCHES.value):
             measure(run, t, next(super_batches), found, seconds)
             print(workdir, t, flush=True)
-    best = {key: min(values) for key, values in seconds.items()}
-    in_all = flops(run, EXACT, EXACT), best["", EXACT] + best["reference/", EXACT]
-    rows = []
+    rows, in_all = [], costs(run, seconds, EXACT, EXACT)
     for (gain, scorer, learner, reference), values in found.items():
-        how = learner.of(run.models[""][0])
-        overlap, scores, noisy = np.transpose(values)
-        gains = np.array(found[gain, "both", EXACT, EXACT])[:, 1]
+        how = (learner or EXACT).of(run.models[""][0])
+        recalls, overlap, scores, noisy = np.transpose(values)
+        gains = np.array(found[gain, "both", EXACT, EXACT])[:, 2]
         share = scores.mean() / gains.mean()
         error = (scores - share * gains).std(ddof=1) / np.sqrt(len(gains)) / gains.mean()
-        costs = (
-            flops(run, learner, reference) / in_all[0],
-            (best["", learner] + best["reference/", reference]) / in_all[1],
-        )
-        measured = (f"{x:.3f}" for x in (overlap.mean(), share, error, noisy.mean(), *costs))
-        settings = (how.patch or "", how.text_length or "", how.precision)
-        rows.append((run.trained, f"{run.retrieval:.3f}", gain, scorer, *settings, *measured))
+        parts = costs(run, seconds, learner, reference) / in_all
+        measured = recalls.mean(), overlap.mean(), share, error, noisy.mean(), *parts
+        settings = how.patch or "", how.text_length or "", how.precision
+        cells = ("" if np.isnan(x) else f"{x:.3f}" for x in measured)
+        rows.append((run.trained, gain, scorer, *settings, *cells))
     return rows
 
 

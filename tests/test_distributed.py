@@ -214,7 +214,7 @@ distributed.check_shared(os.path.join(os.environ["SHARED"], str(jax.process_inde
     with start(program, tmp_path, SHARED=tmp_path) as started:
         codes = started.exit_codes(60)
     assert codes[0] == 1
-    assert codes[1] in (distributed.LOST_PEER, -signal.SIGABRT)
+    assert codes[1] in (1, -signal.SIGABRT)  # it knows as well
     assert "ConfigError: Processes [1] do not see what process 0 writes" in started.output(0)
 
 

@@ -71,7 +71,7 @@ def test_a_step_for_eight_tpus():
 
     # Gradients are summed over all: nothing else is as large, and no picture moves.
     assert set(found["collective_bytes"]) <= {"f32", "bf16", "s32", "u32", "pred"}
-    assert found["collective_bytes"]["f32"] > 4 * parameters
+    assert sum(found["collective_bytes"].values()) > 2 * parameters  # bfloat16 at least
     largest = found["largest_collectives"][0]
     assert largest["kind"] == "all-reduce"
     assert largest["bytes"] <= 4 * parameters
