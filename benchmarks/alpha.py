@@ -176,7 +176,7 @@ def main(argv: list[str]) -> None:
         for _ in range(_REPEATS.value):
             for what, run in work.items():
                 seconds[what].append(timed(run))
-                print(what, seconds[what], flush=True)
+                print(getattr(what, "name", what), f"{seconds[what][-1]:.2f} s", flush=True)
     best = {what: min(values) for what, values in seconds.items()}
     # A step's FLOPs are three forward passes of b, the other's one of B.
     u = best[IID] / 3 / (best[FORWARD] * (1 - FILTER_RATIO))
