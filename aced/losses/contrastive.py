@@ -79,7 +79,7 @@ def pairs(e: Embeddings) -> Pairs:
     return Pairs([e.zimg], [e.ztxt], [e.scale, e.bias])
 
 
-def block_logits(model: Pairs, precision: str) -> Float[Array, "n n"]:
+def block_logits(model: Pairs, precision: str) -> Float[Array, "n m"]:
     """`logits` of the images and texts of one block."""
     zimg, ztxt, (scale, bias) = model.images[0], model.texts[0], model.shared
     return scale * jnp.einsum("id,jd->ij", zimg, ztxt, precision=precision) + bias
@@ -89,7 +89,7 @@ def pair_sum(form: Form, block: ring.Block, *models: Pairs) -> Float[Array, ""]:
     """The sum of `block(is_match, *models)` over all pairs; the first model is trained."""
     if form == "ring":
         return ring.pair_sum(block, *models)
-    is_match = jnp.eye(models[0].images[0].shape[0], dtype=bool)
+    is_match = jnp.eye(len(models[0].images[0]), len(models[0].texts[0]), dtype=bool)
     return block(is_match, *models)
 
 

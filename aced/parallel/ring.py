@@ -27,17 +27,20 @@ from aced.parallel.mesh import EXAMPLES, data_shards
 
 
 class Pairs(NamedTuple):
-    """Numbers of all images and texts of a batch, or of those that meet in one block."""
+    """Numbers of all images and texts of a batch, or of those that meet in one block.
+
+    Where image i and text i belong together, n = m. What travels may be images as well.
+    """
 
     images: PyTree  # [n ...], which stay on their device
-    texts: PyTree  # [n ...], which travel
+    texts: PyTree  # [m ...], which travel
     shared: PyTree  # without an example axis, the same on every device
 
 
 _SPEC = Pairs(PartitionSpec(EXAMPLES), PartitionSpec(EXAMPLES), PartitionSpec())
 
-# block(is_match, *pairs): the sum over one block of pairs. is_match [n n] is true where image i and
-# text j are of the same example.
+# block(is_match, *pairs): the sum over one block of pairs. is_match [n m] is true where image i and
+# text j are of the same example, if they are paired.
 Block = Callable[..., Float[Array, ""]]
 
 
@@ -46,7 +49,7 @@ def pair_sum(block: Block, trained: Pairs, *given: Pairs) -> Float[Array, ""]:
     """The sum over all images and texts of what `block` adds up.
 
     Args:
-        block: called as `block(is_match, trained, *given)` with some images and equally many texts.
+        block: called as `block(is_match, trained, *given)` with some images and some texts.
         trained: arrays of the precision in which their gradients are to be added up.
         given: what else the block needs; no gradient reaches it.
 
@@ -76,8 +79,8 @@ pair_sum.defvjp(_pair_sum_forward, _pair_sum_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def logsumexps(
-    logits: Callable[[Pairs], Float[Array, "n n"]], trained: Pairs
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    logits: Callable[[Pairs], Float[Array, "n m"]], trained: Pairs
+) -> tuple[Float[Array, " N"], Float[Array, " M"]]:
     """Log-sum-exp of each image's logits with all texts, and of each text's with all images.
 
     Args:
@@ -94,8 +97,8 @@ def logsumexps(
             images = jnp.logaddexp(images, jax.nn.logsumexp(block, axis=1))
             return images, jnp.logaddexp(texts, jax.nn.logsumexp(block, axis=0))
 
-        empty = jnp.full(_examples(trained), -jnp.inf)
-        return _tour(visit, empty, empty, (trained,))
+        images, texts = (jnp.full(count, -jnp.inf) for count in _counts(trained))
+        return _tour(visit, images, texts, (trained,))
 
     return _on_shards(on_shard, (_SPEC.images, _SPEC.texts), trained)
 
@@ -146,10 +149,10 @@ def _tour(visit: Callable, here: PyTree, there: PyTree, pairs: tuple[Pairs, ...]
     `here, there = visit(here, there, is_match, pairs)` takes in one block. `here` stays with the
     images; `there` belongs to the texts, travels with them, and is back with its own at the end.
     """
-    shards, rows = data_shards(), _examples(pairs[0])
+    shards = data_shards()
 
     def meet(here, there, texts, is_home):
-        is_match = jnp.eye(rows, dtype=bool) & is_home
+        is_match = jnp.eye(*_counts(pairs[0]), dtype=bool) & is_home
         met = [p._replace(texts=t) for p, t in zip(pairs, texts, strict=True)]
         return visit(here, there, is_match, met)
 
@@ -179,18 +182,20 @@ def _sum_over_shards(tree: PyTree) -> PyTree:
 
 def _on_shards(function: Callable, out_specs: PyTree, *pairs: Pairs) -> Any:
     """`function` of each device's own part of the examples."""
-    shards, examples = data_shards(), _examples(pairs[0])
+    shards = data_shards()
     if shards == 1:
         return function(*pairs)
-    if examples % shards:
-        raise ConfigError(
-            f"A batch of {examples} pairs cannot be shared equally by {shards} devices; make it a "
-            "multiple of their number."
-        )
+    for examples in _counts(pairs[0]):
+        if examples % shards:
+            raise ConfigError(
+                f"A batch of {examples} examples cannot be shared equally by {shards} devices; "
+                "make it a multiple of their number."
+            )
     # Nothing is differentiated through here, so JAX need not check what varies between devices.
     specs = (_SPEC,) * len(pairs)
     return jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)(*pairs)
 
 
-def _examples(pairs: Pairs) -> int:
-    return jax.tree.leaves(pairs.images)[0].shape[0]
+def _counts(pairs: Pairs) -> tuple[int, int]:
+    """How many images and how many texts there are."""
+    return tuple(jax.tree.leaves(side)[0].shape[0] for side in (pairs.images, pairs.texts))

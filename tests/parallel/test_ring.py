@@ -94,7 +94,7 @@ def test_a_batch_that_cannot_be_shared():
     pairs = Pairs(jnp.ones(12), jnp.ones(12), ())
     with (
         jax.set_mesh(make_mesh()),
-        pytest.raises(ConfigError, match="12 pairs cannot be shared equally by 8"),
+        pytest.raises(ConfigError, match="12 examples cannot be shared equally by 8"),
     ):
         pair_sum(_product, pairs)
 

@@ -1,0 +1,141 @@
+"""DIME-FM's losses (arXiv 2303.18232): what unpaired images and sentences are to each other.
+
+u are the teacher's embeddings of n images, z the student's of the same images, v the teacher's of
+m sentences, which nobody says belong to these images. All are L2-normalised, the logits' scale is
+fixed, and no gradient reaches u or v. With KL(T, S; t) the mean over rows of
+KL(softmax(T / t) || softmax(S / t)), without a factor t^2:
+
+    vision-language score     KL(s u v', s z v'; t) + KL(s v u', s v z'; t)
+    pseudo vision-language    2 KL(s u u', s z u'; t)
+    distance preserving       2 KL(s u u', s z z'; t)
+
+The diagonals are not masked. All similarities come in blocks around the ring of devices
+(`aced.parallel.ring`), or in one block with `form="full"`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from aced.config import ConfigError
+from aced.losses.contrastive import PRECISION, Form, block_logits, pair_sum, with_logsumexps
+from aced.parallel.ring import Pairs
+
+Side = Literal["rows", "columns"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarityConfig:
+    """Weights and temperatures of the three terms, as in the authors' code."""
+
+    scale: float = 100.0  # of the logits; fixed, neither the teacher's nor learned
+    score_weight: float = 0.7  # images against sentences
+    score_temperature: float = 1.0
+    pseudo_weight: float = 0.3  # images against the teacher's images
+    pseudo_temperature: float = 3.0
+    distance_weight: float = 0.0  # images against images; a third-party implementation: 0.1
+    distance_temperature: float = 7.0
+
+    def __post_init__(self):
+        weights = self.score_weight, self.pseudo_weight, self.distance_weight
+        if min(weights) < 0 or not any(weights):
+            raise ConfigError(
+                "score_weight, pseudo_weight and distance_weight must not be negative, and one of "
+                f"them must be positive; got {weights}."
+            )
+        for name in ("scale", "score_temperature", "pseudo_temperature", "distance_temperature"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
+
+
+def similarity_kl(
+    student: tuple[Float[Array, "n d"], Float[Array, "m d"]],
+    teacher: tuple[Float[Array, "n k"], Float[Array, "m k"]],
+    *,
+    scale: float,
+    temperature: float,
+    sides: tuple[Side, ...],
+    precision: str = PRECISION,
+    form: Form = "full",
+) -> Float[Array, ""]:
+    """KL(softmax(teacher) || softmax(student)) of similarities, averaged over rows or columns.
+
+    Args:
+        student: embeddings whose products are the student's similarities [n m], L2-normalised.
+        teacher: ditto; no gradient reaches them.
+        scale: of the similarities; they are divided by the temperature, too.
+        temperature: t, of both softmaxes.
+        sides: "rows": softmax over the m, mean over the n; "columns": the other way around; both:
+            their sum.
+        precision: of the matrix products.
+        form: "ring" or "full", see `aced.losses.contrastive`.
+    """
+    n, m = len(student[0]), len(student[1])
+
+    def log_softmaxes(model: Pairs) -> dict[Side, Float[Array, "n m"]]:
+        (_, by_row), (_, by_column), _ = model
+        scores = block_logits(model, precision)
+        return {"rows": scores - by_row[:, None], "columns": scores - by_column[None, :]}
+
+    def kl(is_match: Bool[Array, "n m"], student: Pairs, teacher: Pairs) -> Float[Array, ""]:
+        log_q, log_p = log_softmaxes(student), log_softmaxes(teacher)
+        count = {"rows": n, "columns": m}
+        return sum(
+            (jnp.exp(log_p[side]) * (log_p[side] - log_q[side])).sum() / count[side]
+            for side in sides
+        )
+
+    shared = [jnp.float32(scale / temperature), jnp.float32(0)]
+    models = []
+    for left, right in (student, jax.lax.stop_gradient(teacher)):
+        pairs = Pairs([left.astype(jnp.float32)], [right.astype(jnp.float32)], shared)
+        models.append(with_logsumexps(form, pairs, precision))
+    return pair_sum(form, kl, *models)
+
+
+def similarity_losses(
+    z: Float[Array, "n d"],
+    u: Float[Array, "n d"],
+    v: Float[Array, "m d"],
+    config: SimilarityConfig,
+    form: Form = "full",
+) -> dict[str, Float[Array, ""]]:
+    """The terms of DIME-FM's loss that have a weight, by name; not yet weighted.
+
+    Args:
+        z: the student's embeddings of the images.
+        u: the teacher's of the same images.
+        v: the teacher's of the sentences.
+        config: weights, which decide what is computed, and temperatures.
+        form: "ring" or "full", see `aced.losses.contrastive`.
+    """
+    u, v = jax.lax.stop_gradient((u, v))
+    common = {"scale": config.scale, "form": form}
+    losses = {}
+    if config.score_weight:
+        losses["score"] = similarity_kl(
+            (z, v),
+            (u, v),
+            temperature=config.score_temperature,
+            sides=("rows", "columns"),
+            **common,
+        )
+    if config.pseudo_weight:
+        losses["pseudo"] = 2 * similarity_kl(
+            (z, u), (u, u), temperature=config.pseudo_temperature, sides=("rows",), **common
+        )
+    if config.distance_weight:
+        losses["distance"] = 2 * similarity_kl(
+            (z, z), (u, u), temperature=config.distance_temperature, sides=("rows",), **common
+        )
+    return losses
+
+
+def similarity_loss(
+    losses: dict[str, Float[Array, ""]], config: SimilarityConfig
+) -> Float[Array, ""]:
+    """The weighted sum of `similarity_losses`."""
+    return sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())
