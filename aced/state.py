@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 @struct.dataclass
@@ -68,35 +68,29 @@ def apply_gradients(
     """
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    old = state.params, state.opt_state, state.ema
-
-    def update():
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
-        return (params, opt_state, ema), optax.tree.norm(updates)
-
-    # A branch and not a select: the update is one pass over the state, and needs no second copy.
-    (params, opt_state, ema), update_norm = jax.lax.cond(
-        finite, update, lambda: (old, jnp.zeros_like(grad_norm))
-    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
     skipped = jnp.logical_not(finite).astype(jnp.int32)
     new = state.replace(
         step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        ema=ema,
+        params=_where(finite, params, state.params),
+        opt_state=_where(finite, opt_state, state.opt_state),
+        ema=_where(finite, ema, state.ema),
         skipped=state.skipped + skipped,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
     )
     metrics = {
         "grad_norm": grad_norm,
-        "update_norm": update_norm,
+        "update_norm": optax.tree.norm(updates),
         "param_norm": optax.tree.norm(new.params),
         "skipped": new.skipped,
         "skipped_in_a_row": new.skipped_in_a_row,
     }
     return new, metrics
 
+
+def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
