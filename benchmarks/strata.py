@@ -1,7 +1,7 @@
 """What stratified selection keeps of the joint gain, on embeddings of trained models.
 
-    python -m aced.main --config=configs/smoke.py:method=h_acid --workdir=/tmp/h_acid
-    python benchmarks/strata.py --workdir=/tmp/h_acid --out=benchmarks/results/strata.csv
+    python -m aced.main --config=configs/smoke.py:method=aced,steps=600 --workdir=/tmp/aced
+    python benchmarks/strata.py --workdir=/tmp/aced --batches=12 --out=benchmarks/results/strata.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, of which
 sub-batches are chosen uniformly, each example by itself, and jointly with several numbers of
