@@ -1,6 +1,7 @@
 """What stratified selection keeps of the joint gain, on embeddings of trained models.
 
-    python -m aced.main --config=configs/smoke.py:method=aced,steps=600 --workdir=/tmp/aced
+    python -m aced.main --config=configs/smoke.py:method=aced,steps=600 --workdir=/tmp/aced \\
+        --config.before.reference.total_steps=1000
     python benchmarks/strata.py --workdir=/tmp/aced --batches=12 --out=benchmarks/results/strata.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, of which
