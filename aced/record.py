@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,19 +16,23 @@ FILE = "config.json"
 # here, too: it moves the learning rate from there on, and extending a run is what people do.
 _MAY_CHANGE = re.compile(
     r"total_\w+|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
-    r"|(evals|checkpoint|before|init|mesh)\..*"
-    r"|data\.(num_threads|prefetch|max_skipped_in_a_row)|method\.((score|train)_micro_batch|form)"
-    r"|method\..*(model\.(scan|remat|attention)|checkpoint)"
+    r"|(evals|checkpoint|before|before_caches|init|mesh)\..*"
+    r"|data\.(num_threads|prefetch|max_skipped_in_a_row|filters\.max_in_a_row|(.*\.)?cache_folder)"
+    r"|method\.((score|train)_micro_batch|form)"
+    r"|method\..*(model\.(scan|remat|attention)|tokenizer\.path|checkpoint|cache)"
 )
 
 
-def check(folder: epath.Path, settings: Any, fingerprint: str) -> None:
+def check(
+    folder: epath.Path, settings: Any, fingerprint: str, caches: Mapping[str, str] | None = None
+) -> None:
     """Refuses to go on with a run whose settings or data were others.
 
     Args:
         folder: the workdir; nothing is checked where no run has begun.
         settings: the dataclass of the present settings.
         fingerprint: of the training data.
+        caches: of the cached embeddings, by the name of the model.
 
     Raises:
         ConfigError: something differs that makes it another run; the message says what.
@@ -36,7 +41,7 @@ def check(folder: epath.Path, settings: Any, fingerprint: str) -> None:
     if not file.exists():
         return
     then = flatten(json.loads(file.read_text()))
-    now = flatten(json.loads(_text(settings, fingerprint)))
+    now = flatten(json.loads(_text(settings, fingerprint, caches)))
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
     serious = [line for key, line in lines.items() if not _MAY_CHANGE.fullmatch(key)]
@@ -49,17 +54,20 @@ def check(folder: epath.Path, settings: Any, fingerprint: str) -> None:
         logging.warning("%s goes on with other settings:\n%s", folder, "\n".join(lines.values()))
 
 
-def write(folder: epath.Path, settings: Any, fingerprint: str) -> None:
+def write(
+    folder: epath.Path, settings: Any, fingerprint: str, caches: Mapping[str, str] | None = None
+) -> None:
     """Writes config.json, on process 0: the file is there whole, or as it was before."""
     if jax.process_index() != 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{FILE}.part"
-    part.write_text(_text(settings, fingerprint))
+    part.write_text(_text(settings, fingerprint, caches))
     part.replace(folder / FILE)
 
 
-def _text(settings: Any, fingerprint: str) -> str:
+def _text(settings: Any, fingerprint: str, caches: Mapping[str, str] | None) -> str:
     config = to_config(settings)
     config.data_fingerprint = fingerprint
+    config.cache_fingerprints = dict(caches or {})
     return config.to_json_best_effort(indent=2, sort_keys=True)

@@ -25,7 +25,8 @@ class ScheduleConfig:
     peak: float = 1e-3  # learning rate after the warm-up (JEST, section 3)
     end_factor: float = 0.0  # cosine and linear: learning rate at the end, as a share of the peak
     timescale_steps: int = 10_000  # rsqrt: t in 1 / sqrt(1 + steps since warm-up / t)
-    # Linear warm-up from 0; none set: no warm-up. `_percent` is of the run, 0 to 100.
+    start_factor: float = 0.0  # learning rate at the start of the warm-up, as a share of the shape
+    # Linear warm-up; none set: no warm-up. `_percent` is of the run, 0 to 100.
     warmup_steps: int | None = None
     warmup_examples: int | None = None  # examples trained
     warmup_epochs: float | None = None
@@ -41,6 +42,8 @@ class ScheduleConfig:
             raise ConfigError(f"peak must be positive, got {self.peak}.")
         if not 0 <= self.end_factor <= 1:
             raise ConfigError(f"end_factor must be between 0 and 1, got {self.end_factor}.")
+        if not 0 <= self.start_factor <= 1:
+            raise ConfigError(f"start_factor must be between 0 and 1, got {self.start_factor}.")
         if self.end_factor and self.kind in ("rsqrt", "constant"):
             raise ConfigError(
                 f"end_factor has no meaning for kind='{self.kind}', which ends by its cool-down; "
@@ -62,8 +65,8 @@ def build(
     """Returns the learning rate as a function of the number of updates done so far.
 
     With a warm-up of w and a cool-down of c steps in a run of n, update number s (from 0) takes
-    `shape(s) * min(1, s / w) * min(1, (n - s) / c)`: zero at s = 0, the peak at s = w, and with a
-    cool-down 1/c of the shape at the last step s = n - 1.
+    `shape(s) * min(1, f + (1 - f) s / w) * min(1, (n - s) / c)`: f = `start_factor` of the shape at
+    s = 0, the peak at s = w, and with a cool-down 1/c of the shape at the last step s = n - 1.
 
     Args:
         config: the settings.
@@ -96,7 +99,7 @@ def build(
         else:
             shape = jnp.ones(())
         if warmup:
-            shape = shape * jnp.minimum(1.0, step / warmup)
+            shape = shape * _between(config.start_factor, jnp.minimum(1.0, step / warmup))
         if cooldown:
             shape = shape * jnp.clip((total_steps - step) / cooldown, 0.0, 1.0)
         return config.peak * shape

@@ -17,8 +17,10 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from aced import (
+    caching,
     distributed,
     durations,
+    embedding_cache,
     evaluators,
     hardware,
     methods,
@@ -28,13 +30,20 @@ from aced import (
     record,
     state,
 )
-from aced.checkpoint import CheckpointConfig, Checkpointer, load_params
+from aced.caching import CacheConfig
+from aced.checkpoint import CheckpointConfig, Checkpointer
 from aced.config import ConfigError, from_config
 from aced.data import pipeline, sources
 from aced.data.prefetch import DevicePrefetch
 from aced.data.skipped import SkippedRecords
+from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
-from aced.methods.frozen import CheckpointOf, check_same_model, trained_model
+from aced.methods.frozen import (
+    CheckpointOf,
+    check_same_model,
+    load_model,
+    trained_model,
+)
 from aced.models import two_tower
 from aced.optimizer import OptimizerConfig
 from aced.parallel import mesh as meshes
@@ -65,6 +74,8 @@ class TrainConfig:
     max_skipped_in_a_row: int = 20  # non-finite steps that stop the run
     watchdog_minutes: float = 30.0  # without a step, an evaluation or a save end the run; 0: never
     before: dict[str, Any] = dataclasses.field(default_factory=dict)  # runs to finish first
+    # Then embeddings to make, for caches that the method reads.
+    before_caches: dict[str, CacheConfig] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("batch_size", "log_steps", "max_skipped_in_a_row"):
@@ -86,7 +97,7 @@ class TrainConfig:
                 f"checkpoint.best_metric = {best!r} is no number of an evaluation; set it to "
                 f"NAME/NUMBER, such as retrieval/mean_r1, with NAME one of {sorted(self.evals)}."
             )
-        taken = {"loss", "selection", "wall"} & set(self.evals)
+        taken = {"loss", "selection", "sources", "wall"} & set(self.evals)
         if taken:
             raise ConfigError(f"An evaluation may not be called {taken.pop()!r}; rename it.")
 
@@ -135,8 +146,11 @@ def _train(settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Devi
             logging.warning("%s is finished; start the same command again.", name)
             sys.exit(EXIT_CODE)
 
-    settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
     with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
+        for name, wanted in settings.before_caches.items():
+            logging.info("Embeddings first: %s", name)
+            caching.make(settings, wanted, str(folder), mesh, watchdog)
+        settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
         return loop(set_up(settings, mesh, folder), watchdog)
 
 
@@ -167,7 +181,9 @@ class Run:
     settings: TrainConfig
     program: program.Program
     folder: epath.Path
-    source: sources.Source
+    sources: dict[str, sources.Source]  # of the program's streams, by key prefix
+    # Embeddings of frozen models that do not run, by key prefix of the stream and within it.
+    caches: dict[str, dict[str, embedding_cache.Cache]]
     start: int | None  # step that was restored; None: a new run
     state: state.TrainState
     frozen: dict[str, PyTree]
@@ -176,14 +192,26 @@ class Run:
 
 
 def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
-    """Opens the data, builds or restores the state, loads the frozen models.
+    """Opens the data and the caches, builds or restores the state, loads the frozen models.
 
     Raises:
         ConfigError: sizes do not fit together, or the run in `folder` had other settings.
+        CacheError: embeddings are missing, damaged, or of another model or other data.
         CheckpointError: a checkpoint is missing or of another shape.
     """
     source = sources.open_source(settings.data)
     prog = program.build(settings, mesh, len(source))
+    opened = {
+        prefix: sources.open_source(stream.data) if prefix else source
+        for prefix, stream in prog.streams.items()
+    }
+    caches = {
+        prefix: {
+            name: embedding_cache.open_for(item, opened[prefix], stream.data, load_model)
+            for name, item in stream.caches.items()
+        }
+        for prefix, stream in prog.streams.items()
+    }
     for prefix, model in prog.method.models.items():
         try:
             two_tower.check_tokenizer(model, get_tokenizer(model.tokenizer))
@@ -193,7 +221,12 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
             ) from error
 
     # The record of a run: what it was started with, which a run that goes on may not change.
-    record.check(folder, settings, source.fingerprint)
+    digests = {
+        f"{prefix}{name}".rstrip("/"): cache.description.digest
+        for prefix, stream in caches.items()
+        for name, cache in stream.items()
+    }
+    record.check(folder, settings, source.fingerprint, digests)
 
     # Where it starts from: its newest checkpoint, another run's model, or nothing.
     frozen = {
@@ -205,10 +238,11 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
         start = None
         train_state = prog.new_state(jax.random.key(settings.seed))
         train_state = _with_initial_model(train_state, settings, folder)
+        train_state = _with_given_parts(train_state, prog.method.given)
     else:
         train_state, start = restored
         logging.info("%s goes on after step %d of %d.", folder, start, prog.total_steps)
-    record.write(folder, settings, source.fingerprint)
+    record.write(folder, settings, source.fingerprint, digests)
 
     # Evaluations.
     evals = {
@@ -222,7 +256,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
         settings=settings,
         program=prog,
         folder=folder,
-        source=source,
+        sources=opened,
+        caches=caches,
         start=start,
         state=train_state,
         frozen=frozen,
@@ -275,7 +310,7 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
                 meter.spend("data", batches.take_waited())
                 measured |= {
                     "learning_rate": prog.learning_rate(step - 1 - int(measured["skipped"])),
-                    "wall/records_skipped": distributed.total(counters.skipped),
+                    **left_out(settings.data, counters),
                     **meter.measure(step),
                 }
             if settings.picks_steps and (step % settings.picks_steps == 0 or last):
@@ -306,28 +341,34 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
     return preempted
 
 
-def input_batches(run: Run, start: int, counters: pipeline.InputCounters) -> pipeline.Batches:
-    """This process's part of the super-batches after step `start`."""
+def input_batches(run: Run, start: int, counters: pipeline.InputCounters) -> SideBySide:
+    """This process's part of what is read for the steps after `start`."""
     prog = run.program
-    return pipeline.train_batches(
-        run.source,
-        run.settings.data,
-        {prefix: pipeline.View.of(model) for prefix, model in prog.method.models.items()},
-        batch_size=prog.candidates,
-        seed=run.settings.seed,
-        start_step=start,
-        rows=meshes.local_rows(prog.mesh, prog.candidates),
-        counters=counters,
+    return SideBySide(
+        {
+            prefix: pipeline.train_batches(
+                run.sources[prefix],
+                stream.data,
+                stream.views,
+                batch_size=stream.rows,
+                seed=run.settings.seed,
+                start_step=start,
+                rows=meshes.local_rows(prog.mesh, stream.rows),
+                counters=counters,
+                caches=run.caches[prefix],
+            )
+            for prefix, stream in prog.streams.items()
+        }
     )
 
 
-def load_model(item: CheckpointOf, shapes: PyTree) -> PyTree:
-    """The parameters of another run's model.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or its parameters have other shapes.
-    """
-    return load_params(item.checkpoint, shapes, which=item.which, key=item.parameters, part="model")
+def left_out(data: sources.DataConfig, counters: pipeline.InputCounters) -> dict[str, int]:
+    """What the input left out so far in all processes: by member of a mixture, and by filter."""
+    counts = {"wall/records_skipped": counters.skipped}
+    counts |= {f"wall/records_skipped/{name}": counters.by_source[name] for name in data.members}
+    reasons = data.filters.reasons
+    counts |= {f"wall/records_filtered/{name}": counters.filtered[name] for name in reasons}
+    return {name: distributed.total(count) for name, count in counts.items()}
 
 
 def _with_initial_model(
@@ -342,6 +383,27 @@ def _with_initial_model(
     places = jax.tree.map(lambda x: x.sharding, old)
     model = load_model(init, program.placed(old, places))
     logging.info("The model starts from %s.", init.checkpoint)
+    return _with_model(train_state, model)
+
+
+def _with_given_parts(
+    train_state: state.TrainState, given: tuple[CheckpointOf, Sequence[str]] | None
+) -> state.TrainState:
+    """The state, parts of its model taken over from another one that is perhaps larger."""
+    if given is None:
+        return train_state
+    item, names = given
+    model, theirs = train_state.params["model"], load_model(item, None)
+    parts = {
+        name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), theirs[name], part)
+        for name, part in model.items()
+        if name in names
+    }
+    logging.info("%s of the model are those of %s.", ", ".join(parts), item.checkpoint)
+    return _with_model(train_state, model | parts)
+
+
+def _with_model(train_state: state.TrainState, model: PyTree) -> state.TrainState:
     params = {**train_state.params, "model": model}
     ema = None if train_state.ema is None else jax.tree.map(lambda x: x.copy(), params)
     return train_state.replace(params=params, ema=ema)

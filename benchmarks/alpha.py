@@ -34,7 +34,7 @@ from absl import app, flags
 from aced import flops, program
 from aced.data.tokenizers import TokenizerConfig
 from aced.methods import scoring
-from aced.methods.contrastive import ContrastiveConfig
+from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower

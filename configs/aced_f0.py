@@ -5,7 +5,8 @@ Command:  python -m aced.main --config=configs/aced_f0.py --workdir=gs://BUCKET/
               --config.method.reference.checkpoint=gs://BUCKET/reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
 Cost:     1.38e22 FLOPs, 38,900 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Both are derived, from aced/flops.py. 6.86e20 FLOPs with `:cache=PATH`, the reference's
+          embeddings of all pairs, which python -m aced.cache makes once with this config.
 Expect:   ImageNet 0-shot 68.5, COCO 51.0, Flickr 79.5, 64.0 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).
 
@@ -25,18 +26,21 @@ from configs import acid_b16, methods, siglip_b16, tiny
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arg = parse_arg(arg, tiny=False, method="aced")
-    config = base("ACED-F0", reference="L", method=arg.method)
+    arg = parse_arg(arg, tiny=False, method="aced", cache="")
+    config = base("ACED-F0", reference="L", method=arg.method, cache=arg.cache)
     return tiny.shrink(config) if arg.tiny else config
 
 
-def base(model: str, *, reference: str, method: str) -> ml_collections.ConfigDict:
-    """The recipe of all three sizes: `model` is a preset, `reference` the size of an X/16."""
+def base(model: str, *, reference: str, method: str, cache: str) -> ml_collections.ConfigDict:
+    """The recipe of all three sizes: `model` is a preset, `reference` the size of an X/16.
+
+    With `cache`, the reference's embeddings are read from there.
+    """
     config = siglip_b16.base()
     config.total_examples = 13_000_000_000
     config.optimizer.schedule.warmup_percent = 10.0
 
-    acid_b16.add_reference(config, "/data/reference")
+    acid_b16.add_reference(config, "/data/reference", cache)
     towers = config.method.reference.model
     towers.image.size = towers.text.size = reference
 

@@ -6,7 +6,8 @@ Command:  python -m aced.main --config=configs/acid_b16.py --workdir=gs://BUCKET
           The reference is a run of configs/siglip_b16.py on a small, clean data set.
 Hardware: 256 TPU v5e chips (JEST).
 Cost:     2.26e21 FLOPs, 6,360 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Both are derived, from aced/flops.py. 1.39e21 FLOPs with `:cache=PATH`, the reference's
+          embeddings of all pairs, which python -m aced.cache makes once with this config.
 Expect:   JEST++ B with 4B examples: 76.9 ImageNet 0-shot, COCO R@1 70.3 image to text, 53.3 text
           to image (printed in JEST, with its own reference and data).
 
@@ -23,16 +24,17 @@ from configs import methods, siglip_b16, tiny
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arg = parse_arg(arg, tiny=False, method="h_acid")
+    arg = parse_arg(arg, tiny=False, method="h_acid", cache="")
     config = siglip_b16.base()
-    add_reference(config, "/data/reference")
+    add_reference(config, "/data/reference", arg.cache)
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
     config.method.selection.strata = 256
     config.method.score_micro_batch = 32_768
     return tiny.shrink(config) if arg.tiny else config
 
 
-def add_reference(config: ml_collections.ConfigDict, checkpoint: str) -> None:
-    """Lets a model of the learner's architecture be the reference."""
-    config.method.reference.checkpoint = checkpoint
+def add_reference(config: ml_collections.ConfigDict, checkpoint: str, cache: str) -> None:
+    """Lets a model of the learner's architecture be the reference, or its embeddings in `cache`."""
+    config.method.reference.checkpoint = "" if cache else checkpoint
+    config.method.reference.cache = cache
     config.method.reference.model = config.method.model.copy_and_resolve_references()

@@ -6,7 +6,8 @@ Command:  python -m aced.main --config=configs/siglip2_acid_b32.py --workdir=gs:
               --config.method.reference.checkpoint=gs://BUCKET/curated_reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
 Cost:     1.56e21 FLOPs, 4,390 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Both are derived, from aced/flops.py. 6.30e20 FLOPs with `:cache=PATH`, the reference's
+          embeddings of all pairs, which python -m aced.cache makes once with this config.
 Expect:   no number of this stage alone is known here.
 
 From SigLIP 2 (section 2.5): 4B examples, learning rate 1e-5, no weight decay, sigmoid loss, H-ACID
@@ -22,13 +23,13 @@ from configs import acid_b16, methods, siglip_b16, tiny
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arg = parse_arg(arg, tiny=False, filter_ratio=0.75)
+    arg = parse_arg(arg, tiny=False, filter_ratio=0.75, cache="")
     config = siglip_b16.base()
     config.total_examples = 4_000_000_000
     config.init.checkpoint = "/data/trained_b32"
     config.optimizer.schedule.peak = 1e-5
     config.optimizer.weight_decay = 0.0
-    acid_b16.add_reference(config, "/data/curated_reference")
+    acid_b16.add_reference(config, "/data/curated_reference", arg.cache)
     config.method.model.image.patch = 32
     methods.apply(config, "h_acid", filter_ratio=arg.filter_ratio, weight=0.0)
     config.method.selection.strata = 256

@@ -4,19 +4,24 @@ Command:  python -m aced.prepare --images=PICTURES --captions=captions.jsonl --v
               --out=/data/all
           python -m aced.main --config=configs/small.py:data=/data/all,clean=/data/clean
           `clean` is a second prepared set of pairs that you trust, for the reference; with
-          `method=iid` none is needed.
+          `method=iid` none is needed. Tars as img2dataset writes them, and parquet, need no
+          preparation, only some of them kept for `val`:
+          python -m aced.main \\
+              --config='configs/small.py:method=iid,data=/data/{00000..00098}.tar,val=/data/00099.tar'
 Hardware: 2 CPU cores; or any GPU.
 Cost:     3.82e13 FLOPs, derived from aced/flops.py.
 Expect:   benchmarks/results/openclipart.csv, made by benchmarks/openclipart_methods.py.
 
 Everything here is ours, chosen for speed; only the method is the papers'. Arguments: `data`,
-`clean`, `:method=iid` (or kd, hard, i_acid, h_acid, aced, aced_iid), `steps`, `seed`,
-`reference=PATH` (a finished run, instead of training one), `tiny`.
+`clean`, `val` (paths that end in .tar or .parquet, patterns too, or prepared folders; without
+`val`, the split of that name in `data`), `:method=iid` (or kd, hard, i_acid, h_acid, aced,
+aced_iid), `steps`, `seed`, `reference=PATH` (a finished run, instead of training one),
+`cache=PATH` (its embeddings, which python -m aced.cache made with this config), `tiny`.
 """
 
 import ml_collections
 
-from aced.config import parse_arg, to_config
+from aced.config import ConfigError, parse_arg, to_config
 from aced.data import tokenizers
 from aced.evaluators import EvalConfig
 from configs import methods, smoke, tiny
@@ -30,21 +35,26 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         arg,
         data="/data/all",
         clean="/data/clean",
+        val="",
         method="aced",
         steps=600,
         seed=0,
         reference="",
+        cache="",
         tiny=False,
     )
-    config = run(arg.data, arg.data, depth=2, width=64, steps=arg.steps, seed=arg.seed)
+    val = arg.val or arg.data
+    config = run(arg.data, val, depth=2, width=64, steps=arg.steps, seed=arg.seed)
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
     config.method.selection.chunks = 8
     config.method.selection.gain = 10.0  # remembered for ACID; see configs/smoke.py
-    if methods.uses_reference(arg.method):
+    if methods.uses_reference(arg.method) and arg.cache:
+        config.method.reference.cache = arg.cache
+    elif methods.uses_reference(arg.method):
         config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
-    if methods.uses_reference(arg.method) and not arg.reference:
+    if config.method.reference.checkpoint and not arg.reference:
         config.before.reference = run(
-            arg.clean, arg.data, depth=4, width=128, steps=1000, seed=1000 + arg.seed
+            arg.clean, val, depth=4, width=128, steps=1000, seed=1000 + arg.seed
         )
     return tiny.shrink(config) if arg.tiny else config
 
@@ -52,9 +62,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def run(
     train: str, val: str, *, depth: int, width: int, steps: int, seed: int
 ) -> ml_collections.ConfigDict:
-    """Uniform training on `train`, with retrieval on the split `val` of the data set `val`."""
+    """Uniform training on `train`, with retrieval on `val`."""
+    if val == train and val.endswith((".tar", ".parquet")):
+        raise ConfigError(f"{train} has no split for evaluation; set `val` to other files.")
     config = smoke.run(depth=depth, width=width, steps=steps, seed=seed)
-    config.data.source, config.data.array_record.path = "array_record", train
+    read(config.data, train, "train")
     config.data.num_threads = 4
 
     model = config.method.model
@@ -63,8 +75,16 @@ def run(
     model.text.vocab_size = tokenizers.get_tokenizer(tokenizers.TokenizerConfig()).vocab_size
 
     config.evals = {"retrieval": to_config(EvalConfig(kind="retrieval", every_percent=50.0))}
-    held_out = config.evals.retrieval.data
-    held_out.source, held_out.array_record.path = "array_record", val
-    held_out.array_record.split = "val"
+    read(config.evals.retrieval.data, val, "val")
     config.checkpoint.every_steps = 200
     return config
+
+
+def read(data: ml_collections.ConfigDict, path: str, split: str) -> None:
+    """Lets `data` be the tars, the parquet files, or this split of the prepared folder `path`."""
+    if path.endswith(".tar"):
+        data.source, data.webdataset.path = "webdataset", path
+    elif path.endswith(".parquet"):
+        data.source, data.parquet.path = "parquet", path
+    else:
+        data.source, data.array_record.path, data.array_record.split = "array_record", path, split

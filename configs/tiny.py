@@ -2,8 +2,10 @@
 
 import ml_collections
 
+from aced.caching import CacheConfig
 from aced.config import to_config
 from aced.data import tokenizers
+from aced.models.text import TextConfig
 from aced.train import TrainConfig
 
 BATCH_SIZE = 16
@@ -31,6 +33,24 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def shrink_dime(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`shrink` for DIME-FM: a tiny teacher is trained, and embeds both streams, before the run."""
+    _shrink_run(config)
+    method = config.method
+    method.model.text = to_config(TextConfig())  # the tiny teacher's takes its place
+    _shrink_model(method.model)
+    _train_first(config, "teacher", method.teacher)
+    _shrink_data(method.sentences.data)
+    method.sentences.data.shapes.seed = 7  # other scenes: nothing is paired
+    method.teacher.cache, method.sentences.cache = "{workdir}/pictures", "{workdir}/sentences"
+    for model, out, towers in (
+        ("teacher", method.teacher.cache, "image"),
+        ("sentences", method.sentences.cache, "text"),
+    ):
+        config.before_caches[model] = to_config(CacheConfig(model=model, out=out, towers=towers))
+    return config
+
+
 def _train_first(
     config: ml_collections.ConfigDict, name: str, item: ml_collections.ConfigDict
 ) -> None:
@@ -49,9 +69,7 @@ def _shrink_run(config: ml_collections.ConfigDict) -> None:
     config.batch_size = BATCH_SIZE
     config.total_steps, config.total_examples, config.total_epochs = STEPS, None, None
     config.log_steps = config.picks_steps = 1
-    config.data.source = "shapes"
-    config.data.shapes.size = 1000
-    config.data.shapes.resolution = 32
+    _shrink_data(config.data)
     for evaluation in config.evals.values():
         evaluation.data.source = "shapes"
         evaluation.data.shapes.split = "val"
@@ -60,11 +78,25 @@ def _shrink_run(config: ml_collections.ConfigDict) -> None:
         evaluation.class_names, evaluation.templates = (), ("a {}",)
 
 
+def _shrink_data(data: ml_collections.ConfigDict) -> None:
+    data.source = "shapes"
+    data.shapes.size = 1000
+    data.shapes.resolution = 32
+
+
 def _shrink_model(model: ml_collections.ConfigDict) -> None:
-    model.image.size = model.text.size = "mu"
-    for tower in (model.image, model.text):
+    model.image.resolution = 32
+    towers = [model.text]
+    if model.image.architecture == "swin":
+        swin = model.image.swin
+        swin.size, swin.patch, swin.window = "mu", 4, 4
+        swin.width = swin.depths = swin.heads = None
+    else:
+        towers.append(model.image)
+        model.image.patch = 8
+    for tower in towers:
+        tower.size = "mu"
         tower.width = tower.depth = tower.mlp = tower.heads = None
-    model.image.patch, model.image.resolution = 8, 32
     model.embed_dim = None
     use_shapes_tokenizer(model, length=16)
 

@@ -99,7 +99,7 @@ def test_same_input_same_bytes_and_another_seed_another_order(tmp_path, folder):
         )
         prepare(config)
     files = {out: sorted((tmp_path / out).iterdir()) for out in "abc"}
-    names = ["dataset.json", "rejected.jsonl"]
+    names = ["dataset.json", "rejected.jsonl", "statistics.html"]
     names += ["train-00000-of-00001.array_record", "val-00000-of-00001.array_record"]
     assert [file.name for file in files["a"]] == names
     assert [f.read_bytes() for f in files["a"]] == [f.read_bytes() for f in files["b"]]
@@ -308,8 +308,9 @@ def test_what_exists_is_replaced_only_when_asked_and_only_a_data_set(tmp_path, f
     assert len(read(tmp_path)) == 4
     run(tmp_path, folder, rows(5), overwrite=True)
     assert len(read(tmp_path)) == 5
-    with pytest.raises(PrepareError, match="is no data set"):
-        run(tmp_path, folder, rows(5), out="images", overwrite=True)
+    for name in ("images", "captions.jsonl"):
+        with pytest.raises(PrepareError, match="is no data set"):
+            run(tmp_path, folder, rows(5), out=name, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["captions.jsonl", "images", "out"]
 
 

@@ -4,13 +4,14 @@ JSON lines or CSV, one caption a line (in JSON, maybe a list of them). A line th
 counted and listed; what makes the whole table unusable, such as a missing column, is an error.
 """
 
-import collections
 import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import fsspec
 
 from aced.data import records
 
@@ -40,16 +41,14 @@ class Columns:
 
 @dataclasses.dataclass
 class CaptionedImage:
-    """An image of the table and what the table says about it."""
+    """An image of the input and what the input says about it."""
 
     key: str
     texts: list[str]
-    label: Any
+    label: str | None
     is_noisy: bool | None
     extra: dict[str, records.Scalar]
-    line: int  # the first that names it
-    offset: int = 0  # where its bytes are kept, once it was decoded
-    size: int = 0  # how many they are
+    line: int  # of the table, the first that names it; or the record's index in its source
 
 
 class RejectedError(Exception):
@@ -57,21 +56,29 @@ class RejectedError(Exception):
 
 
 class Rejects:
-    """Lists what is left out in `file`, and counts it by reason."""
+    """What is left out: the line it belongs to, its reason, and the JSON object that lists it.
 
-    def __init__(self, file: TextIO):
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._file = file
+    Args:
+        place: what the objects call the line: in a source of records, it is a record's index.
+    """
 
-    def add(self, error: RejectedError, **where: Any) -> None:
-        """Lists `error`, which happened at `where` (image, line)."""
+    def __init__(self, place: str = "line") -> None:
+        self._place = place
+        self._entries: list[tuple[int, str, str]] = []
+
+    def add(self, error: RejectedError, *, line: int, **where: Any) -> None:
+        """Notes `error`, which happened at `line`, of the image that `where` names."""
         reason, detail = error.args
-        self.counts[reason] += 1
-        entry = {"reason": reason, **where, "detail": detail}
-        self._file.write(json.dumps(entry) + "\n")
+        entry = {"reason": reason, **where, self._place: line, "detail": detail}
+        self._entries.append((line, reason, json.dumps(entry)))
+
+    def take(self) -> list[tuple[int, str, str]]:
+        """Returns what was noted since the last call."""
+        entries, self._entries = self._entries, []
+        return entries
 
 
-def _rows(file: TextIO, path: str) -> Iterator[tuple[int, dict[str, Any] | RejectedError]]:
+def _rows(file: Iterable[str], path: str) -> Iterator[tuple[int, dict[str, Any] | RejectedError]]:
     """Line number and columns of each line of a JSONL or CSV file."""
     if path.endswith(".csv"):
         reader = csv.DictReader(file, strict=True)
@@ -149,6 +156,25 @@ def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
     )
 
 
+def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedImage:
+    """A record of a source, as an image with its captions (empty and repeated ones left out).
+
+    Raises:
+        RejectedError: its key or a text is not valid.
+    """
+    texts = [_text(text, "the caption") for text in record["texts"]]
+    texts = [text.lower() if lower else text for text in texts if text]
+    label = record.get("label")
+    return CaptionedImage(
+        key=_key(record["key"]),
+        texts=list(dict.fromkeys(texts)),
+        label=None if label is None else str(label),
+        is_noisy=record.get("is_noisy"),
+        extra={},
+        line=index,
+    )
+
+
 def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> None:
     """Gives `first` the captions of `other`, the same picture. One bad pair marks it as noisy."""
     for text in other.texts:
@@ -164,7 +190,7 @@ def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> Non
         first.is_noisy = other.is_noisy or bool(first.is_noisy)
 
 
-def read_captions(path: str, columns: Columns, rejects: Rejects) -> dict[str, CaptionedImage]:
+def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[CaptionedImage]:
     """Reads the table `path` (`.csv`, else JSON lines), UTF-8.
 
     Args:
@@ -172,15 +198,14 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> dict[str, Ca
         columns: what its columns are called.
         rejects: is told about the lines that are left out, and why.
 
-    Returns:
-        The table's images by key, in the order of their first lines, with all their captions.
+    Yields:
+        The image of each line that has a caption. Lines of one image are not yet one: `merge`.
 
     Raises:
         PrepareError: a column is missing, or the file is not CSV.
     """
-    images: dict[str, CaptionedImage] = {}
     # Bytes that are not UTF-8 survive as surrogates, and are refused text by text.
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with fsspec.open(path, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for line, row in _rows(file, path):
             if isinstance(row, RejectedError):
                 rejects.add(row, line=line)
@@ -198,6 +223,12 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> dict[str, Ca
             except RejectedError as error:
                 rejects.add(error, image=str(row[columns.image]), line=line)
                 continue
-            new = dataclasses.replace(image, texts=[])
-            merge(images.setdefault(image.key, new), image, rejects)
-    return images
+            yield image
+
+
+def merge_lines(images: list[CaptionedImage], rejects: Rejects) -> CaptionedImage:
+    """The image of the first of `images`, with all their captions, each once."""
+    first = dataclasses.replace(images[0], texts=[])
+    for image in images:
+        merge(first, image, rejects)
+    return first

@@ -56,12 +56,13 @@ class RecordError(ValueError):
 class Example:
     """One image and all that is said about it."""
 
-    image: bytes  # encoded (JPEG, PNG, ...), as found
+    image: bytes  # encoded (JPEG, PNG, ...), as found; empty where there are only sentences
     texts: tuple[str, ...]  # at least one caption
     key: str  # the image's path in its folder: the same however often a data set is prepared
     label: int | None = None
     is_noisy: bool | None = None  # whether the pair is known to be bad; None where nobody knows
     extra: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    thumbnail: bytes | None = None  # the whole picture again, smaller, upright, encoded
 
 
 @runtime_checkable
@@ -92,6 +93,9 @@ def encode(example: Example) -> bytes:
         fields["is_noisy"] = example.is_noisy
     if example.extra:
         fields["extra"] = dict(example.extra)
+    if example.thumbnail is not None:
+        fields["thumbnail"] = example.thumbnail
+        fields["thumbnail_sha256"] = hashlib.sha256(example.thumbnail).digest()
     _check(fields)
     return msgpack.packb(fields, use_bin_type=True)
 
@@ -113,8 +117,9 @@ def decode(record: bytes) -> Example:
         max_ext_len=0,
     )
     _check(fields)
-    if hashlib.sha256(fields["image"]).digest() != fields["sha256"]:
-        raise ValueError("the image's bytes do not match their sha256")
+    for picture, digest in (("image", "sha256"), ("thumbnail", "thumbnail_sha256")):
+        if picture in fields and hashlib.sha256(fields[picture]).digest() != fields[digest]:
+            raise ValueError(f"the {picture}'s bytes do not match their sha256")
     return Example(
         image=fields["image"],
         texts=tuple(fields["texts"]),
@@ -122,6 +127,7 @@ def decode(record: bytes) -> Example:
         label=fields.get("label"),
         is_noisy=fields.get("is_noisy"),
         extra=fields.get("extra", {}),
+        thumbnail=fields.get("thumbnail"),
     )
 
 
@@ -130,6 +136,7 @@ def _check(fields: Any) -> None:
         raise ValueError(f"a record must be a map, got {type(fields).__name__}")
     types = {"image": bytes, "texts": list, "key": str, "sha256": bytes}
     optional = {"label": int, "is_noisy": bool, "extra": dict}
+    optional |= {"thumbnail": bytes, "thumbnail_sha256": bytes}
     if missing := sorted(types.keys() - fields.keys()):
         raise ValueError(f"no field {missing[0]!r}")
     if unknown := [name for name in fields if name not in types and name not in optional]:
@@ -139,10 +146,15 @@ def _check(fields: Any) -> None:
         if type(value) is not expected:
             found = type(value).__name__
             raise ValueError(f"field {name!r} must be {expected.__name__}, got {found}")
-    if not 0 < len(fields["image"]) <= MAX_IMAGE_BYTES:
-        raise ValueError(f"an image of {len(fields['image'])} bytes; 1 to {MAX_IMAGE_BYTES} can be")
-    if len(fields["sha256"]) != 32:
-        raise ValueError(f"a sha256 of {len(fields['sha256'])} bytes instead of 32")
+    if ("thumbnail" in fields) != ("thumbnail_sha256" in fields):
+        raise ValueError("of 'thumbnail' and 'thumbnail_sha256' there is only one")
+    for name, least in (("image", 0), ("thumbnail", 1)):
+        size = len(fields.get(name, b"."))
+        if not least <= size <= MAX_IMAGE_BYTES:
+            raise ValueError(f"{name!r} has {size} bytes; {least} to {MAX_IMAGE_BYTES} can be")
+    for name in {"sha256", "thumbnail_sha256"} & fields.keys():
+        if len(fields[name]) != 32:
+            raise ValueError(f"{name!r} has {len(fields[name])} bytes instead of 32")
     texts, extra = fields["texts"], fields.get("extra", {})
     if not 0 < len(texts) <= MAX_ITEMS or any(type(text) is not str for text in texts):
         raise ValueError(f"'texts' must be 1 to {MAX_ITEMS} strings")
@@ -185,22 +197,31 @@ def write_split(
     iterator = iter(examples)
     described = []
     for shard in range(shards):
-        path = pathlib.Path(directory) / shard_name(split, shard, shards)
         size = (shard + 1) * count // shards - shard * count // shards
-        written = 0
-        writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-        try:
-            for _, example in zip(range(size), iterator, strict=False):
-                writer.write(encode(example))
-                written += 1
-        finally:
-            writer.close()
-        if written < size:
+        path = pathlib.Path(directory) / shard_name(split, shard, shards)
+        described.append(write_shard(path, itertools.islice(iterator, size)))
+        if described[-1]["records"] < size:
             raise DatasetError(f"Split {split!r} has fewer examples than the {count} announced.")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        described.append({"records": size, "bytes": path.stat().st_size, "sha256": digest})
     return described
+
+
+def write_shard(path: str | os.PathLike, examples: Iterable[Example]) -> dict[str, Any]:
+    """Writes `examples` to the file `path`.
+
+    Returns:
+        The shard's part of `dataset.json`: its records, bytes and sha256.
+    """
+    path, count = pathlib.Path(path), 0
+    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    try:
+        for example in examples:
+            writer.write(encode(example))
+            count += 1
+    finally:
+        writer.close()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"records": count, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def fingerprint(splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
@@ -244,7 +265,10 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
         DatasetError: there is none, or it is not one of this format.
     """
     if "://" in str(path):
-        raise DatasetError(f"{path}: data sets are read from file systems; mount it (gcsfuse).")
+        raise DatasetError(
+            f"{path}: ArrayRecord is read from file systems, since its own reader finds 0 records "
+            "behind a scheme and says nothing; mount it (gcsfuse), or use tars or parquet there."
+        )
     file = pathlib.Path(path) / DESCRIPTION
     if not file.is_file():
         raise DatasetError(
@@ -343,6 +367,8 @@ class RecordSource:
             out["is_noisy"] = example.is_noisy
         if example.extra:
             out["extra"] = dict(example.extra)
+        if example.thumbnail is not None:
+            out["thumbnail"] = example.thumbnail
         return out
 
     def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:

@@ -40,9 +40,14 @@ class TokenizerConfig:
     path: str = ""  # the model file of "sentencepiece" and "hf"; empty for the others
     length: int = 64  # ids per caption, end of text and padding included. SigLIP 64, CLIP 77
     lower: bool = True  # lower-case first. SigLIP does; "clip_bpe" and "shapes" always do
+    # Mend broken Unicode and HTML entities and squeeze white space first, as open_clip does;
+    # "clip_bpe" always does
+    mend: bool = False
     # Delete ASCII punctuation and squeeze white space first, as SigLIP's own text processing in
     # transformers and open_clip does; big_vision trained it on lower-cased text with punctuation.
     canonicalize: bool = False
+    # What `canonicalize` makes of "_": transformers deletes it, open_clip makes it a space
+    underscore: Literal["delete", "space"] = "delete"
     eos: bool = True  # end every caption with eos_id; "clip_bpe" and "shapes" always do
     eos_id: int | None = None  # None: what the file says (CLIP 49407, shapes 1)
     # None: 0 for CLIP (open_clip; transformers pads with 49407, which a causal tower pooled at the
@@ -62,6 +67,11 @@ class TokenizerConfig:
             raise ConfigError(
                 f"tokenizer.path={self.path!r} is never read by tokenizer.kind={self.kind!r}; "
                 "leave it empty, or set kind to 'sentencepiece' or 'hf'."
+            )
+        if self.underscore == "space" and not self.canonicalize:
+            raise ConfigError(
+                "tokenizer.underscore='space' is never read without tokenizer.canonicalize=True; "
+                "set that, or leave underscore at 'delete'."
             )
         if self.length < 3:
             raise ConfigError(f"tokenizer.length must be at least 3, got {self.length}.")
@@ -130,9 +140,11 @@ class Tokenizer:
         return out
 
     def _clean(self, text: str) -> str:
-        text = clip_clean(text) if self.config.kind == "clip_bpe" else text
-        text = text.lower() if self.config.lower else text
-        return canonicalize(text) if self.config.canonicalize else text
+        config = self.config
+        text = clip_clean(text) if config.mend or config.kind == "clip_bpe" else text
+        text = text.lower() if config.lower else text
+        text = text.replace("_", " ") if config.underscore == "space" else text
+        return canonicalize(text) if config.canonicalize else text
 
 
 @functools.lru_cache(maxsize=32)
@@ -201,12 +213,17 @@ def _load_hf(config: TokenizerConfig) -> Loaded:
     return _encoder(model), model.get_vocab_size(with_added_tokens=True), eos, pad
 
 
-def _load_shapes(config: TokenizerConfig) -> Loaded:
-    words = ("<pad>", "</s>", "<unk>", *shapes.WORDS)
-    vocab = {word: i for i, word in enumerate(words)}
+def shapes_tokenizer() -> tokenizers.Tokenizer:
+    """The closed vocabulary of the embedded data set: <pad> 0, </s> 1, <unk> 2, its words."""
+    vocab = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *shapes.WORDS))}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return _encoder(model), len(words), 1, 0
+    return model
+
+
+def _load_shapes(config: TokenizerConfig) -> Loaded:
+    model = shapes_tokenizer()
+    return _encoder(model), model.get_vocab_size(), 1, 0
 
 
 def _encoder(model: tokenizers.Tokenizer) -> Callable[[list[str]], Sequence[Sequence[int]]]:

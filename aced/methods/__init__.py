@@ -3,9 +3,11 @@
 from typing import Any
 
 from aced.config import ConfigError, from_config
-from aced.methods.contrastive import Contrastive, ContrastiveConfig
+from aced.methods.contrastive import Contrastive
+from aced.methods.contrastive_settings import ContrastiveConfig
+from aced.methods.dime import Dime, DimeConfig
 
-METHODS = {"contrastive": (ContrastiveConfig, Contrastive)}
+METHODS = {"contrastive": (ContrastiveConfig, Contrastive), "dime": (DimeConfig, Dime)}
 
 
 def parse(config: Any) -> Any:

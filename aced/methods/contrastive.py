@@ -13,12 +13,13 @@
 | ACED-ACIDistill   | > 0    | learnability                      | the same              |
 
 The reference scores the super-batch; teachers are distilled from. Both are frozen two-tower
-models of their own size, tokenizer, resolution and temperature, and one may be the other.
+models of their own size, tokenizer, resolution and temperature, and one may be the other. What
+they say of an example never changes: their embeddings may come with the batch, from a cache.
 """
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,123 +29,18 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from aced import flops, state
 from aced.config import ConfigError
+from aced.data.pipeline import View
+from aced.data.sources import DataConfig
+from aced.data.streams import Stream
 from aced.embeddings import Embeddings
 from aced.losses import contrastive, distillation
 from aced.methods import scoring
-from aced.methods.frozen import FrozenConfig
+from aced.methods.by_source import by_source
+from aced.methods.contrastive_settings import REFERENCE, ContrastiveConfig, frozen_key
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
 from aced.parallel.micro_batch import map_micro_batches
-from aced.selection import SelectionConfig, scores, select, take
-
-REFERENCE = "reference"
-
-
-@dataclasses.dataclass(frozen=True)
-class DistillationConfig:
-    """The second term of the loss. ACED's weight was swept over 0.5, 1, 2 (remembered)."""
-
-    weight: float = 0.0  # lambda; 0 leaves the term out
-    loss: Literal["softmax", "sigmoid", "feature"] = "softmax"
-    batch: Literal["selected", "iid"] = "selected"  # B_KD: ACIDistill or IIDistill
-    # Names in method.teachers, or "reference". The losses of several are averaged, which for
-    # softmax- and sigmoid-KD is the loss against their average probabilities.
-    teachers: tuple[str, ...] = (REFERENCE,)
-
-
-@dataclasses.dataclass(frozen=True)
-class ContrastiveConfig:
-    """Settings of the method `contrastive`."""
-
-    name: str = "contrastive"
-    model: two_tower.TwoTowerConfig = two_tower.TwoTowerConfig()
-    loss: Literal["sigmoid", "softmax"] = "sigmoid"
-    reference: FrozenConfig = FrozenConfig()  # scores candidates; unused where no score needs it
-    # Models to distil from, by name; those that distillation.teachers leaves out are not loaded.
-    teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)
-    selection: SelectionConfig = SelectionConfig(filter_ratio=0.0)
-    distillation: DistillationConfig = DistillationConfig()
-    # How the losses meet all pairs of a batch: "ring" passes embeddings from device to device and
-    # keeps no logits; "full" holds each device's rows of the b x b logits. The same numbers.
-    form: Literal["ring", "full"] = "ring"
-    # Examples embedded at a time over all devices, 0: all at once. Neither changes a number.
-    score_micro_batch: int = 0  # without gradient, to choose from
-    train_micro_batch: int = 0  # with gradient: memory for one piece, and one more forward pass
-    # How the models run when they score. What is trained on is always computed in full, but for
-    # one example in so many (0: none): a learner that scores with larger patches or shorter texts
-    # has to learn to. JEST's Flexi trains half of the batch so (2), and needs a quarter (4).
-    scoring: ScoringConfig = ScoringConfig()
-    reference_scoring: ScoringConfig = ScoringConfig()
-    multi_resolution_every: int = 0
-
-    def __post_init__(self):
-        for name in ("score_micro_batch", "train_micro_batch"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"method.{name} must be at least 0, which is: all at once.")
-        if self.multi_resolution_every not in (0, *range(2, 1025)):
-            raise ConfigError(
-                "method.multi_resolution_every must be 0 (none) or 2 to 1024 (one example in so "
-                f"many), got {self.multi_resolution_every}."
-            )
-        if self.multi_resolution_every and self.scoring.view.exact:
-            raise ConfigError(
-                "method.multi_resolution_every trains what method.scoring.patch and .text_length "
-                "score with, and neither is set; set one, or set it to 0."
-            )
-        self.scoring.check(self.model)
-        names = set(self.teachers) | {REFERENCE}
-        if REFERENCE in self.teachers:
-            raise ConfigError("A teacher may not be called 'reference'; list it by that name only.")
-        if self.distillation.weight < 0:
-            raise ConfigError("method.distillation.weight must not be negative.")
-        if self.distillation.weight > 0 and not self.distillation.teachers:
-            raise ConfigError("method.distillation.weight > 0 needs method.distillation.teachers.")
-        for name in self.distillation.teachers:
-            if name not in names:
-                raise ConfigError(
-                    f"method.distillation.teachers names {name!r}; known: {sorted(names)}."
-                )
-
-    @property
-    def selects(self) -> bool:
-        """Whether the sub-batch is chosen; otherwise the whole super-batch is trained on."""
-        return self.selection.filter_ratio > 0
-
-    @property
-    def reference_scores(self) -> bool:
-        """Whether the score is made of the reference's losses, too."""
-        return self.selects and scores.needs(self.selection.score, REFERENCE)
-
-    @property
-    def frozen(self) -> dict[str, FrozenConfig]:
-        """The frozen models that these settings use, by name."""
-        needed = set(self.distillation.teachers) if self.distillation.weight > 0 else set()
-        needed |= {REFERENCE} if self.reference_scores else set()
-        named = {REFERENCE: self.reference, **self.teachers}
-        return {name: named[name] for name in sorted(needed)}
-
-    def super_batch_size(self, batch_size: int) -> int:
-        """B, the candidates read for each step, given b, the examples trained on.
-
-        Raises:
-            ConfigError: the sizes do not fit together.
-        """
-        return self.selection.super_batch_size(batch_size) if self.selects else batch_size
-
-    def for_batch(self, batch_size: int) -> "ContrastiveConfig":
-        """Returns the same with what depends on b spelled out: the strata of selection."""
-        if not self.selects:
-            return self
-        return dataclasses.replace(self, selection=self.selection.for_batch(batch_size))
-
-    def resolve(self, workdir: str) -> "ContrastiveConfig":
-        """Returns the same with the architectures of the frozen models read from their runs."""
-        frozen = {name: item.resolve(workdir) for name, item in self.frozen.items()}
-        return dataclasses.replace(
-            self,
-            reference=frozen.get(REFERENCE, self.reference),
-            teachers={name: frozen.get(name, item) for name, item in self.teachers.items()},
-        )
+from aced.selection import scores, select, take
 
 
 class Contrastive:
@@ -154,24 +50,46 @@ class Contrastive:
         self.config = config
         self.distils = config.distillation.weight > 0
         self.distils_apart = self.distils and config.selects and config.distillation.batch == "iid"
-        self.frozen = config.frozen
-        for name, item in self.frozen.items():
-            if name == REFERENCE and item.model is not None:
-                config.reference_scoring.check(item.model, "method.reference_scoring")
+        for name, item in config.frozen.items():
+            where = frozen_key(name)
             if item.model is None:
-                where = "method.reference" if name == REFERENCE else f"method.teachers.{name}"
                 raise ConfigError(
                     f"The method needs the frozen model {name!r}; set {where}.checkpoint to the "
-                    "workdir of a finished run."
+                    f"workdir of a finished run, or {where}.cache to its embeddings."
                 )
+            if name == REFERENCE:
+                config.reference_scoring.check(item.model, "method.reference_scoring")
+            if self._needs_bias(name):
+                item.check_bias(where)
+        # Those that are loaded and run, and those whose embeddings come with the batch.
+        self.frozen = {name: item for name, item in config.frozen.items() if not item.cache}
+        self.cached = {name: item for name, item in config.frozen.items() if item.cache}
+        # Parts of the model that are another model's, and parameters that are never trained: none.
+        self.given = None
+        self.fixed = ()
+
+    def _needs_bias(self, name: str) -> bool:
+        """Whether a loss takes the logits of this frozen model one by one."""
+        config = self.config
+        scores_pairs = config.reference_scores and config.loss == "sigmoid"
+        distils_pairs = self.distils and config.distillation.loss == "sigmoid"
+        return (name == REFERENCE and scores_pairs) or (
+            name in config.distillation.teachers and distils_pairs
+        )
 
     # What the method asks of the loop.
 
     @property
     def models(self) -> dict[str, two_tower.TwoTowerConfig]:
-        """The models by the prefix of what they see in a batch; the learner's is empty."""
+        """The models that run, by the prefix of what they see in a batch; the learner's is ""."""
         frozen = {_prefix(name): item.model for name, item in self.frozen.items()}
         return {"": self.config.model} | frozen
+
+    def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
+        """What a step reads: one stream, the super-batch."""
+        views = {prefix: View.of(model) for prefix, model in self.models.items()}
+        caches = {_prefix(name): item for name, item in self.cached.items()}
+        return {"": Stream(data, candidates, views, caches)}
 
     def flops_per_step(self, batch_size: int) -> int:
         """Floating point operations of one step, scoring included; see `aced.flops`."""
@@ -186,7 +104,7 @@ class Contrastive:
         forward = []
         if config.selects and scores.needs(config.selection.score, "learner"):
             forward.append((seen, candidates))
-        if config.reference_scores:
+        if config.reference_scores and REFERENCE in self.frozen:
             model = self.frozen[REFERENCE].model
             forward.append((sum(scoring.macs(model, config.reference_scoring)), candidates))
         for name in self._run_on_sub_batch:
@@ -203,18 +121,19 @@ class Contrastive:
                 params["projections"][name] = distillation.init_projection(
                     jax.random.fold_in(projection_key, i),
                     self.config.model.width,
-                    self.frozen[name].model.width,
+                    self.config.frozen[name].model.width,
                 )
         return params
 
     @property
     def _run_on_sub_batch(self) -> tuple[str, ...]:
-        """Teachers to run on B_KD: all but a reference that has embedded it already, in full."""
+        """Teachers to run on B_KD: neither cached ones nor a reference that has scored in full."""
         if not self.distils:
             return ()
-        known = self.config.reference_scores and self.config.reference_scoring.exact
-        names = self.config.distillation.teachers
-        return tuple(name for name in names if not (name == REFERENCE and known))
+        known = set(self.cached)
+        if self.config.reference_scores and self.config.reference_scoring.exact:
+            known.add(REFERENCE)
+        return tuple(name for name in self.config.distillation.teachers if name not in known)
 
     # The step.
 
@@ -226,19 +145,22 @@ class Contrastive:
         *,
         tx: optax.GradientTransformation,
         ema_decay: float = 0.0,
+        sources: Sequence[str] = (),
     ) -> tuple[state.TrainState, dict[str, Array]]:
         """Returns the state after one step on the super-batch `batch`, and its metrics.
 
         Args:
             train_state: the learner.
             frozen: parameters of the frozen models by name.
-            batch: arrays [B ...]: `image`, `text`, `id`, views of other models by prefix.
+            batch: arrays [B ...]: `image`, `text`, `id`, views or embeddings of other models by
+                prefix.
             tx: the optimizer.
             ema_decay: decay of the moving average of parameters, where the state has one.
+            sources: names of the members of a mixture, by their numbers in `batch["source"]`.
 
         Pure and jittable. The metric `picks` is the array [b] of the ids trained on.
         """
-        chosen, iid, metrics = self._choose(train_state, frozen, batch)
+        chosen, iid, metrics = self._choose(train_state, frozen, batch, sources)
 
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
             learner = self._learner(params, chosen.batch)
@@ -267,35 +189,47 @@ class Contrastive:
         return new_state, {"loss": loss, **parts, **update, **metrics}
 
     def _choose(
-        self, train_state: state.TrainState, frozen: dict[str, PyTree], batch: dict[str, Array]
+        self,
+        train_state: state.TrainState,
+        frozen: dict[str, PyTree],
+        batch: dict[str, Array],
+        sources: Sequence[str],
     ) -> tuple["_SubBatch", "_SubBatch", dict[str, Array]]:
         """B_CE and B_KD out of the super-batch; the same object where they are the same."""
         if not self.config.selects:
             whole = _SubBatch(batch, None)
-            return whole, whole, {"picks": batch["id"], **_noise(batch, batch)}
+            metrics = {**_noise(batch, batch), **by_source(sources, batch, batch)}
+            return whole, whole, {"picks": batch["id"], **metrics}
         config = self.config.selection
         candidates = batch["id"].shape[0]
         size = config.sub_batch_size(candidates)
-        learner = reference = None
+        learner = reference = known = None
         if scores.needs(config.score, "learner"):
             model, how = self.config.model, self.config.scoring
             learner = self._scored(model, how, train_state.params["model"], batch, "")
-        if self.config.reference_scores:
-            model, how = self.frozen[REFERENCE].model, self.config.reference_scoring
-            reference = self._scored(model, how, frozen[REFERENCE], batch, _prefix(REFERENCE))
+        if self.config.reference_scores and REFERENCE in self.cached:
+            reference = self._from_cache(REFERENCE, batch)
+        elif self.config.reference_scores:
+            item, how = self.frozen[REFERENCE], self.config.reference_scoring
+            seen = self._scored(item.model, how, frozen[REFERENCE], batch, _prefix(REFERENCE))
+            reference = known = item.with_own_logits(seen)
         key = jax.random.fold_in(train_state.key, train_state.step)
         selection = select(key, learner, reference, config, loss=self.config.loss, size=size)
         # In the order of the super-batch, which is the same whichever device holds which part.
-        chosen = _sub_batch(batch, reference, jnp.sort(selection.ids), config.strata)
+        chosen = _sub_batch(batch, known, jnp.sort(selection.ids), config.strata)
+        terms = None
+        if self.config.loss == "sigmoid":  # the softmax loss of a pair has no part of its own
+            terms = scores.score_terms(config.score, learner, reference)
         metrics = {
             **selection.metrics,
             "picks": chosen.batch["id"],
             **_noise(batch, chosen.batch),
+            **by_source(sources, batch, chosen.batch, terms),
         }
         if not self.distils_apart:
             return chosen, chosen, metrics
         iid = _evenly_spaced(candidates, size)
-        return chosen, _sub_batch(batch, reference, iid, config.strata), metrics
+        return chosen, _sub_batch(batch, known, iid, config.strata), metrics
 
     def _scored(
         self,
@@ -323,13 +257,24 @@ class Contrastive:
         """The teachers' embeddings of B_KD."""
         teachers = {}
         for name in self.config.distillation.teachers:
-            if name not in self._run_on_sub_batch:
+            if name in self.cached:
+                teachers[name] = self._from_cache(name, part.batch)
+            elif name not in self._run_on_sub_batch:
                 teachers[name] = part.reference
-                continue
-            embed = functools.partial(scoring.embed, self.frozen[name].model, ScoringConfig())
-            view = _view(part.batch, _prefix(name))
-            teachers[name] = self._trained_on(embed, frozen[name], view).frozen()
+            else:
+                item = self.frozen[name]
+                embed = functools.partial(scoring.embed, item.model, ScoringConfig())
+                view = _view(part.batch, _prefix(name))
+                seen = self._trained_on(embed, frozen[name], view).frozen()
+                teachers[name] = item.with_own_logits(seen)
         return teachers
+
+    def _from_cache(self, name: str, batch: dict[str, Array]) -> Embeddings:
+        """A frozen model's embeddings, as they came with these rows."""
+        item, prefix = self.cached[name], _prefix(name)
+        zimg, ztxt = batch[f"{prefix}zimg"], batch[f"{prefix}ztxt"]
+        bias = 0.0 if item.bias is None else item.bias
+        return Embeddings(zimg, ztxt, jnp.float32(item.scale), jnp.float32(bias))
 
     def _trained_on(self, embed, params: PyTree, view: tuple[Array, Array]) -> Embeddings:
         return _in_pieces(embed, params, view, "train_micro_batch", self.config.train_micro_batch)
@@ -337,7 +282,7 @@ class Contrastive:
 
 @dataclasses.dataclass(frozen=True)
 class _SubBatch:
-    """Some rows of the super-batch, with the reference's embeddings of them if it has scored."""
+    """Some rows of the super-batch, with the reference's embeddings of them if it has run."""
 
     batch: dict[str, Array]
     reference: Embeddings | None

@@ -2,12 +2,19 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Literal
 
+import jax.numpy as jnp
 from etils import epath
+from jaxtyping import PyTree
 
 from aced import record
+from aced.checkpoint import load_params
 from aced.config import ConfigError, flatten, from_config
+from aced.embedding_cache import description, fingerprint
+from aced.embeddings import Embeddings
+from aced.interop import model_folder
 from aced.models.two_tower import TwoTowerConfig
 
 WORKDIR = "{workdir}"
@@ -17,11 +24,12 @@ _FREE = ("dtype", "scan", "remat", "attention", "init_scale", "init_bias")
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointOf:
-    """The parameters of a run of ours."""
+    """The parameters of a run of ours, or of a model folder that `aced.convert` wrote."""
 
-    checkpoint: str = ""  # workdir of that run; "{workdir}" stands for the present run's
-    which: Literal["last", "best"] = "last"
-    parameters: Literal["params", "ema"] = "params"
+    # Workdir of that run, or a model folder; "{workdir}" stands for the present run's workdir
+    checkpoint: str = ""
+    which: Literal["last", "best"] = "last"  # of a run's checkpoints
+    parameters: Literal["params", "ema"] = "params"  # of a run
 
     def folder(self, workdir: str) -> str:
         """The run's folder, spelled out."""
@@ -32,14 +40,32 @@ class CheckpointOf:
 class FrozenConfig(CheckpointOf):
     """A trained two-tower model: where its parameters are, and its architecture."""
 
-    model: TwoTowerConfig | None = None  # None: as written in the checkpoint's config.json
+    # None: as written in the run's config.json, or the model folder's model.json
+    model: TwoTowerConfig | None = None
+    # Folder that `python -m aced.cache` wrote: the embeddings come with the batch, and the model is
+    # neither loaded nor run. With a checkpoint as well, it must be the one that was cached.
+    cache: str = ""
+    # Of its logits; None: the model's own. One without bias (trained with the softmax loss, as
+    # CLIP is) needs one where the loss is the sigmoid; `python -m aced.cache` fits both.
+    scale: float | None = None
+    bias: float | None = None
 
-    def resolve(self, workdir: str) -> "FrozenConfig":
-        """Returns the same with `checkpoint` spelled out and `model` as its run was trained.
+    def __post_init__(self):
+        if self.scale is not None and self.scale <= 0:
+            raise ConfigError(f"The scale of a frozen model must be positive, got {self.scale}.")
+
+    def resolve(self, workdir: str, towers: Sequence[str] = ("image", "text")) -> "FrozenConfig":
+        """Returns the same with all that its run, or its cache of `towers`, says.
+
+        That is `checkpoint` and `cache` spelled out, `model` as it was trained, and with a cache
+        `scale` and `bias`, unless they are set.
 
         Raises:
             ConfigError: there is no run in `checkpoint`, or `model` is set to another model.
+            CacheError: there is no cache in `cache`, or it is of another model.
         """
+        if self.cache:
+            return self._resolve_cached(workdir, towers)
         if not self.checkpoint:
             return self
         folder = self.folder(workdir)
@@ -48,18 +74,81 @@ class FrozenConfig(CheckpointOf):
             check_same_model(self.model, trained, folder)
         return dataclasses.replace(self, checkpoint=folder, model=self.model or trained)
 
+    def cache_folder(self, workdir: str) -> str:
+        """The cache's folder, spelled out."""
+        return str(epath.Path(self.cache.replace(WORKDIR, workdir)))
+
+    def _resolve_cached(self, workdir: str, towers: Sequence[str]) -> "FrozenConfig":
+        folder = self.cache_folder(workdir)
+        plan = description.read_complete(folder).plan
+        if missing := [tower for tower in towers if not plan.has(tower)]:
+            raise description.CacheError(
+                f"{folder} holds {plan.towers} embeddings alone, but {missing[0]} embeddings are "
+                "needed; make it with --towers=both."
+            )
+        if self.model is not None:
+            tokenizer = {"tokenizer": fingerprint.of_tokenizer(self.model.tokenizer)}
+            lines = _differences(self.model, plan.model, (*_FREE, "tokenizer.path"))
+            description.refuse(folder, [*lines, *plan.other_fingerprints(tokenizer)])
+        model = self.model or plan.model
+        if plan.bias is None:
+            model = dataclasses.replace(model, init_bias=None)
+        return dataclasses.replace(
+            self,
+            checkpoint=self.folder(workdir) if self.checkpoint else "",
+            cache=folder,
+            model=model,
+            scale=plan.scale if self.scale is None else self.scale,
+            bias=plan.bias if self.bias is None else self.bias,
+        )
+
+    def with_own_logits(self, e: Embeddings) -> Embeddings:
+        """The embeddings with the scale and bias that are set here, if any are."""
+        if self.scale is not None:
+            e = e.replace(scale=jnp.float32(self.scale))
+        return e if self.bias is None else e.replace(bias=jnp.float32(self.bias))
+
+    def check_bias(self, key: str) -> None:
+        """Refuses a model without bias, for losses that take every logit by itself.
+
+        Raises:
+            ConfigError: the model has none, and none is set.
+        """
+        if self.bias is not None or self.model.init_bias is not None:
+            return
+        advice = "`python -m aced.cache` fits both to the data and prints them"
+        if self.cache and description.is_complete(self.cache):
+            fitted = description.read_complete(self.cache).fitted
+            advice = "the cache has no fit, since no scale is best"
+            if fitted is not None:
+                advice = f"fitted to the data are scale = {fitted.scale}, bias = {fitted.bias}"
+        raise ConfigError(
+            f"The model of {key} has no bias (it was trained with the softmax loss), but the "
+            f"sigmoid loss reads it. Set {key}.bias, and {key}.scale, which fits the other loss: "
+            f"{advice}."
+        )
+
+
+def holds_model(folder: str) -> bool:
+    """Whether `folder` is a run's workdir or a model folder."""
+    run = epath.Path(folder) / record.FILE
+    return model_folder.is_model_folder(folder) or run.exists()
+
 
 def trained_model(folder: str) -> TwoTowerConfig:
-    """The model of the run in `folder`, as its config.json has it.
+    """The model of the run in `folder`, as its config.json has it, or of a model folder.
 
     Raises:
-        ConfigError: there is no run, or it has no such model.
+        ConfigError: there is neither, or it has no such model.
     """
+    if model_folder.is_model_folder(folder):
+        return model_folder.read_config(folder)
     file = epath.Path(folder) / record.FILE
     if not file.exists():
         raise ConfigError(
-            f"{folder} holds no run (no {record.FILE}). Train the reference or teacher first, or "
-            "point its .checkpoint at a workdir of aced.main."
+            f"{folder} holds no run (no {record.FILE}) and no model (no {model_folder.FILE}). "
+            "Train the reference or teacher first, or point its .checkpoint at a workdir of "
+            "aced.main or at what python -m aced.convert wrote."
         )
     try:
         model = json.loads(file.read_text())["method"]["model"]
@@ -76,11 +165,37 @@ def check_same_model(wanted: TwoTowerConfig, trained: TwoTowerConfig, folder: st
     Raises:
         ConfigError: they differ; the message names the settings.
     """
-    ours, theirs = (flatten(dataclasses.asdict(model)) for model in (wanted, trained))
-    differing = [key for key in ours if key not in _FREE and ours[key] != theirs.get(key)]
-    if differing:
-        listed = "; ".join(f"{k}: here {ours[k]!r}, there {theirs.get(k)!r}" for k in differing)
+    lines = _differences(wanted, trained, (*_FREE, "tokenizer.path"))
+    files = wanted.tokenizer.path, trained.tokenizer.path
+    if files[0] != files[1] and fingerprint.of_tokenizer(
+        wanted.tokenizer
+    ) != fingerprint.of_tokenizer(trained.tokenizer):
+        lines.append(f"tokenizer.path: here {files[0]!r}, there {files[1]!r}, another file")
+    if lines:
         raise ConfigError(
-            f"The model in {folder} was trained with other settings ({listed}). Set .model to "
-            "None to take them over, or choose another checkpoint."
+            f"The model in {folder} was trained with other settings ({'; '.join(lines)}). Set "
+            ".model to None to take them over, or choose another checkpoint."
         )
+
+
+def _differences(wanted: TwoTowerConfig, found: TwoTowerConfig, free: Sequence[str]) -> list[str]:
+    ours, theirs = (flatten(dataclasses.asdict(model)) for model in (wanted, found))
+    differing = [key for key in ours if key not in free and ours[key] != theirs.get(key)]
+    return [f"{key}: here {ours[key]!r}, there {theirs.get(key)!r}" for key in differing]
+
+
+def load_model(item: CheckpointOf, shapes: PyTree | None) -> PyTree:
+    """The parameters of another run's model, or of a model folder.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its parameters have other shapes.
+        ConfigError: the model folder is broken, or it is asked for what only runs have.
+    """
+    if model_folder.is_model_folder(item.checkpoint):
+        if (item.which, item.parameters) != ("last", "params"):
+            raise ConfigError(
+                f"{item.checkpoint} is a model folder: it has one set of parameters. Leave .which "
+                "and .parameters as they are; python -m aced.convert has flags of these names."
+            )
+        return model_folder.read_params(item.checkpoint, shapes)
+    return load_params(item.checkpoint, shapes, which=item.which, key=item.parameters, part="model")

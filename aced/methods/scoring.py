@@ -60,6 +60,11 @@ class ScoringConfig:
             ConfigError: see above.
         """
         own, patch, length = model.image, self.patch or model.image.patch, _text_length(model)
+        if self.patch is not None and own.architecture != "vit":
+            raise ConfigError(
+                f"{key}.patch = {patch} needs image.architecture = 'vit': a tower of architecture "
+                f"'{own.architecture}' cannot be read at another patch size; set it to None."
+            )
         if patch < own.patch or (patch != own.patch and own.resolution % patch):
             raise ConfigError(
                 f"{key}.patch = {patch} must divide image.resolution = {own.resolution} and be no "

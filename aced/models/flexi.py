@@ -61,10 +61,16 @@ def resize_params(params: dict[str, Any], config: ImageConfig, patch: int) -> di
     as every pixel is normalised alike, that and resizing can be exchanged.
 
     Raises:
-        ConfigError: `patch` is another and does not divide the resolution.
+        ConfigError: `patch` is another and does not divide the resolution, or the tower is not a
+            vision transformer.
     """
     if patch == config.patch:
         return params
+    if config.architecture != "vit":
+        raise ConfigError(
+            f"A tower with image.architecture = '{config.architecture}' cannot be read at another "
+            "patch size: its windows are made for its own."
+        )
     if patch < 1 or config.resolution % patch:
         raise ConfigError(
             f"A patch of {patch} pixels does not divide image.resolution = {config.resolution}; "

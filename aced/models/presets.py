@@ -16,6 +16,15 @@ class Size:
     heads: int  # attention heads; they share the width
 
 
+@dataclasses.dataclass(frozen=True)
+class SwinSize:
+    """The numbers that make a Swin transformer."""
+
+    width: int  # channels of the first stage; each later one has twice those of the one before
+    depths: tuple[int, ...]  # blocks of each stage
+    heads: tuple[int, ...]  # attention heads of each stage
+
+
 # big_vision's names and numbers (JEST, arXiv 2406.17711, uses the same). "mu" is for tests.
 SIZES: dict[str, Size] = {
     "mu": Size(32, 1, 128, 2),
@@ -27,6 +36,14 @@ SIZES: dict[str, Size] = {
     "So400m": Size(1152, 27, 4304, 16),
     "H": Size(1280, 32, 5120, 16),
     "g": Size(1408, 40, 6144, 16),
+}
+
+# arXiv 2103.14030, 3.3: heads of 32 channels. "mu" is for tests.
+SWIN_SIZES: dict[str, SwinSize] = {
+    "mu": SwinSize(16, (2, 2), (2, 4)),
+    "T": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "S": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "B": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),
 }
 
 _CLIP_IMAGE = {
@@ -88,6 +105,32 @@ MODELS: dict[str, dict[str, Any]] = {
     "CLIP-B/16": _clip(512, {"size": "B", "patch": 16}, {"size": "M"}, {}),
     "CLIP-L/14": _clip(768, {"size": "L", "patch": 14}, {"size": "B"}, {}),
     "CLIP-g/14": _clip(1024, {"size": "g", "patch": 14}, {"size": "L"}, _GELU),
+}
+
+# Settings of `coca.CoCaConfig`: those of its `image` where they differ from the config's default
+# (288 px, patches of 18), and of its `text`. arXiv 2205.01917, table 1. The tiny ones are students
+# of our own: a half and a quarter of CoCa-Large's layers.
+COCA: dict[str, dict[str, dict[str, Any]]] = {
+    "CoCa-Base": {
+        "image": {"size": "B"},
+        "text": {"size": "B", "unimodal": 12, "multimodal": 12},
+    },
+    "CoCa-Large": {
+        "image": {"size": "L"},
+        "text": {"size": "L", "unimodal": 12, "multimodal": 12},
+    },
+    "CoCa": {
+        "image": {"size": "g"},
+        "text": {"size": "g", "mlp": 5632, "unimodal": 18, "multimodal": 18},
+    },
+    "coca_tiny12": {
+        "image": {"size": "M", "depth": 12},
+        "text": {"size": "M", "unimodal": 6, "multimodal": 6},
+    },
+    "coca_tiny6": {
+        "image": {"size": "S", "depth": 6},
+        "text": {"size": "S", "unimodal": 3, "multimodal": 3},
+    },
 }
 
 

@@ -14,6 +14,7 @@ from aced.data.tokenizers import Tokenizer, TokenizerConfig
 from aced.data.transforms import ResizeConfig
 from aced.embeddings import Embeddings
 from aced.models import presets, transformer
+from aced.models.swin import Swin
 from aced.models.text import TextConfig, TextTower
 from aced.models.vit import ImageConfig, ViT
 from aced.parallel.mesh import constrain_by_example
@@ -38,7 +39,8 @@ class TwoTowerConfig:
     # What the backward pass computes again, to save memory: "none" but elementwise work; "full":
     # every block; "dots": all but the products with weights
     remat: Literal["none", "full", "dots"] = "none"
-    # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs
+    # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs.
+    # The windows of a Swin transformer, 49 tokens each, are always by "xla".
     attention: Literal["xla", "cudnn"] | None = "xla"
     # Preprocessing travels with the model.
     resize: ResizeConfig = ResizeConfig()
@@ -54,11 +56,15 @@ class TwoTowerConfig:
             raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
         if self.init_scale <= 0:
             raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
+        if self.image.pool == "none":
+            raise ConfigError(
+                "image.pool = 'none' gives no embedding, which two towers need; choose a pooling."
+            )
 
     @property
     def width(self) -> int:
         """Channels of both embeddings."""
-        return self.embed_dim if self.embed_dim is not None else self.image.dims.width
+        return self.embed_dim if self.embed_dim is not None else self.image.out_width
 
 
 def preset(name: str, **changes: Any) -> TwoTowerConfig:
@@ -117,7 +123,8 @@ class TwoTower(nn.Module):
         compute = transformer.Compute(
             config.dtype, config.scan, config.remat, config.attention, self.int8
         )
-        self.image = ViT(config.image, config.embed_dim, compute)
+        tower = {"vit": ViT, "swin": Swin}[config.image.architecture]
+        self.image = tower(config.image, config.embed_dim, compute)
         self.text = TextTower(config.text, config.width, compute)
         # The logarithm is learned: the scale stays positive, and moves by factors.
         self.t = self.param("t", nn.initializers.constant(math.log(config.init_scale)), ())

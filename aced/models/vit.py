@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from aced.config import ConfigError
 from aced.models import presets, transformer
+from aced.models.swin_config import SwinConfig
 from aced.models.transformer import Compute
 
 
@@ -18,11 +19,15 @@ from aced.models.transformer import Compute
 class ImageConfig:
     """The image tower. The defaults are SigLIP's ViT-B/16 at 256 px."""
 
+    # "swin": a Swin transformer (`models.swin`) with the settings of `swin`. Of the others here it
+    # has resolution, mean and std.
+    architecture: Literal["vit", "swin"] = "vit"
     size: str = "B"  # a name in presets.SIZES
     patch: int = 16  # pixels a side
     resolution: int = 256  # pixels a side; what is left of the last whole patch is not looked at
     # "map": attention pooling (SigLIP); "cls": class token (CLIP); "gap": average of the tokens
-    pool: Literal["map", "cls", "gap"] = "map"
+    # "none": all tokens come out, for those who pool them themselves (CoCa)
+    pool: Literal["map", "cls", "gap", "none"] = "map"
     position: Literal["learned", "sincos2d"] = "learned"  # sincos2d: fixed, no parameters
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6  # CLIP: 1e-5
@@ -34,8 +39,15 @@ class ImageConfig:
     heads: int | None = None
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in [0, 1], per RGB channel
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    swin: SwinConfig = SwinConfig()
 
     def __post_init__(self):
+        self._refuse_what_is_not_read()
+        if min(self.std) <= 0:
+            raise ConfigError(f"image.std must be positive, got {self.std}.")
+        if self.architecture == "swin":
+            self.swin.stages(self.resolution)  # refuses a resolution that does not fit
+            return
         dims = self.dims
         if not 1 <= self.patch <= self.resolution:
             raise ConfigError(
@@ -47,25 +59,58 @@ class ImageConfig:
                 f"image.position = 'sincos2d' needs an image.width that is a multiple of 4 and at "
                 f"least 8, got {dims.width}; take 'learned' or another width."
             )
-        if min(self.std) <= 0:
-            raise ConfigError(f"image.std must be positive, got {self.std}.")
+
+    def _refuse_what_is_not_read(self) -> None:
+        shared = {"architecture", "resolution", "mean", "std"}
+        unread = {"swin"}
+        if self.architecture == "swin":
+            unread = {field.name for field in dataclasses.fields(self)} - shared - unread
+        for field in dataclasses.fields(self):
+            if field.name in unread and getattr(self, field.name) != field.default:
+                raise ConfigError(
+                    f"image.{field.name} is not read by image.architecture = "
+                    f"'{self.architecture}'; leave it at its default, or choose the other "
+                    "architecture. A Swin transformer's own settings are those of image.swin."
+                )
+
+    @property
+    def out_width(self) -> int:
+        """Channels of the tower's embeddings where it has no projection."""
+        return self.swin.out_width if self.architecture == "swin" else self.dims.width
 
     @property
     def dims(self) -> presets.Size:
-        """Width, depth, mlp and heads after the overrides."""
+        """Width, depth, mlp and heads of a vision transformer after the overrides.
+
+        Raises:
+            ConfigError: it is not one, or these numbers do not fit together.
+        """
+        self._check_it_is_a_vit()
         return presets.resolve(
             "image", self.size, width=self.width, depth=self.depth, mlp=self.mlp, heads=self.heads
         )
 
     @property
     def grid(self) -> int:
-        """Patches a side, rounded down (27 for patches of 14 in 384 px), as a VALID convolution."""
+        """Patches a side of a ViT, rounded down (27 of 14 px in 384), as a VALID convolution.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        self._check_it_is_a_vit()
         return self.resolution // self.patch
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence that the blocks see."""
+        """Length of the sequence that a ViT's blocks see."""
         return self.grid**2 + (self.pool == "cls")
+
+    def _check_it_is_a_vit(self) -> None:
+        if self.architecture != "vit":
+            raise ConfigError(
+                f"image.architecture = '{self.architecture}' has not one width, depth and sequence "
+                "of tokens; what asks for them needs image.architecture = 'vit'."
+            )
 
 
 def patchify(image: Array, patch: int) -> Array:
@@ -75,6 +120,34 @@ def patchify(image: Array, patch: int) -> Array:
     x = image[:, : rows * patch, : columns * patch]
     x = x.reshape(b, rows, patch, columns, patch, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, rows * columns, patch, patch, c)
+
+
+def read_pixels(
+    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], config: ImageConfig, patch: int
+) -> Float[Array, "b n p"]:
+    """Returns the normalised pixels of every patch, row by row, as one vector each.
+
+    Args:
+        image: uint8 pixels, normalised here by the config's mean and std, or floats that are
+            normalised already.
+        config: of the tower.
+        patch: pixels a side.
+
+    Raises:
+        ValueError: the image does not have the config's resolution.
+    """
+    expected = (config.resolution, config.resolution, 3)
+    if image.shape[1:] != expected:
+        raise ValueError(
+            f"The image tower expects images of shape [b, {', '.join(map(str, expected))}], "
+            f"found {image.shape}; resize them, or set image.resolution."
+        )
+    x = patchify(image, patch)
+    if image.dtype == jnp.uint8:
+        # Here and not before: a patch moved as uint8 is a quarter of the bytes.
+        mean, std = np.float32(config.mean), np.float32(config.std)
+        x = x.astype(jnp.float32) * (1 / (255 * std)) - mean / std
+    return x.reshape(*x.shape[:2], -1)
 
 
 def sincos2d(grid: int, width: int) -> np.ndarray:
@@ -102,7 +175,8 @@ class MapHead(nn.Module):
 
         # 1-D, so that optimizers for matrices leave it alone.
         probe = self.param("probe", init).reshape(1, 1, d)
-        attention = transformer.Attention(config.dims.heads, False, self.compute, name="attention")
+        heads = config.dims.heads
+        attention = transformer.Attention(d, heads, False, self.compute, name="attention")
         x = attention(probe, x)  # [b 1 d]
         y = transformer.layer_norm(config.norm_eps, "norm")(x)
         mlp = transformer.Mlp(config.dims.mlp, config.activation, self.compute, name="mlp")
@@ -119,8 +193,8 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
-    ) -> Float[Array, "b d"]:
-        """Returns the float32 embeddings of `image`.
+    ) -> Float[Array, "b *n d"]:
+        """Returns the float32 embeddings of `image`; of every token [b n d] if `pool` is "none".
 
         Args:
             image: uint8 pixels, normalised here by the config's mean and std, or floats that are
@@ -156,21 +230,10 @@ class ViT(nn.Module):
     def _embed(self, image: Array) -> Array:
         """Patches, class token and positions, [b n width]."""
         config, width = self.config, self.config.dims.width
-        expected = (config.resolution, config.resolution, 3)
-        if image.shape[1:] != expected:
-            raise ValueError(
-                f"The image tower expects images of shape [b, {', '.join(map(str, expected))}], "
-                f"found {image.shape}; resize them, or set image.resolution."
-            )
-        x = patchify(image, config.patch)
-        if image.dtype == jnp.uint8:
-            # Here and not before: a patch moved as uint8 is a quarter of the bytes.
-            mean, std = np.float32(config.mean), np.float32(config.std)
-            x = x.astype(jnp.float32) * (1 / (255 * std)) - mean / std
         patch = nn.Dense(
             width, use_bias=config.patch_bias, dtype=self.compute.dtype, name="patch"
         )  # a 2-D kernel [patch*patch*3, width]: the strided convolution of ViT, as one product
-        x = patch(x.reshape(*x.shape[:2], -1))
+        x = patch(read_pixels(image, config, config.patch))
         if config.pool == "cls":
             cls = self.param("cls", nn.initializers.zeros, (width,)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, width)), x], axis=1)

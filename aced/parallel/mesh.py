@@ -129,6 +129,43 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {name: one(rows) for name, rows in batch.items()}
 
 
+def local_batch(x: jax.Array) -> np.ndarray:
+    """Returns the rows `local_rows` of a global array, the inverse of `global_batch`."""
+    pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Readers:
+    """Who reads what of a batch: processes that hold the same rows are one reader."""
+
+    count: int
+    index: int  # of the reader that this process is, or is a part of
+    is_first: bool  # of that reader's processes
+
+
+def readers(mesh: Mesh) -> Readers:
+    """Returns this process's part in the reading of batches.
+
+    Raises:
+        ConfigError: some processes share a part of their rows only.
+    """
+    shards = example_shards(mesh)
+    held: dict[int, set[int]] = {}
+    for device, index in by_example(mesh).devices_indices_map((shards,)).items():
+        held.setdefault(device.process_index, set()).add(index[0].start or 0)
+    groups = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, groups)) != shards:
+        raise ConfigError(
+            "The processes share parts of their examples, so that none can read for itself; make "
+            "mesh.tensor a divisor or a multiple of the devices of a process."
+        )
+    mine = held[jax.process_index()]
+    same = [process for process, rows in held.items() if rows == mine]
+    index = groups.index(tuple(sorted(mine)))
+    return Readers(len(groups), index, jax.process_index() == min(same))
+
+
 def _local_starts(mesh: Mesh, size: int) -> list[int]:
     """The first row of each part of a batch that a device of this process holds."""
     places = by_example(mesh).addressable_devices_indices_map((size,))
@@ -139,6 +176,13 @@ def data_shards() -> int:
     """Number of parts of a batch in the mesh of the current context (1 without a mesh)."""
     shape = jax.sharding.get_abstract_mesh().shape
     return shape.get(DATA, 1) * shape.get(FSDP, 1)
+
+
+def everywhere(tree: PyTree) -> PyTree:
+    """Keeps every leaf whole on every device, where there is a mesh."""
+    if data_shards() == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
 def constrain_by_example(tree: PyTree) -> PyTree:

@@ -25,10 +25,12 @@ RULES: Rules = (
     (r"(.*/)?(q|k|v|fc1)/kernel", (FSDP, TENSOR)),
     (r"(.*/)?(out|fc2)/kernel", (TENSOR, FSDP)),
     (r"(.*/)?(q|k|v|fc1)/bias", (TENSOR,)),
-    (r"(.*/)?(patch|head)/kernel", (None, FSDP)),
+    (r"(.*/)?(patch|head|merge)/kernel", (None, FSDP)),
     (r"(.*/)?token", (None, FSDP)),
+    # The output softmax by its words, so that logits are shared, too.
+    (r"(.*/)?softmax/kernel", (FSDP, TENSOR)),
     # Vectors and positions, too small to be worth a message; and distillation's projections.
-    (r"(.*/)?(bias|scale|position|cls|probe|t)", ()),
+    (r"(.*/)?(bias|scale|position|start|cls|probe|t)", ()),
     (r"projections/.*", ()),
 )
 
@@ -70,6 +72,26 @@ def _sharding(name: str, x: Any, mesh: Mesh, rules: Rules) -> NamedSharding:
                 "mesh.rules that leaves this dimension whole."
             )
     return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def gathered(params: PyTree) -> PyTree:
+    """The parameters without the sharing over `fsdp`, for code in a loop that would gather anew.
+
+    Under jit, in the context of a mesh; without one, they are as they were.
+
+    Raises:
+        ConfigError: as `shardings`, of which the rules are `RULES`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get(FSDP, 1) == 1:
+        return params
+
+    def one(path: tuple, x: jax.Array) -> jax.Array:
+        spec = _sharding(name_of(path), x, mesh, ()).spec
+        kept = PartitionSpec(*(axis if axis == TENSOR else None for axis in spec))
+        return jax.lax.with_sharding_constraint(x, kept)
+
+    return jax.tree.map_with_path(one, params)
 
 
 def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:

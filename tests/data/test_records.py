@@ -23,6 +23,7 @@ def examples(n=7):
             label=i % 3 if i % 2 else None,
             is_noisy=bool(i % 3) if i else None,
             extra={"width": i, "title": "t"} if i == 4 else {},
+            thumbnail=rng.bytes(10) if i in (2, 5) else None,
         )
         for i in range(n)
     ]
@@ -57,6 +58,7 @@ def test_round_trip_over_shards(tmp_path):
         assert got.pop("texts") == example.texts
         assert got.pop("key") == example.key
         assert got.pop("id") == i
+        assert got.pop("thumbnail", None) == example.thumbnail
         assert got.pop("label", None) == example.label
         assert got.pop("is_noisy", None) == example.is_noisy
         assert got.pop("extra", {}) == example.extra
@@ -119,9 +121,14 @@ def test_damage_is_named_and_leaves_the_rest_readable(tmp_path):
         (raw([1, 2]), "must be a map, got list"),
         (raw(fields(image=None)), "no field 'image'"),
         (raw(fields(image="text")), "'image' must be bytes, got str"),
-        (raw(fields(image=b"")), "image of 0 bytes"),
         (raw(fields(image=b"12346")), "do not match their sha256"),
         (raw(fields(sha256=b"1")), "instead of 32"),
+        (raw(fields(thumbnail=b"1")), "there is only one"),
+        (raw(fields(thumbnail_sha256=bytes(32))), "there is only one"),
+        (raw(fields(thumbnail=b"", thumbnail_sha256=bytes(32))), "'thumbnail' has 0 bytes"),
+        (raw(fields(thumbnail=b"1", thumbnail_sha256=b"1")), "instead of 32"),
+        (raw(fields(thumbnail=b"1", thumbnail_sha256=bytes(32))), "the thumbnail's bytes do not"),
+        (raw(fields(thumbnail="1", thumbnail_sha256=bytes(32))), "must be bytes, got str"),
         (raw(fields(texts=[])), "1 to 1024 strings"),
         (raw(fields(texts=[b"a"])), "1 to 1024 strings"),
         (raw(fields(texts=["a"] * 1025)), "1025"),
@@ -155,7 +162,7 @@ def test_malformed_records_are_refused(tmp_path, record, reason):
     "change",
     [
         {"texts": ()},
-        {"image": b""},
+        {"thumbnail": b""},
         {"label": 1 << 40},
         {"extra": {"a": 1 << 70}},
         {"texts": ("\ud800",)},
@@ -165,6 +172,16 @@ def test_malformed_records_are_refused(tmp_path, record, reason):
 def test_nothing_is_written_that_could_not_be_read(change):
     with pytest.raises(ValueError, match=r"\w"):
         records.encode(records.Example(**{"image": b"1", "texts": ("a",), "key": "k"} | change))
+
+
+def test_a_data_set_of_sentences_has_no_images(tmp_path):
+    sentences = [records.Example(image=b"", texts=(f"sentence {i}",), key=f"{i}") for i in range(3)]
+    split = records.write_split(tmp_path, "train", sentences, 3, 1)
+    records.write_description(tmp_path, {"train": split}, statistics={}, settings={})
+    source = records.open_dataset(tmp_path, "train")
+    assert [source[i] for i in range(3)] == [
+        {"image": b"", "texts": (f"sentence {i}",), "id": i, "key": f"{i}"} for i in range(3)
+    ]
 
 
 def damage(path: pathlib.Path, how: str):

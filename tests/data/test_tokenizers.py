@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import sentencepiece
@@ -197,3 +199,21 @@ def test_config_round_trip_and_cache():
     config = TokenizerConfig(kind="shapes", length=12)
     assert from_config(TokenizerConfig, to_config(config)) == config
     assert get_tokenizer(config) is get_tokenizer(TokenizerConfig(kind="shapes", length=12))
+
+
+def test_open_clips_cleaning_before_another_vocabulary(spm_path):
+    """ftfy, HTML entities, '_' to a space, punctuation: by hand."""
+    plain = Tokenizer(TokenizerConfig(kind="sentencepiece", path=spm_path, length=40))
+    settings = {"mend": True, "canonicalize": True, "underscore": "space"}
+    mended = dataclasses.replace(plain.config, **settings)
+    captions = ["A  Red_circle&amp;amp; “two”!", "schÃ¶n_mojibake", "__"]
+    by_hand = ["a red circle two", "schön mojibake", ""]
+    np.testing.assert_array_equal(Tokenizer(mended)(captions), plain(by_hand))
+    deleted = dataclasses.replace(mended, underscore="delete")
+    np.testing.assert_array_equal(Tokenizer(deleted)(["Red_circle"]), plain(["redcircle"]))
+    assert not np.array_equal(plain(["&amp; red"]), plain(["& red"]))
+
+
+def test_what_becomes_of_underscores_needs_canonicalisation():
+    with pytest.raises(ConfigError, match=r"is never read without tokenizer.canonicalize"):
+        TokenizerConfig(underscore="space")

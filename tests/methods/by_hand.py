@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from aced import methods, state
 from aced.config import to_config
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
-from aced.methods.contrastive import ContrastiveConfig, DistillationConfig
+from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
 from aced.models.text import TextConfig

@@ -8,7 +8,8 @@ import pytest
 
 from aced import flops, methods
 from aced.config import ConfigError, to_config
-from aced.methods.contrastive import Contrastive, ContrastiveConfig, DistillationConfig
+from aced.methods.contrastive import Contrastive
+from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.selection import SelectionConfig
 

@@ -7,7 +7,7 @@ import by_hand
 import pytest
 
 from aced.config import ConfigError, to_config
-from aced.methods.contrastive import ContrastiveConfig, DistillationConfig
+from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.selection import SelectionConfig
 
@@ -55,7 +55,7 @@ def test_nothing_to_resolve():
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(ConfigError, match=r"none holds no run \(no config.json\). Train the"):
+    with pytest.raises(ConfigError, match=r"none holds no run \(no config.json\) and no model"):
         FrozenConfig(checkpoint="{workdir}/none").resolve(str(tmp_path))
 
 

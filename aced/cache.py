@@ -1,0 +1,138 @@
+"""Embeddings of a run's whole data set by its reference or a teacher, once instead of every step.
+
+    python -m aced.cache --config=configs/aced_f0.py --model=reference --out=/data/reference_cache
+    python -m aced.main --config=configs/aced_f0.py:cache=/data/reference_cache --workdir=...
+
+The config is the run's own: its data and decoding, and method.reference or method.teachers.NAME
+with a checkpoint. It runs on the devices and processes that training runs on (--distributed). A
+pass that was stopped goes on where it was when the same command is started again; exit code 42
+after SIGTERM says so.
+"""
+
+import dataclasses
+import os
+import sys
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+from aced import caching, distributed, train
+from aced import main as training
+from aced.caching import CacheConfig
+from aced.checkpoint import CheckpointError
+from aced.config import ConfigError
+from aced.data.pipeline import InputError
+from aced.data.records import DatasetError
+from aced.data.storage import StorageError
+from aced.embedding_cache.description import TOWERS, Description
+from aced.embedding_cache.precision import PRECISIONS
+from aced.methods.contrastive_settings import REFERENCE
+from aced.parallel import mesh as meshes
+from aced.watchdog import Watchdog
+
+
+def run(
+    config: Any, wanted: CacheConfig, workdir: str, devices: list[jax.Device] | None = None
+) -> Description:
+    """Makes the cache, or goes on with it; all processes of the pass call this.
+
+    Args:
+        config: of the run that will use it, as for `train.run`.
+        wanted: which model, and how it is kept.
+        workdir: what "{workdir}" in the config stands for.
+        devices: the devices to use; None: all.
+
+    Raises:
+        As `caching.make`.
+    """
+    settings = train.parse(config)
+    mesh = meshes.make_mesh(devices, settings.mesh)
+    with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
+        return caching.make(settings, wanted, workdir, mesh, watchdog)
+
+
+def report(found: Description) -> str:
+    """What was made, in a few lines."""
+    plan = found.plan
+    size = sum(shard.bytes for shard in found.shards)
+    there = plan.examples - len(found.missing)
+    lines = [
+        f"{there:,} of {plan.examples:,} examples, {found.captions:,} captions, width "
+        f"{plan.width}, {plan.precision}: {size / 2**20:,.1f} MiB, {size / max(there, 1):,.0f} "
+        "bytes an example.",
+        "Error, root mean square and maximum, of an embedding (length 1) and of a pair's cosine:",
+    ]
+    for name, kinds in found.errors.items():
+        numbers = "   ".join(f"{kind} {e['rms']:.1e} {e['max']:.1e}" for kind, e in kinds.items())
+        lines.append(f"  {name:9}{numbers}{'   <- kept' if name == plan.precision else ''}")
+    own = "none" if plan.bias is None else f"{plan.bias:.3f}"
+    lines.append(f"The model's own scale {plan.scale:.3f}, bias {own}.")
+    if found.fitted is not None:
+        fit = found.fitted
+        lines.append(
+            f"Fitted for the sigmoid loss in batches of {fit.batch_size:,}: scale {fit.scale:.3f}, "
+            f"bias {fit.bias:.3f} (loss {fit.loss:.4f} over {fit.pairs:,} pairs)."
+        )
+    if found.missing:
+        first, reason = next(iter(found.missing.items()))
+        lines.append(
+            f"{len(found.missing):,} examples are missing, and training will skip them; the first, "
+            f"number {first}: {reason}"
+        )
+    return "\n".join(lines)
+
+
+# What a user can set right; everything else shows where in the code it happened.
+_ERRORS = (ConfigError, CheckpointError, DatasetError, StorageError, InputError)
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> config -> run."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
+    logging.get_absl_handler().addFilter(training.is_ours_or_serious)
+    values = flags.FLAGS
+    with distributed.ending_together():
+        try:
+            if values.distributed:
+                distributed.initialize()
+            elif values.distributed is None:
+                distributed.refuse_to_run_alone()
+            fields = dataclasses.fields(CacheConfig)
+            wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
+            workdir = values.workdir or os.path.join("runs", training.run_name())
+            found = run(values.config, wanted, workdir)
+            if jax.process_index() == 0:
+                print(f"{wanted.out}: {report(found)}")
+        except _ERRORS as error:
+            sys.exit(f"\n{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("model", REFERENCE, "Which frozen model: 'reference', or a teacher's name.")
+    flags.DEFINE_string("out", None, "Folder to make, on a file system that all processes share.")
+    flags.DEFINE_enum(
+        "precision",
+        CacheConfig.precision,
+        PRECISIONS,
+        "Of the stored numbers. int8 has one float32 scale per embedding: 1.5 KB a pair of width "
+        "768. The error of each is measured and printed, whichever is kept.",
+    )
+    flags.DEFINE_enum("towers", CacheConfig.towers, list(TOWERS), "Which embeddings.")
+    flags.DEFINE_integer("shard_size", CacheConfig.shard_size, "Examples of a file.", 1)
+    flags.DEFINE_integer(
+        "batch_size",
+        CacheConfig.batch_size,
+        "Examples at a time over all devices; 0: as scored.",
+        0,
+    )
+    flags.DEFINE_integer(
+        "calibration_pairs",
+        CacheConfig.calibration_pairs,
+        "Pairs that a scale and a bias for the sigmoid loss are fitted to.",
+        0,
+    )
+    for name in ("config", "out"):
+        flags.mark_flag_as_required(name)
+    app.run(main, flags_parser=training.parse_flags)

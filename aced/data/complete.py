@@ -1,0 +1,77 @@
+"""Every example of a data set with every caption, for what is made of each but once."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from aced.data.filters import FilterConfig
+from aced.data.pipeline import Batches, View
+from aced.data.reader import Example, InputCounters, Reader
+from aced.data.records import Source
+from aced.data.sources import DataConfig
+from aced.data.tokenizers import get_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Complete:
+    """A batch of n examples; the rows of those that are not there are zeros."""
+
+    ids: Int[np.ndarray, " n"]  # -1 where no example was asked for
+    image: UInt8[np.ndarray, "n h w 3"]
+    texts: tuple[Int[np.ndarray, "_ l"], ...]  # of each example its captions, any number
+    reasons: tuple[str | None, ...]  # why an example that was asked for is not there
+
+
+def complete_batches(
+    source: Source,
+    view: View,
+    index_of: Callable[[int], int],
+    *,
+    count: int,
+    batch_size: int,
+    towers: Sequence[str],
+    config: DataConfig,
+) -> Batches:
+    """Returns the examples `index_of(0)`, ..., `index_of(count - 1)`, in batches (`Complete`).
+
+    Args:
+        source: the examples.
+        view: resolution and tokenizer of the model.
+        index_of: the example at a place, or -1 for none.
+        count: places; a multiple of `batch_size`.
+        batch_size: n.
+        towers: "image", "text" or both: what is wanted. Without "image" nothing is decoded, and
+            `image` has no pixels; without "text" there are no captions. With it, an example that
+            has none counts as unreadable.
+        config: threads, limits and decoding; its filters do not count.
+    """
+    # What is left out on purpose may be wanted by another run.
+    config = dataclasses.replace(config, filters=FilterConfig())
+    looks = [view.look] if "image" in towers else []
+    reader = Reader(source, config, InputCounters(), looks)
+    tokenizer = get_tokenizer(view.tokenizer)
+    side = view.resolution if looks else 0
+    nothing = np.zeros((side, side, 3), np.uint8)
+
+    def row(k: int) -> dict[str, Any]:
+        index = index_of(k)
+        example = reader.read(index, "text" in towers) if index >= 0 else None
+        if isinstance(example, Example):
+            (image,) = example.images or [nothing]
+            texts = tokenizer(example.texts if "text" in towers else ())
+            return {"id": index, "image": image, "texts": texts, "reason": None}
+        return {"id": index, "image": nothing, "texts": tokenizer(()), "reason": example}
+
+    def stack(rows: Sequence[dict[str, Any]]) -> Complete:
+        return Complete(
+            ids=np.array([row["id"] for row in rows], np.int64),
+            image=np.stack([row["image"] for row in rows]),
+            texts=tuple(row["texts"] for row in rows),
+            reasons=tuple(row["reason"] for row in rows),
+        )
+
+    return Batches(grain.MapDataset.range(count).map(row), batch_size, stack, config)

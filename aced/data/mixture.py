@@ -1,0 +1,60 @@
+"""Several data sets as one, with weights."""
+
+import bisect
+import dataclasses
+import hashlib
+import operator
+from collections.abc import Mapping
+from typing import Any, SupportsIndex
+
+from aced.data.records import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A member of a mixture."""
+
+    name: str
+    source: Source
+    weight: float  # of the rows, relative to the others
+    start: int  # index of its first example in the mixture
+
+    @property
+    def end(self) -> int:
+        """Index behind its last example in the mixture."""
+        return self.start + len(self.source)
+
+
+class Mixture:
+    """The examples of all members, one member after the other; see `Source`.
+
+    An example's id is its index here, so it depends on the members and their order, and not on
+    weights. The weights are for `order.MixedOrder`.
+
+    Attributes:
+        parts: the members.
+    """
+
+    def __init__(self, members: Mapping[str, tuple[Source, float]]):
+        """Joins `members`: source and weight by name."""
+        self.parts: list[Part] = []
+        for name, (source, weight) in members.items():
+            self.parts.append(Part(name, source, weight, self.parts[-1].end if self.parts else 0))
+        self.name = "+".join(members)
+        prints = "\n".join(f"{part.name} {part.source.fingerprint}" for part in self.parts)
+        self.fingerprint = f"mixture {hashlib.sha256(prints.encode()).hexdigest()}"
+        self._starts = [part.start for part in self.parts]
+
+    def __len__(self) -> int:
+        return self.parts[-1].end
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Example `index`, as `Source` says, with the number of its member as `source`."""
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        number = bisect.bisect_right(self._starts, index) - 1
+        part = self.parts[number]
+        example = part.source[index - part.start]
+        key = f"{part.name}/{example['key']}"
+        return {**example, "id": index, "key": key, "source": number}

@@ -1,0 +1,247 @@
+"""Parquet files with pictures in a column, as Hugging Face data sets and img2dataset have them.
+
+Parquet is read by row group: to read one row means to read and unpack its whole group, a hundred to
+many thousand rows. Reading in a random order would read every group once per row. So these sources
+give `groups`, and `order.GroupedOrder` shuffles in two levels: groups, and rows within a window of
+several groups. A few groups are kept, each read once an epoch by every process that needs it.
+"""
+
+import bisect
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import operator
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from aced.config import ConfigError
+from aced.data import records, storage
+from aced.data.records import DatasetError, RecordError
+from aced.data.storage import File
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MAX_FOOTER_BYTES = 1 << 28
+_THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetConfig:
+    """Parquet files with the bytes of pictures in a column, or {bytes, path} as `datasets` does."""
+
+    # A file, a folder of them, or a pattern: /data/coco/data/train-*.parquet, s3://bucket/*.parquet.
+    path: str = ""
+    image: str = "image"  # column of the encoded pictures
+    captions: tuple[str, ...] = ("caption",)  # columns of strings, or of lists of strings
+    label: str = ""  # column with the number of a class; none: no labels
+    # The window of the shuffle, in MiB of unpacked row groups: examples mix only within it. Every
+    # process keeps up to twice as much in memory. Part of the order: the same on all machines.
+    window_mib: int = 1024
+
+    def __post_init__(self) -> None:
+        if not self.captions:
+            raise ConfigError("data.parquet.captions is empty; name the columns with captions.")
+        if self.window_mib < 1:
+            raise ConfigError(f"data.parquet.window_mib must be at least 1, got {self.window_mib}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A row group."""
+
+    path: str
+    number: int  # in its file
+    name: str  # of the file, alike on every machine
+
+
+class ParquetSource:
+    """The rows of a set of parquet files; see `Source`.
+
+    Attributes:
+        groups: rows of every row group, in order.
+        group_bytes: of every row group, unpacked.
+        window_bytes: of the window of the shuffle.
+    """
+
+    def __init__(self, config: ParquetConfig):
+        """Reads the footers of all files.
+
+        Raises:
+            ConfigError: pyarrow or a column is missing, or a column has another type.
+            DatasetError: a file is no parquet file, or has other columns than the first.
+            StorageError: no file is there, or one cannot be read.
+        """
+        _pyarrow()
+        files = storage.find(config.path, ".parquet")
+        names = storage.names([file.path for file in files])
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            footers = list(pool.map(_footer, files))
+        self._config = config
+        self._columns = [config.image, *config.captions, *filter(None, [config.label])]
+        self._groups: list[_Group] = []
+        self.groups: list[int] = []
+        self.group_bytes: list[int] = []
+        self.window_bytes = config.window_mib << 20
+        digest = hashlib.sha256(repr(self._columns).encode())
+        for file, name, (metadata, sha256) in zip(files, names, footers, strict=True):
+            if metadata.num_rows:  # a file without rows may have columns without a type
+                _check_columns(file.path, metadata.schema.to_arrow_schema(), config)
+            digest.update(f"{name} {sha256}\n".encode())
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                if group.num_rows:
+                    self._groups.append(_Group(file.path, number, name))
+                    self.groups.append(group.num_rows)
+                    self.group_bytes.append(_unpacked_bytes(group, self._columns))
+        self.name = config.path
+        self.fingerprint = f"parquet {digest.hexdigest()}"
+        self._ends = [0, *itertools.accumulate(self.groups)]
+        self._kept: collections.OrderedDict[int, concurrent.futures.Future] = (
+            collections.OrderedDict()
+        )
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Row `index`, as `Source` says; without caption `texts` is empty.
+
+        Raises:
+            IndexError: there is no such row.
+            RecordError: it has no picture, or its row group is damaged.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        number = bisect.bisect_right(self._ends, index) - 1
+        group, row = self._groups[number], index - self._ends[number]
+        where = f"{group.path}, row group {group.number}"
+        try:
+            table = self._table(number)
+            out = {"image": _picture(table[self._config.image][row].as_py()), "id": index}
+            out["texts"] = tuple(
+                itertools.chain(*(_captions(table[c][row].as_py()) for c in self._config.captions))
+            )[: records.MAX_ITEMS]
+            if self._config.label:
+                out["label"] = _label(table[self._config.label][row].as_py())
+        except (ValueError, OSError) as error:  # pyarrow's errors are among them
+            raise RecordError(f"{where}, row {row}: {error}") from error
+        return out | {"key": f"{group.name}/{group.number}/{row}"}
+
+    def _table(self, number: int) -> "pa.Table":
+        """A row group, read once however many threads ask for it; a failure is kept, too."""
+        with self._lock:
+            future = self._kept.get(number)
+            is_mine = future is None
+            if is_mine:
+                future = self._kept[number] = concurrent.futures.Future()
+                self._forget()
+            self._kept.move_to_end(number)
+        if is_mine:
+            try:
+                future.set_result(_read_group(self._groups[number], self._columns))
+            except BaseException as error:  # those who wait for it would wait for ever
+                future.set_exception(error)
+        return future.result()
+
+    def _forget(self) -> None:
+        """Lets the groups go that were not used for longest, down to two windows."""
+        kept = sum(self.group_bytes[number] for number in self._kept)
+        while kept > 2 * self.window_bytes and len(self._kept) > 2:
+            oldest, _ = self._kept.popitem(last=False)
+            kept -= self.group_bytes[oldest]
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            "data.source='parquet' needs pyarrow: `pip install '.[parquet]'`."
+        ) from error
+    return pyarrow
+
+
+def _footer(file: File) -> tuple[Any, str]:
+    """The metadata of a file, and its hash: places, sizes and statistics of all columns."""
+    pyarrow = _pyarrow()
+    try:
+        tail = storage.read(file.path, max(0, file.size - 8), 8)
+        size = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or not 0 < size <= min(file.size - 8, _MAX_FOOTER_BYTES):
+            raise ValueError("it does not end as a parquet file does; it was cut off or is none")
+        footer = storage.read(file.path, file.size - 8 - size, size)
+        buffer = pyarrow.BufferReader(b"PAR1" + footer + tail)
+        return pyarrow.parquet.read_metadata(buffer), hashlib.sha256(footer).hexdigest()
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"{file.path} cannot be used: {error}.") from error
+
+
+def _check_columns(path: str, schema: "pa.Schema", config: ParquetConfig) -> None:
+    """Refuses columns that are missing or of a wrong type, with a list of what is there."""
+    types = _pyarrow().types
+
+    def is_picture(kind: "pa.DataType") -> bool:
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    def is_text(kind: "pa.DataType") -> bool:
+        if types.is_list(kind) or types.is_large_list(kind):
+            kind = kind.value_type
+        return types.is_string(kind) or types.is_large_string(kind)
+
+    there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    wanted = [("image", config.image, is_picture, "bytes, or a struct with `bytes`")]
+    wanted += [("captions", c, is_text, "strings, or lists of strings") for c in config.captions]
+    if config.label:
+        wanted.append(("label", config.label, types.is_integer, "whole numbers"))
+    for key, name, fits, what in wanted:
+        index = schema.get_field_index(name)
+        if index < 0 or not fits(schema.field(index).type):
+            found = "does not exist" if index < 0 else f"is {schema.field(index).type}"
+            raise ConfigError(
+                f"data.parquet.{key} = {name!r} must be a column of {what}, and in {path} it "
+                f"{found}. There are: {there}."
+            )
+
+
+def _unpacked_bytes(group: Any, columns: Sequence[str]) -> int:
+    leaves = (group.column(i) for i in range(group.num_columns))
+    return sum(
+        leaf.total_uncompressed_size
+        for leaf in leaves
+        if leaf.path_in_schema.partition(".")[0] in columns
+    )
+
+
+def _read_group(group: _Group, columns: Sequence[str]) -> "pa.Table":
+    parquet = _pyarrow().parquet
+    with storage.open_file(group.path) as file, parquet.ParquetFile(file, pre_buffer=True) as whole:
+        return whole.read_row_group(group.number, columns=list(columns), use_threads=False)
+
+
+def _picture(value: Any) -> bytes:
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not value:
+        raise ValueError("it has no bytes of a picture; a path beside it is not followed")
+    if len(value) > records.MAX_IMAGE_BYTES:
+        raise ValueError(f"a picture of {len(value)} bytes; {records.MAX_IMAGE_BYTES} can be")
+    return value
+
+
+def _captions(value: Any) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    return [text for text in texts if text is not None]
+
+
+def _label(value: Any) -> int:
+    if value is None or not -(1 << 31) <= value < 1 << 31:
+        raise ValueError(f"its label is no number of a class: {value!r}")
+    return value

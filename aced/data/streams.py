@@ -1,0 +1,63 @@
+"""What a run reads side by side: data sets, each with an order, epochs and a length of its own."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from aced.data.pipeline import Batch, Batches, View
+from aced.data.sources import DataConfig
+
+Shape = tuple[tuple[int, ...], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """One of them, as a method asks for it.
+
+    Its part of a batch is that of `pipeline.train_batches`, under the prefix that the method gives.
+    """
+
+    data: DataConfig
+    rows: int  # examples per step, over all processes
+    views: Mapping[str, View]  # by key prefix; none: nothing but embeddings is read
+    caches: Mapping[str, Any]  # by key prefix, the resolved `FrozenConfig`s of cached embeddings
+    towers: tuple[str, ...] = ("image", "text")  # that the caches must have
+
+    def shapes(self) -> dict[str, Shape]:
+        """Shape and type of a row of each array, without what the source may add."""
+        shapes: dict[str, Shape] = {"id": ((), jnp.int32)}
+        own = self.views.get("")
+        for prefix, view in self.views.items():
+            if not prefix or view.look != own.look:
+                shapes[f"{prefix}image"] = (view.resolution, view.resolution, 3), jnp.uint8
+            if view.tokenizer is not None and (not prefix or view.tokenizer != own.tokenizer):
+                shapes[f"{prefix}text"] = (view.tokenizer.length,), jnp.int32
+        names = {"image": "zimg", "text": "ztxt"}
+        for prefix, item in self.caches.items():
+            for tower in self.towers:
+                shapes[f"{prefix}{names[tower]}"] = (item.model.width,), jnp.float32
+        return shapes
+
+
+class SideBySide(Iterator[Batch]):
+    """Batches of several streams as one, every key under the prefix of its stream."""
+
+    def __init__(self, streams: Mapping[str, Batches]):
+        self._streams = streams
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return {
+            f"{prefix}{name}": rows
+            for prefix, batches in self._streams.items()
+            for name, rows in next(batches).items()
+        }
+
+    def __enter__(self) -> "SideBySide":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for batches in self._streams.values():
+            batches.close()

@@ -1,0 +1,149 @@
+"""Where the members of a tar file are: POSIX ustar and pax, GNU long names, damage and all.
+
+Python's `tarfile` ends silently at the first damaged header. Here damage is reported, and the next
+good header is looked for. Nothing is unpacked: a member's name is a name and no path.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+
+BLOCK = 512
+_MAX_NAME_BYTES = 1 << 20  # of a long name or a pax header
+_MAX_END_BYTES = 1 << 20  # of zeros behind the last member
+_REGULAR = b"0\x007"
+_ZEROS = bytes(BLOCK)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A regular file in a tar."""
+
+    name: str
+    start: int  # of its bytes in the tar
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """Something in a tar that cannot be used."""
+
+    name: str  # of the member, or the place
+    reason: str
+
+
+class TarError(ValueError):
+    """A file that is no tar, or one that cannot be read at random."""
+
+
+def members(
+    read: Callable[[int, int], bytes], size: int, digest: "hashlib._Hash"
+) -> Iterator[Member | Damage]:
+    """The members of a tar in their order.
+
+    Args:
+        read: `read(start, length)` gives up to `length` bytes; fewer at the end of the tar.
+        size: bytes of the tar.
+        digest: is fed all headers: names, sizes, times of change, and their order.
+
+    Raises:
+        TarError: it is compressed, or does not begin as a tar does.
+    """
+    position, overrides = 0, {}
+    while position < size:
+        block = read(position, BLOCK)
+        if block == _ZEROS:
+            return
+        if not _is_header(block):
+            if position == 0:
+                _refuse(block)
+            yield Damage(f"byte {position}", _what_is_wrong(block))
+            position, overrides = _next_header(read, position, size), {}
+            continue
+        digest.update(block)
+        kind, length = block[156:157], _number(block[124:136])
+        start, is_about_next = position + BLOCK, kind in b"xgLK"
+        name = _name(block)
+        if not is_about_next:
+            name, length = overrides.get("path", name), int(overrides.get("size", length))
+        if not 0 <= length <= size - start:
+            yield Damage(name, f"cut off: {length} bytes are announced, {size - start} are left")
+            position, overrides = _next_header(read, position, size), {}
+            continue
+        position = start + -(-length // BLOCK) * BLOCK
+        if is_about_next:
+            if length > _MAX_NAME_BYTES:
+                yield Damage(name, f"a header of {length} bytes")
+                continue
+            data = read(start, length)
+            digest.update(data)
+            if kind == b"x":
+                overrides |= _pax(data)
+            elif kind == b"L":
+                overrides["path"] = data.rstrip(b"\0").decode("utf-8", "replace")
+            continue
+        if kind in _REGULAR:
+            yield Member(name, start, length)
+        overrides = {}
+    if size:
+        yield Damage(f"byte {size}", "the tar ends without its end mark; it was cut off")
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether the sum of the bytes is what the header says it is."""
+    if len(block) < BLOCK:
+        return False
+    return _number(block[148:156]) == sum(block) - sum(block[148:156]) + 8 * 0x20
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or GNU's base 256; -1 where it is neither."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        return -1
+
+
+def _name(block: bytes) -> str:
+    name, prefix = block[:100].partition(b"\0")[0], b""
+    if block[257:263] == b"ustar\0":
+        prefix = block[345:500].partition(b"\0")[0]
+    return (prefix + b"/" + name if prefix else name).decode("utf-8", "replace")
+
+
+def _pax(data: bytes) -> dict[str, str]:
+    """`path` and `size` of a pax header: records of "length key=value", a line each."""
+    found = {}
+    while data:
+        length, space, _ = data.partition(b" ")
+        if not space or not length.isdigit() or not len(length) + 3 <= int(length) <= len(data):
+            break
+        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        if key == b"path" or (key == b"size" and value.isdigit()):
+            found[key.decode()] = value.decode("utf-8", "replace")
+        data = data[int(length) :]
+    return found
+
+
+def _next_header(read: Callable[[int, int], bytes], position: int, size: int) -> int:
+    """The place of the next header that is surely one, or of the end mark, or the end."""
+    for place in range(position + BLOCK, size, BLOCK):
+        block = read(place, BLOCK)
+        if block[257:262] == b"ustar" and _is_header(block):
+            return place
+        if block == _ZEROS and size - place <= _MAX_END_BYTES and not any(read(place, size)):
+            return place
+    return size
+
+
+def _what_is_wrong(block: bytes) -> str:
+    return "cut off in a header" if len(block) < BLOCK else "a damaged header"
+
+
+def _refuse(block: bytes) -> None:
+    if block[:2] == b"\x1f\x8b" or block[:3] == b"BZh" or block[:6] == b"\xfd7zXZ\0":
+        raise TarError("it is compressed, and has no random access; decompress it")
+    if len(block) < BLOCK or block[257:262] != b"ustar":
+        raise TarError("it is no tar file")

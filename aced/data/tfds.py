@@ -1,0 +1,183 @@
+"""TensorFlow Datasets, read at random and without TensorFlow.
+
+The data set must be prepared as ArrayRecord or parquet (`tfds build --file_format=array_record`);
+nothing is downloaded here. Its own reader does the rest, so that splits are TFDS's: "train[:90%]".
+"""
+
+import dataclasses
+import hashlib
+import operator
+from typing import Any, SupportsIndex
+
+from aced.config import ConfigError
+from aced.data import records
+from aced.data.records import DatasetError, RecordError
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsConfig:
+    """A prepared TFDS data set. Features of features are named with a dot: "captions.text"."""
+
+    name: str = ""  # such as "coco_captions" or "coco_captions:1.1.0"; or else builder_dir
+    builder_dir: str = ""  # a prepared data set itself: the folder of dataset_info.json
+    split: str = "train"
+    data_dir: str = ""  # with `name`: where data sets are kept; empty: TFDS's default
+    image: str = "image"  # feature with the picture
+    captions: tuple[str, ...] = ("caption",)  # features with texts, or with several
+    label: str = ""  # feature with the number of a class; none: no labels
+
+    def __post_init__(self) -> None:
+        if self.name and self.builder_dir:
+            raise ConfigError("Set data.tfds.name or data.tfds.builder_dir, not both.")
+        if self.data_dir and self.builder_dir:
+            raise ConfigError("data.tfds.data_dir goes with .name; .builder_dir is whole.")
+
+
+class TfdsSource:
+    """The examples of one split; see `Source`."""
+
+    def __init__(self, config: TfdsConfig):
+        """Opens a data set that is prepared.
+
+        Raises:
+            ConfigError: tensorflow-datasets or a feature is missing, or a feature has another type.
+            DatasetError: there is no such data set or split, or it is not prepared for this.
+        """
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise ConfigError(
+                "data.source='tfds' needs tensorflow-datasets: `pip install '.[tfds]'`."
+            ) from error
+        self._config = config
+        what = config.builder_dir or config.name
+        try:
+            if config.builder_dir:
+                builder = tfds.builder_from_directory(config.builder_dir)
+            else:
+                builder = tfds.builder(config.name, data_dir=config.data_dir or None)
+            split = builder.info.splits[config.split]
+            skip = tfds.decode.SkipDecoding()
+            decoders = _decoders(builder.info.features, tfds.features.Image, skip)
+            self._source = builder.as_data_source(config.split, decoders=decoders)
+        except Exception as error:  # TFDS's readers of descriptions raise errors of many kinds
+            reason = str(error).partition("\nAvailable datasets")[0]
+            raise DatasetError(
+                f"The TFDS data set {what}, split {config.split!r}, cannot be opened: {reason:.500}"
+                "\nIt must have been prepared with `tfds build --file_format=array_record` or "
+                "parquet; correct data.tfds.name, .data_dir, .builder_dir or .split."
+            ) from error
+        # A reader of a missing file reports 0 records, silently.
+        for path in split.filepaths:
+            if not path.exists():
+                raise DatasetError(f"{path} is missing; copy it again or prepare it again.")
+        self._check_features(builder.info.features, tfds)
+        self.name = f"{builder.info.full_name}/{config.split}"
+        self.class_names = self._class_names(builder.info.features)
+        digest = hashlib.sha256()
+        for fact in (
+            *(builder.info.full_name, config.split, len(self._source)),
+            *(config.image, config.captions, config.label),
+            *(sorted((s.name, s.shard_lengths, int(s.num_bytes)) for s in _whole(builder.info))),
+            repr(builder.info.features),
+        ):
+            digest.update(f"{fact}\n".encode())
+        self.fingerprint = f"tfds {digest.hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Example `index`, as `Source` says; without caption `texts` is empty.
+
+        Raises:
+            IndexError: there is no such example.
+            RecordError: it cannot be read.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        try:
+            example = self._source[index]
+            image = _value(example, self._config.image)
+            if not isinstance(image, bytes) or not 0 < len(image) <= records.MAX_IMAGE_BYTES:
+                raise ValueError(f"its picture is no 1 to {records.MAX_IMAGE_BYTES} bytes")
+            texts = [text for name in self._config.captions for text in _texts(example, name)]
+            out = {"image": image, "texts": tuple(texts[: records.MAX_ITEMS]), "id": index}
+            if self._config.label:
+                out["label"] = int(_value(example, self._config.label))
+        except Exception as error:  # of array_record, pyarrow, protobuf and TFDS
+            reason = f"{type(error).__name__}: {error}"
+            raise RecordError(f"{self.name}, record {index}: {reason:.500}") from error
+        return out | {"key": f"{self._config.split}/{index}"}
+
+    def _check_features(self, features: Any, tfds: Any) -> None:
+        """Refuses features that are missing or of a wrong type, with a list of what is there."""
+        config, types = self._config, tfds.features
+        wanted = [("image", config.image, (types.Image,), "a picture")]
+        wanted += [("captions", name, (types.Text,), "texts") for name in config.captions]
+        if config.label:
+            wanted.append(("label", config.label, (types.ClassLabel, types.Scalar), "a class"))
+        for key, name, classes, what in wanted:
+            feature = _feature(features, name)
+            while key == "captions" and isinstance(feature, types.Sequence):
+                feature = feature.feature
+            if not isinstance(feature, classes):
+                found = "does not exist" if feature is None else f"is {type(feature).__name__}"
+                raise ConfigError(
+                    f"data.tfds.{key} = {name!r} must be a feature with {what}, and it {found}. "
+                    f"There are: {', '.join(_all_names(features))}."
+                )
+
+    def _class_names(self, features: Any) -> list[str] | None:
+        feature = _feature(features, self._config.label) if self._config.label else None
+        names = getattr(feature, "names", None)
+        return list(names) if names else None
+
+
+def _whole(info: Any) -> list[Any]:
+    """The splits on disk."""
+    return [info.splits[name] for name in info.splits]
+
+
+def _inner(feature: Any) -> dict[str, Any]:
+    """The features of a feature: of a dict, or of a sequence of dicts."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return dict(feature.items()) if hasattr(feature, "items") else {}
+
+
+def _feature(features: Any, name: str) -> Any:
+    for part in name.split("."):
+        features = _inner(features).get(part)
+    return features
+
+
+def _all_names(feature: Any, path: str = "") -> list[str]:
+    if not (inner := _inner(feature)):
+        return [f"{path} ({type(feature).__name__})"]
+    return [x for k, f in inner.items() for x in _all_names(f, f"{path}.{k}" if path else k)]
+
+
+def _decoders(feature: Any, image: type, skip: Any) -> dict[str, Any]:
+    """Leaves all pictures encoded: ours are decoded as those of every source, others not at all."""
+    found = {}
+    for name, inner in _inner(feature).items():
+        if isinstance(inner, image):
+            found[name] = skip
+        elif deeper := _decoders(inner, image, skip):
+            found[name] = deeper
+    return found
+
+
+def _value(example: Any, name: str) -> Any:
+    for part in name.split("."):
+        example = example[part]
+    return example
+
+
+def _texts(example: Any, name: str) -> list[str]:
+    value = _value(example, name)
+    if isinstance(value, bytes | str):
+        value = [value]
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in value]

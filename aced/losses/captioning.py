@@ -1,0 +1,173 @@
+"""Losses over the words of a text: captioning (CoCa, arXiv 2205.01917) and its distillation.
+
+A vocabulary of 64k makes the logits of a batch far larger than the model: 128 texts of 64 tokens
+have 2 GB of them. They are computed for a chunk of tokens at a time, reduced to a few numbers, and
+computed again for the gradient, so that no more than one chunk of logits exists at any time.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from aced.config import ConfigError
+from aced.parallel.mesh import EXAMPLES, data_shards
+
+CHUNK = 2048  # tokens on a device at a time: 0.5 GB of float32 logits of 64k words
+
+
+@struct.dataclass
+class Words:
+    """What a decoder says about the words of texts: `logits` of it are the words' logits."""
+
+    states: Float[Array, "b l d"]  # in the compute dtype; state i is about word i
+    kernel: Float[Array, "d v"]  # of the output softmax
+
+    def frozen(self) -> "Words":
+        """The same numbers, through which no gradient flows."""
+        return jax.lax.stop_gradient(self)
+
+
+@struct.dataclass
+class WordLosses:
+    """Averages over the real words of the whole batch."""
+
+    cross_entropy: Float[Array, ""]
+    accuracy: Float[Array, ""]  # share of the words that have the largest logit
+    words: Float[Array, ""]  # number of words averaged over
+    kl: Float[Array, ""] | None  # None without a teacher
+
+
+def logits(states: Float[Array, "*b d"], kernel: Float[Array, "d v"]) -> Float[Array, "*b v"]:
+    """Float32 logits of all words; factors in the dtype of `states`, summed in float32."""
+    return jnp.einsum(
+        "...d,dv->...v",
+        states,
+        kernel.astype(states.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def word_losses(
+    student: Words,
+    text: Int[Array, "b l"],
+    real: Bool[Array, "b l"],
+    teacher: Words | None = None,
+    *,
+    temperature: float = 2.0,
+    chunk: int = CHUNK,
+) -> WordLosses:
+    """Next-word cross-entropy under teacher forcing and, with a teacher, the divergence from it.
+
+    Args:
+        student: states made from the words before word i, and the softmax.
+        text: the words to be predicted. An id past the vocabulary gives NaN.
+        real: which of them count; padding does not.
+        teacher: another model's states of the same texts; its width may differ. No gradient
+            reaches it. `kl` is KL(teacher || student) of both softmaxes at `temperature` T, times
+            T^2, so that its gradient does not shrink with T (arXiv 1503.02531, section 2).
+        temperature: T; read with a teacher only.
+        chunk: tokens of each device whose logits exist at a time.
+
+    The softmax's kernel is gathered once, and its gradient summed over the devices once.
+
+    Raises:
+        ConfigError: chunk or temperature is not positive, or the devices cannot share the examples.
+    """
+    if chunk < 1 or temperature <= 0:
+        raise ConfigError(
+            f"chunk = {chunk} must be at least 1, and temperature = {temperature} positive."
+        )
+    models = {"student": student}
+    if teacher is not None:
+        models["teacher"] = teacher.frozen()
+
+    def of_chunk(kernels: dict[str, Array], rows: dict[str, Array]) -> dict[str, Array]:
+        scores = logits(rows["student"], kernels["student"])  # [c v]
+        out = {"cross_entropy": cross_entropy(scores, rows["text"])}
+        out["accuracy"] = (scores.argmax(axis=-1) == rows["text"]).astype(jnp.float32)
+        if teacher is not None:
+            targets = logits(rows["teacher"], kernels["teacher"])
+            out["kl"] = divergence(scores, targets, temperature)
+        return {name: jnp.where(rows["real"], x, 0).sum() for name, x in out.items()}
+
+    kernels = {name: model.kernel for name, model in models.items()}
+    states = {name: model.states for name, model in models.items()}
+    sums = _sum_over_chunks(of_chunk, kernels, {**states, "text": text, "real": real}, chunk)
+    words = real.sum(dtype=jnp.float32)
+    means = {name: x / jnp.maximum(words, 1) for name, x in sums.items()}
+    return WordLosses(words=words, **{"kl": None, **means})
+
+
+def cross_entropy(scores: Float[Array, "c v"], words: Int[Array, " c"]) -> Float[Array, " c"]:
+    """`-log softmax(scores)` of the words; NaN where there is no such word."""
+    vocabulary = jnp.arange(scores.shape[-1])
+    # Not by indexing: where the vocabulary is shared over a mesh, a sum stays where the logits are.
+    of_word = jnp.where(words[:, None] == vocabulary, scores, 0).sum(axis=-1)
+    known = (words >= 0) & (words < scores.shape[-1])
+    return jnp.where(known, jax.nn.logsumexp(scores, axis=-1) - of_word, jnp.nan)
+
+
+def divergence(
+    student: Float[Array, "*c v"], teacher: Float[Array, "*c v"], temperature: float
+) -> Float[Array, "*c"]:
+    """`T^2 KL(softmax(teacher / T) || softmax(student / T))` of logits."""
+    log_p = jax.nn.log_softmax(teacher / temperature)
+    log_q = jax.nn.log_softmax(student / temperature)
+    return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+
+
+def _sum_over_chunks(
+    function: Callable[[PyTree, PyTree], PyTree], shared: PyTree, rows: PyTree, chunk: int
+) -> PyTree:
+    """The sum over all tokens of `function(shared, rows [c ...])`, which is a tree of scalars.
+
+    Args:
+        function: adds up what it is given; rows of zeros add nothing.
+        shared: the same for all tokens.
+        rows: tree of arrays [b l ...], sharded by example where there is a mesh.
+        chunk: largest c.
+    """
+
+    def on_shard(shared: PyTree, rows: PyTree) -> PyTree:
+        shape = jax.tree.leaves(rows)[0].shape
+        tokens = shape[0] * shape[1]
+        chunks = -(-tokens // chunk)
+        size = -(-tokens // chunks)
+
+        def cut(x: Array) -> Array:  # [b l ...] -> [chunks size ...], the last filled with zeros
+            x = x.reshape(tokens, *x.shape[2:])
+            x = jnp.pad(x, [(0, chunks * size - tokens)] + [(0, 0)] * (x.ndim - 1))
+            return x.reshape(chunks, size, *x.shape[1:])
+
+        # A loop hides the two passes from CSE.
+        one = jax.checkpoint(lambda piece: function(shared, piece), prevent_cse=False)
+        sums = jax.lax.map(one, jax.tree.map(cut, rows))
+        return jax.tree.map(lambda x: x.sum(axis=0), sums)
+
+    shards = data_shards()
+    if shards == 1:
+        return on_shard(shared, rows)
+    examples = jax.tree.leaves(rows)[0].shape[0]
+    if examples % shards:
+        raise ConfigError(
+            f"A batch of {examples} examples cannot be shared equally by {shards} devices; make it "
+            "a multiple of their number."
+        )
+
+    def sum_of_shards(shared: PyTree, rows: PyTree) -> PyTree:
+        # Said to vary between the devices here, the kernel's gradient is summed over them here,
+        # once; else it would be, where it is used: for every chunk.
+        shared = jax.lax.pcast(shared, EXAMPLES, to="varying")
+        return jax.lax.psum(on_shard(shared, rows), EXAMPLES)
+
+    # The axis `tensor` stays the compiler's.
+    return jax.shard_map(
+        sum_of_shards,
+        in_specs=(PartitionSpec(), PartitionSpec(EXAMPLES)),
+        out_specs=PartitionSpec(),
+        axis_names=set(EXAMPLES),
+    )(shared, rows)

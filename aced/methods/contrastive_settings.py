@@ -1,0 +1,151 @@
+"""The settings of the method `contrastive`."""
+
+import dataclasses
+from typing import Literal
+
+from aced.config import ConfigError
+from aced.data.sources import DataConfig
+from aced.methods.frozen import FrozenConfig
+from aced.methods.scoring import ScoringConfig
+from aced.models import two_tower
+from aced.selection import SelectionConfig, scores
+
+REFERENCE = "reference"
+
+
+def frozen_key(name: str) -> str:
+    """Where the settings of the frozen model `name` stand."""
+    return "method.reference" if name == REFERENCE else f"method.teachers.{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """The second term of the loss. ACED's weight was swept over 0.5, 1, 2 (remembered)."""
+
+    weight: float = 0.0  # lambda; 0 leaves the term out
+    loss: Literal["softmax", "sigmoid", "feature"] = "softmax"
+    batch: Literal["selected", "iid"] = "selected"  # B_KD: ACIDistill or IIDistill
+    # Names in method.teachers, or "reference". The losses of several are averaged, which for
+    # softmax- and sigmoid-KD is the loss against their average probabilities.
+    teachers: tuple[str, ...] = (REFERENCE,)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveConfig:
+    """Settings of the method `contrastive`."""
+
+    name: str = "contrastive"
+    model: two_tower.TwoTowerConfig = two_tower.TwoTowerConfig()
+    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    reference: FrozenConfig = FrozenConfig()  # scores candidates; unused where no score needs it
+    # Models to distil from, by name; those that distillation.teachers leaves out are not loaded.
+    teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)
+    selection: SelectionConfig = SelectionConfig(filter_ratio=0.0)
+    distillation: DistillationConfig = DistillationConfig()
+    # How the losses meet all pairs of a batch: "ring" passes embeddings from device to device and
+    # keeps no logits; "full" holds each device's rows of the b x b logits. The same numbers.
+    form: Literal["ring", "full"] = "ring"
+    # Examples embedded at a time over all devices, 0: all at once. Neither changes a number.
+    score_micro_batch: int = 0  # without gradient, to choose from
+    train_micro_batch: int = 0  # with gradient: memory for one piece, and one more forward pass
+    # How the models run when they score. What is trained on is always computed in full, but for
+    # one example in so many (0: none): a learner that scores with larger patches or shorter texts
+    # has to learn to. JEST's Flexi trains half of the batch so (2), and needs a quarter (4).
+    scoring: ScoringConfig = ScoringConfig()
+    reference_scoring: ScoringConfig = ScoringConfig()
+    multi_resolution_every: int = 0
+
+    def __post_init__(self):
+        for name in ("score_micro_batch", "train_micro_batch"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"method.{name} must be at least 0, which is: all at once.")
+        if self.multi_resolution_every not in (0, *range(2, 1025)):
+            raise ConfigError(
+                "method.multi_resolution_every must be 0 (none) or 2 to 1024 (one example in so "
+                f"many), got {self.multi_resolution_every}."
+            )
+        if self.multi_resolution_every and self.scoring.view.exact:
+            raise ConfigError(
+                "method.multi_resolution_every trains what method.scoring.patch and .text_length "
+                "score with, and neither is set; set one, or set it to 0."
+            )
+        self.scoring.check(self.model)
+        if self.reference.cache and not self.reference_scoring.exact:
+            raise ConfigError(
+                "method.reference_scoring says how the reference runs, but with "
+                "method.reference.cache it does not; leave it at its defaults."
+            )
+        names = set(self.teachers) | {REFERENCE}
+        if REFERENCE in self.teachers:
+            raise ConfigError("A teacher may not be called 'reference'; list it by that name only.")
+        if self.distillation.weight < 0:
+            raise ConfigError("method.distillation.weight must not be negative.")
+        if self.distillation.weight > 0 and not self.distillation.teachers:
+            raise ConfigError("method.distillation.weight > 0 needs method.distillation.teachers.")
+        for name in self.distillation.teachers:
+            if name not in names:
+                raise ConfigError(
+                    f"method.distillation.teachers names {name!r}; known: {sorted(names)}."
+                )
+
+    @property
+    def selects(self) -> bool:
+        """Whether the sub-batch is chosen; otherwise the whole super-batch is trained on."""
+        return self.selection.filter_ratio > 0
+
+    @property
+    def reference_scores(self) -> bool:
+        """Whether the score is made of the reference's losses, too."""
+        return self.selects and scores.needs(self.selection.score, REFERENCE)
+
+    @property
+    def frozen(self) -> dict[str, FrozenConfig]:
+        """The frozen models that these settings use, by name."""
+        needed = set(self.distillation.teachers) if self.distillation.weight > 0 else set()
+        needed |= {REFERENCE} if self.reference_scores else set()
+        return {name: self.named[name] for name in sorted(needed)}
+
+    @property
+    def named(self) -> dict[str, FrozenConfig]:
+        """All frozen models that these settings know, by name."""
+        return {REFERENCE: self.reference, **self.teachers}
+
+    def key_of(self, name: str) -> str:
+        """Where the settings of a frozen model stand."""
+        return frozen_key(name)
+
+    def towers_of(self, name: str) -> tuple[str, ...]:
+        """The towers of a frozen model whose embeddings are needed."""
+        del name
+        return ("image", "text")
+
+    def data_of(self, name: str, data: DataConfig) -> DataConfig:
+        """The data that a frozen model embeds, where the run's are `data`."""
+        del name
+        return data
+
+    def super_batch_size(self, batch_size: int) -> int:
+        """B, the candidates read for each step, given b, the examples trained on.
+
+        Raises:
+            ConfigError: the sizes do not fit together.
+        """
+        return self.selection.super_batch_size(batch_size) if self.selects else batch_size
+
+    def for_batch(self, batch_size: int) -> "ContrastiveConfig":
+        """Returns the same with what depends on b spelled out: the strata of selection."""
+        if not self.selects:
+            return self
+        return dataclasses.replace(self, selection=self.selection.for_batch(batch_size))
+
+    def resolve(self, workdir: str) -> "ContrastiveConfig":
+        """Returns the same with the architectures of the frozen models read from their runs."""
+        return self.with_frozen({name: item.resolve(workdir) for name, item in self.frozen.items()})
+
+    def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "ContrastiveConfig":
+        """Returns the same with these frozen models, by name."""
+        return dataclasses.replace(
+            self,
+            reference=frozen.get(REFERENCE, self.reference),
+            teachers={name: frozen.get(name, item) for name, item in self.teachers.items()},
+        )

@@ -1,0 +1,260 @@
+"""DIME-FM: a large CLIP into a small image encoder, from unpaired data (arXiv 2303.18232).
+
+The student's image tower learns to say of pictures what the teacher says of them: to which
+sentences they are similar, and to which other pictures (`aced.losses.similarity`). Pictures and
+sentences are two data sets that are read side by side; nobody says which belong together. The text
+tower is the teacher's and stays as it is, so that the student is an ordinary two-tower model
+afterwards. The teacher never runs: its features of whole pictures and of sentences are read from
+caches that `python -m aced.cache` wrote.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from aced import flops, state
+from aced.config import ConfigError
+from aced.data.augment import AugmentConfig
+from aced.data.pipeline import View
+from aced.data.sources import DataConfig
+from aced.data.streams import Stream
+from aced.losses import similarity
+from aced.losses.similarity import SimilarityConfig
+from aced.methods.frozen import FrozenConfig
+from aced.models import two_tower
+from aced.models.two_tower import TwoTowerConfig
+from aced.parallel.micro_batch import map_micro_batches
+
+TEACHER, SENTENCES = "teacher", "sentences"
+# What the student has from its teacher: never trained.
+GIVEN = ("text", "t", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencesConfig:
+    """The second stream. Of a sentence, the teacher's text features are all that is read."""
+
+    data: DataConfig = DataConfig()  # what `python -m aced.select_text` wrote, or any captions
+    cache: str = ""  # folder of the teacher's features of them, from `python -m aced.cache`
+    batch_size: int | None = None  # sentences per step; None: as many as pictures
+
+    def __post_init__(self):
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError("method.sentences.batch_size must be None or at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DimeConfig:
+    """Settings of the method `dime`."""
+
+    name: str = "dime"
+    # The student. Its text tower, tokenizer, width and logits are the teacher's, whatever is here.
+    model: TwoTowerConfig = TwoTowerConfig()
+    # `checkpoint`: where its text tower is; `cache`: its image features of the run's data.
+    teacher: FrozenConfig = FrozenConfig()
+    sentences: SentencesConfig = SentencesConfig()
+    loss: SimilarityConfig = SimilarityConfig()
+    # Of what the student sees; the teacher's features are of the whole picture.
+    augment: AugmentConfig = AugmentConfig(crop_area=(0.08, 1.0), flip=0.5)
+    form: Literal["ring", "full"] = "ring"  # see the method `contrastive`
+    train_micro_batch: int = 0  # pictures embedded at a time over all devices; 0: all at once
+
+    def __post_init__(self):
+        if self.train_micro_batch < 0:
+            raise ConfigError("method.train_micro_batch must be at least 0, which is: all at once.")
+
+    # What the loop asks of any method's settings.
+
+    @property
+    def selects(self) -> bool:
+        """Whether a sub-batch is chosen: never, here."""
+        return False
+
+    @property
+    def score_micro_batch(self) -> int:
+        """Pictures or sentences that the teacher embeds at a time, when a cache is made."""
+        return self.train_micro_batch
+
+    @property
+    def named(self) -> dict[str, FrozenConfig]:
+        """All frozen models that these settings know, by name."""
+        return self.frozen
+
+    @property
+    def frozen(self) -> dict[str, FrozenConfig]:
+        """The frozen models by name: the teacher, with each of the caches."""
+        sentences = dataclasses.replace(self.teacher, cache=self.sentences.cache)
+        return {TEACHER: self.teacher, SENTENCES: sentences}
+
+    def data_of(self, name: str, data: DataConfig) -> DataConfig:
+        """The data that the frozen model `name` embeds, where the run's are `data`."""
+        return self.sentences.data if name == SENTENCES else data
+
+    def key_of(self, name: str) -> str:
+        """Where the settings of a frozen model stand."""
+        return "method.teacher" if name == TEACHER else "method.sentences"
+
+    def towers_of(self, name: str) -> tuple[str, ...]:
+        """The towers of a frozen model whose embeddings are needed."""
+        return ("image",) if name == TEACHER else ("text",)
+
+    def super_batch_size(self, batch_size: int) -> int:
+        """Pictures read per step: those trained on."""
+        return batch_size
+
+    def for_batch(self, batch_size: int) -> "DimeConfig":
+        """Returns the same: nothing depends on the number of pictures."""
+        del batch_size
+        return self
+
+    def resolve(self, workdir: str) -> "DimeConfig":
+        """Returns the same with what is to be read from the teacher's run and its caches.
+
+        Raises:
+            ConfigError: there is no teacher, a cache is missing, or the student's width is not the
+                teacher's.
+        """
+        for key, value in (
+            ("method.teacher.checkpoint", self.teacher.checkpoint),
+            ("method.teacher.cache", self.teacher.cache),
+            ("method.sentences.cache", self.sentences.cache),
+        ):
+            if not value:
+                raise ConfigError(
+                    f"{key} is empty. DIME-FM needs a teacher and its features of pictures and of "
+                    "sentences: python -m aced.cache --help says how to make them."
+                )
+        return self.with_frozen(
+            {
+                name: item.resolve(workdir, self.towers_of(name))
+                for name, item in self.frozen.items()
+            }
+        )
+
+    def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "DimeConfig":
+        """Returns the same with the teacher of these caches, by name."""
+        teacher, sentences = frozen[TEACHER], frozen[SENTENCES]
+        return dataclasses.replace(
+            self,
+            model=student(self.model, teacher.model),
+            teacher=teacher,
+            sentences=dataclasses.replace(self.sentences, cache=sentences.cache),
+        )
+
+
+def student(model: TwoTowerConfig, teacher: TwoTowerConfig) -> TwoTowerConfig:
+    """Returns `model` with the teacher's text tower, tokenizer, width and kind of logits.
+
+    Raises:
+        ConfigError: its image tower cannot give embeddings of the teacher's width.
+    """
+    if model.embed_dim not in (None, teacher.width):
+        raise ConfigError(
+            f"method.model.embed_dim = {model.embed_dim}, but the teacher's embeddings, which the "
+            f"student's text tower gives, have the width {teacher.width}; set it to that or None."
+        )
+    same = model.embed_dim is None and model.width == teacher.width
+    return dataclasses.replace(
+        model,
+        text=teacher.text,
+        tokenizer=teacher.tokenizer,
+        embed_dim=None if same else teacher.width,
+        init_scale=teacher.init_scale,
+        init_bias=teacher.init_bias,
+    )
+
+
+class Dime:
+    """The method: what it reads, and its train step."""
+
+    def __init__(self, config: DimeConfig):
+        if config.teacher.model is None:
+            raise ConfigError(
+                "The teacher is not known; set method.teacher.checkpoint to the workdir of a "
+                "finished run or to what python -m aced.convert wrote."
+            )
+        self.config = config
+        self.frozen: dict[str, FrozenConfig] = {}  # none of them runs
+        self.models = {"": config.model}
+        # Whose parts of the model are given, and the parameters that are never trained.
+        self.given = (config.teacher, GIVEN)
+        self.fixed = (rf"model/({'|'.join(GIVEN)})(/.*)?",)
+
+    def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
+        """What a step reads: pictures, and sentences, of which only features are needed."""
+        config = self.config
+        view = dataclasses.replace(View.of(config.model), tokenizer=None, augment=config.augment)
+        pictures = Stream(data, candidates, {"": view}, {"teacher/": config.teacher}, ("image",))
+        item = dataclasses.replace(config.teacher, cache=config.sentences.cache)
+        sentences = Stream(
+            config.sentences.data,
+            config.sentences.batch_size or candidates,
+            {},
+            {"": item},
+            ("text",),
+        )
+        return {"": pictures, "sentences/": sentences}
+
+    def flops_per_step(self, batch_size: int) -> int:
+        """Floating point operations of one step; see `aced.flops`."""
+        image, _ = flops.macs(self.config.model)
+        return flops.step_flops([(image, batch_size)])
+
+    def init_params(self, key: jax.Array) -> PyTree:
+        """Parameters before step 0; those of `given` are then taken from the teacher."""
+        return {"model": two_tower.init(self.config.model, key)}
+
+    def train_step(
+        self,
+        train_state: state.TrainState,
+        frozen: dict[str, PyTree],
+        batch: dict[str, Array],
+        *,
+        tx: optax.GradientTransformation,
+        ema_decay: float = 0.0,
+        sources: tuple[str, ...] = (),
+    ) -> tuple[state.TrainState, dict[str, Array]]:
+        """Returns the state after one step, and its metrics.
+
+        Args:
+            train_state: the student.
+            frozen: no model runs beside it.
+            batch: `image` [b ...], `id` [b], `teacher/zimg` [b d], the teacher's features of the
+                whole pictures, and `sentences/ztxt` [m d], its features of some sentences.
+            tx: the optimizer.
+            ema_decay: decay of the moving average of parameters, where the state has one.
+            sources: members of a mixture; its shares are not measured here.
+
+        Pure and jittable. The metric `picks` is the array [b] of the ids trained on.
+        """
+        del frozen, sources
+        config = self.config
+        # Of caches of low precision the length is not exactly 1.
+        u = two_tower.l2_normalize(batch["teacher/zimg"])
+        v = two_tower.l2_normalize(batch["sentences/ztxt"])
+
+        def loss_fn(image: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
+            params = train_state.params["model"] | {"image": image}
+            z = self._embed(params, batch["image"])
+            parts = similarity.similarity_losses(z, u, v, config.loss, config.form)
+            loss = similarity.similarity_loss(parts, config.loss)
+            metrics = {f"loss/{name}": part for name, part in parts.items()}
+            return loss, metrics | {"teacher_cosine": (z * u).sum(axis=1).mean()}
+
+        params = train_state.params["model"]
+        (loss, metrics), of_image = jax.value_and_grad(loss_fn, has_aux=True)(params["image"])
+        grads = {"model": jax.tree.map(jnp.zeros_like, params) | {"image": of_image}}
+        new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
+        return new_state, {"loss": loss, "picks": batch["id"], **metrics, **update}
+
+    def _embed(self, params: PyTree, image: Array) -> Float[Array, "b d"]:
+        """The student's embeddings, piece by piece."""
+        tower = two_tower.TwoTower(self.config.model)
+        encode = functools.partial(tower.apply, {"params": params}, method="encode_image")
+        size = self.config.train_micro_batch
+        return map_micro_batches(encode, image, size, "method.train_micro_batch")

@@ -1,0 +1,277 @@
+"""CoCa: an image encoder, two poolers and a decoder, trained by two losses (arXiv 2205.01917).
+
+One forward pass gives the embeddings for the contrastive loss and the states for the captioning
+loss. Parameters: image (a vision transformer), pooler, text, t (log of the scale).
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from aced.config import ConfigError
+from aced.data.tokenizers import Tokenizer, TokenizerConfig
+from aced.data.transforms import ResizeConfig
+from aced.embeddings import Embeddings
+from aced.losses import captioning
+from aced.losses.captioning import Words
+from aced.models import presets, transformer, two_tower
+from aced.models.decoder import Cache, Decoder, DecoderConfig, real_words
+from aced.models.pooler import Cascade
+from aced.models.vit import ImageConfig, ViT
+from aced.parallel.mesh import constrain_by_example
+
+MODULES = ("image", "unimodal", "multimodal")  # whose hidden states can be asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class CoCaConfig:
+    """A whole model. The defaults are CoCa-Base at 288 px."""
+
+    image: ImageConfig = ImageConfig(patch=18, resolution=288, pool="none")
+    text: DecoderConfig = DecoderConfig()
+    queries: int = 256  # of the generative pooler: tokens of the image that the decoder reads
+    pooler_heads: int | None = None  # of both poolers; None: the decoder's
+    # Channels of both embeddings. None: the decoder's width, without projections (as the published
+    # numbers of parameters have it). A number: a projection without bias on either side.
+    embed_dim: int | None = None
+    init_scale: float = 1 / 0.07  # scale of the logits at the start; there is no bias
+    # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan: bool = True  # over layers; False unrolls them: same parameters, slower to compile
+    # What the backward pass computes again, to save memory: "none" but elementwise work; "full":
+    # every block; "dots": all but the products with weights
+    remat: Literal["none", "full", "dots"] = "none"
+    # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs.
+    attention: Literal["xla", "cudnn"] | None = "xla"
+    # Preprocessing travels with the model.
+    resize: ResizeConfig = ResizeConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+    def __post_init__(self):
+        if self.image.architecture != "vit" or self.image.pool != "none":
+            raise ConfigError(
+                "CoCa pools all tokens of a vision transformer; set image.architecture = 'vit' and "
+                f"image.pool = 'none', not {self.image.architecture!r} and {self.image.pool!r}."
+            )
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ConfigError(
+                "attention = 'cudnn' works in half precision only, but dtype = 'float32'; set "
+                "dtype = 'bfloat16' or attention = 'xla'."
+            )
+        if self.queries < 1:
+            raise ConfigError(f"queries must be at least 1, got {self.queries}.")
+        if self.pooler_heads is not None and (
+            self.pooler_heads < 1 or self.text.dims.width % self.pooler_heads
+        ):
+            raise ConfigError(
+                f"pooler_heads = {self.pooler_heads} must be a divisor of the decoder's width, "
+                f"{self.text.dims.width}."
+            )
+        if self.embed_dim is not None and self.embed_dim < 1:
+            raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
+        if self.init_scale <= 0:
+            raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
+
+    @property
+    def width(self) -> int:
+        """Channels of both embeddings."""
+        return self.embed_dim if self.embed_dim is not None else self.text.dims.width
+
+
+def preset(name: str, **changes: Any) -> CoCaConfig:
+    """Returns the model called `name` in `presets.COCA`; its tokenizer is cut to its length.
+
+    Args:
+        name: for instance "CoCa-Large" or "coca_tiny12".
+        **changes: fields of `CoCaConfig` to set otherwise.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    if name not in presets.COCA:
+        raise ConfigError(f"model must be one of {', '.join(presets.COCA)}, got {name!r}.")
+    image, text = (presets.COCA[name][part] for part in ("image", "text"))
+    fields = {
+        "image": dataclasses.replace(CoCaConfig.image, **image),
+        "text": DecoderConfig(**text),
+        "tokenizer": TokenizerConfig(length=DecoderConfig.length),
+    }
+    return CoCaConfig(**(fields | changes))
+
+
+def check_tokenizer(config: CoCaConfig, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer whose ids the decoder cannot read.
+
+    Raises:
+        ConfigError: its texts are longer than the positions, its vocabulary is larger than the
+            token table, or it does not end texts with the id that the decoder ends them with.
+    """
+    text = config.text
+    if tokenizer.config.length > text.length:
+        raise ConfigError(
+            f"tokenizer.length = {tokenizer.config.length} is more than the decoder's "
+            f"text.length = {text.length} positions; lower the one or raise the other."
+        )
+    if tokenizer.vocab_size > text.vocab_size:
+        raise ConfigError(
+            f"text.vocab_size = {text.vocab_size} is less than the tokenizer's "
+            f"{tokenizer.vocab_size} ids; raise it to that."
+        )
+    if not tokenizer.config.eos:
+        raise ConfigError("A decoder has to learn where texts end; set tokenizer.eos = True.")
+    if tokenizer.eos_id != text.eos_id:
+        raise ConfigError(
+            f"Texts end with text.eos_id = {text.eos_id}, but the tokenizer ends them with "
+            f"{tokenizer.eos_id}; set text.eos_id to that."
+        )
+
+
+@struct.dataclass
+class Output:
+    """What CoCa says about a batch of pairs."""
+
+    embeddings: Embeddings  # L2-normalised, float32, with the model's scale; bias zero
+    words: Words  # state i of a text is about its word i, and made of those before it
+    real: Bool[Array, "b l"]  # which words are no padding
+    # Where asked for: what every block gives, by the names in `MODULES`, in the compute dtype.
+    # image [L b n d], of the patches; unimodal [L b l+2 d], of start, words and [CLS];
+    # multimodal [L b l d], of start and all words but the last.
+    hidden: dict[str, Float[Array, "L b n d"]] | None = None
+
+
+class CoCa(nn.Module):
+    """Images and texts to `Output`."""
+
+    config: CoCaConfig
+    int8: bool = False  # products with the blocks' weights in 8 bits: forward passes only
+
+    def setup(self):
+        """Builds the parts; their parameters appear on first use."""
+        config, text = self.config, self.config.text
+        compute = transformer.Compute(
+            config.dtype, config.scan, config.remat, config.attention, self.int8
+        )
+        self.image = ViT(config.image, None, compute)
+        heads = config.pooler_heads or text.dims.heads
+        self.pooler = Cascade(
+            config.queries, text.dims.width, heads, text.norm_eps, config.embed_dim, compute
+        )
+        self.text = Decoder(text, config.embed_dim, compute)
+        # The logarithm is learned: the scale stays positive, and moves by factors.
+        self.t = self.param("t", nn.initializers.constant(math.log(config.init_scale)), ())
+
+    def encode_image(
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
+    ) -> Float[Array, "b d"]:
+        """Returns zimg, L2-normalised, float32.
+
+        Args:
+            image: uint8 pixels as read, normalised here on the device; or floats that are
+                normalised already. Sides must equal `image.resolution`.
+
+        Raises:
+            ValueError: the sides are not that.
+        """
+        return _normalized(self._pool(image)[1])
+
+    def encode_text(self, text: Int[Array, "b l"]) -> Float[Array, "b d"]:
+        """Returns ztxt, L2-normalised, float32.
+
+        Raises:
+            ValueError: the texts are longer than `text.length`.
+        """
+        return _normalized(self.text.encode(text)[1])
+
+    def embed(
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], text: Int[Array, "b l"]
+    ) -> Embeddings:
+        """Returns the embeddings alone: without the multimodal half, for scoring."""
+        return self._embeddings(self._pool(image)[1], self.text.encode(text)[1])
+
+    def __call__(
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], text: Int[Array, "b l"]
+    ) -> Output:
+        """Returns the output for paired images and texts, without hidden states: see `forward`."""
+        pooled, zimg = self._pool(image)
+        tokens, ztxt = self.text.encode(text)
+        return Output(
+            embeddings=self._embeddings(zimg, ztxt),
+            words=self.text.decode(tokens, pooled),
+            real=real_words(text, self.config.text.eos_id),
+        )
+
+    def begin(
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], length: int
+    ) -> tuple[Float[Array, "b v"], dict[str, Cache]]:
+        """Begins to write texts of `length` words; see `Decoder.begin`."""
+        return self.text.begin(self._pool(image)[0], length)
+
+    def advance(
+        self, word: Int[Array, " n"], at: Int[Array, ""], caches: dict[str, Cache]
+    ) -> tuple[Float[Array, "n v"], dict[str, Cache]]:
+        """Goes on by one word; see `Decoder.advance`."""
+        return self.text.advance(word, at, caches)
+
+    def _pool(self, image: Array) -> tuple[Array, Array]:
+        return self.pooler(self.image(image))
+
+    def _embeddings(self, zimg: Array, ztxt: Array) -> Embeddings:
+        scale, bias = two_tower.logit_parameters(self.variables["params"])
+        return Embeddings(zimg=_normalized(zimg), ztxt=_normalized(ztxt), scale=scale, bias=bias)
+
+
+def _normalized(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    return two_tower.l2_normalize(constrain_by_example(z))
+
+
+def forward(
+    config: CoCaConfig,
+    params: dict[str, Any],
+    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    text: Int[Array, "b l"],
+    *,
+    hidden: bool = False,
+) -> Output:
+    """Returns the output for paired images and texts.
+
+    Args:
+        config: the model.
+        params: of it, from `init`.
+        image: as for `CoCa.encode_image`.
+        text: ids of l words, end of text and padding included.
+        hidden: whether to return what every block gives, for layerwise distillation; otherwise
+            nothing of it is kept.
+
+    Raises:
+        ValueError: the images have another resolution, or the texts more words than positions.
+    """
+    model, variables = CoCa(config), {"params": params}
+    if not hidden:
+        return model.apply(variables, image, text)
+    collection, name = transformer.HIDDEN
+    output, kept = model.apply(variables, image, text, mutable=[collection])
+    of = kept[collection]
+    stacks = of["image"]["blocks"], of["text"]["unimodal"], of["text"]["multimodal"]
+    states = {module: stack[name][0] for module, stack in zip(MODULES, stacks, strict=True)}
+    return output.replace(hidden=states)
+
+
+def logits(output: Output) -> Float[Array, "b l v"]:
+    """Float32 logits of every word, for small vocabularies: losses do without all of them."""
+    return captioning.logits(output.words.states, output.words.kernel)
+
+
+def init(config: CoCaConfig, key: Array) -> dict[str, Any]:
+    """Returns random float32 parameters: a nested dict with image, pooler, text and t.
+
+    Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under
+    `jax.eval_shape` nothing is computed.
+    """
+    image = jnp.zeros((1, config.image.resolution, config.image.resolution, 3), jnp.uint8)
+    text = jnp.zeros((1, config.text.length), jnp.int32)
+    return CoCa(config).init(key, image, text)["params"]

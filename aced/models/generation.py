@@ -1,0 +1,287 @@
+"""Texts written by CoCa about images: greedy, by beam search, or sampled.
+
+Jitted once for all images of a shape. Keys and values of what has been written, and of the image,
+are remembered, so that a word costs one token's forward pass; writing stops when all texts have
+ended. A text ends with the decoder's end of text, and after it there is nothing else.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from aced.config import ConfigError
+from aced.models.coca import CoCa, CoCaConfig
+from aced.parallel import rules
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How texts are written."""
+
+    # "greedy": the likeliest word, one after the other; "beam": the likeliest text of those that
+    # beam search sees; "top_p": words at random, among the likeliest (arXiv 1904.09751)
+    kind: Literal["greedy", "beam", "top_p"] = "beam"
+    length: int | None = None  # most words, end of text included; None: as many as the decoder has
+    beams: int = 4  # "beam": texts that are kept of each image
+    # "beam": alpha of ((5 + words) / 6)^alpha, by which log-probabilities are divided (arXiv
+    # 1609.08144, equation 14). 0: none, which favours short texts
+    length_penalty: float = 0.6
+    top_p: float = 0.9  # "top_p": the fewest words that have this probability together
+    temperature: float = 1.0  # "top_p": divides the logits, before anything else
+
+    def __post_init__(self):
+        if self.length is not None and self.length < 1:
+            raise ConfigError(f"length must be None or at least 1, got {self.length}.")
+        if self.beams < 1:
+            raise ConfigError(f"beams must be at least 1, got {self.beams}.")
+        if self.length_penalty < 0:
+            raise ConfigError(f"length_penalty must not be negative, got {self.length_penalty}.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be more than 0 and at most 1, got {self.top_p}.")
+        if self.temperature <= 0:
+            raise ConfigError(
+                f"temperature must be positive, got {self.temperature}; for none, set kind = "
+                "'greedy'."
+            )
+
+
+@struct.dataclass
+class Texts:
+    """One text for each image."""
+
+    ids: Int[Array, "b l"]  # filled up with the end of text
+    words: Int[Array, " b"]  # end of text included, where it was reached
+    # Log-probability of the words under the model, whatever they were drawn from. "beam": divided
+    # by the length penalty.
+    score: Float[Array, " b"]
+
+
+class _Line(NamedTuple):
+    """One text of each image, as it is being written."""
+
+    ids: Array  # [b l]
+    words: Array  # [b]
+    score: Array  # [b]
+    ended: Array  # [b]
+    logits: Array  # [b v] of the next word
+    caches: Any
+    at: Array  # words written by those who have not ended
+
+
+class _Beams(NamedTuple):
+    """w texts of each image that go on, and the best that has ended."""
+
+    ids: Array  # [b w l]
+    score: Array  # [b w] log-probability
+    best_ids: Array  # [b l]
+    best_words: Array  # [b]
+    best_score: Array  # [b] with length penalty
+    logits: Array  # [b*w v]
+    caches: Any
+    at: Array
+
+
+@functools.partial(jax.jit, static_argnames=("config", "how"))
+def generate(
+    config: CoCaConfig,
+    how: GenerationConfig,
+    params: dict[str, Any],
+    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    key: Key[Array, ""] | None = None,
+) -> Texts:
+    """Returns a text for each image.
+
+    Args:
+        config: the model.
+        how: texts are written.
+        params: of the model.
+        image: as for `CoCa.encode_image`.
+        key: for "top_p". The same key, images and batch size give the same texts.
+
+    Raises:
+        ConfigError: the texts may get longer than the decoder has positions, or sampling has no
+            key.
+    """
+    length = how.length or config.text.length
+    if length > config.text.length:
+        raise ConfigError(
+            f"length = {length} is more than the decoder's text.length = {config.text.length} "
+            "positions; lower the one or raise the other."
+        )
+    if (how.kind == "top_p") != (key is not None):
+        raise ConfigError("kind = 'top_p' needs a key, and only that kind does.")
+    model = functools.partial(CoCa(config).apply, {"params": _ready(params, config.dtype)})
+    write = _beam_search if how.kind == "beam" else _one_by_one
+    return write(model, how, config.text.eos_id, length, image, key)
+
+
+def _one_by_one(model, how, eos, length, image, key) -> Texts:
+    """Greedy and top-p."""
+    logits, caches = model(image, length, method="begin")
+    b = len(logits)
+
+    def choose(line: _Line) -> _Line:
+        """Writes the next word."""
+        if how.kind == "greedy":
+            word = line.logits.argmax(axis=-1)
+        else:
+            step_key = jax.random.fold_in(key, line.at)
+            word = sample(step_key, line.logits, how.top_p, how.temperature)
+        word = jnp.where(line.ended, eos, word.astype(jnp.int32))
+        log_p = jax.nn.log_softmax(line.logits)
+        of_word = jnp.take_along_axis(log_p, word[:, None], axis=1)[:, 0]
+        return line._replace(
+            ids=_written(line.ids, word, line.at),
+            words=line.words + ~line.ended,
+            score=line.score + jnp.where(line.ended, 0, of_word),
+            ended=line.ended | (word == eos),
+            at=line.at + 1,
+        )
+
+    def go_on(line: _Line) -> _Line:
+        word = line.ids[:, line.at - 1]
+        logits, caches = model(word, line.at, line.caches, method="advance")
+        return choose(line._replace(logits=logits, caches=caches))
+
+    line = _Line(
+        ids=jnp.full((b, length), eos, jnp.int32),
+        words=jnp.zeros(b, jnp.int32),
+        score=jnp.zeros(b),
+        ended=jnp.zeros(b, bool),
+        logits=logits,
+        caches=caches,
+        at=jnp.int32(0),
+    )
+    line = jax.lax.while_loop(
+        lambda line: (line.at < length) & ~line.ended.all(), go_on, choose(line)
+    )
+    return Texts(line.ids, line.words, line.score)
+
+
+def sample(
+    key: Key[Array, ""], logits: Float[Array, "b v"], top_p: float, temperature: float
+) -> Int[Array, " b"]:
+    """Draws a word of each row from the fewest words that have the probability `top_p` together."""
+    order = jnp.argsort(-logits, axis=-1)
+    ordered = jnp.take_along_axis(logits, order, axis=-1) / temperature
+    p = jax.nn.softmax(ordered)
+    likelier = jnp.cumsum(p, axis=-1) - p  # of all words before this one: 0 for the first
+    rank = jax.random.categorical(key, jnp.where(likelier < top_p, ordered, -jnp.inf))
+    return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
+
+
+def _beam_search(model, how, eos, length, image, key) -> Texts:
+    """Keeps the `how.beams` likeliest texts that go on, and the best of those that have ended.
+
+    A text's score can only fall as it goes on, and the penalty divides by no more than that of the
+    full length: where not even so a text could pass the best that has ended, there is no need to
+    go on. So stopping early changes no result.
+    """
+    width = how.beams
+    logits, caches = model(image, length, method="begin")
+    b, vocabulary = logits.shape
+    of_image = caches["multimodal"].image  # one for all texts of an image
+    caches = _texts_of(caches, lambda x: jnp.repeat(x, width, axis=1))
+
+    def penalty(words: Array | int) -> Array | float:
+        return ((5 + words) / 6) ** how.length_penalty
+
+    def keep_best(beams: _Beams, ids: Array, score: Array, words: Array) -> _Beams:
+        """Whichever is better of the best so far and texts [b l] of this score."""
+        better = score > beams.best_score
+        return beams._replace(
+            best_ids=jnp.where(better[:, None], ids, beams.best_ids),
+            best_words=jnp.where(better, words, beams.best_words),
+            best_score=jnp.where(better, score, beams.best_score),
+        )
+
+    def choose(beams: _Beams) -> _Beams:
+        """Ends the texts that may end here, and goes on with the likeliest others."""
+        log_p = jax.nn.log_softmax(beams.logits).reshape(b, width, vocabulary)
+        score = beams.score[..., None] + log_p
+        words = beams.at + 1
+        # Texts are filled up with the end of text, so one that ends here has its own already.
+        first = score[..., eos].argmax(axis=1)
+        best = jnp.take_along_axis(score[..., eos], first[:, None], axis=1)[:, 0]
+        ending = jnp.take_along_axis(beams.ids, first[:, None, None], axis=1)[:, 0]
+        beams = keep_best(beams, ending, best / penalty(words), words)
+
+        score = score.at[..., eos].set(-jnp.inf).reshape(b, -1)
+        score, place = jax.lax.top_k(score, width)
+        parent, word = place // vocabulary, place % vocabulary
+        ids = jnp.take_along_axis(beams.ids, parent[..., None], axis=1)
+        return beams._replace(
+            ids=_written(ids, word, beams.at),
+            score=score,
+            caches=_texts_of(beams.caches, functools.partial(_of_parents, parent)),
+            at=words,
+        )
+
+    def go_on(beams: _Beams) -> _Beams:
+        word = beams.ids[..., beams.at - 1].reshape(-1)
+        caches = dict(beams.caches)
+        caches["multimodal"] = caches["multimodal"].replace(image=of_image)
+        logits, caches = model(word, beams.at, caches, method="advance")
+        return choose(beams._replace(logits=logits, caches=_texts_of(caches, lambda x: x)))
+
+    def unfinished(beams: _Beams) -> Array:
+        could_be = beams.score[:, 0] / penalty(length)
+        return (beams.at < length) & (could_be > beams.best_score).any()
+
+    ids = jnp.full((b, width, length), eos, jnp.int32)
+    beams = _Beams(
+        ids=ids,
+        # At first all texts of an image are the same: one is enough.
+        score=jnp.where(jnp.arange(width) == 0, 0.0, jnp.full((b, width), -jnp.inf)),
+        best_ids=ids[:, 0],
+        best_words=jnp.zeros(b, jnp.int32),
+        best_score=jnp.full(b, -jnp.inf),
+        logits=jnp.repeat(logits, width, axis=0),
+        caches=caches,
+        at=jnp.int32(0),
+    )
+    beams = jax.lax.while_loop(unfinished, go_on, choose(beams))
+    # The likeliest that has not ended, cut at the full length; of an early stop it is not better.
+    cut = beams.score[:, 0] / penalty(length)
+    beams = keep_best(beams, beams.ids[:, 0], cut, jnp.full(b, length))
+    return Texts(beams.best_ids, beams.best_words, beams.best_score)
+
+
+def _ready(params: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The parameters as every word reads them: kernels in the compute dtype, and gathered.
+
+    Done once, and not for every word. Products read kernels in that dtype anyway.
+    """
+
+    def one(path: tuple, x: Array) -> Array:
+        return x.astype(dtype) if rules.name_of(path).endswith("kernel") else x
+
+    return rules.gathered(jax.tree.map_with_path(one, params))
+
+
+def _of_parents(parent: Int[Array, "b w"], x: Float[Array, "layers n *m"]) -> Array:
+    """What each text of an image remembers, from that of the text that it goes on from.
+
+    By image, so that no device asks another for what it has itself.
+    """
+    by_image = x.reshape(len(x), *parent.shape, *x.shape[2:])
+    take = functools.partial(jnp.take, axis=1, mode="clip")
+    return jax.vmap(take, in_axes=(1, 0), out_axes=1)(by_image, parent).reshape(x.shape)
+
+
+def _written(ids: Int[Array, "*b l"], word: Int[Array, "*b"], at: Array) -> Int[Array, "*b l"]:
+    """The texts with `word` at the place `at`."""
+    return jax.lax.dynamic_update_slice_in_dim(ids, word[..., None], at, axis=-1)
+
+
+def _texts_of(caches: dict[str, Any], function: Any) -> dict[str, Any]:
+    """The caches with `function` of what belongs to the texts, and without what to the image."""
+    return {
+        name: cache.replace(text=jax.tree.map(function, cache.text), image=None)
+        for name, cache in caches.items()
+    }

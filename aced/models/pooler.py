@@ -1,0 +1,60 @@
+"""CoCa's attentional poolers: learned queries that read an image's tokens (arXiv 2205.01917, 3.2).
+
+They are cascaded: the generative pooler's queries read the tokens of the image, the contrastive
+pooler's one query reads what the generative pooler gives. The first changes the width, from that of
+the image encoder to that of the decoder, so the second and the decoder see the decoder's.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from aced.models import transformer
+from aced.models.transformer import Compute
+
+
+class Pooler(nn.Module):
+    """One multi-head attention layer with learned queries, "probe" [queries width]."""
+
+    queries: int
+    width: int  # of the result; that of the tokens may be another
+    heads: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b n e"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b q d"]:
+        """Returns what the queries read from those tokens that `mask` (None: all) lets through."""
+        # Of variance 1: queries that are nearly alike would read nearly the same.
+        init = nn.initializers.normal(1.0)
+        probe = self.param("probe", init, (self.queries, self.width))
+        attention = transformer.Attention(
+            self.width, self.heads, False, self.compute, name="attention"
+        )
+        return attention(probe[None], tokens, None if mask is None else mask[:, None, None])
+
+
+class Cascade(nn.Module):
+    """The generative pooler, a layer norm, and the contrastive pooler on top of both."""
+
+    queries: int  # of the generative pooler
+    width: int
+    heads: int
+    norm_eps: float
+    embed_dim: int | None  # None: the embedding has the decoder's width, without a projection
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b n e"]
+    ) -> tuple[Float[Array, "b q d"], Float[Array, "b z"]]:
+        """Returns what the decoder reads of the image, and its embedding, not yet normalised."""
+        pooler = Pooler(self.queries, self.width, self.heads, self.compute, name="generative")
+        pooled = transformer.layer_norm(self.norm_eps, "norm")(pooler(tokens))
+        pooled = pooled.astype(self.compute.dtype)
+        z = Pooler(1, self.width, self.heads, self.compute, name="contrastive")(pooled)[:, 0]
+        if self.embed_dim is not None:
+            head = nn.Dense(self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head")
+            z = head(z)
+        return pooled, z.astype(jnp.float32)

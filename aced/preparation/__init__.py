@@ -1,0 +1,1 @@
+"""`python -m aced.prepare`, part by part; `graph.py` is the whole."""

@@ -1,0 +1,118 @@
+"""Blocks of images: the unit of work that is examined, kept, and not repeated by a restart.
+
+The encoded bytes of a block's images go to one file, the spool, and the facts to another, written
+last. Later steps see facts alone, and read bytes from the spool by their offset: no pixel goes
+through a shuffle, no input need be readable at random, and none is decoded or shrunk twice. It
+costs the space of the data set once more, until that is complete. A restart takes the images of
+complete blocks as they were then, even if their files have changed since.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import msgpack
+
+from aced.data import storage
+from aced.data.captions import CaptionedImage, RejectedError, Rejects
+from aced.preparation import progress
+from aced.preparation.ahead import ahead
+from aced.preparation.config import PrepareConfig
+from aced.preparation.facts import Facts, pack
+from aced.preparation.images import Checked, check
+from aced.preparation.workspace import Workspace
+
+# Images (lines of the table): what a restart may repeat in each worker, and what a worker takes at
+# a time. The memory of a worker does not depend on it.
+BLOCK = 256
+REJECTED = "rejected"  # tag of what is left out, in every step
+
+Found = tuple[CaptionedImage, bytes]  # an image of the input, and its bytes
+Item = Any  # what a block is made of, and `fetch` understands
+
+
+def examine(
+    config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Found]
+) -> Iterator[Any]:
+    """Yields the packed facts of a block's images, and, tagged, what is left out of it.
+
+    Args:
+        config: the settings.
+        block: its number.
+        items: at most `BLOCK`, in the input's order.
+        fetch: gets the image of an item. It raises `RejectedError` with a third argument: where
+            that is (`line`, maybe `image`).
+    """
+    workspace = Workspace(config.out)
+    facts = f"blocks/{block:08d}.facts"
+    is_there = workspace.exists(facts)
+    if not is_there:
+        entries = _examined(config, block, items, fetch)
+        with workspace.file(facts) as path:
+            path.write_bytes(msgpack.packb(entries))
+    kept, rejected, seen = msgpack.unpackb(workspace.read(facts))
+    beam.metrics.Metrics.counter("aced", "examined").inc(seen)
+    if is_there:
+        progress.advance("examine", seen)
+    yield from kept
+    for entry in rejected:
+        yield beam.pvalue.TaggedOutput(REJECTED, tuple(entry))
+
+
+def _examined(
+    config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Found]
+) -> tuple[list[bytes], list[tuple[int, str, str]], int]:
+    """Fills the spool of a block; returns its packed facts, its rejects and how many it had."""
+
+    def load(item: Item) -> tuple[CaptionedImage, Checked] | RejectedError:
+        try:
+            image, data = fetch(item)
+        except RejectedError as error:
+            return error
+        try:
+            return image, check(data, config)
+        except RejectedError as error:
+            return RejectedError(*error.args, {"image": image.key, "line": image.line})
+
+    kept, rejects, seen = [], Rejects(config.place), 0
+    name = f"blocks/{block:08d}.bytes"
+    with (
+        Workspace(config.out).file(name) as path,
+        path.open("wb") as spool,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # remarks about odd files that decode nevertheless
+        for loaded in ahead(load, items, config.decoders):
+            seen += 1
+            progress.advance("examine")
+            if isinstance(loaded, RejectedError):
+                *what, where = loaded.args
+                rejects.add(RejectedError(*what), **where)
+                continue
+            image, checked = loaded
+            kept.append(pack(_facts(image, checked, block, spool.tell())))
+            spool.write(checked.data)
+            spool.write(checked.thumbnail)
+    return kept, rejects.take(), seen
+
+
+def _facts(image: CaptionedImage, checked: Checked, block: int, offset: int) -> Facts:
+    return Facts(
+        **vars(image),
+        block=block,
+        offset=offset,
+        size=len(checked.data),
+        thumbnail_size=len(checked.thumbnail),
+        sha256=hashlib.sha256(checked.data).digest(),
+        width=checked.width,
+        height=checked.height,
+        anew=checked.anew,
+        look=checked.look,
+    )
+
+
+def read_spool(workspace: Workspace, block: int, offset: int, size: int) -> bytes:
+    """Bytes of the spool of `block`."""
+    return storage.read(workspace.path(f"blocks/{block:08d}.bytes"), offset, size)

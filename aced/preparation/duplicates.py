@@ -1,0 +1,42 @@
+"""Images whose stored bytes are equal become one: the input's first, with the captions of all."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from aced.data.captions import RejectedError, Rejects, merge
+from aced.preparation.blocks import REJECTED
+from aced.preparation.config import PrepareConfig
+from aced.preparation.facts import pack, unpack
+
+
+def drop_duplicates(
+    config: PrepareConfig, examined: beam.PCollection[bytes]
+) -> tuple[beam.PCollection[bytes], beam.PCollection]:
+    """Returns the packed facts of the images that are left, and what is left out."""
+    merged = (
+        examined
+        | "key by content" >> beam.Map(_by_content).with_output_types(tuple[bytes, bytes])
+        | "group by content" >> beam.GroupByKey()
+        | "merge equal ones"
+        >> beam.FlatMap(_merge, config).with_output_types(bytes).with_outputs(REJECTED, main="kept")
+    )
+    return merged.kept, merged[REJECTED]
+
+
+def _by_content(packed: bytes) -> tuple[bytes, bytes]:
+    return unpack(packed).sha256, packed
+
+
+def _merge(grouped: tuple[bytes, Iterable[bytes]], config: PrepareConfig) -> Iterator[Any]:
+    _, group = grouped
+    first, *others = sorted(map(unpack, group), key=lambda facts: facts.line)
+    rejects = Rejects(config.place)
+    for other in others:
+        error = RejectedError("duplicate_image", f"the same picture as {first.key}")
+        rejects.add(error, image=other.key, line=other.line)
+        merge(first, other, rejects)
+    yield pack(first)
+    for entry in rejects.take():
+        yield beam.pvalue.TaggedOutput(REJECTED, entry)

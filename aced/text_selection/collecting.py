@@ -1,0 +1,93 @@
+"""The second pass: the sentences themselves, of which the first one has kept hashes alone.
+
+Every process looks for the chosen hashes in its parts of the corpus and writes what it finds to
+files of its own, cut by the place in the order of choice; so that they can be put together a piece
+at a time, in that order.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import IO
+
+import jax
+import msgpack
+import numpy as np
+from jaxtyping import UInt64
+
+from aced.data.records import MAX_STRING_BYTES, DatasetError
+
+_PIECE = 1 << 18  # sentences that are put together at once
+
+
+class Collection:
+    """The texts of some hashes, in the order of these."""
+
+    def __init__(self, folder: pathlib.Path, hashes: UInt64[np.ndarray, " n"]):
+        """Begins anew with what this process has found in `folder`."""
+        self.hashes = hashes
+        self._folder, self._count = folder, len(hashes)
+        self._order = np.argsort(hashes)
+        self._sorted = hashes[self._order]
+        self._is_found = np.zeros(len(hashes), bool)
+        self._files: dict[int, IO[bytes]] = {}
+        self._open = contextlib.ExitStack()
+        folder.mkdir(parents=True, exist_ok=True)
+        for piece in range(-(-self._count // _PIECE)):
+            self._path(piece, jax.process_index()).unlink(missing_ok=True)
+
+    def offer(self, texts: list[str], hashes: UInt64[np.ndarray, " m"]) -> None:
+        """Takes those of some sentences that are wanted and were not found before."""
+        if not self._count:
+            return
+        at = np.minimum(np.searchsorted(self._sorted, hashes), self._count - 1)
+        for i in np.flatnonzero(self._sorted[at] == hashes):
+            place = int(self._order[at[i]])
+            if not self._is_found[place]:
+                self._is_found[place] = True
+                self._file(place // _PIECE).write(msgpack.packb((place, texts[i])))
+
+    def close(self) -> None:
+        """Completes the files."""
+        self._open.close()
+
+    def own(self) -> Iterator[str]:
+        """What this process has found; after `close`."""
+        for piece in range(-(-self._count // _PIECE)):
+            for _, text in self._read(piece, jax.process_index()):
+                yield text
+
+    def all(self) -> Iterator[str]:
+        """What all processes have found, in order; when all have closed theirs.
+
+        Raises:
+            DatasetError: one was found by none: the corpus is no longer what it was.
+        """
+        for piece in range(-(-self._count // _PIECE)):
+            found: dict[int, str] = {}
+            for process in range(jax.process_count()):
+                for place, text in self._read(piece, process):
+                    found.setdefault(place, text)
+            for place in range(piece * _PIECE, min((piece + 1) * _PIECE, self._count)):
+                if place not in found:
+                    raise DatasetError(
+                        "A sentence that was chosen in the first pass over the corpus is not there "
+                        "in the second one: some file was changed or cannot be read any more (see "
+                        f"the warnings above). Remove {self._folder.parent} and start anew."
+                    )
+                yield found[place]
+
+    def _path(self, piece: int, process: int) -> pathlib.Path:
+        return self._folder / f"{piece:05d}-{process:05d}.msgpack"
+
+    def _file(self, piece: int) -> IO[bytes]:
+        if piece not in self._files:
+            path = self._path(piece, jax.process_index())
+            self._files[piece] = self._open.enter_context(path.open("wb"))
+        return self._files[piece]
+
+    def _read(self, piece: int, process: int) -> Iterator[tuple[int, str]]:
+        path = self._path(piece, process)
+        if path.is_file():
+            with path.open("rb") as file:
+                yield from msgpack.Unpacker(file, raw=False, max_str_len=MAX_STRING_BYTES)

@@ -1,0 +1,227 @@
+"""How many pictures one core reads a second, in which ways; threads; memory.
+
+    python benchmarks/input.py --out=benchmarks/results/input.csv
+
+The pictures are drawn here: noise with the spectrum of photographs, JPEG of quality 90, colours at
+half resolution. The ways take turns, and CPU time is counted, so that other work on the machine
+does little. `part` is what is measured:
+
+"decode": from the bytes to the pixels that a model sees, in this thread. The ways (`way`):
+    "pillow crop": random resized crop (open_clip's scale 0.9 to 1), bicubic: PyTorch's usual path.
+    "opencv cubic": OpenCV alone; its cubic filter aliases.
+    "simplejpeg area": libjpeg-turbo with its fast approximations, scaled, then OpenCV's INTER_AREA:
+        the fastest of other loaders' ways.
+    "exact", "fast": `data.decode` of this project. "thumbnail": "fast" from a stored thumbnail of
+    `resolution` pixels.
+"pipeline": `train_batches` of a prepared set with `data.decode` = `way`: reading, checking,
+    decoding, tokenizing, stacking.
+"memory": the same with small pictures, for many records.
+
+Columns: `pixels`, the picture's side; `bytes`, its mean size encoded; `resolution`, the model's
+side; `threads`; `per_cpu_second`, pictures for each second of CPU time; `per_second`, of wall time
+(the best of the rounds, both; where other work runs, the latter says little); `records`, read so
+far, and `rss_mib`, the resident memory then. What does not apply is empty.
+"""
+
+import csv
+import io
+import os
+import pathlib
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import simplejpeg
+from absl import app, flags
+from PIL import Image
+
+from aced.data import pipeline, records
+from aced.data.decode import MAX_PIXELS, decode
+from aced.data.pictures import see
+from aced.data.sources import ArrayRecordConfig, DataConfig, open_source
+from aced.data.thumbnails import make_thumbnail
+from aced.data.tokenizers import TokenizerConfig
+from aced.data.transforms import ResizeConfig
+
+_OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of every way.")
+_RECORDS = flags.DEFINE_integer("records", 100_000, "Records read for the memory's curve.")
+
+SIZES = ((512, 256), (256, 224), (512, 224), (768, 224), (512, 128))  # picture, model
+COLUMNS = ("part", "way", "pixels", "bytes", "resolution", "threads")
+COLUMNS += ("per_cpu_second", "per_second", "records", "rss_mib")
+PICTURES = 12  # of each size
+SMALL = 96, 64  # picture and model of the memory's curve
+
+
+def draw(side: int, seed: int) -> bytes:
+    """A JPEG of noise whose amplitude falls a little faster than 1 / frequency."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    frequency[0, 0] = np.inf
+    noise = np.fft.rfft2(rng.standard_normal((3, side, side))) / frequency**1.3
+    planes = np.fft.irfft2(noise, (side, side))
+    planes = 0.4 * planes + 0.8 * planes[:1]  # mostly grey
+    pixels = np.clip(127 + 45 * planes / planes.std(), 0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(out, "JPEG", quality=90, subsampling=2)
+    return out.getvalue()
+
+
+# --- Ways to decode ------------------------------------------------------------------------------
+
+
+def pillow_crop(data: bytes, resolution: int) -> np.ndarray:
+    """A random resized crop; the place is the middle's, which costs the same."""
+    with Image.open(io.BytesIO(data)) as picture:
+        picture = picture.convert("RGB")
+    area = picture.width * picture.height * random.uniform(0.9, 1.0)
+    aspect = random.uniform(3 / 4, 4 / 3)
+    width = min(picture.width, round((area * aspect) ** 0.5))
+    height = min(picture.height, round((area / aspect) ** 0.5))
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    picture = picture.crop((left, top, left + width, top + height))
+    return np.asarray(picture.resize((resolution, resolution), Image.Resampling.BICUBIC))
+
+
+def opencv_cubic(data: bytes, resolution: int) -> np.ndarray:
+    """Decoded in full, sampled by the cubic filter."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_CUBIC)
+
+
+def simplejpeg_area(data: bytes, resolution: int) -> np.ndarray:
+    """Decoded at the smallest of all k/8 that does."""
+    sides = {"min_height": resolution, "min_width": resolution}
+    pixels = simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=True, **sides)
+    return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_AREA)
+
+
+def ours(data: bytes, resolution: int, decoder: str = "exact") -> np.ndarray:
+    """As `train_batches` does."""
+    return see({"image": data}, [(resolution, ResizeConfig())], decoder, MAX_PIXELS)[0]
+
+
+WAYS = {
+    "pillow crop": pillow_crop,
+    "opencv cubic": opencv_cubic,
+    "simplejpeg area": simplejpeg_area,
+    "exact": ours,
+    "fast": lambda data, resolution: ours(data, resolution, "fast"),
+}
+
+
+def decoding(rounds: int) -> list[dict]:
+    """The part "decode"."""
+    rows = []
+    for side, resolution in SIZES:
+        pictures = [draw(side, seed) for seed in range(PICTURES)]
+        work = {name: (way, pictures) for name, way in WAYS.items()}
+        if 2 * resolution < side:
+            small = [make_thumbnail(decode(picture), resolution) for picture in pictures]
+            work["thumbnail"] = WAYS["fast"], small
+        times = {name: [] for name in work}
+        for _ in range(rounds):
+            for name, (way, inputs) in work.items():
+                start = time.thread_time()
+                for data in inputs:
+                    way(data, resolution)
+                times[name].append(time.thread_time() - start)
+        for name, (_, inputs) in work.items():
+            rows.append(
+                {"part": "decode", "way": name, "pixels": side, "resolution": resolution}
+                | {"bytes": round(statistics.mean(map(len, inputs))), "threads": 1}
+                | {"per_cpu_second": round(PICTURES / min(times[name]))}
+            )
+    return rows
+
+
+# --- The pipeline --------------------------------------------------------------------------------
+
+
+def prepare(folder: pathlib.Path, pictures: Sequence[bytes], count: int) -> None:
+    """Writes a data set of `count` records, which repeat `pictures`."""
+    examples = [
+        records.Example(pictures[i % len(pictures)], (f"picture number {i}",), f"{i}.jpg")
+        for i in range(count)
+    ]
+    split = records.write_split(folder, "train", examples, count, 1)
+    records.write_description(folder, {"train": split}, statistics={}, settings={})
+
+
+def batches(folder: pathlib.Path, resolution: int, decoder: str, threads: int) -> pipeline.Batches:
+    """Super-batches of 64 of a prepared data set."""
+    source = ArrayRecordConfig(path=str(folder))
+    config = DataConfig("array_record", array_record=source, decode=decoder, num_threads=threads)
+    view = pipeline.View(resolution, TokenizerConfig(kind="shapes", length=16))
+    return pipeline.train_batches(open_source(config), config, {"": view}, batch_size=64, seed=0)
+
+
+def piping(folder: pathlib.Path, rounds: int, count: int = 12) -> list[dict]:
+    """The part "pipeline"."""
+    side, resolution = SIZES[0]
+    pictures = [draw(side, seed) for seed in range(PICTURES)]
+    prepare(folder, pictures, 768)
+    best = {}
+    for _ in range(max(1, rounds // 2)):
+        for decoder in ("exact", "fast"):
+            for threads in (1, 2):
+                with batches(folder, resolution, decoder, threads) as stream:
+                    next(stream)
+                    cpu, wall = time.process_time(), time.perf_counter()
+                    for _ in range(count):
+                        next(stream)
+                    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+                found = best.get((decoder, threads), (0.0, 0.0))
+                new = 64 * count / cpu, 64 * count / wall
+                best[decoder, threads] = tuple(map(max, found, new))
+    size = round(statistics.mean(map(len, pictures)))
+    return [
+        {"part": "pipeline", "way": decoder, "pixels": side, "bytes": size}
+        | {"resolution": resolution, "threads": threads}
+        | {"per_cpu_second": round(cpu), "per_second": round(wall)}
+        for (decoder, threads), (cpu, wall) in best.items()
+    ]
+
+
+def memory(folder: pathlib.Path, count: int) -> list[dict]:
+    """The part "memory"."""
+    side, resolution = SMALL
+    pictures = [draw(side, seed) for seed in range(100)]
+    prepare(folder, pictures, 10_000)
+    rows, step = [], max(64, count // 10)
+    size = round(statistics.mean(map(len, pictures)))
+    with batches(folder, resolution, "fast", 2) as stream:
+        for done in range(64, count + 64, 64):
+            next(stream)
+            if done // step > (done - 64) // step:
+                pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+                rows.append(
+                    {"part": "memory", "way": "fast", "pixels": side, "bytes": size, "threads": 2}
+                    | {"resolution": resolution, "records": done}
+                    | {"rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)}
+                )
+    return rows
+
+
+def main(_: Sequence[str]) -> None:
+    """Measures and writes the CSV."""
+    random.seed(0)
+    rows = decoding(_ROUNDS.value)
+    with tempfile.TemporaryDirectory() as folder:
+        large, small = pathlib.Path(folder, "large"), pathlib.Path(folder, "small")
+        large.mkdir(), small.mkdir()
+        rows += piping(large, _ROUNDS.value)
+        rows += memory(small, _RECORDS.value)
+    with open(_OUT.value, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,27 @@
+"""DIME-FM: CLIP ViT-L/14 into a Swin-T image encoder, from unpaired pictures and sentences.
+
+Command:  as configs/dime_b32.py, with this file
+Hardware: 16 TPU v5e chips (assumed).
+Cost:     1.08e20 FLOPs, 303 v5e chip-hours at 50 % MFU (assumed).
+          Both are derived, from aced/flops.py; the caches and the choice of sentences come on top.
+Expect:   no number of this student is known here.
+
+The recipe is that of configs/dime_b32.py; that the paper trains Swin-T by it is known, with which
+changes is not. Arguments: `tiny`.
+"""
+
+import ml_collections
+
+from aced.config import parse_arg, to_config
+from aced.models.vit import ImageConfig
+from configs import dime_b32, tiny
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    arg = parse_arg(arg, tiny=False)
+    config = dime_b32.base()
+    clip = config.method.model.image
+    config.method.model.image = to_config(
+        ImageConfig(architecture="swin", resolution=224, mean=clip.mean, std=clip.std)
+    )
+    return tiny.shrink_dime(config) if arg.tiny else config

@@ -1,0 +1,151 @@
+"""Parquet read by row group, against pyarrow's own rows; groups are read once and let go."""
+
+import os
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aced.config import ConfigError
+from aced.data import parquet, storage
+from aced.data.parquet import ParquetConfig, ParquetSource
+from aced.data.records import DatasetError, RecordError
+from tests.data import many
+
+
+def source(path, **settings):
+    return ParquetSource(ParquetConfig(path=str(path), **settings))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The row groups that were read, in order."""
+    groups, read = [], parquet._read_group
+    monkeypatch.setattr(
+        parquet, "_read_group", lambda group, columns: groups.append(group) or read(group, columns)
+    )
+    return groups
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_every_row_is_what_pyarrow_finds(tmp_path, nested):
+    rows = []
+    for number, (first, last) in enumerate([(0, 5), (5, 5), (5, 12)]):
+        table = many.parquet_table(range(first, last), nested)
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=3)
+        if last > first:
+            rows += pq.read_table(tmp_path / f"{number}.parquet").to_pylist()
+    read = source(tmp_path, captions=("caption", "captions"), label="class")
+    assert read.groups == [3, 2, 3, 3, 1]
+    assert len(read) == len(rows) == 12
+    for i, row in enumerate(rows):
+        picture = row["image"]["bytes"] if nested else row["image"]
+        texts = (row["caption"], *row["captions"])
+        assert (read[i]["image"], read[i]["texts"], read[i]["label"], read[i]["id"]) == (
+            *(picture, texts, row["class"], i),
+        )
+    assert [read[i]["key"] for i in (0, 4, 5)] == [
+        *("0.parquet/0/0", "0.parquet/1/1", "2.parquet/0/0"),
+    ]
+    with pytest.raises(IndexError):
+        read[12]
+
+
+def test_missing_and_empty_values(tmp_path):
+    table = pa.table(
+        {
+            "image": [
+                {"bytes": many.jpeg(0), "path": "x"},
+                {"bytes": None, "path": "/etc/x"},
+                None,
+            ],
+            "caption": [None, "red", "blue"],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    read = source(tmp_path)
+    assert read[0]["texts"] == ()
+    for i in (1, 2):
+        with pytest.raises(RecordError, match=rf"a.parquet, row group 0, row {i}: .*no bytes"):
+            read[i]
+
+
+def test_wrong_columns_are_refused_and_the_right_ones_listed(tmp_path):
+    many.write_parquet(tmp_path, [2], 2)
+    there = r"There are: image \(struct.*\), caption \(string\), captions \(list.*\), class"
+    for settings, message in [
+        ({"image": "jpg"}, rf"image = 'jpg' .* does not exist. {there}"),
+        ({"image": "caption"}, r"image = 'caption' must be a column of bytes.* is string"),
+        ({"captions": ("class",)}, r"captions = 'class' must be a column of strings.* is int64"),
+        ({"label": "caption"}, r"label = 'caption' must be .*numbers"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            source(tmp_path, **settings)
+
+
+def test_damaged_files(tmp_path):
+    many.write_parquet(tmp_path, [6], 3)
+    file = tmp_path / "train-00000.parquet"
+    data = bytearray(file.read_bytes())
+    place = pq.read_metadata(file).row_group(1).column(0).dictionary_page_offset
+    place = place or pq.read_metadata(file).row_group(1).column(0).data_page_offset
+    data[place : place + 40] = bytes(40)
+    file.write_bytes(data)
+    read = source(tmp_path)
+    assert read[2]["image"] == many.jpeg(2)
+    for i in (3, 5):
+        with pytest.raises(RecordError, match=r"train-00000.parquet, row group 1, row"):
+            read[i]
+    file.write_bytes(data[:-20])
+    with pytest.raises(DatasetError, match=r"train-00000.parquet cannot be used: .*cut off"):
+        source(tmp_path)
+    file.write_bytes(b"")
+    with pytest.raises(DatasetError, match="cannot be used"):
+        source(tmp_path)
+
+
+def test_a_group_is_read_once_by_many_threads_and_then_let_go(tmp_path, reads):
+    many.write_parquet(tmp_path, [40], 4)
+    read = source(tmp_path)
+    threads = [threading.Thread(target=lambda: [read[i] for i in range(8)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [group.number for group in reads] in ([0, 1], [1, 0])
+    read.window_bytes = read.group_bytes[0]  # two windows are two groups
+    for i in range(0, 40, 4):
+        read[i]
+    assert len(read._kept) == 2
+    reads.clear()
+    for i in (36, 32, 37, 0, 1):
+        read[i]
+    assert [group.number for group in reads] == [0]
+
+
+def test_fingerprints_are_of_the_content_and_not_of_the_place(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        many.write_parquet(tmp_path / name, [4, 4], 4 if name != "c" else 2)
+    os.utime(tmp_path / "b" / "train-00000.parquet", ns=(1, 1))
+    for file in (tmp_path / "a").iterdir():
+        storage.write(f"memory://prints/{file.name}", file.read_bytes())
+    first = source(tmp_path / "a").fingerprint
+    assert first == source(tmp_path / "b").fingerprint == source("memory://prints").fingerprint
+    assert first != source(tmp_path / "c").fingerprint
+    assert first != source(tmp_path / "a", captions=("captions",)).fingerprint
+
+
+def test_a_store_is_read_like_a_disk(tmp_path):
+    many.write_parquet(tmp_path, [5, 3], 2)
+    for file in tmp_path.iterdir():
+        storage.write(f"memory://rows/{file.name}", file.read_bytes())
+    remote, local = source("memory://rows/train-*.parquet"), source(tmp_path)
+    assert [remote[i] for i in range(8)] == [local[i] for i in range(8)]
+
+
+def test_settings(tmp_path):
+    for settings in ({"captions": ()}, {"window_mib": 0}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            ParquetConfig(path="x", **settings)

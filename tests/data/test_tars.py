@@ -1,0 +1,292 @@
+"""Tars read at random, against tarfile; the index; damage of every kind."""
+
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+
+from aced.config import ConfigError
+from aced.data import storage, tar_index
+from aced.data.records import DatasetError, RecordError
+from aced.data.tars import TarSource, WebDatasetConfig
+from tests.data import many
+
+
+def source(path, **settings):
+    return TarSource(WebDatasetConfig(path=str(path), **settings))
+
+
+def by_tarfile(path):
+    """What tarfile finds: bytes by member, in order."""
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
+
+
+def test_every_example_is_what_tarfile_finds(tmp_path):
+    many.write_tars(tmp_path, [3, 0, 5])
+    read = source(tmp_path)
+    expected = []
+    for number in (0, 1, 2):
+        members = by_tarfile(tmp_path / f"{number:05d}.tar")
+        keys = dict.fromkeys(name.partition(".")[0] for name in members)
+        expected += [
+            (f"{number:05d}.tar/{k}", members[f"{k}.jpg"], (members[f"{k}.txt"].decode(),))
+            for k in keys
+        ]
+    found = [read[i] for i in range(len(read))]
+    assert [(x["key"], x["image"], x["texts"]) for x in found] == expected
+    assert [x["id"] for x in found] == list(range(8))
+    with pytest.raises(IndexError):
+        read[8]
+
+
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
+def test_names_long_foreign_and_hostile_are_only_names(tmp_path, tar_format):
+    names = ["a" * 90 + "/" + "b" * 80, "../../up", "/etc/absolute", "d.ots/k", "plain"]
+    if tar_format != tarfile.USTAR_FORMAT:
+        names += ["x" * 300 + "/k", "żółw/カメ"]
+    with tarfile.open(tmp_path / "0.tar", "w", format=tar_format) as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd" + "y" * 200 * (tar_format != 0)
+        tar.addfile(link)
+        for i, name in enumerate(names):
+            many.add(tar, f"{name}.jpg", many.jpeg(i))
+            many.add(tar, f"{name}.txt", b"c")
+    read = source(tmp_path / "0.tar")
+    expected = by_tarfile(tmp_path / "0.tar")
+    assert [read[i]["key"] for i in range(len(read))] == [f"0.tar/{name}" for name in names]
+    assert [read[i]["image"] for i in range(len(read))] == [
+        data for name, data in expected.items() if name.endswith(".jpg")
+    ]
+    assert sorted(os.listdir(tmp_path))[0] == "0.tar"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_captions_and_labels_come_from_the_json(tmp_path):
+    many.write_tars(tmp_path, [4])
+    read = source(tmp_path, captions=("caption", "alt"), label="class")
+    assert read[2]["texts"] == ("blue circle", "blue circle", "blue blue")
+    assert [read[i]["label"] for i in range(4)] == [0, 1, 2, 0]
+    with pytest.raises(ConfigError, match=r"no field 'title'.*KEY.json has: alt, caption, class"):
+        source(tmp_path, captions=("title",))
+    with pytest.raises(ConfigError, match="no field 'nope'"):
+        source(tmp_path, label="nope")
+
+
+def test_a_missing_txt_everywhere_is_refused_and_the_fields_are_listed(tmp_path):
+    members = [m for i in range(3) for m in many.sample(i) if not m[0].endswith(".txt")]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    with pytest.raises(ConfigError, match=r"no KEY.txt; set data.webdataset.captions.*caption"):
+        source(tmp_path)
+    assert source(tmp_path, captions=("caption",))[1]["texts"] == ("green circle",)
+
+
+def test_a_missing_caption_is_an_example_without_texts(tmp_path):
+    members = [m for m in many.sample(0) + many.sample(1) if m[0] != "000000000.txt"]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    read = source(tmp_path)
+    assert [read[i]["texts"] for i in range(2)] == [(), ("green circle",)]
+
+
+def damaged(tmp_path, change, count=4):
+    """Four examples in a tar whose bytes `change(data, tar members by name)` has changed."""
+    data = bytearray(many.tar_bytes([m for i in range(count) for m in many.sample(i)]))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = {m.name: m for m in tar}
+    data = change(data, members)
+    (tmp_path / "0.tar").write_bytes(data)
+    read = source(tmp_path / "0.tar")
+    good, bad = {}, []
+    for i in range(len(read)):
+        try:
+            good[read[i]["key"]] = read[i]
+        except RecordError as error:
+            bad.append(str(error))
+    return good, bad
+
+
+@pytest.mark.parametrize("ending", ["jpg", "txt", "json"])
+def test_a_damaged_header_costs_one_example(tmp_path, ending):
+    def change(data, members):
+        data[members[f"000000001.{ending}"].offset] ^= 0xFF
+        return data
+
+    good, bad = damaged(tmp_path, change)
+    assert len(bad) == 1
+    assert "0.tar, byte " in bad[0]
+    assert "damaged header" in bad[0]
+    whole = [key for key in good if good[key]["texts"]]
+    kept = [0, 2, 3] if ending != "json" else [0, 1, 2, 3]
+    assert whole == [f"0.tar/{i:09d}" for i in kept]
+    for i in kept:
+        assert good[f"0.tar/{i:09d}"]["image"] == many.jpeg(i)
+
+
+def test_a_tar_cut_off_in_a_picture(tmp_path):
+    def change(data, members):
+        return data[: members["000000002.jpg"].offset_data + 100]
+
+    good, bad = damaged(tmp_path, change)
+    assert list(good) == ["0.tar/000000000", "0.tar/000000001"]
+    assert any("000000002.jpg: cut off" in reason for reason in bad)
+    assert all("cut off" in reason for reason in bad)
+
+
+def test_a_tar_cut_off_between_members_is_noticed(tmp_path):
+    def change(data, members):
+        return data[: members["000000002.jpg"].offset]
+
+    good, bad = damaged(tmp_path, change)
+    assert len(good) == 2
+    assert len(bad) == 1
+    assert "without its end mark" in bad[0]
+
+
+def test_captions_without_a_picture_are_named(tmp_path):
+    members = many.sample(0) + many.sample(1)[1:] + many.sample(2)
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    read = source(tmp_path)
+    assert len(read) == 3
+    with pytest.raises(RecordError, match=r"0.tar, 000000001: it has no picture"):
+        read[1]
+    assert read[2]["image"] == many.jpeg(2)
+
+
+def test_what_is_no_tar_is_refused(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
+    with pytest.raises(DatasetError, match=r"0.tar cannot be used: it is compressed"):
+        source(tmp_path)
+    (tmp_path / "0.tar").write_bytes(b"hello" * 1000)
+    with pytest.raises(DatasetError, match="it is no tar file"):
+        source(tmp_path)
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes([("a.npy", b"1"), ("a.txt", b"c")]))
+    with pytest.raises(DatasetError, match="a: it has no picture"):
+        source(tmp_path)
+
+
+def test_bad_json_and_texts_are_the_records_alone(tmp_path):
+    deep = b"[" * 100_000
+    members = [
+        *many.sample(0),
+        *[("1.jpg", many.jpeg(1)), ("1.txt", b"\xff\xfe"), ("1.json", deep)],
+        *[("2.jpg", many.jpeg(2)), ("2.txt", b"x" * 2_000_000), ("2.json", b"[1]")],
+    ]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    read = source(tmp_path)
+    with pytest.raises(RecordError, match=r"0.tar, 1: .*utf-8"):
+        read[1]
+    with pytest.raises(RecordError, match=r"0.tar, 2: text of 2000000 bytes"):
+        read[2]
+    read = source(tmp_path, captions=("caption",))
+    assert read[0]["texts"] == ("red circle",)
+    for i, reason in ((1, "recursion"), (2, "JSON is list")):
+        with pytest.raises(RecordError, match=reason):
+            read[i]
+
+
+# The index.
+
+
+def test_the_index_is_kept_and_built_again_where_a_tar_has_changed(tmp_path, monkeypatch):
+    many.write_tars(tmp_path, [2, 2])
+    first = source(tmp_path)
+    (index,) = tmp_path.glob("INDEX-*")
+    builds = []
+    build = tar_index._build
+    monkeypatch.setattr(tar_index, "_build", lambda *a: builds.append(1) or build(*a))
+    assert source(tmp_path).fingerprint == first.fingerprint
+    assert not builds
+    # Written again with other content of the same length.
+    data = bytearray((tmp_path / "00001.tar").read_bytes())
+    tar = tmp_path / "00001.tar"
+    tar.write_bytes(many.tar_bytes([m for i in (7, 3) for m in many.sample(i)]))
+    assert tar.stat().st_size == len(data)
+    os.utime(tar, ns=(1, 1))
+    again = source(tmp_path)
+    assert len(builds) == 1
+    assert again.fingerprint != first.fingerprint
+    assert again[2]["image"] == many.jpeg(7)
+    for cut in (5, 100, len(index.read_bytes()) - 1):
+        index.write_bytes(index.read_bytes()[:cut])
+        assert source(tmp_path).fingerprint == again.fingerprint
+    assert len(builds) == 4
+
+
+def test_copies_have_the_same_fingerprint(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        many.write_tars(tmp_path / name, [2, 2])
+        for tar in (tmp_path / name).glob("*.tar"):
+            os.utime(tar, ns=(ord(name), ord(name)))
+    prints = {source(tmp_path / name).fingerprint for name in "ab"}
+    assert len(prints) == 1
+    assert source(tmp_path / "a" / "00000.tar").fingerprint not in prints
+    assert source(tmp_path / "a", captions=("caption",)).fingerprint not in prints
+
+
+def test_where_the_tars_are_cannot_be_written_to_the_index_is_elsewhere(tmp_path, monkeypatch):
+    many.write_tars(tmp_path, [3])
+    write = storage.write
+
+    def refuse(path, data):
+        if os.path.dirname(path) == str(tmp_path):
+            raise PermissionError(path)
+        write(path, data)
+
+    monkeypatch.setattr(storage, "write", refuse)
+    cache = tmp_path / "cache"
+    assert len(source(tmp_path, cache_folder=str(cache))) == 3
+    assert len(list(cache.iterdir())) == 1
+    assert not list(tmp_path.glob("INDEX*"))
+    monkeypatch.setattr(tar_index, "_build", None)
+    assert source(tmp_path, cache_folder=str(cache))[1]["texts"] == ("green circle",)
+
+
+def test_an_index_that_lies_reads_nothing_else(tmp_path):
+    many.write_tars(tmp_path, [2])
+    source(tmp_path)
+    (path,) = tmp_path.glob("INDEX-*")
+    data = bytearray(path.read_bytes())
+    count = 2 * tar_index.ENTRY.itemsize
+    size = int.from_bytes(data[16:24], "little")
+    entries = np.frombuffer(data, tar_index.ENTRY, 2, 24 + size)
+    entries["image_size"] = [1 << 40, 4096]
+    entries["text"][1] = 1 << 40
+    assert len(data) > count
+    path.write_bytes(data)
+    read = source(tmp_path)
+    with pytest.raises(RecordError, match="image of 1099511627776 bytes"):
+        read[0]
+    with pytest.raises(RecordError, match="the tar ends before"):
+        read[1]
+
+
+def test_tars_in_a_store_are_read_in_parts(tmp_path):
+    many.write_tars(tmp_path, [3, 2])
+    for tar in tmp_path.glob("*.tar"):
+        storage.write(f"memory://tars/{tar.name}", tar.read_bytes())
+    remote = source("memory://tars/{00000..00001}.tar", cache_folder=str(tmp_path / "cache"))
+    local = source(tmp_path)
+    assert [remote[i] for i in range(5)] == [local[i] for i in range(5)]
+    assert remote.fingerprint == local.fingerprint
+    # Beside the tars for all machines, and a copy here.
+    assert len(storage.find("memory://tars/INDEX-*", "")) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_the_index_of_a_store_is_fetched_and_not_built(tmp_path, monkeypatch):
+    many.write_tars(tmp_path, [3])
+    storage.write("memory://fetched/00000.tar", (tmp_path / "00000.tar").read_bytes())
+    first = source("memory://fetched", cache_folder=str(tmp_path / "one"))
+    monkeypatch.setattr(tar_index, "_build", None)
+    second = source("memory://fetched", cache_folder=str(tmp_path / "two"))
+    assert second[2] == first[2]
+    assert json.dumps(second.fingerprint) == json.dumps(first.fingerprint)
