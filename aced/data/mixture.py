@@ -56,5 +56,5 @@ class Mixture:
         number = bisect.bisect_right(self._starts, index) - 1
         part = self.parts[number]
         example = part.source[index - part.start]
-        key = f"{part.name}/{example['key']}"
+        key = f"{part.name}/{example.get('key', index - part.start)}"  # shapes have none
         return {**example, "id": index, "key": key, "source": number}

@@ -51,7 +51,7 @@ class View:
 
 
 class Batches(Iterator[Any]):
-    """What `stack` makes of rows; the threads stop with `close()` or at the end of a `with` block."""
+    """What `stack` makes of rows. Threads stop with `close()` or at the end of a `with` block."""
 
     def __init__(
         self, rows: grain.MapDataset, batch_size: int, stack: Callable, config: DataConfig

@@ -5,6 +5,7 @@ import pytest
 
 from aced.config import ConfigError
 from aced.data.augment import AugmentConfig, augment, random_box
+from tests.interop import foreign
 
 DIME = AugmentConfig(crop_area=(0.08, 1.0), flip=0.5)
 
@@ -46,13 +47,7 @@ def test_small_areas_are_uniform_and_centres_spread():
 
 def test_same_parameters_as_torchvision():
     """The share of crops by area, against torchvision's own sampler, on an odd picture."""
-    torch = pytest.importorskip("torch")
-    library = torch.library.Library("torchvision", "DEF")  # operators its wheel may lack
-    try:
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        pass  # defined already
+    torch = foreign.torch()
     transforms = pytest.importorskip("torchvision.transforms")
     torch.manual_seed(0)
     picture = torch.zeros(3, 90, 400)

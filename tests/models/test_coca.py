@@ -348,7 +348,7 @@ def test_contradictory_decoders_are_refused(changes, message):
 
 
 def test_two_towers_need_a_pooling():
-    with pytest.raises(ConfigError, match="image.pool = 'none' gives no embedding"):
+    with pytest.raises(ConfigError, match=r"image\.pool = 'none' gives no embedding"):
         TwoTowerConfig(image=TINY.image)
 
 

@@ -14,6 +14,7 @@ from aced.models import presets, two_tower
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
+from tests.interop import foreign
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 COUNTS = json.loads((GOLDEN / "counts.json").read_text(encoding="utf-8"))
@@ -55,8 +56,7 @@ def test_parameters_of_named_models(name):
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 def test_golden_counts_are_what_transformers_gives_now():
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    foreign.transformers()
     spec = importlib.util.spec_from_file_location("make_counts", GOLDEN / "make_counts.py")
     make_counts = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_counts)
