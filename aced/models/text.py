@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from aced.config import ConfigError
 from aced.models import presets, transformer
 from aced.models.transformer import Compute
+from aced.parallel.mesh import everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ class TextTower(nn.Module):
                 f"text.length."
             )
         init = nn.initializers.normal(dims.width**-0.5)
-        table = self.param("token", init, (config.vocab_size, dims.width))
+        # Whole on every device: else the gradients of all tokens of the batch would be gathered.
+        table = everywhere(self.param("token", init, (config.vocab_size, dims.width)))
         positions = self.param("position", init, (config.length, dims.width))
         x = jnp.take(table, text, axis=0, mode="fill") + positions[:length]
         x, _ = transformer.blocks(

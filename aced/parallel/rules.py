@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from aced.config import ConfigError
@@ -54,7 +54,7 @@ def shardings(params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
     return jax.tree.map_with_path(lambda path, x: _sharding(name_of(path), x, mesh, rules), params)
 
 
-def _sharding(name: str, x: Any, mesh: Mesh, rules: Rules) -> NamedSharding:
+def _sharding(name: str, x: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> NamedSharding:
     axes = next((axes for regex, axes in (*rules, *RULES) if re.fullmatch(regex, name)), None)
     if axes is None:
         raise ConfigError(

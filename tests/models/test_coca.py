@@ -119,6 +119,16 @@ def test_scoring_does_without_the_multimodal_half():
     np.testing.assert_allclose(apply(text, method="encode_text"), expected.ztxt, atol=1e-6)
 
 
+def test_scoring_in_int8_stays_near():
+    image, text = tiny_coca.batch()
+    exact, params = forward()(image, text).embeddings, tiny_coca.params()
+    apply = functools.partial(CoCa(TINY, int8=True).apply, {"params": params}, method="embed")
+    found = jax.jit(apply, compiler_options=FAST)(image, text)
+    for a, b in ((exact.zimg, found.zimg), (exact.ztxt, found.ztxt)):
+        assert ((a * b).sum(-1) > 0.99).all()
+        assert not np.array_equal(a, b)
+
+
 # --- what sees what ---
 
 

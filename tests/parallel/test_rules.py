@@ -86,6 +86,17 @@ def test_optimizer_state_lies_with_its_parameter(name):
     assert found["step"].spec == found["key"].spec == P()
 
 
+def test_gathered_parameters_are_shared_over_tensor_alone():
+    params = {"fc1": {"kernel": jnp.arange(64.0).reshape(8, 8)}, "t": jnp.ones(())}
+    assert rules.gathered(params) is params  # no mesh
+    placed = jax.device_put(params, rules.shardings(params, MESH))
+    with jax.set_mesh(MESH):
+        found = jax.jit(rules.gathered)(placed)
+    assert found["fc1"]["kernel"].sharding.spec == P(None, "tensor")
+    assert found["t"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(found["fc1"]["kernel"], params["fc1"]["kernel"])
+
+
 def test_unknown_parameters_and_odd_sizes_are_errors():
     with pytest.raises(ConfigError, match="No sharding rule matches the parameter 'tower/gate'"):
         rules.shardings({"tower": {"gate": jnp.zeros(3)}}, MESH)
