@@ -74,7 +74,7 @@ def run(*, depth: int, width: int, steps: int, seed: int, batch: int) -> ml_coll
     config.batch_size, config.data.num_threads = batch, 4
     model = config.method.model
     model.text.length = model.tokenizer.length = LENGTH
-    drawings = config.evals.pop("retrieval")
+    drawings = config.evals.retrieval
     config.evals = {"drawings": drawings}
     for name, kind in (("scenes", "retrieval"), ("classes", "zeroshot")):
         evaluation = drawings.copy_and_resolve_references()
