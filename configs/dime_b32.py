@@ -53,7 +53,7 @@ def base() -> ml_collections.ConfigDict:
 
     config.method = to_config(DimeConfig(model=two_tower.preset("CLIP-B/32", embed_dim=768)))
     method = config.method
-    method.model.dtype = "bfloat16"
+    method.model.dtype, method.model.remat = "bfloat16", "full"
     method.model.resize.mode = "crop"
     method.teacher.checkpoint = "/data/clip_l14"
     method.teacher.cache = "/data/cache_images"
