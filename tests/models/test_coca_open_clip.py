@@ -23,6 +23,7 @@ from aced.models import coca
 from aced.models.coca import CoCaConfig
 from aced.models.decoder import DecoderConfig
 from aced.models.vit import ImageConfig
+from tests.interop import foreign
 
 SOT, EOT = 18, 19
 CONFIG = CoCaConfig(
@@ -150,14 +151,8 @@ def convert(model):
 
 def open_clip_model():
     """open_clip's CoCa with random parameters, its structure changed as said above."""
-    torch = pytest.importorskip("torch")
-    library = torch.library.Library("torchvision", "DEF")  # operators its wheel may lack
-    try:
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        pass  # defined already
-    pytest.importorskip("open_clip")
+    torch = foreign.torch()
+    foreign.open_clip()
     from open_clip.coca_model import CoCa
     from open_clip.transformer import AttentionalPooler
 
