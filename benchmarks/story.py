@@ -30,7 +30,7 @@ _STEPS = flags.DEFINE_integer("steps", 600, "Steps of ACED; the teacher takes 1,
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURE = "picture.png"
-LABELS = ("a red car", "a fish", "a flower", "the flag of a country", "a musical instrument")
+LABELS = ("a vegetable", "a fish", "a flower", "the flag of a country", "a musical instrument")
 
 ZERO_SHOT = """
 from PIL import Image
