@@ -27,9 +27,12 @@ seen = dict(args=sys.argv[1:], env={{k: os.environ.get(k) for k in keys}}, pid=o
 number = os.environ.get("ACED_PROCESS_ID", "0")
 (here / f"new_{{number}}").write_text(json.dumps(seen))
 (here / f"new_{{number}}").rename(here / f"seen_{{number}}")
-code = json.loads((here / "codes").read_text())[int(number)]
+codes = json.loads((here / "codes").read_text())
+code = codes[int(number)]
 if code is None:
     time.sleep(60)
+while not all((here / f"seen_{{i}}").exists() for i in range(len(codes))):
+    time.sleep(0.01)  # nobody ends before all have begun, however busy the machine is
 print("last words", flush=True)
 child.kill()
 sys.exit(code)
