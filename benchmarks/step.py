@@ -208,6 +208,7 @@ def main():
     parser.add_argument("--out", help="The CSV to write.")
     parser.add_argument("--rounds", type=int, default=15, help="Steps of each that are measured.")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--malloc", nargs="+", choices=MALLOCS, default=MALLOCS)
     parser.add_argument("--only", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -217,7 +218,7 @@ def main():
     # Processes and their threads inherit it, and XLA makes as many threads as there are cores.
     os.sched_setaffinity(0, {args.core})
     rows = []
-    for malloc in MALLOCS:
+    for malloc in args.malloc:
         rows += rows_of(args.only, malloc, args.rounds, args.big_vision)
     if args.out:
         with open(args.out, "w", newline="", encoding="utf-8") as file:
