@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from aced import caching, distributed, train
 from aced import main as training
@@ -29,6 +29,7 @@ from aced.embedding_cache.description import TOWERS, Description
 from aced.embedding_cache.precision import PRECISIONS
 from aced.methods.contrastive_settings import REFERENCE
 from aced.parallel import mesh as meshes
+from aced.quiet_logs import quiet_libraries
 from aced.watchdog import Watchdog
 
 
@@ -91,14 +92,11 @@ def main(argv: list[str]) -> None:
     """Flags -> config -> run."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
-    logging.get_absl_handler().addFilter(training.is_ours_or_serious)
+    quiet_libraries()
     values = flags.FLAGS
     with distributed.ending_together():
         try:
-            if values.distributed:
-                distributed.initialize()
-            elif values.distributed is None:
-                distributed.refuse_to_run_alone()
+            distributed.begin(values.distributed)
             fields = dataclasses.fields(CacheConfig)
             wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
             workdir = values.workdir or os.path.join("runs", training.run_name())

@@ -20,11 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app
 
-from aced import checkpoint, record
+from aced import checkpoint, flag_settings, record
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
+from aced.flag_settings import setting
 from aced.interop import (
     big_vision,
     hub,
@@ -40,33 +41,29 @@ from aced.models.vit import ImageConfig
 _MARKS = (model_folder.FILE, huggingface.CONFIG, open_clip.CONFIG, big_vision.WEIGHTS)
 
 
-def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
-
-
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
     """The command's settings; each is a flag of the same name."""
 
-    source: str = _setting("", "Folder, .npz file, or owner/name on the Hugging Face hub.")
-    out: str = _setting("", "Folder to make.")
-    to: str = _setting(
+    source: str = setting("", "Folder, .npz file, or owner/name on the Hugging Face hub.")
+    out: str = setting("", "Folder to make.")
+    to: str = setting(
         "",
         "Format to write: aced is the model folder that a run's .checkpoint takes.",
         ("aced", "huggingface", "open_clip", "big_vision"),
     )
-    which: str = _setting("last", "Of a run: which of its checkpoints.", ("last", "best"))
-    parameters: str = _setting(
+    which: str = setting("last", "Of a run: which of its checkpoints.", ("last", "best"))
+    parameters: str = setting(
         "params", "Of a run: the parameters, or their moving average.", ("params", "ema")
     )
-    model: str = _setting(
+    model: str = setting(
         "", "Of an .npz: a model's name (CLIP-B/16, ...) or our settings in a .json file."
     )
-    tokenizer: str = _setting(
+    tokenizer: str = setting(
         "", "Of an .npz: a sentencepiece .model or tokenizer.json, if not as --model has it."
     )
-    revision: str = _setting("", "Of a model on the hub: branch, tag or commit.")
-    overwrite: bool = _setting(False, "Replace an earlier output at --out, once all went well.")
+    revision: str = setting("", "Of a model on the hub: branch, tag or commit.")
+    overwrite: bool = setting(False, "Replace an earlier output at --out, once all went well.")
 
     def __post_init__(self):
         for name in ("source", "out"):
@@ -262,18 +259,13 @@ def main(argv: list[str]) -> None:
     """Reads the flags, converts, and says what came over and what to do next."""
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {argv[1]}")
-    names = [field.name for field in dataclasses.fields(ConvertConfig)]
     try:
-        config = ConvertConfig(**{name: flags.FLAGS[name].value for name in names})
+        config = flag_settings.read(ConvertConfig)
         print(summary(convert(config), config))
     except (ConfigError, CheckpointError) as error:  # InteropError is a ConfigError
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    for _field in dataclasses.fields(ConvertConfig):
-        _define = {bool: flags.DEFINE_bool, str: flags.DEFINE_string}[type(_field.default)]
-        _choices = _field.metadata["choices"]
-        _help = _field.metadata["help"] + (f" One of {', '.join(_choices)}." if _choices else "")
-        _define(_field.name, _field.default, _help)
+    flag_settings.define(ConvertConfig)
     app.run(main)

@@ -40,6 +40,18 @@ _BY_HAND = (
 )
 
 
+def begin(wanted: bool | None) -> None:
+    """Joins the other processes if that is `wanted`; None: refuses to be one of several unasked.
+
+    Raises:
+        ConfigError: as `initialize` or `refuse_to_run_alone`.
+    """
+    if wanted:
+        initialize()
+    elif wanted is None:
+        refuse_to_run_alone()
+
+
 def initialize() -> None:
     """Joins the other processes; before anything touches a device.
 

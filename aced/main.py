@@ -1,6 +1,5 @@
 """Trains and evaluates any method: `python -m aced.main --config=configs/smoke.py`."""
 
-import logging as stdlib_logging
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from aced.config import ConfigError
 from aced.data.pipeline import InputError
 from aced.data.records import DatasetError
 from aced.data.storage import StorageError
+from aced.quiet_logs import quiet_libraries
 from aced.train import TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -50,26 +50,17 @@ def main(argv: list[str]) -> None:
     """Flags -> config -> train.run."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
-    logging.get_absl_handler().addFilter(is_ours_or_serious)
+    quiet_libraries()
     workdir = _WORKDIR.value or os.path.join("runs", run_name())
     logging.info("workdir: %s", workdir)
     with distributed.ending_together():
         try:
-            if _DISTRIBUTED.value:
-                distributed.initialize()
-            elif _DISTRIBUTED.value is None:
-                distributed.refuse_to_run_alone()
+            distributed.begin(_DISTRIBUTED.value)
             train.run(_CONFIG.value, workdir)
             if jax.process_index() == 0:
                 print(summary.table(workdir))
         except _ERRORS as error:
             sys.exit(f"\n{type(error).__name__}: {error}")
-
-
-def is_ours_or_serious(record: stdlib_logging.LogRecord) -> bool:
-    """Libraries log every detail of a checkpoint; a run's own lines would drown in it."""
-    ours = os.path.dirname(os.path.abspath(__file__))
-    return record.levelno > stdlib_logging.INFO or record.pathname.startswith(ours)
 
 
 def run_name() -> str:

@@ -18,7 +18,6 @@ blocks (256 images, or a row group of parquet) and shards that were in work. Unt
 complete, `.NAME.partial` beside it holds a copy of the images.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -32,6 +31,7 @@ from typing import Any
 import fsspec
 from absl import app, flags
 
+from aced import flag_settings
 from aced.config import ConfigError
 from aced.data import records, storage
 from aced.data.captions import PrepareError
@@ -188,22 +188,17 @@ def _report(statistics: dict[str, Any], out: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the flags, prepares, and says what came out and what to do next."""
-    values = {
-        field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(PrepareConfig)
-    }
-    out = values["out"]
+    out = flags.FLAGS.out
     try:
-        _report(prepare(PrepareConfig(**values), argv[1:]), out)
+        _report(prepare(flag_settings.read(PrepareConfig), argv[1:]), out)
     except (PrepareError, ConfigError, records.DatasetError, storage.StorageError) as error:
         sys.exit(f"error: {error}")
-    if not values["val"]:
+    if not flags.FLAGS.val:
         print("The recipes evaluate on a split 'val': prepare again with --val=N to hold some out.")
     print(f"Next: python -m aced.main --config=configs/small.py:method=iid,data={out}")
 
 
 if __name__ == "__main__":
-    for _field in dataclasses.fields(PrepareConfig):
-        _define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, str: flags.DEFINE_string}
-        _define[type(_field.default)](_field.name, _field.default, _field.metadata["help"])
+    flag_settings.define(PrepareConfig)
     # Flags that are not this command's are Beam's.
     app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

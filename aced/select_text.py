@@ -11,8 +11,6 @@ on where it was stopped, and gives the same.
 """
 
 import dataclasses
-import logging as stdlib_logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +23,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from jaxtyping import UInt64
 
-from aced import distributed
+from aced import distributed, flag_settings
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
 from aced.data import records
@@ -34,6 +32,7 @@ from aced.data.records import DatasetError
 from aced.data.storage import StorageError
 from aced.parallel import mesh as meshes
 from aced.preemption import EXIT_CODE, Preemption
+from aced.quiet_logs import quiet_libraries
 from aced.text_selection import budget, prompts, reading, snapshot
 from aced.text_selection.collecting import Collection
 from aced.text_selection.config import SelectTextConfig
@@ -294,26 +293,15 @@ def report(out: str, statistics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _is_ours_or_serious(record: stdlib_logging.LogRecord) -> bool:
-    """Libraries log every detail of a checkpoint that is read."""
-    ours = os.path.dirname(os.path.abspath(__file__))
-    return record.levelno > stdlib_logging.INFO or record.pathname.startswith(ours)
-
-
 def main(argv: list[str]) -> None:
     """Reads the flags, selects, and says what came out."""
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {argv[1]}")
-    logging.get_absl_handler().addFilter(_is_ours_or_serious)
-    fields = dataclasses.fields(SelectTextConfig)
-    values = {field.name: flags.FLAGS[field.name].value for field in fields}
+    quiet_libraries()
     with distributed.ending_together():
         try:
-            if flags.FLAGS.distributed:
-                distributed.initialize()
-            elif flags.FLAGS.distributed is None:
-                distributed.refuse_to_run_alone()
-            config = SelectTextConfig(**values | {"corpus": tuple(values["corpus"] or ())})
+            distributed.begin(flags.FLAGS.distributed)
+            config = flag_settings.read(SelectTextConfig)
             statistics = run(config)
             if jax.process_index() == 0:
                 print(report(config.out, statistics))
@@ -321,24 +309,11 @@ def main(argv: list[str]) -> None:
             sys.exit(f"\n{type(error).__name__}: {error}")
 
 
-def _define_flags() -> None:
-    define = {
-        bool: flags.DEFINE_bool,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        str: flags.DEFINE_string,
-        tuple: flags.DEFINE_multi_string,
-    }
-    for field in dataclasses.fields(SelectTextConfig):
-        default = field.default or None if field.name == "corpus" else field.default
-        define[type(field.default)](field.name, default, field.metadata["help"])
+if __name__ == "__main__":
+    flag_settings.define(SelectTextConfig)
     flags.DEFINE_boolean(
         "distributed",
         None,
         "Start this command on every machine and select as one; see python -m aced.main --help.",
     )
-
-
-if __name__ == "__main__":
-    _define_flags()
     app.run(main)

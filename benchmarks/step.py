@@ -1,7 +1,8 @@
 """One training step on one CPU core: `aced`, big_vision, and plain JAX.
 
     git clone https://github.com/google-research/big_vision /tmp/big_vision
-    python benchmarks/step.py --big_vision=/tmp/big_vision --out=benchmarks/results/step.csv
+    python benchmarks/step.py --big_vision=/tmp/big_vision --out=benchmarks/results/step.csv \\
+        --rounds=9 --malloc default --only aced "aced, unrolled" big_vision "plain JAX"
 
 SigLIP's loss with ViT-Ti/16 at 112 px and a Ti text tower (64 tokens, vocabulary 32,000), 64
 pairs, float32, AdamW with clipped gradients, donated state. All start with the same parameters and

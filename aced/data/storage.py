@@ -4,6 +4,7 @@ A path without a scheme is local; gs://, s3://, memory:// and the like go throug
 packages for stores are extras. Nothing is written here but by `write`, which is atomic.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -13,7 +14,7 @@ import os
 import pathlib
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import fsspec
 
@@ -169,6 +170,16 @@ def _read_all(descriptor: int, start: int, length: int) -> bytes:
     while (got := sum(map(len, parts))) < length and parts[-1]:
         parts.append(os.pread(descriptor, length - got, start + got))
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the place to write a local file to, `<name>.part`; it is renamed once it is on disk."""
+    part = path.with_name(f"{path.name}.part")
+    yield part
+    with part.open("rb") as written:  # what is renamed must be on the disk before
+        os.fsync(written.fileno())
+    part.replace(path)
 
 
 def write(path: str, data: bytes) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from aced.config import ConfigError, flatten, from_config
+from aced.data import storage
 from aced.data.records import DatasetError
 from aced.data.sources import MAX_EXAMPLES
 from aced.embedding_cache import entries, precision
@@ -182,13 +183,9 @@ def refuse(folder: str | os.PathLike, lines: Sequence[str]) -> None:
 def write(path: pathlib.Path, content: Any) -> None:
     """Writes a dataclass as JSON: the file is there whole, or as it was before."""
     about = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(content)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with storage.whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         json.dump(about, file, indent=1, ensure_ascii=False)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def read(path: pathlib.Path, kind: type) -> Any:

@@ -115,7 +115,6 @@ def _with_tokenizer(
 def _check(config: TwoTowerConfig) -> None:
     image, text = config.image, config.text
     target = "big_vision's two_towers"
-    refuse(target, {"image.architecture must be 'vit'": image.architecture != "vit"})
     wrong = {
         "image.architecture must be 'vit'": image.architecture != "vit",
         "image.pool must be 'map'": image.pool != "map",

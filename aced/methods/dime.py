@@ -190,12 +190,11 @@ class Dime:
         config = self.config
         view = dataclasses.replace(View.of(config.model), tokenizer=None, augment=config.augment)
         pictures = Stream(data, candidates, {"": view}, {"teacher/": config.teacher}, ("image",))
-        item = dataclasses.replace(config.teacher, cache=config.sentences.cache)
         sentences = Stream(
             config.sentences.data,
             config.sentences.batch_size or candidates,
             {},
-            {"": item},
+            {"": self.config.frozen[SENTENCES]},
             ("text",),
         )
         return {"": pictures, "sentences/": sentences}

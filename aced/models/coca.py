@@ -58,11 +58,7 @@ class CoCaConfig:
                 "CoCa pools all tokens of a vision transformer; set image.architecture = 'vit' and "
                 f"image.pool = 'none', not {self.image.architecture!r} and {self.image.pool!r}."
             )
-        if self.attention == "cudnn" and self.dtype == "float32":
-            raise ConfigError(
-                "attention = 'cudnn' works in half precision only, but dtype = 'float32'; set "
-                "dtype = 'bfloat16' or attention = 'xla'."
-            )
+        transformer.check_attention(self.attention, self.dtype)
         if self.queries < 1:
             raise ConfigError(f"queries must be at least 1, got {self.queries}.")
         if self.pooler_heads is not None and (

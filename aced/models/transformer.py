@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from aced.config import ConfigError
 from aced.models import int8
 from aced.models.presets import Size
 from aced.parallel.mesh import constrain_by_example
@@ -43,6 +44,19 @@ class Compute:
     def dot_general(self) -> Callable[..., jax.Array] | None:
         """What `nn.Dense` multiplies with; None: its own."""
         return int8.dot_general if self.int8 else None
+
+
+def check_attention(attention: str | None, dtype: str) -> None:
+    """Refuses an implementation that does not work in `dtype`.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if attention == "cudnn" and dtype == "float32":
+        raise ConfigError(
+            "attention = 'cudnn' works in half precision only, but dtype = 'float32'; set "
+            "dtype = 'bfloat16' or attention = 'xla'."
+        )
 
 
 def layer_norm(eps: float, name: str | None = None) -> nn.LayerNorm:

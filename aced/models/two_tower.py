@@ -47,11 +47,7 @@ class TwoTowerConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     def __post_init__(self):
-        if self.attention == "cudnn" and self.dtype == "float32":
-            raise ConfigError(
-                "attention = 'cudnn' works in half precision only, but dtype = 'float32'; set "
-                "dtype = 'bfloat16' or attention = 'xla'."
-            )
+        transformer.check_attention(self.attention, self.dtype)
         if self.embed_dim is not None and self.embed_dim < 1:
             raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
         if self.init_scale <= 0:

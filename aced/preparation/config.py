@@ -8,6 +8,7 @@ from typing import Any
 from aced.config import ConfigError
 from aced.data import storage
 from aced.data.captions import Columns
+from aced.flag_settings import setting
 
 EMBEDDED = "DirectRunner"  # in this process, without a server: see runner.py
 
@@ -15,66 +16,62 @@ EMBEDDED = "DirectRunner"  # in this process, without a server: see runner.py
 _MOST_BITS = 7
 
 
-def _setting(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """What is read, what is left out, and what is written where."""
 
-    images: str = _setting("", "Folder of the images; paths in the table are relative to it.")
-    captions: str = _setting("", "Table of captions: .jsonl or .csv (with a header), UTF-8.")
-    out: str = _setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
-    tars: str = _setting(
+    images: str = setting("", "Folder of the images; paths in the table are relative to it.")
+    captions: str = setting("", "Table of captions: .jsonl or .csv (with a header), UTF-8.")
+    out: str = setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
+    tars: str = setting(
         "", "Instead of --images and --captions: WebDataset tars. A folder, file, glob or {0..9}."
     )
-    parquet: str = _setting(
+    parquet: str = setting(
         "", "Instead of them: parquet files with the images' bytes in --image_column."
     )
-    image_column: str = _setting("image", "Column of the image's path; in parquet, its bytes.")
-    caption_column: str = _setting(
+    image_column: str = setting("image", "Column of the image's path; in parquet, its bytes.")
+    caption_column: str = setting(
         "",
         "Column of the caption (or a list of them); in tars, field of KEY.json. Empty: 'caption', "
         "in tars KEY.txt.",
     )
-    label_column: str = _setting(
+    label_column: str = setting(
         "", "Column of the class: integers, or, in a table, names (sorted, numbered)."
     )
-    noisy_column: str = _setting("", "Column that says whether a pair is known to be bad.")
-    extra_columns: str = _setting("", "Columns to keep as they are, separated by commas.")
-    val: int = _setting(0, "Examples held out as split 'val'.")
-    val_clean: bool = _setting(False, "Hold out only examples that noisy_column calls good.")
-    seed: int = _setting(0, "Seed of the order and of what is held out.")
-    shards: int = _setting(0, "Files a split; 0: as many as make them about 256 MiB.")
-    lower: bool = _setting(False, "Put captions in lower case.")
-    max_side: int = _setting(
+    noisy_column: str = setting("", "Column that says whether a pair is known to be bad.")
+    extra_columns: str = setting("", "Columns to keep as they are, separated by commas.")
+    val: int = setting(0, "Examples held out as split 'val'.")
+    val_clean: bool = setting(False, "Hold out only examples that noisy_column calls good.")
+    seed: int = setting(0, "Seed of the order and of what is held out.")
+    shards: int = setting(0, "Files a split; 0: as many as make them about 256 MiB.")
+    lower: bool = setting(False, "Put captions in lower case.")
+    max_side: int = setting(
         0,
         "Shrink images whose longer side is above this, lay transparent ones on white, and store "
         "those anew: JPEG (quality 95) where it was JPEG, else PNG. 0: keep the bytes as found.",
     )
     # The default is Pillow's, and the input pipeline's (`data.max_pixels`).
-    max_pixels: int = _setting(89_478_485, "Reject images of more pixels, as found.")
-    thumbnails: int = _setting(
+    max_pixels: int = setting(89_478_485, "Reject images of more pixels, as found.")
+    thumbnails: int = setting(
         0, "Store a small copy beside each larger image, its shorter side this long. 0: none."
     )
-    near_duplicates: int = _setting(
+    near_duplicates: int = setting(
         -1,
         "Leave out an image whose 64-bit perceptual hash differs in at most so many bits from an "
         "earlier image's; 0 to 7, and 2 finds rescaled and recompressed copies. -1: keep them.",
     )
-    near_duplicate_captions: bool = _setting(
+    near_duplicate_captions: bool = setting(
         False, "Give the captions of a near-duplicate that is left out to the image that is kept."
     )
-    threads: int = _setting(
+    threads: int = setting(
         0, "Threads that decode, in each worker. 0: one a core, at least 2; with a --runner, 1."
     )
-    runner: str = _setting(
+    runner: str = setting(
         EMBEDDED,
         "Beam's runner: DataflowRunner, FlinkRunner, SparkRunner, ...; the default works in this "
         "process. All flags that are not named here are Beam's, and passed on.",
     )
-    overwrite: bool = _setting(False, "Replace an earlier data set at --out, once all went well.")
+    overwrite: bool = setting(False, "Replace an earlier data set at --out, once all went well.")
 
     def __post_init__(self):
         given = [name for name in ("captions", "tars", "parquet") if getattr(self, name)]

@@ -5,6 +5,7 @@ from typing import Any
 
 from aced.config import ConfigError
 from aced.data.corpus import CorpusConfig
+from aced.flag_settings import setting
 from aced.methods.frozen import CheckpointOf
 
 _CHOICES = {
@@ -14,50 +15,46 @@ _CHOICES = {
 }
 
 
-def _setting(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class SelectTextConfig:
     """What is chosen from what, by whom, and where it is written."""
 
-    corpus: tuple[str, ...] = _setting(
+    corpus: tuple[str, ...] = setting(
         (),
         "Sentences: .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet files (paths, globs, {0..9}), or "
         "folders of data sets, of which the captions are read. May be repeated.",
     )
-    out: str = _setting("", "Folder to make: a data set of sentences, without images.")
-    method: str = _setting(
+    out: str = setting("", "Folder to make: a data set of sentences, without images.")
+    method: str = setting(
         "nearest",
         "nearest: the k nearest sentences of every image, first neighbours before second ones. "
         "random: uniform over the distinct sentences. captions: the same of the captions of "
         "data sets, which --corpus has to name: those of the images themselves.",
     )
-    budget: int = _setting(1_000_000, "Sentences to choose at most.")
-    k: int = _setting(8, "Neighbours of an image that are looked at.")
-    teacher: str = _setting("", "Workdir of a run, or a model folder, with the text tower.")
-    which: str = _setting("last", "Which checkpoint of a run: last or best.")
-    parameters: str = _setting("params", "Of a run: params or ema.")
-    features: str = _setting(
+    budget: int = setting(1_000_000, "Sentences to choose at most.")
+    k: int = setting(8, "Neighbours of an image that are looked at.")
+    teacher: str = setting("", "Workdir of a run, or a model folder, with the text tower.")
+    which: str = setting("last", "Which checkpoint of a run: last or best.")
+    parameters: str = setting("params", "Of a run: params or ema.")
+    features: str = setting(
         "", "The teacher's features of the images: a folder that python -m aced.cache wrote."
     )
-    class_names: str = _setting(
+    class_names: str = setting(
         "", "File with the names of classes, one a line: they come first, put in templates."
     )
-    templates: str = _setting("", "File with templates, one a line, {} for the name; else ours.")
-    templates_per_class: int = _setting(0, "Templates of a class, at random; 0: all of them.")
-    column: str = _setting("text", "Field of JSON lines, column of parquet files.")
-    split: str = _setting("train", "Split of a data set.")
-    min_characters: int = _setting(2, "Shorter sentences are left out, after normalisation.")
-    max_characters: int = _setting(1000, "Longer sentences are left out, after normalisation.")
-    max_line_bytes: int = _setting(1 << 20, "Longer lines and values are left out, unread.")
-    seed: int = _setting(0, "Of all that is random.")
-    block: int = _setting(65_536, "Sentences of a step, over all devices.")
-    tile: int = _setting(2048, "Images and sentences that a device compares at once.")
-    save_minutes: float = _setting(10.0, "Time between two saves, from which it goes on.")
-    shards: int = _setting(0, "Files of the data set; 0: one per four million sentences.")
-    compare: bool = _setting(
+    templates: str = setting("", "File with templates, one a line, {} for the name; else ours.")
+    templates_per_class: int = setting(0, "Templates of a class, at random; 0: all of them.")
+    column: str = setting("text", "Field of JSON lines, column of parquet files.")
+    split: str = setting("train", "Split of a data set.")
+    min_characters: int = setting(2, "Shorter sentences are left out, after normalisation.")
+    max_characters: int = setting(1000, "Longer sentences are left out, after normalisation.")
+    max_line_bytes: int = setting(1 << 20, "Longer lines and values are left out, unread.")
+    seed: int = setting(0, "Of all that is random.")
+    block: int = setting(65_536, "Sentences of a step, over all devices.")
+    tile: int = setting(2048, "Images and sentences that a device compares at once.")
+    save_minutes: float = setting(10.0, "Time between two saves, from which it goes on.")
+    shards: int = setting(0, "Files of the data set; 0: one per four million sentences.")
+    compare: bool = setting(
         True,
         "With a teacher: measure at the end how near the nearest chosen sentence is to an image, "
         "and that of a random sample of the same size. Costs a pass over both.",

@@ -6,7 +6,6 @@ that a kill at any moment leaves one complete state.
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt64
 
+from aced.data import storage
 from aced.data.corpus import Counts
 from aced.data.records import DatasetError
 from aced.text_selection.neighbours import Neighbours, Search
@@ -51,12 +51,8 @@ def save(workspace: Workspace, state: State) -> None:
         starts, lists = _own_rows(state.found)
         arrays |= {"starts": starts, **lists, "broken": np.asarray(state.found.broken)}
     path = folder / f"{jax.process_index()}.npz"
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with storage.whole_file(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
     workspace.wait_for_all(f"{name}-written")
     if jax.process_index() == 0:
         about = {"folder": name, "blocks": state.blocks, "processes": jax.process_count()}

@@ -11,7 +11,6 @@
 """
 
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -86,13 +85,8 @@ class Workspace:
 
     def save_array(self, name: str, array: np.ndarray) -> None:
         """Writes the file `name`, whole or not at all."""
-        path = self.root / name
-        part = path.with_name(f"{path.name}.part")
-        with part.open("wb") as file:
+        with storage.whole_file(self.root / name) as part, part.open("wb") as file:
             np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
 
     def load_array(self, name: str) -> np.ndarray:
         """Reads what `save_array` wrote."""
