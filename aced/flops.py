@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from aced.models.coca import CoCaConfig
+from aced.models.kinds import ModelConfig
 from aced.models.presets import Size
 from aced.models.swin_config import SwinConfig
 from aced.models.text import TextConfig
-from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
 
 
@@ -56,9 +56,12 @@ def macs_text(config: TextConfig, embed_dim: int, tokens: int | None = None) -> 
     return macs_blocks(config.dims, tokens or config.length) + config.dims.width * embed_dim
 
 
-def macs(config: TwoTowerConfig) -> tuple[int, int]:
-    """MACs of one forward pass of (one image, one text)."""
-    tokens = min(config.tokenizer.length, config.text.length)
+def macs(config: ModelConfig, tokens: int | None = None) -> tuple[int, int]:
+    """MACs of the embeddings of (one image, one text), of `tokens` or as long as they are read."""
+    tokens = tokens or min(config.tokenizer.length, config.text.length)
+    if isinstance(config, CoCaConfig):
+        parts = macs_coca(config, tokens)
+        return parts.image + parts.generative + parts.contrastive, parts.unimodal
     return macs_image(config.image, config.embed_dim), macs_text(config.text, config.width, tokens)
 
 
@@ -66,34 +69,44 @@ class CoCaMacs(NamedTuple):
     """MACs of CoCa's parts, of one forward pass of (one image, one text)."""
 
     image: int  # the encoder
-    pooler: int  # both, and the projection of the image's embedding
+    generative: int  # its pooler
+    contrastive: int  # its pooler, and the projection of the image's embedding
     unimodal: int  # and the projection of the text's embedding
     multimodal: int
     softmax: int
+    head: int  # of answers; for one of its pictures
+
+    def answering(self, pictures: int) -> int:
+        """Of an answer about so many pictures."""
+        each = self.image + self.generative + self.multimodal + self.head
+        return pictures * each + self.unimodal
 
     @property
-    def embed(self) -> int:
-        """Of the embeddings alone, which scoring needs."""
-        return self.image + self.pooler + self.unimodal
+    def captioning(self) -> int:
+        """Of all words of a text."""
+        return self.image + self.generative + self.unimodal + self.multimodal + self.softmax
 
 
-def macs_coca(config: CoCaConfig) -> CoCaMacs:
+def macs_coca(config: CoCaConfig, words: int | None = None) -> CoCaMacs:
     """MACs of CoCa, padding included. Masks save nothing, as what they hide is computed."""
     text, d, q = config.text, config.text.dims.width, config.queries
-    words, n = min(config.tokenizer.length, text.length), config.image.tokens
+    words, n = words or min(config.tokenizer.length, text.length), config.image.tokens
     unimodal = dataclasses.replace(text.dims, depth=text.unimodal)
     multimodal = dataclasses.replace(text.dims, depth=text.multimodal)
     # k and v of what is read; q is shared by the batch, so counted for none; scores; out.
-    pooler = 2 * n * config.image.dims.width * d + 2 * q * n * d + q * d * d
-    pooler += 2 * q * d * d + 2 * q * d + d * d
+    generative = 2 * n * config.image.dims.width * d + 2 * q * n * d + q * d * d
+    contrastive = 2 * q * d * d + 2 * q * d + d * d
+    head = 2 * words * d * d + 2 * words * d + d * d + d * config.classes
     # k and v of what the image's queries have read; q and out of the words; scores.
     cross = 2 * q * d * d + 2 * words * d * d + 2 * words * q * d
     return CoCaMacs(
         image=macs_image(config.image),
-        pooler=pooler + d * (config.embed_dim or 0),
+        generative=generative,
+        contrastive=contrastive + d * (config.embed_dim or 0),
         unimodal=macs_blocks(unimodal, words + 2) + d * (config.embed_dim or 0),
         multimodal=macs_blocks(multimodal, words) + text.multimodal * cross,
         softmax=words * d * text.vocab_size,
+        head=head if config.classes else 0,
     )
 
 

@@ -8,6 +8,8 @@ The table is JSON lines or CSV, one caption a line; several lines of one image a
 Every image is decoded in full once, here, so that training meets no broken one. What is left out is
 counted and listed with its reason in `rejected.jsonl`; `statistics.html` shows what is kept. Images
 whose stored bytes are equal become one example, the input's first, with the captions of all.
+With `--separate` every line stays an example with its own label: questions with answers about a
+picture, or, with `--second_column`, statements about two pictures.
 
 It is an Apache Beam pipeline (aced/preparation/graph.py). By default it runs in this process, which
 holds the facts of all images in memory, but no pixels. With `--runner`, Beam's own flags are passed

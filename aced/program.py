@@ -10,25 +10,19 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from aced import durations, methods, optimizer, schedules, state
 from aced.config import ConfigError
-from aced.data.streams import Stream
-from aced.models import two_tower
-from aced.models.two_tower import TwoTowerConfig
+from aced.data.streams import OPTIONAL_FIELDS, Stream
+from aced.models.kinds import ModelConfig, kind_of
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 from aced.parallel.micro_batch import check_pieces
 
 if TYPE_CHECKING:
     from aced.train import TrainConfig
-
-# What a source may add to a batch; selection's metrics read `is_noisy`, and `source`, the number of
-# the member of a mixture.
-OPTIONAL_FIELDS = {"label": jnp.int32, "is_noisy": jnp.bool_, "source": jnp.int32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +39,7 @@ class Program:
     learning_rate: schedules.Schedule
     state: PyTree  # shapes of the train state
     frozen: dict[str, PyTree]  # shapes of the frozen models' parameters, by name
-    new_state: Callable[[jax.Array], state.TrainState]  # of a key; jitted
+    new_state: Callable[..., state.TrainState]  # of a key and the frozen models; jitted
     step: Callable  # (state, frozen, batch) -> (state, metrics); jitted, donates the state
 
     def batch(self, fields: Iterable[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
@@ -86,12 +80,17 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
     how = dataclasses.replace(settings.optimizer, lr_rules=(*fixed, *settings.optimizer.lr_rules))
     tx, learning_rate = optimizer.build(how, jax.eval_shape(method.init_params, key), **sizes)
 
-    def new_state(key: jax.Array) -> state.TrainState:
+    def new_state(key: jax.Array, frozen: dict[str, PyTree]) -> state.TrainState:
         params_key, step_key = jax.random.split(key)
-        params = method.init_params(params_key)
-        return state.create(params, tx, step_key, ema=settings.ema_decay > 0)
+        params = method.start(method.init_params(params_key), frozen)
+        memory = method.init_memory(params)
+        return state.create(params, tx, step_key, ema=settings.ema_decay > 0, method=memory)
 
-    shapes = jax.eval_shape(new_state, key)
+    frozen = {
+        name: frozen_shapes(item.model, mesh, settings.mesh.rules)
+        for name, item in method.frozen.items()
+    }
+    shapes = jax.eval_shape(new_state, key, frozen)
     places = rules.state_shardings(shapes, mesh, settings.mesh.rules)
     return Program(
         method=method,
@@ -103,10 +102,7 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
         sizes=sizes,
         learning_rate=learning_rate,
         state=placed(shapes, places),
-        frozen={
-            name: frozen_shapes(item.model, mesh, settings.mesh.rules)
-            for name, item in method.frozen.items()
-        },
+        frozen=frozen,
         new_state=jax.jit(new_state, out_shardings=places),
         step=jax.jit(
             functools.partial(
@@ -121,14 +117,14 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
     )
 
 
-def frozen_shapes(model: TwoTowerConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:
+def frozen_shapes(model: ModelConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:
     """The shapes of a frozen model's parameters.
 
     Kernels are held in the model's compute type: that is what every product reads them in, so a
     bfloat16 model takes half the memory and gives the same numbers to the last bit. That of the
     patches is small, and scoring may have to resize it, which is done in float32.
     """
-    shapes = jax.eval_shape(functools.partial(two_tower.init, model), _key())
+    shapes = jax.eval_shape(functools.partial(kind_of(model).init, model), _key())
 
     def held(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = rules.name_of(path)

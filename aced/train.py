@@ -44,7 +44,7 @@ from aced.methods.frozen import (
     load_model,
     trained_model,
 )
-from aced.models import two_tower
+from aced.models.kinds import kind_of
 from aced.optimizer import OptimizerConfig
 from aced.parallel import mesh as meshes
 from aced.parallel.mesh import MeshConfig
@@ -205,6 +205,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
         prefix: sources.open_source(stream.data) if prefix else source
         for prefix, stream in prog.streams.items()
     }
+    for prefix, stream in prog.streams.items():
+        stream.check(opened[prefix])
     caches = {
         prefix: {
             name: embedding_cache.open_for(item, opened[prefix], stream.data, load_model)
@@ -214,7 +216,7 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
     }
     for prefix, model in prog.method.models.items():
         try:
-            two_tower.check_tokenizer(model, get_tokenizer(model.tokenizer))
+            kind_of(model).check_tokenizer(model, get_tokenizer(model.tokenizer))
         except ConfigError as error:
             raise ConfigError(
                 f"The model {prefix.rstrip('/') or 'method.model'}: {error}"
@@ -236,7 +238,7 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
     restored = checkpoints.restore_or(prog.state)
     if restored is None:
         start = None
-        train_state = prog.new_state(jax.random.key(settings.seed))
+        train_state = prog.new_state(jax.random.key(settings.seed), frozen)
         train_state = _with_initial_model(train_state, settings, folder)
         train_state = _with_given_parts(train_state, prog.method.given)
     else:
@@ -378,7 +380,13 @@ def _with_initial_model(
     if not settings.init.checkpoint:
         return train_state
     init = dataclasses.replace(settings.init, checkpoint=settings.init.folder(str(folder)))
-    check_same_model(settings.method.model, trained_model(init.checkpoint), init.checkpoint)
+    model = settings.method.model
+    kind = kind_of(model)
+    trained = trained_model(init.checkpoint, type(model))
+    check_same_model(model, trained, init.checkpoint, kind.FREE_TO_START_FROM)
+    shared = kind.shared_parts(model, trained)
+    if shared is not None:
+        return _with_given_parts(train_state, (init, shared))
     old = train_state.params["model"]
     places = jax.tree.map(lambda x: x.sharding, old)
     model = load_model(init, program.placed(old, places))

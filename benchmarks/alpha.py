@@ -145,7 +145,7 @@ class Step:
         def random(x: jax.ShapeDtypeStruct) -> np.ndarray:
             return rng.integers(0, 128, x.shape, x.dtype)
 
-        self.step, self.state = built.step, built.new_state(jax.random.key(0))
+        self.step, self.state = built.step, built.new_state(jax.random.key(0), {})
         init, models = jax.jit(two_tower.init, static_argnums=0), built.method.frozen.items()
         self.frozen = {name: init(item.model, jax.random.key(1)) for name, item in models}
         self.batch = jax.device_put(jax.tree.map(random, built.batch()), meshes.by_example(mesh))

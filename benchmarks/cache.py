@@ -120,7 +120,7 @@ class Step:
         built = program.build(TrainConfig(batch_size=SIZE, total_steps=100, method=settings), mesh)
         self._rng, self._cache = np.random.default_rng(0), cache
         self.flops = built.method.flops_per_step(SIZE)
-        self._step, self._state = built.step, built.new_state(jax.random.key(0))
+        self._step, self._state = built.step, built.new_state(jax.random.key(0), {})
         init, models = jax.jit(two_tower.init, static_argnums=0), built.method.frozen.items()
         self._frozen = {name: init(item.model, jax.random.key(1)) for name, item in models}
         shapes, self._place = built.batch(), meshes.by_example(mesh)

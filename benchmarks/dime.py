@@ -40,6 +40,7 @@ _WORK = flags.DEFINE_string("work", None, "Folder for the runs.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each student.")
 _STEPS = flags.DEFINE_integer("steps", 400, "Steps of each student, of 128 pictures.")
+_RUNS = flags.DEFINE_multi_string("runs", None, "Students to train, by name; none: all.")
 _TEACHER_STEPS = flags.DEFINE_integer("teacher_steps", 1500, "Steps of the teacher, of 64 pairs.")
 
 LENGTH = 32  # tokens: captions of scenes have up to 30 words
@@ -160,7 +161,7 @@ def row(name: str, seed: int, workdir: pathlib.Path, best: dict[str, float] | No
     """The numbers of a finished run, and their shares of the teacher's."""
     values = summary.values(workdir)
     found = {number: float(values[number]) for number in NUMBERS}
-    out = {"run": name, "seed": seed, "flops": f"{values['flops']:.3e}"}
+    out = {"run": name, "seed": seed, "steps": values["step"], "flops": f"{values['flops']:.3e}"}
     out |= {number: f"{value:.4f}" for number, value in found.items()}
     if best is not None:
         out |= {f"{number} share": f"{found[number] / best[number]:.4f}" for number in NUMBERS}
@@ -177,7 +178,7 @@ def main(argv: list[str]) -> None:
     best = {number: float(values[number]) for number in NUMBERS}
     rows = [row("teacher", 0, work / "teacher", best)]
     for seed in range(_SEEDS.value):
-        for name in STUDENTS:
+        for name in _RUNS.value or STUDENTS:
             workdir = work / f"{name.replace(' ', '_')}-{seed}"
             train.run(student(name, seed, work), str(workdir))
             rows.append(row(name, seed, workdir, best))

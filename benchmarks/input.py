@@ -41,7 +41,7 @@ from PIL import Image
 
 from aced.data import pipeline, records
 from aced.data.decode import MAX_PIXELS, decode
-from aced.data.pictures import see
+from aced.data.pictures import Look, see
 from aced.data.sources import ArrayRecordConfig, DataConfig, open_source
 from aced.data.thumbnails import make_thumbnail
 from aced.data.tokenizers import TokenizerConfig
@@ -103,7 +103,7 @@ def simplejpeg_area(data: bytes, resolution: int) -> np.ndarray:
 
 def ours(data: bytes, resolution: int, decoder: str = "exact") -> np.ndarray:
     """As `train_batches` does."""
-    return see({"image": data}, [(resolution, ResizeConfig())], decoder, MAX_PIXELS)[0]
+    return see({"image": data}, [Look(resolution, ResizeConfig())], decoder, MAX_PIXELS)[0]
 
 
 WAYS = {

@@ -99,7 +99,7 @@ def build(name, checkout):
     kind = name.partition(",")[0]
     prog, mesh = aced_program(setting if kind == "aced" else {})
     with jax.set_mesh(mesh):
-        state = prog.new_state(jax.random.key(0))
+        state = prog.new_state(jax.random.key(0), {})
     if kind == "aced":
         batch = meshes.global_batch(
             {"image": image, "text": text, "id": np.arange(len(text), dtype=np.int32)}, mesh

@@ -5,8 +5,13 @@ import ml_collections
 from aced.caching import CacheConfig
 from aced.config import to_config
 from aced.data import tokenizers
+from aced.data.shapes_tasks import CLASS_NAMES
+from aced.methods.coca import CoCaTrainConfig
+from aced.methods.coca_task import CoCaTaskConfig
+from aced.models.coca import CoCaConfig
 from aced.models.text import TextConfig
 from aced.train import TrainConfig
+from configs import coca_tasks
 
 BATCH_SIZE = 16
 STEPS = 2
@@ -51,14 +56,57 @@ def shrink_dime(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def shrink_coca(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigDict:
+    """`shrink` for CoCa and OPTIMA: a model to start from, or a teacher, is trained before the run.
+
+    Args:
+        config: of the method `coca`, `coca_task` or `optima`.
+        task: a name in `coca_tasks.TASKS`; the embedded task that stands for it is read.
+    """
+    embedded = coca_tasks.get(task).embedded
+    _shrink_run(config)
+    method = config.method
+    for data in (config.data, *(evaluation.data for evaluation in config.evals.values())):
+        data.shapes.task = embedded
+    _shrink_coca(method.model, embedded, layers=1)
+    if method.name == "coca" and method.reference.checkpoint:
+        _train_first(config, "reference", method.reference)
+    if config.init.checkpoint:
+        first = to_config(TrainConfig(method=CoCaTrainConfig()))
+        first.method.model = method.model.copy_and_resolve_references()
+        first.method.model.classes, first.method.model.pictures = 0, 1
+        _add_first(config, "start", config.init, first)
+    if method.name == "optima":
+        method.pull_steps = 1
+        teacher = to_config(TrainConfig(method=CoCaTaskConfig(model=CoCaConfig(classes=2))))
+        teacher.method.task = method.task
+        teacher.method.model = method.model.copy_and_resolve_references()
+        _shrink_coca(teacher.method.model, embedded, layers=2)
+        _add_first(config, "teacher", method.teacher, teacher)
+        teacher.data.shapes.task = embedded
+    return config
+
+
 def _train_first(
     config: ml_collections.ConfigDict, name: str, item: ml_collections.ConfigDict
 ) -> None:
-    """Adds a plain run of the same model under `name`, and points `item` at it."""
+    """Adds a plain run of a two-tower model under `name`, and points `item` at it."""
     run = to_config(TrainConfig())
-    _shrink_run(run)
     _shrink_model(run.method.model)
-    run.method.model.init_bias = config.method.model.init_bias
+    run.method.model.init_bias = config.method.model.get("init_bias")
+    if run.method.model.init_bias is None:
+        run.method.loss = "softmax"
+    _add_first(config, name, item, run)
+
+
+def _add_first(
+    config: ml_collections.ConfigDict,
+    name: str,
+    item: ml_collections.ConfigDict,
+    run: ml_collections.ConfigDict,
+) -> None:
+    """Lets `run` go first, and points `item` at it."""
+    _shrink_run(run)
     config.before[name] = run
     item.checkpoint = "{workdir}/" + name
     if "model" in item:
@@ -69,6 +117,7 @@ def _shrink_run(config: ml_collections.ConfigDict) -> None:
     config.batch_size = BATCH_SIZE
     config.total_steps, config.total_examples, config.total_epochs = STEPS, None, None
     config.log_steps = config.picks_steps = 1
+    config.optimizer.schedule.warmup_steps = None  # of the whole run's length
     _shrink_data(config.data)
     for evaluation in config.evals.values():
         evaluation.data.source = "shapes"
@@ -99,6 +148,27 @@ def _shrink_model(model: ml_collections.ConfigDict) -> None:
         tower.width = tower.depth = tower.mlp = tower.heads = None
     model.embed_dim = None
     use_shapes_tokenizer(model, length=16)
+
+
+def _shrink_coca(model: ml_collections.ConfigDict, embedded: str, *, layers: int) -> None:
+    model.image.resolution, model.image.patch, model.image.size = 32, 8, "mu"
+    model.image.width = model.image.mlp = model.image.heads = None
+    model.image.depth, model.queries = layers, 8
+    text = model.text
+    text.size, text.width, text.mlp, text.heads = "mu", None, None, None
+    text.unimodal = text.multimodal = layers
+    use_scenes_tokenizer(model, length=32)
+    if model.classes:
+        model.classes = len(CLASS_NAMES[embedded])
+
+
+def use_scenes_tokenizer(model: ml_collections.ConfigDict, length: int) -> None:
+    """Lets a CoCa read and write the words of the embedded tasks."""
+    config = tokenizers.TokenizerConfig(kind="scenes", length=length)
+    model.tokenizer.kind, model.tokenizer.path, model.tokenizer.length = "scenes", "", length
+    tokenizer = tokenizers.get_tokenizer(config)
+    model.text.vocab_size, model.text.eos_id = tokenizer.vocab_size, tokenizer.eos_id
+    model.text.length = length
 
 
 def use_shapes_tokenizer(model: ml_collections.ConfigDict, length: int) -> None:

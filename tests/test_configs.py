@@ -14,7 +14,9 @@ from aced.methods.frozen import FrozenConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("methods", "tiny")
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if path.stem not in ("methods", "tiny", "coca_tasks")
 )
 V5E_FLOPS, MFU = 197e12, 0.5  # what the headers assume
 

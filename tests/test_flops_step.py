@@ -12,6 +12,12 @@ import pytest
 from aced import program, train
 from aced.compiled import hlo
 from aced.config import to_config
+from aced.data.tokenizers import TokenizerConfig
+from aced.methods.coca import CoCaTrainConfig
+from aced.methods.coca_task import CoCaTaskConfig
+from aced.models.coca import CoCaConfig
+from aced.models.decoder import DecoderConfig
+from aced.models.vit import ImageConfig
 from aced.parallel import mesh as meshes
 from configs import methods
 
@@ -34,6 +40,10 @@ def step_of(name):
     config.method.selection.chunks = 2
     config.method.reference.model = model.copy_and_resolve_references()
     config.method.reference.model.text.width = 256  # another cost than the learner's
+    return compiled_step(config)
+
+
+def compiled_step(config):
     mesh = meshes.make_mesh(jax.devices()[:1])
     built = program.build(train.parse(config), mesh)
     with jax.set_mesh(mesh):
@@ -50,3 +60,35 @@ def test_flops_of_a_step_are_what_xla_counts(name):
     # By products alone, we count one that is not there: the gradient of the pixels.
     products = sum(hlo.read(compiled.as_text()).flops.values())
     assert ours == pytest.approx(products, rel=0.03)
+
+
+def coca_of(method, **changes):
+    size = {"width": 512, "mlp": 2048, "heads": 4}
+    return method(
+        model=CoCaConfig(
+            image=ImageConfig(depth=1, patch=16, resolution=96, pool="none", **size),
+            text=DecoderConfig(
+                unimodal=1, multimodal=1, vocab_size=500, length=32, eos_id=1, **size
+            ),
+            queries=24,
+            tokenizer=TokenizerConfig(length=32),
+            scan=False,
+            **changes,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        coca_of(CoCaTrainConfig),
+        coca_of(CoCaTaskConfig, classes=100),
+        coca_of(CoCaTaskConfig, classes=100, pictures=2),
+    ],
+    ids=["pretraining", "answers", "two pictures"],
+)
+def test_flops_of_cocas_steps_are_what_xla_counts(method):
+    config = to_config(train.TrainConfig())
+    config.batch_size, config.total_steps, config.method = 16, 1, to_config(method)
+    compiled, ours = compiled_step(config)
+    assert ours == pytest.approx(compiled.cost_analysis()["flops"], rel=0.03)

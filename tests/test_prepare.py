@@ -207,6 +207,87 @@ def test_integer_labels_and_lists_of_captions(tmp_path, folder):
     assert records.open_dataset(tmp_path / "out", "train").class_names is None
 
 
+def test_second_pictures_and_answers_about_them(tmp_path, folder):
+    """Two statements about one pair, and one about another pair with the same first picture."""
+    (folder / "broken.png").write_bytes(b"no picture")
+    lines = [
+        {"image": "sub/0.png", "right": "sub/1.png", "caption": "a", "label": "false"},
+        {"image": "sub/0.png", "right": "sub/1.png", "caption": "b", "label": "true"},
+        {"image": "sub/0.png", "right": "sub/2.png", "caption": "a", "label": "true"},
+        {"image": "sub/3.png", "right": "sub/9999.png", "caption": "a", "label": "true"},
+        {"image": "sub/4.png", "right": "broken.png", "caption": "a", "label": "true"},
+        {"image": "sub/4.png", "right": "../x.png", "caption": "a", "label": "true"},
+    ]
+    columns = {"second_column": "right", "label_column": "label"}
+    statistics = run(tmp_path, folder, lines, separate=True, thumbnails=4, **columns)
+    source = records.open_dataset(tmp_path / "out", "train")
+    assert source.class_names == ["false", "true"]
+    files = {i: (folder / "sub" / f"{i}.png").read_bytes() for i in range(3)}
+    found = [
+        (e["image"], e["second"], *e["texts"], e["label"])
+        for e in map(source.__getitem__, range(3))
+    ]
+    assert sorted(found) == sorted(
+        [
+            (files[0], files[1], "a", 0),
+            (files[0], files[1], "b", 1),
+            (files[0], files[2], "a", 1),
+        ]
+    )
+    assert all(len(source[i]["thumbnail"]) > 0 for i in range(3))
+    assert (statistics["images"], statistics["second_pictures"]) == (3, 3)
+    assert [(e["line"], e["reason"]) for e in rejected(tmp_path)] == [
+        *((4, "missing_file"), (5, "undecodable"), (6, "outside_folder")),
+    ]
+    details = [e["detail"] for e in rejected(tmp_path)]
+    assert details[0].startswith("the second picture, sub/9999.png: ")
+    assert details[1].startswith("the second picture: ")
+    # Put together instead: what is said of one pair is one example, and its labels differ.
+    run(tmp_path, folder, lines[:3], out="together", **columns)
+    source = records.open_dataset(tmp_path / "together", "train")
+    found = {(e["second"], e["texts"], e["label"]) for e in map(source.__getitem__, range(2))}
+    assert found == {(files[1], ("a", "b"), 0), (files[2], ("a",), 1)}
+    (entry,) = rejected(tmp_path, "together")
+    assert (entry["line"], entry["reason"]) == (2, "other_label")
+    assert "see --separate" in entry["detail"]
+
+
+def test_equal_pairs_of_files_are_one_example(tmp_path, folder):
+    (folder / "copy.png").write_bytes((folder / "sub" / "0.png").read_bytes())
+    lines = [
+        {"image": "sub/0.png", "right": "sub/1.png", "caption": "a"},
+        {"image": "copy.png", "right": "sub/1.png", "caption": "b"},
+        {"image": "copy.png", "right": "sub/2.png", "caption": "c"},
+    ]
+    run(tmp_path, folder, lines, second_column="right")
+    assert {(e["texts"]) for e in read(tmp_path).values()} == {("a", "b"), ("c",)}
+    assert [e["reason"] for e in rejected(tmp_path)] == ["duplicate_image"]
+
+
+def test_large_second_pictures_are_shrunk_too(tmp_path, folder):
+    for name, seed in (("left", 1), ("right", 2)):
+        (folder / f"{name}.png").write_bytes(encoded(picture(seed, (64, 32))))
+    lines = [{"image": "left.png", "right": "right.png", "caption": "a"}]
+    assert run(tmp_path, folder, lines, second_column="right", max_side=16)["stored_anew"] == 1
+    (example,) = read(tmp_path).values()
+    for name in ("image", "second"):
+        with Image.open(io.BytesIO(example[name])) as image:
+            assert image.size == (16, 8)
+    assert example["image"] != example["second"]
+
+
+def test_questions_about_one_picture_stay_separate(tmp_path, folder):
+    lines = [
+        {"image": "sub/0.png", "caption": "what color", "label": 5},
+        {"image": "sub/0.png", "caption": "how many", "label": 2},
+        {"image": "sub/0.png", "caption": "how many", "label": 2},
+    ]
+    run(tmp_path, folder, lines, label_column="label", separate=True)
+    source = records.open_dataset(tmp_path / "out", "train")
+    found = [(*e["texts"], e["label"]) for e in map(source.__getitem__, range(3))]
+    assert sorted(found) == [("how many", 2), ("how many", 2), ("what color", 5)]
+
+
 def test_held_out_can_be_the_clean_ones_only(tmp_path, folder):
     lines = [row | {"noisy": i % 2 == 0} for i, row in enumerate(rows())]
     statistics = run(tmp_path, folder, lines, val=4, val_clean=True, noisy_column="noisy")
@@ -269,6 +350,9 @@ def test_max_side_shrinks_keeps_small_ones_and_lays_transparent_ones_on_white(tm
         ({"images": ""}, ConfigError, "--images is empty"),
         ({"captions": "x.parquet"}, ConfigError, r"\.jsonl or \.csv"),
         ({"max_pixels": 0}, ConfigError, "--max_pixels"),
+        ({"second_column": "b"}, PrepareError, r"line 1: .*no column 'b'.*--second_column"),
+        ({"second_column": "b", "near_duplicates": 2}, ConfigError, "leave it at -1"),
+        ({"separate": True, "near_duplicates": 2}, ConfigError, "leave it at -1"),
         (
             {"caption_column": "text"},
             PrepareError,

@@ -41,10 +41,10 @@ def test_a_state_is_born_where_the_rules_lay_it():
     mesh = meshes.make_mesh(config=MeshConfig(fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
         prog = program.build(settings(), mesh)
-        born = prog.new_state(jax.random.key(0))
+        born = prog.new_state(jax.random.key(0), {})
         alone = program.build(settings(), meshes.make_mesh(jax.devices()[:1]))
     with jax.set_mesh(alone.mesh):
-        expected = alone.new_state(jax.random.key(0))
+        expected = alone.new_state(jax.random.key(0), {})
     jax.tree.map(
         lambda x, shape: x.sharding.is_equivalent_to(shape.sharding, x.ndim) or 1 / 0,
         born,

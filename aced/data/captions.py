@@ -28,15 +28,15 @@ class Columns:
     caption: str = "caption"
     label: str = ""
     noisy: str = ""
+    second: str = ""  # path of a second picture
     extra: tuple[str, ...] = ()  # kept as they are
     lower: bool = False  # put captions in lower case
 
     @property
     def names(self) -> list[str]:
         """All columns that a line must have."""
-        return [name for name in (self.image, self.caption, self.label, self.noisy) if name] + list(
-            self.extra
-        )
+        columns = (self.image, self.caption, self.label, self.noisy, self.second, *self.extra)
+        return [name for name in columns if name]
 
 
 @dataclasses.dataclass
@@ -49,6 +49,7 @@ class CaptionedImage:
     is_noisy: bool | None
     extra: dict[str, records.Scalar]
     line: int  # of the table, the first that names it; or the record's index in its source
+    second: str | None  # path of the table's second picture; a record's come with it
 
 
 class RejectedError(Exception):
@@ -153,6 +154,7 @@ def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
         is_noisy=_flag(row[columns.noisy]) if columns.noisy else None,
         extra=extra,
         line=line,
+        second=_key(row[columns.second]) if columns.second else None,
     )
 
 
@@ -172,6 +174,7 @@ def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedIma
         is_noisy=record.get("is_noisy"),
         extra={},
         line=index,
+        second=None,
     )
 
 
@@ -185,6 +188,11 @@ def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> Non
         else:
             first.texts.append(text)
             continue
+        rejects.add(error, image=other.key, line=other.line)
+    if other.label != first.label:
+        error = RejectedError(
+            "other_label", f"{other.label}, where {first.label} counts; see --separate"
+        )
         rejects.add(error, image=other.key, line=other.line)
     if other.is_noisy is not None:
         first.is_noisy = other.is_noisy or bool(first.is_noisy)
@@ -214,7 +222,8 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[Cap
                 raise PrepareError(
                     f"{path}, line {line}: there is no column {missing[0]!r}; the "
                     f"columns are: {', '.join(map(str, row))}. Name it with --image_column, "
-                    "--caption_column, --label_column, --noisy_column or --extra_columns."
+                    "--caption_column, --second_column, --label_column, --noisy_column or "
+                    "--extra_columns."
                 )
             try:
                 image = _parse(row, line, columns)

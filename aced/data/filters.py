@@ -1,4 +1,7 @@
-"""Which examples are left out on purpose: by the sizes of the picture and of its captions."""
+"""Which examples are left out on purpose: by the sizes of the picture and of its captions.
+
+Of a record with two pictures the first one counts.
+"""
 
 import dataclasses
 from collections.abc import Sequence

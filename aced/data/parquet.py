@@ -38,6 +38,7 @@ class ParquetConfig:
     image: str = "image"  # column of the encoded pictures
     captions: tuple[str, ...] = ("caption",)  # columns of strings, or of lists of strings
     label: str = ""  # column with the number of a class; none: no labels
+    second: str = ""  # column of a second picture, where examples are about two; none: one
     # The window of the shuffle, in MiB of unpacked row groups: examples mix only within it. Every
     # process keeps up to twice as much in memory. Part of the order: the same on all machines.
     window_mib: int = 1024
@@ -81,7 +82,8 @@ class ParquetSource:
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             footers = list(pool.map(_footer, files))
         self._config = config
-        self._columns = [config.image, *config.captions, *filter(None, [config.label])]
+        self._columns = [config.image, *config.captions]
+        self._columns += filter(None, [config.label, config.second])
         self._groups: list[_Group] = []
         self.groups: list[int] = []
         self.group_bytes: list[int] = []
@@ -124,6 +126,8 @@ class ParquetSource:
         try:
             table = self._table(number)
             out = {"image": _picture(table[self._config.image][row].as_py()), "id": index}
+            if self._config.second:
+                out["second"] = _picture(table[self._config.second][row].as_py())
             out["texts"] = tuple(
                 itertools.chain(*(_captions(table[c][row].as_py()) for c in self._config.captions))
             )[: records.MAX_ITEMS]
@@ -199,6 +203,8 @@ def _check_columns(path: str, schema: "pa.Schema", config: ParquetConfig) -> Non
     there = ", ".join(f"{field.name} ({field.type})" for field in schema)
     wanted = [("image", config.image, is_picture, "bytes, or a struct with `bytes`")]
     wanted += [("captions", c, is_text, "strings, or lists of strings") for c in config.captions]
+    if config.second:
+        wanted.append(("second", config.second, is_picture, "bytes, or a struct with `bytes`"))
     if config.label:
         wanted.append(("label", config.label, types.is_integer, "whole numbers"))
     for key, name, fits, what in wanted:

@@ -19,7 +19,7 @@ from jaxtyping import Int
 from aced.config import ConfigError
 from aced.data import order as orders
 from aced.data.augment import AugmentConfig, augment
-from aced.data.pictures import Cut, Look
+from aced.data.pictures import Cut, Look, PictureName
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
@@ -38,11 +38,12 @@ class View:
     tokenizer: TokenizerConfig | None  # None: it reads no captions
     resize: ResizeConfig = dataclasses.field(default_factory=ResizeConfig)
     augment: AugmentConfig = AugmentConfig()  # in training; only a view that is alone may have one
+    picture: PictureName = "image"  # which one; records without it are skipped, and counted
 
     @property
     def look(self) -> Look:
         """What decides which pixels it sees."""
-        return self.resolution, self.resize
+        return Look(self.resolution, self.resize, self.picture)
 
     @classmethod
     def of(cls, model: Any) -> "View":
@@ -181,6 +182,7 @@ def eval_batches(
     batch_size: int,
     max_examples: int | None = None,
     captions: int = 1,
+    pictures: int = 1,
     rows: Int[np.ndarray, " n"] | None = None,
     config: DataConfig | None = None,
     counters: InputCounters | None = None,
@@ -188,10 +190,11 @@ def eval_batches(
     """Returns every example once, in order: this process's part of each global batch.
 
     All processes get the same number of batches. A batch has n rows:
-    `image` uint8 [n h w 3]; `text` int32 [n l], the first caption; `texts` int32 [n k l], the first
-    k captions, and `texts_mask` bool [n k], whether there are so many; `id` int32 [n]; `mask` bool
-    [n], False where the data set is at its end or a record cannot be read (such a row is zeros,
-    `id` and `label` -1); `label` and `is_noisy` [n] where the source has them.
+    `image` uint8 [n h w 3], and with two pictures `second/image`, of the same shape; `text`
+    int32 [n l], the first caption; `texts` int32 [n k l], the first k captions, and `texts_mask`
+    bool [n k], whether there are so many; `id` int32 [n]; `mask` bool [n], False where the data set
+    is at its end or a record cannot be read (such a row is zeros, `id` and `label` -1); `label` and
+    `is_noisy` [n] where the source has them.
 
     Args:
         source: the examples.
@@ -199,6 +202,7 @@ def eval_batches(
         batch_size: rows of a global batch.
         max_examples: stop after so many examples. None: all.
         captions: k, the most captions of one picture that are wanted.
+        pictures: 1, or 2: both of each record; those that have one only count as unreadable.
         rows: the rows of every global batch that this process reads. None: all of them.
         config: threads and limits. None: the defaults. Pictures are always decoded exactly and in
             full.
@@ -209,7 +213,9 @@ def eval_batches(
     """
     config = dataclasses.replace(config or DataConfig(), decode="exact", thumbnails=False)
     rows = np.arange(batch_size) if rows is None else rows
-    reader = Reader(source, config, counters or InputCounters(), [view.look])
+    names = ("image", "second/image")[:pictures]
+    looks = [view.look, view.look._replace(picture="second")][:pictures]
+    reader = Reader(source, config, counters or InputCounters(), looks)
     known = known_fields(source, config)
     tokenizer = get_tokenizer(view.tokenizer)
     count = len(source) if max_examples is None else min(len(source), max_examples)
@@ -221,14 +227,14 @@ def eval_batches(
         usable = isinstance(example, Example)
         texts = np.zeros((captions, view.tokenizer.length), np.int32)
         mask = np.zeros(captions, bool)
-        image = np.zeros((view.resolution, view.resolution, 3), np.uint8)
+        images = [np.zeros((view.resolution, view.resolution, 3), np.uint8)] * pictures
         if usable:
-            (image,) = example.images
+            images = example.images
             kept = [example.texts[i] for i in example.captions[:captions]]
             texts[: len(kept)], mask[: len(kept)] = tokenizer(kept), True
-        fields = (example if usable else Example(-1, [image], (), {})).fields(known)
-        row = {"image": image, "text": texts[0], "texts": texts, "texts_mask": mask}
-        return row | {"mask": np.bool_(usable)} | fields
+        fields = (example if usable else Example(-1, images, (), {})).fields(known)
+        row = {"text": texts[0], "texts": texts, "texts_mask": mask, "mask": np.bool_(usable)}
+        return dict(zip(names, images, strict=True)) | row | fields
 
     examples = grain.MapDataset.range(-(-count // batch_size) * len(rows)).map(row)
     return Batches(examples, len(rows), _stack, config)
@@ -240,7 +246,10 @@ def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:
     if not changed:
         return None
     if len(views) > 1:
-        raise ConfigError("Only a view that is alone may be augmented: the others would differ.")
+        raise ConfigError(
+            "Only a view that is alone may be augmented: the others, of other models or of a "
+            "second picture, would differ. Set augment to its default."
+        )
 
     def of_draw(draw: int) -> Cut:
         # A stream of its own, apart from the choice of captions.

@@ -35,6 +35,8 @@ DESCRIPTION = "dataset.json"
 MAX_IMAGE_BYTES = 1 << 28
 MAX_STRING_BYTES = 1 << 20
 MAX_ITEMS = 1024  # texts of one image, entries of `extra`
+# The pictures of a record, each with its sha256; all but the first are optional.
+_DIGESTS = {"image": "sha256", "thumbnail": "thumbnail_sha256", "second": "second_sha256"}
 
 # One record per group, or a random read decompresses its neighbours too (measured: 6x slower).
 _WRITER_OPTIONS = "group_size:1"
@@ -63,6 +65,7 @@ class Example:
     is_noisy: bool | None = None  # whether the pair is known to be bad; None where nobody knows
     extra: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     thumbnail: bytes | None = None  # the whole picture again, smaller, upright, encoded
+    second: bytes | None = None  # another picture, that the texts are about as well, encoded
 
 
 @runtime_checkable
@@ -76,7 +79,7 @@ class Source(Protocol):
         """The number of examples."""
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """`image` bytes, `texts` (str, ...), `id` int, `key` str, maybe `label`, `is_noisy`."""
+        """`image`, maybe `second` bytes, `texts` (str, ...), `id`, maybe `key`, `label`, ..."""
 
 
 def encode(example: Example) -> bytes:
@@ -87,15 +90,14 @@ def encode(example: Example) -> bytes:
         "key": example.key,
         "sha256": hashlib.sha256(example.image).digest(),
     }
-    if example.label is not None:
-        fields["label"] = example.label
-    if example.is_noisy is not None:
-        fields["is_noisy"] = example.is_noisy
+    for name in ("label", "is_noisy"):
+        if (value := getattr(example, name)) is not None:
+            fields[name] = value
     if example.extra:
         fields["extra"] = dict(example.extra)
-    if example.thumbnail is not None:
-        fields["thumbnail"] = example.thumbnail
-        fields["thumbnail_sha256"] = hashlib.sha256(example.thumbnail).digest()
+    for name in ("thumbnail", "second"):
+        if (picture := getattr(example, name)) is not None:
+            fields |= {name: picture, _DIGESTS[name]: hashlib.sha256(picture).digest()}
     _check(fields)
     return msgpack.packb(fields, use_bin_type=True)
 
@@ -117,7 +119,7 @@ def decode(record: bytes) -> Example:
         max_ext_len=0,
     )
     _check(fields)
-    for picture, digest in (("image", "sha256"), ("thumbnail", "thumbnail_sha256")):
+    for picture, digest in _DIGESTS.items():
         if picture in fields and hashlib.sha256(fields[picture]).digest() != fields[digest]:
             raise ValueError(f"the {picture}'s bytes do not match their sha256")
     return Example(
@@ -128,6 +130,7 @@ def decode(record: bytes) -> Example:
         is_noisy=fields.get("is_noisy"),
         extra=fields.get("extra", {}),
         thumbnail=fields.get("thumbnail"),
+        second=fields.get("second"),
     )
 
 
@@ -136,7 +139,7 @@ def _check(fields: Any) -> None:
         raise ValueError(f"a record must be a map, got {type(fields).__name__}")
     types = {"image": bytes, "texts": list, "key": str, "sha256": bytes}
     optional = {"label": int, "is_noisy": bool, "extra": dict}
-    optional |= {"thumbnail": bytes, "thumbnail_sha256": bytes}
+    optional |= dict.fromkeys((*_DIGESTS, *_DIGESTS.values()), bytes)
     if missing := sorted(types.keys() - fields.keys()):
         raise ValueError(f"no field {missing[0]!r}")
     if unknown := [name for name in fields if name not in types and name not in optional]:
@@ -146,13 +149,13 @@ def _check(fields: Any) -> None:
         if type(value) is not expected:
             found = type(value).__name__
             raise ValueError(f"field {name!r} must be {expected.__name__}, got {found}")
-    if ("thumbnail" in fields) != ("thumbnail_sha256" in fields):
-        raise ValueError("of 'thumbnail' and 'thumbnail_sha256' there is only one")
-    for name, least in (("image", 0), ("thumbnail", 1)):
-        size = len(fields.get(name, b"."))
+    for name, digest in _DIGESTS.items():
+        if (name in fields) != (digest in fields):
+            raise ValueError(f"of {name!r} and {digest!r} there is only one")
+        size, least = len(fields.get(name, b".")), 0 if name == "image" else 1
         if not least <= size <= MAX_IMAGE_BYTES:
             raise ValueError(f"{name!r} has {size} bytes; {least} to {MAX_IMAGE_BYTES} can be")
-    for name in {"sha256", "thumbnail_sha256"} & fields.keys():
+    for name in fields.keys() & _DIGESTS.values():
         if len(fields[name]) != 32:
             raise ValueError(f"{name!r} has {len(fields[name])} bytes instead of 32")
     texts, extra = fields["texts"], fields.get("extra", {})
@@ -361,14 +364,11 @@ class RecordSource:
             reason = f"{type(error).__name__}: {error}"
             raise RecordError(f"{self._files[shard]}, record {row}: {reason}") from error
         out = {"image": example.image, "texts": example.texts, "id": index, "key": example.key}
-        if example.label is not None:
-            out["label"] = example.label
-        if example.is_noisy is not None:
-            out["is_noisy"] = example.is_noisy
         if example.extra:
             out["extra"] = dict(example.extra)
-        if example.thumbnail is not None:
-            out["thumbnail"] = example.thumbnail
+        for name in ("label", "is_noisy", "thumbnail", "second"):
+            if (value := getattr(example, name)) is not None:
+                out[name] = value
         return out
 
     def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:

@@ -124,6 +124,13 @@ class ShapesConfig:
     vague: float = 0.0
     duplicate: float = 0.0
     resolution: int = 64  # side of the drawn picture, pixels
+    # "captions", or the tasks that a model is fine-tuned on, of the same scenes (shapes_tasks):
+    # "questions" and answers, "entailment" of statements about a picture that is covered in part,
+    # and statements about "two_pictures". Not in the repr, from which fingerprints of captions are
+    # made that embedding caches hold.
+    task: Literal["captions", "questions", "entailment", "two_pictures"] = dataclasses.field(
+        default="captions", repr=False
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.size < 2**31:
@@ -135,6 +142,11 @@ class ShapesConfig:
             raise ConfigError(
                 "shapes.wrong, shapes.vague and shapes.duplicate are shares of the data set: at "
                 f"least 0 and together at most 1, got {shares}."
+            )
+        if self.task != "captions" and any(shares):
+            raise ConfigError(
+                "shapes.wrong, shapes.vague and shapes.duplicate are shares of captions, and "
+                f"shapes.task={self.task!r} has none; leave them at 0."
             )
 
 
@@ -164,9 +176,14 @@ class Scene:
 
 
 class Shapes:
-    """The data set: `len(shapes)` examples, each a function of the config and its index alone."""
+    """The captions: `len(shapes)` examples, each a function of the config and its index alone."""
 
     def __init__(self, config: ShapesConfig):
+        if config.task != "captions":
+            raise ConfigError(
+                f"shapes.task={config.task!r} is no data set of captions; it is opened by "
+                "shapes_tasks.open_shapes."
+            )
         self.config = config
         self.name = f"shapes/{config.split}"
         self.fingerprint = f"shapes-v1 {config}"

@@ -10,7 +10,8 @@ from aced.data.filters import FilterConfig
 from aced.data.mixture import Mixture
 from aced.data.parquet import ParquetConfig, ParquetSource
 from aced.data.records import Source
-from aced.data.shapes import Shapes, ShapesConfig
+from aced.data.shapes import ShapesConfig
+from aced.data.shapes_tasks import open_shapes
 from aced.data.tars import TarSource, WebDatasetConfig
 from aced.data.tfds import TfdsConfig, TfdsSource
 
@@ -141,7 +142,7 @@ def open_source(config: SourceConfig) -> Source:
 
 
 _OPEN = {
-    "shapes": Shapes,
+    "shapes": open_shapes,
     "array_record": lambda config: records.open_dataset(config.path, config.split),
     "webdataset": TarSource,
     "parquet": ParquetSource,

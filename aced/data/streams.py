@@ -7,10 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from aced.config import ConfigError
 from aced.data.pipeline import Batch, Batches, View
+from aced.data.reader import known_fields
+from aced.data.records import Source
 from aced.data.sources import DataConfig
 
 Shape = tuple[tuple[int, ...], Any]
+
+# What a source may add to a batch; selection's metrics read `is_noisy`, and `source`, the number of
+# the member of a mixture.
+OPTIONAL_FIELDS = {"label": jnp.int32, "is_noisy": jnp.bool_, "source": jnp.int32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +32,12 @@ class Stream:
     views: Mapping[str, View]  # by key prefix; none: nothing but embeddings is read
     caches: Mapping[str, Any]  # by key prefix, the resolved `FrozenConfig`s of cached embeddings
     towers: tuple[str, ...] = ("image", "text")  # that the caches must have
+    needs: tuple[str, ...] = ()  # of the optional fields: those without which there is no step
 
     def shapes(self) -> dict[str, Shape]:
         """Shape and type of a row of each array, without what the source may add."""
         shapes: dict[str, Shape] = {"id": ((), jnp.int32)}
+        shapes |= {name: ((), OPTIONAL_FIELDS[name]) for name in self.needs}
         own = self.views.get("")
         for prefix, view in self.views.items():
             if not prefix or view.look != own.look:
@@ -40,6 +49,19 @@ class Stream:
             for tower in self.towers:
                 shapes[f"{prefix}{names[tower]}"] = (item.model.width,), jnp.float32
         return shapes
+
+    def check(self, source: Source) -> None:
+        """Refuses data without the fields that are needed.
+
+        Raises:
+            ConfigError: see above.
+        """
+        missing = sorted(set(self.needs) - set(known_fields(source, self.data)))
+        if missing:
+            raise ConfigError(
+                f"The method reads the {missing[0]!r} of every example, and {source.name} has none "
+                "in its first one; prepare the data with --label_column, or choose other data."
+            )
 
 
 class SideBySide(Iterator[Batch]):

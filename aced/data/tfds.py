@@ -25,6 +25,7 @@ class TfdsConfig:
     image: str = "image"  # feature with the picture
     captions: tuple[str, ...] = ("caption",)  # features with texts, or with several
     label: str = ""  # feature with the number of a class; none: no labels
+    second: str = ""  # feature with a second picture, where examples are about two; none: one
 
     def __post_init__(self) -> None:
         if self.name and self.builder_dir:
@@ -77,7 +78,7 @@ class TfdsSource:
         digest = hashlib.sha256()
         for fact in (
             *(builder.info.full_name, config.split, len(self._source)),
-            *(config.image, config.captions, config.label),
+            *(config.image, config.captions, config.label, *filter(None, [config.second])),
             *(sorted((s.name, s.shard_lengths, int(s.num_bytes)) for s in _whole(builder.info))),
             repr(builder.info.features),
         ):
@@ -99,11 +100,11 @@ class TfdsSource:
             raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
         try:
             example = self._source[index]
-            image = _value(example, self._config.image)
-            if not isinstance(image, bytes) or not 0 < len(image) <= records.MAX_IMAGE_BYTES:
-                raise ValueError(f"its picture is no 1 to {records.MAX_IMAGE_BYTES} bytes")
+            out = {"image": _picture(example, self._config.image)}
+            if self._config.second:
+                out["second"] = _picture(example, self._config.second)
             texts = [text for name in self._config.captions for text in _texts(example, name)]
-            out = {"image": image, "texts": tuple(texts[: records.MAX_ITEMS]), "id": index}
+            out |= {"texts": tuple(texts[: records.MAX_ITEMS]), "id": index}
             if self._config.label:
                 out["label"] = int(_value(example, self._config.label))
         except Exception as error:  # of array_record, pyarrow, protobuf and TFDS
@@ -116,6 +117,8 @@ class TfdsSource:
         config, types = self._config, tfds.features
         wanted = [("image", config.image, (types.Image,), "a picture")]
         wanted += [("captions", name, (types.Text,), "texts") for name in config.captions]
+        if config.second:
+            wanted.append(("second", config.second, (types.Image,), "a picture"))
         if config.label:
             wanted.append(("label", config.label, (types.ClassLabel, types.Scalar), "a class"))
         for key, name, classes, what in wanted:
@@ -174,6 +177,13 @@ def _value(example: Any, name: str) -> Any:
     for part in name.split("."):
         example = example[part]
     return example
+
+
+def _picture(example: Any, name: str) -> bytes:
+    image = _value(example, name)
+    if not isinstance(image, bytes) or not 0 < len(image) <= records.MAX_IMAGE_BYTES:
+        raise ValueError(f"its picture {name!r} is no 1 to {records.MAX_IMAGE_BYTES} bytes")
+    return image
 
 
 def _texts(example: Any, name: str) -> list[str]:

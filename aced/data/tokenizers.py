@@ -1,4 +1,4 @@
-"""Captions to token ids, int32 [n length]: CLIP's BPE, sentencepiece, `tokenizer.json`, shapes.
+"""Captions to token ids, int32 [n length], and back: CLIP, sentencepiece, `tokenizer.json`, scenes.
 
 All kinds share one convention: ids are cut to `length` with the end-of-text id kept as the last
 one ("sticky", as big_vision calls it), and filled up with the padding id.
@@ -21,7 +21,7 @@ import tokenizers
 from jaxtyping import Int
 
 from aced.config import ConfigError
-from aced.data import shapes
+from aced.data import shapes, shapes_tasks
 
 CLIP_EOS = 49407
 _CLIP_VOCAB_SIZE = 49408
@@ -35,11 +35,12 @@ class TokenizerConfig:
     """How captions become ids. Travels with the model: other ids mean other weights."""
 
     # "clip_bpe": OpenAI's CLIP; "sentencepiece": SigLIP's kind of model file; "hf": a
-    # tokenizer.json; "shapes": the closed vocabulary of the embedded data set, without a file.
-    kind: Literal["clip_bpe", "sentencepiece", "hf", "shapes"] = "clip_bpe"
+    # tokenizer.json; "shapes" and "scenes": the closed vocabulary of the embedded data set, without
+    # a file: of its captions, and of these (the same ids) and its tasks.
+    kind: Literal["clip_bpe", "sentencepiece", "hf", "shapes", "scenes"] = "clip_bpe"
     path: str = ""  # the model file of "sentencepiece" and "hf"; empty for the others
     length: int = 64  # ids per caption, end of text and padding included. SigLIP 64, CLIP 77
-    lower: bool = True  # lower-case first. SigLIP does; "clip_bpe" and "shapes" always do
+    lower: bool = True  # lower-case first. SigLIP does; kinds without a file always do
     # Mend broken Unicode and HTML entities and squeeze white space first, as open_clip does;
     # "clip_bpe" always does
     mend: bool = False
@@ -48,10 +49,10 @@ class TokenizerConfig:
     canonicalize: bool = False
     # What `canonicalize` makes of "_": transformers deletes it, open_clip makes it a space
     underscore: Literal["delete", "space"] = "delete"
-    eos: bool = True  # end every caption with eos_id; "clip_bpe" and "shapes" always do
-    eos_id: int | None = None  # None: what the file says (CLIP 49407, shapes 1)
+    eos: bool = True  # end every caption with eos_id; kinds without a file always do
+    eos_id: int | None = None  # None: what the file says (CLIP 49407, shapes and scenes 1)
     # None: 0 for CLIP (open_clip; transformers pads with 49407, which a causal tower pooled at the
-    # end of text cannot see), 1 for "sentencepiece" (SigLIP), 0 for "shapes", and for "hf" the
+    # end of text cannot see), 1 for "sentencepiece" (SigLIP), 0 for the closed ones, for "hf" the
     # file's own padding id, or 0 where it has none.
     pad_id: int | None = None
 
@@ -106,9 +107,10 @@ class Tokenizer:
             "clip_bpe": _load_clip,
             "sentencepiece": _load_sentencepiece,
             "hf": _load_hf,
-            "shapes": _load_shapes,
+            "shapes": _load_closed,
+            "scenes": _load_closed,
         }[config.kind]
-        self._encode, self.vocab_size, eos_id, pad_id = load(config)
+        self._encode, self._decode, self.vocab_size, eos_id, pad_id = load(config)
         self.eos_id = config.eos_id if config.eos_id is not None else eos_id
         self.pad_id = config.pad_id if config.pad_id is not None else pad_id
         if config.eos and self.eos_id is None:
@@ -138,6 +140,24 @@ class Tokenizer:
             else:
                 row[: len(ids[:length])] = ids[:length]
         return out
+
+    def decode(self, ids: Int[np.ndarray, "n l"]) -> list[str]:
+        """Returns what rows of ids say, each up to its end of text, without special ids.
+
+        It is the text after cleaning, as far as the vocabulary knows it; where that cuts words up,
+        as CLIP's does at punctuation, with spaces between the parts. Ids past the vocabulary, which
+        models may have, say nothing.
+        """
+        return [self._decode(self._said(row)) for row in ids.tolist()]
+
+    def _said(self, row: list[int]) -> list[int]:
+        """A row up to its end of text, or, where texts have no end, without the padding."""
+        if self.eos_id in row:
+            row = row[: row.index(self.eos_id)]
+        # Within texts the id may be a word's: 0 is one of CLIP's.
+        while not self.config.eos and row and row[-1] == self.pad_id:
+            row = row[:-1]
+        return [i for i in row if i < self.vocab_size]
 
     def _clean(self, text: str) -> str:
         config = self.config
@@ -169,7 +189,9 @@ def canonicalize(text: str) -> str:
     return re.sub(r"\s+", " ", text.translate(_PUNCTUATION)).strip()
 
 
-Loaded = tuple[Callable[[list[str]], Sequence[Sequence[int]]], int, int | None, int]
+Encode = Callable[[list[str]], Sequence[Sequence[int]]]
+Decode = Callable[[list[int]], str]  # of ids before the end of text
+Loaded = tuple[Encode, Decode, int, int | None, int]
 
 
 def _load_clip(config: TokenizerConfig) -> Loaded:
@@ -179,7 +201,10 @@ def _load_clip(config: TokenizerConfig) -> Loaded:
     def encode(texts: list[str]) -> list[list[int]]:
         return [[start, *bpe.encode(text)] for text in texts]
 
-    return encode, _CLIP_VOCAB_SIZE, CLIP_EOS, 0
+    def decode(ids: list[int]) -> str:
+        return bpe.decode([i for i in ids if i != start]).strip()
+
+    return encode, decode, _CLIP_VOCAB_SIZE, CLIP_EOS, 0
 
 
 def _load_sentencepiece(config: TokenizerConfig) -> Loaded:
@@ -193,7 +218,7 @@ def _load_sentencepiece(config: TokenizerConfig) -> Loaded:
         ) from error
     eos = model.eos_id()
     # SigLIP pads with 1, its end-of-text id, although the file also has a padding id.
-    return model.encode, model.get_piece_size(), (eos if eos >= 0 else None), 1
+    return model.encode, model.decode, model.get_piece_size(), (eos if eos >= 0 else None), 1
 
 
 def _load_hf(config: TokenizerConfig) -> Loaded:
@@ -210,25 +235,35 @@ def _load_hf(config: TokenizerConfig) -> Loaded:
     model.no_truncation()
     found = (model.token_to_id(token) for token in _HF_EOS_TOKENS)
     eos = next((token for token in found if token is not None), None)
-    return _encoder(model), model.get_vocab_size(with_added_tokens=True), eos, pad
+    size = model.get_vocab_size(with_added_tokens=True)
+    # What the file puts around texts is not always marked as special in it.
+    return _encoder(model), _decoder(model, model.encode("").ids), size, eos, pad
 
 
-def shapes_tokenizer() -> tokenizers.Tokenizer:
-    """The closed vocabulary of the embedded data set: <pad> 0, </s> 1, <unk> 2, its words."""
-    vocab = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *shapes.WORDS))}
+def closed_tokenizer(kind: Literal["shapes", "scenes"]) -> tokenizers.Tokenizer:
+    """A vocabulary of the embedded data set: <pad> 0, </s> 1, <unk> 2, its words.
+
+    "scenes" has those of "shapes" with the same ids, and then those of the tasks.
+    """
+    words = (*shapes.WORDS, *(shapes_tasks.WORDS if kind == "scenes" else ()))
+    vocab = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *words))}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     return model
 
 
-def _load_shapes(config: TokenizerConfig) -> Loaded:
-    model = shapes_tokenizer()
-    return _encoder(model), model.get_vocab_size(), 1, 0
+def _load_closed(config: TokenizerConfig) -> Loaded:
+    model = closed_tokenizer(config.kind)
+    return _encoder(model), _decoder(model, [0, 1]), model.get_vocab_size(), 1, 0
 
 
 def _encoder(model: tokenizers.Tokenizer) -> Callable[[list[str]], Sequence[Sequence[int]]]:
     # One text at a time: `encode_batch` would start threads of its own under the readers'.
     return lambda texts: [model.encode(text).ids for text in texts]
+
+
+def _decoder(model: tokenizers.Tokenizer, special: Sequence[int]) -> Decode:
+    return lambda ids: model.decode([i for i in ids if i not in special])
 
 
 def _require_file(path: str, what: str) -> None:

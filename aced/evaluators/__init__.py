@@ -5,21 +5,29 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from aced.evaluators.answers import Answers
+from aced.evaluators.captioning import Captioning
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.retrieval import Retrieval
 from aced.evaluators.zeroshot import ZeroShot
-from aced.models.two_tower import TwoTowerConfig
+from aced.models.kinds import ModelConfig
 
 __all__ = ["EvalConfig", "Evaluator", "build"]
 
 Evaluator = Callable[[PyTree], dict[str, float]]
-KINDS = {"retrieval": Retrieval, "zeroshot": ZeroShot}
+KINDS = {
+    "retrieval": Retrieval,
+    "zeroshot": ZeroShot,
+    "answers": Answers,
+    "captioning": Captioning,
+}
 
 
-def build(config: EvalConfig, model: TwoTowerConfig, mesh: Mesh) -> Evaluator:
+def build(config: EvalConfig, model: ModelConfig, mesh: Mesh) -> Evaluator:
     """Returns a function from a model's parameters to named numbers.
 
     Raises:
-        ConfigError: the data set is empty or lacks what the evaluation needs.
+        ConfigError: the data set is empty or lacks what the evaluation needs, or the model has no
+            part that can be evaluated so.
     """
     return KINDS[config.kind](config, model, mesh)

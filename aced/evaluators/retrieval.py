@@ -8,7 +8,7 @@ from aced.config import ConfigError
 from aced.data.sources import open_source
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
-from aced.models.two_tower import TwoTowerConfig
+from aced.models.kinds import ModelConfig
 
 KS = (1, 5, 10)
 _BLOCK = 1024  # queries compared with all candidates at once
@@ -17,10 +17,10 @@ _BLOCK = 1024  # queries compared with all candidates at once
 class Retrieval:
     """COCO's and Flickr's protocol: an image has one or several captions, a caption one image."""
 
-    def __init__(self, config: EvalConfig, model: TwoTowerConfig, mesh: Mesh):
+    def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         self._config = config
         self._source = open_source(config.data)
-        self._embed = Embedder(model, mesh, config.batch_size)
+        self._embed = Embedder(config, model, mesh)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
         """Returns `i2t_r1` ... `t2i_r10` in [0, 1], `mean_r1` of both directions, `pairs`.
@@ -28,9 +28,7 @@ class Retrieval:
         Raises:
             ConfigError: no example has a caption.
         """
-        found = self._embed.data_set(
-            params, self._source, self._config, captions=self._config.captions
-        )
+        found = self._embed.data_set(params, self._source, captions=self._config.captions)
         if not len(found["ztxt"]):
             raise ConfigError(f"Retrieval needs captions, and {self._source.name} has none.")
         return recall(found["zimg"], found["ztxt"], found["owner"])

@@ -8,13 +8,13 @@ from aced.config import ConfigError
 from aced.data.sources import open_source
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
-from aced.models.two_tower import TwoTowerConfig
+from aced.models.kinds import ModelConfig
 
 
 class ZeroShot:
     """Prompt ensembles as in CLIP (arXiv 2103.00020, section 3.1.4)."""
 
-    def __init__(self, config: EvalConfig, model: TwoTowerConfig, mesh: Mesh):
+    def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         self._config = config
         self._source = open_source(config.data)
         self._names = config.class_names or tuple(getattr(self._source, "class_names", None) or ())
@@ -23,7 +23,7 @@ class ZeroShot:
                 f"Zero-shot classification needs class names, and {self._source.name} brings "
                 "none; set class_names of the evaluation."
             )
-        self._embed = Embedder(model, mesh, config.batch_size)
+        self._embed = Embedder(config, model, mesh)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
         """Returns `top1` and `top5` accuracy, `mean_per_class` (all in [0, 1]), and `examples`.
@@ -32,7 +32,7 @@ class ZeroShot:
             ConfigError: the data set has no labels, or labels beyond the class names.
         """
         weights = self._class_weights(params)
-        found = self._embed.data_set(params, self._source, self._config, captions=0)
+        found = self._embed.data_set(params, self._source, captions=0)
         label = found.get("label", np.zeros(0, int))
         known = label >= 0
         if not known.any():

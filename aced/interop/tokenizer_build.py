@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram
 
-from aced.data.tokenizers import TokenizerConfig, shapes_tokenizer
+from aced.data.tokenizers import TokenizerConfig, closed_tokenizer
 from aced.interop import clip_vocabulary, sentencepiece_file
 from aced.interop.model import InteropError
 
@@ -53,8 +53,8 @@ def build(config: TokenizerConfig, content: bytes) -> tokenizers.Tokenizer:
     if config.kind == "clip_bpe":
         vocabulary, merges = clip_vocabulary.vocabulary()
         model = clip(vocabulary, merges)
-    elif config.kind == "shapes":
-        model = shapes_tokenizer()
+    elif config.kind in ("shapes", "scenes"):
+        model = closed_tokenizer(config.kind)
     elif config.kind == "sentencepiece":
         model = _from_sentencepiece(content)
     else:

@@ -3,11 +3,21 @@
 from typing import Any
 
 from aced.config import ConfigError, from_config
+from aced.methods.coca import CoCaTrainConfig, CoCaTraining
+from aced.methods.coca_task import CoCaTask, CoCaTaskConfig
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.dime import Dime, DimeConfig
+from aced.methods.method import MethodConfig
+from aced.methods.optima import Optima, OptimaConfig
 
-METHODS = {"contrastive": (ContrastiveConfig, Contrastive), "dime": (DimeConfig, Dime)}
+METHODS = {
+    "contrastive": (ContrastiveConfig, Contrastive),
+    "dime": (DimeConfig, Dime),
+    "coca": (CoCaTrainConfig, CoCaTraining),
+    "coca_task": (CoCaTaskConfig, CoCaTask),
+    "optima": (OptimaConfig, Optima),
+}
 
 
 def parse(config: Any) -> Any:
@@ -16,7 +26,7 @@ def parse(config: Any) -> Any:
     Raises:
         ConfigError: the name is unknown, or a setting is.
     """
-    if isinstance(config, ContrastiveConfig):  # the default of a run that says nothing
+    if isinstance(config, MethodConfig):  # the default of a run that says nothing
         return config
     name = config.get("name", "contrastive")
     if name not in METHODS:

@@ -37,13 +37,15 @@ from aced.losses import contrastive, distillation
 from aced.methods import scoring
 from aced.methods.by_source import by_source
 from aced.methods.contrastive_settings import REFERENCE, ContrastiveConfig, frozen_key
+from aced.methods.method import Method
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
+from aced.models.kinds import ModelConfig
 from aced.parallel.micro_batch import map_micro_batches
 from aced.selection import scores, select, take
 
 
-class Contrastive:
+class Contrastive(Method):
     """The method: which models it holds, what it reads, and its train step."""
 
     def __init__(self, config: ContrastiveConfig):
@@ -64,9 +66,6 @@ class Contrastive:
         # Those that are loaded and run, and those whose embeddings come with the batch.
         self.frozen = {name: item for name, item in config.frozen.items() if not item.cache}
         self.cached = {name: item for name, item in config.frozen.items() if item.cache}
-        # Parts of the model that are another model's, and parameters that are never trained: none.
-        self.given = None
-        self.fixed = ()
 
     def _needs_bias(self, name: str) -> bool:
         """Whether a loss takes the logits of this frozen model one by one."""
@@ -80,7 +79,7 @@ class Contrastive:
     # What the method asks of the loop.
 
     @property
-    def models(self) -> dict[str, two_tower.TwoTowerConfig]:
+    def models(self) -> dict[str, ModelConfig]:
         """The models that run, by the prefix of what they see in a batch; the learner's is ""."""
         frozen = {_prefix(name): item.model for name, item in self.frozen.items()}
         return {"": self.config.model} | frozen
@@ -96,7 +95,7 @@ class Contrastive:
         config = self.config
         candidates = config.super_batch_size(batch_size)
         trained = batch_size * (2 if self.distils_apart else 1)
-        own = sum(flops.macs(config.model))
+        own = self._macs_trained()
         every = config.multi_resolution_every
         seen = sum(scoring.macs(config.model, config.scoring))
         as_scored = trained // every if every else 0
@@ -111,10 +110,14 @@ class Contrastive:
             forward.append((sum(flops.macs(self.frozen[name].model)), batch_size))
         return flops.step_flops(with_gradient, forward)
 
+    def _macs_trained(self) -> int:
+        """MACs of the forward pass of a pair that is trained on."""
+        return sum(flops.macs(self.config.model))
+
     def init_params(self, key: jax.Array) -> PyTree:
         """Parameters before step 0: the learner's, and projections where features are matched."""
         model_key, projection_key = jax.random.split(key)
-        params = {"model": two_tower.init(self.config.model, model_key)}
+        params = super().init_params(model_key)
         if self.distils and self.config.distillation.loss == "feature":
             params["projections"] = {}
             for i, name in enumerate(self.config.distillation.teachers):
@@ -149,27 +152,14 @@ class Contrastive:
     ) -> tuple[state.TrainState, dict[str, Array]]:
         """Returns the state after one step on the super-batch `batch`, and its metrics.
 
-        Args:
-            train_state: the learner.
-            frozen: parameters of the frozen models by name.
-            batch: arrays [B ...]: `image`, `text`, `id`, views or embeddings of other models by
-                prefix.
-            tx: the optimizer.
-            ema_decay: decay of the moving average of parameters, where the state has one.
-            sources: names of the members of a mixture, by their numbers in `batch["source"]`.
-
-        Pure and jittable. The metric `picks` is the array [b] of the ids trained on.
+        `batch` holds arrays [B ...]: `image`, `text`, `id`, and views or embeddings of other models
+        by prefix. The rest is as for any method.
         """
         chosen, iid, metrics = self._choose(train_state, frozen, batch, sources)
 
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
-            learner = self._learner(params, chosen.batch)
-            task = contrastive.LOSSES[self.config.loss](learner, form=self.config.form)
-            parts = {
-                "loss/contrastive": task,
-                "scale": learner.scale,
-                "bias": learner.bias,
-            }
+            learner, task, parts = self._task(params, chosen.batch)
+            parts |= {"scale": learner.scale, "bias": learner.bias}
             if not self.distils:
                 return task, parts
             student = learner if iid is chosen else self._learner(params, iid.batch)
@@ -187,6 +177,14 @@ class Contrastive:
         (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
         new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
         return new_state, {"loss": loss, **parts, **update, **metrics}
+
+    def _task(
+        self, params: PyTree, batch: dict[str, Array]
+    ) -> tuple[Embeddings, Float[Array, ""], dict[str, Array]]:
+        """The learner's embeddings of a sub-batch, the loss without distillation, its parts."""
+        learner = self._learner(params, batch)
+        loss = contrastive.LOSSES[self.config.loss](learner, form=self.config.form)
+        return learner, loss, {"loss/contrastive": loss}
 
     def _choose(
         self,
@@ -233,7 +231,7 @@ class Contrastive:
 
     def _scored(
         self,
-        model: two_tower.TwoTowerConfig,
+        model: ModelConfig,
         how: ScoringConfig,
         params: PyTree,
         batch: dict[str, Array],

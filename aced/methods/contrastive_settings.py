@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 from aced.config import ConfigError
-from aced.data.sources import DataConfig
 from aced.methods.frozen import FrozenConfig
+from aced.methods.method import MethodConfig
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
 from aced.selection import SelectionConfig, scores
@@ -31,7 +31,7 @@ class DistillationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ContrastiveConfig:
+class ContrastiveConfig(MethodConfig):
     """Settings of the method `contrastive`."""
 
     name: str = "contrastive"
@@ -45,9 +45,9 @@ class ContrastiveConfig:
     # How the losses meet all pairs of a batch: "ring" passes embeddings from device to device and
     # keeps no logits; "full" holds each device's rows of the b x b logits. The same numbers.
     form: Literal["ring", "full"] = "ring"
-    # Examples embedded at a time over all devices, 0: all at once. Neither changes a number.
-    score_micro_batch: int = 0  # without gradient, to choose from
-    train_micro_batch: int = 0  # with gradient: memory for one piece, and one more forward pass
+    # Examples that are embedded without gradient at a time over all devices, to choose from; 0: all
+    # at once. No number changes.
+    score_micro_batch: int = 0
     # How the models run when they score. What is trained on is always computed in full, but for
     # one example in so many (0: none): a learner that scores with larger patches or shorter texts
     # has to learn to. JEST's Flexi trains half of the batch so (2), and needs a quarter (4).
@@ -56,9 +56,9 @@ class ContrastiveConfig:
     multi_resolution_every: int = 0
 
     def __post_init__(self):
-        for name in ("score_micro_batch", "train_micro_batch"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"method.{name} must be at least 0, which is: all at once.")
+        super().__post_init__()
+        if self.score_micro_batch < 0:
+            raise ConfigError("method.score_micro_batch must be at least 0, which is: all at once.")
         if self.multi_resolution_every not in (0, *range(2, 1025)):
             raise ConfigError(
                 "method.multi_resolution_every must be 0 (none) or 2 to 1024 (one example in so "
@@ -114,16 +114,6 @@ class ContrastiveConfig:
         """Where the settings of a frozen model stand."""
         return frozen_key(name)
 
-    def towers_of(self, name: str) -> tuple[str, ...]:
-        """The towers of a frozen model whose embeddings are needed."""
-        del name
-        return ("image", "text")
-
-    def data_of(self, name: str, data: DataConfig) -> DataConfig:
-        """The data that a frozen model embeds, where the run's are `data`."""
-        del name
-        return data
-
     def super_batch_size(self, batch_size: int) -> int:
         """B, the candidates read for each step, given b, the examples trained on.
 
@@ -137,10 +127,6 @@ class ContrastiveConfig:
         if not self.selects:
             return self
         return dataclasses.replace(self, selection=self.selection.for_batch(batch_size))
-
-    def resolve(self, workdir: str) -> "ContrastiveConfig":
-        """Returns the same with the architectures of the frozen models read from their runs."""
-        return self.with_frozen({name: item.resolve(workdir) for name, item in self.frozen.items()})
 
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "ContrastiveConfig":
         """Returns the same with these frozen models, by name."""

@@ -26,6 +26,7 @@ from aced.data.streams import Stream
 from aced.losses import similarity
 from aced.losses.similarity import SimilarityConfig
 from aced.methods.frozen import FrozenConfig
+from aced.methods.method import Method, MethodConfig
 from aced.models import two_tower
 from aced.models.two_tower import TwoTowerConfig
 from aced.parallel.micro_batch import map_micro_batches
@@ -49,7 +50,7 @@ class SentencesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DimeConfig:
+class DimeConfig(MethodConfig):
     """Settings of the method `dime`."""
 
     name: str = "dime"
@@ -62,28 +63,6 @@ class DimeConfig:
     # Of what the student sees; the teacher's features are of the whole picture.
     augment: AugmentConfig = AugmentConfig(crop_area=(0.08, 1.0), flip=0.5)
     form: Literal["ring", "full"] = "ring"  # see the method `contrastive`
-    train_micro_batch: int = 0  # pictures embedded at a time over all devices; 0: all at once
-
-    def __post_init__(self):
-        if self.train_micro_batch < 0:
-            raise ConfigError("method.train_micro_batch must be at least 0, which is: all at once.")
-
-    # What the loop asks of any method's settings.
-
-    @property
-    def selects(self) -> bool:
-        """Whether a sub-batch is chosen: never, here."""
-        return False
-
-    @property
-    def score_micro_batch(self) -> int:
-        """Pictures or sentences that the teacher embeds at a time, when a cache is made."""
-        return self.train_micro_batch
-
-    @property
-    def named(self) -> dict[str, FrozenConfig]:
-        """All frozen models that these settings know, by name."""
-        return self.frozen
 
     @property
     def frozen(self) -> dict[str, FrozenConfig]:
@@ -103,15 +82,6 @@ class DimeConfig:
         """The towers of a frozen model whose embeddings are needed."""
         return ("image",) if name == TEACHER else ("text",)
 
-    def super_batch_size(self, batch_size: int) -> int:
-        """Pictures read per step: those trained on."""
-        return batch_size
-
-    def for_batch(self, batch_size: int) -> "DimeConfig":
-        """Returns the same: nothing depends on the number of pictures."""
-        del batch_size
-        return self
-
     def resolve(self, workdir: str) -> "DimeConfig":
         """Returns the same with what is to be read from the teacher's run and its caches.
 
@@ -129,12 +99,7 @@ class DimeConfig:
                     f"{key} is empty. DIME-FM needs a teacher and its features of pictures and of "
                     "sentences: python -m aced.cache --help says how to make them."
                 )
-        return self.with_frozen(
-            {
-                name: item.resolve(workdir, self.towers_of(name))
-                for name, item in self.frozen.items()
-            }
-        )
+        return super().resolve(workdir)
 
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "DimeConfig":
         """Returns the same with the teacher of these caches, by name."""
@@ -169,7 +134,7 @@ def student(model: TwoTowerConfig, teacher: TwoTowerConfig) -> TwoTowerConfig:
     )
 
 
-class Dime:
+class Dime(Method):
     """The method: what it reads, and its train step."""
 
     def __init__(self, config: DimeConfig):
@@ -179,9 +144,7 @@ class Dime:
                 "finished run or to what python -m aced.convert wrote."
             )
         self.config = config
-        self.frozen: dict[str, FrozenConfig] = {}  # none of them runs
-        self.models = {"": config.model}
-        # Whose parts of the model are given, and the parameters that are never trained.
+        self.frozen = {}  # none of them runs
         self.given = (config.teacher, GIVEN)
         self.fixed = (rf"model/({'|'.join(GIVEN)})(/.*)?",)
 
@@ -204,10 +167,6 @@ class Dime:
         image, _ = flops.macs(self.config.model)
         return flops.step_flops([(image, batch_size)])
 
-    def init_params(self, key: jax.Array) -> PyTree:
-        """Parameters before step 0; those of `given` are then taken from the teacher."""
-        return {"model": two_tower.init(self.config.model, key)}
-
     def train_step(
         self,
         train_state: state.TrainState,
@@ -218,18 +177,10 @@ class Dime:
         ema_decay: float = 0.0,
         sources: tuple[str, ...] = (),
     ) -> tuple[state.TrainState, dict[str, Array]]:
-        """Returns the state after one step, and its metrics.
+        """Returns the state after one step, and its metrics; see `Method`.
 
-        Args:
-            train_state: the student.
-            frozen: no model runs beside it.
-            batch: `image` [b ...], `id` [b], `teacher/zimg` [b d], the teacher's features of the
-                whole pictures, and `sentences/ztxt` [m d], its features of some sentences.
-            tx: the optimizer.
-            ema_decay: decay of the moving average of parameters, where the state has one.
-            sources: members of a mixture; its shares are not measured here.
-
-        Pure and jittable. The metric `picks` is the array [b] of the ids trained on.
+        `batch` holds `image` [b ...], `id` [b], `teacher/zimg` [b d], the teacher's features of the
+        whole pictures, and `sentences/ztxt` [m d], its features of some sentences.
         """
         del frozen, sources
         config = self.config

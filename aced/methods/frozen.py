@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from etils import epath
@@ -15,6 +15,8 @@ from aced.config import ConfigError, flatten, from_config
 from aced.embedding_cache import description, fingerprint
 from aced.embeddings import Embeddings
 from aced.interop import model_folder
+from aced.models.coca import CoCaConfig
+from aced.models.kinds import ModelConfig
 from aced.models.two_tower import TwoTowerConfig
 
 WORKDIR = "{workdir}"
@@ -50,6 +52,8 @@ class FrozenConfig(CheckpointOf):
     scale: float | None = None
     bias: float | None = None
 
+    KIND: ClassVar[type[ModelConfig]] = TwoTowerConfig
+
     def __post_init__(self):
         if self.scale is not None and self.scale <= 0:
             raise ConfigError(f"The scale of a frozen model must be positive, got {self.scale}.")
@@ -69,7 +73,7 @@ class FrozenConfig(CheckpointOf):
         if not self.checkpoint:
             return self
         folder = self.folder(workdir)
-        trained = trained_model(folder)
+        trained = trained_model(folder, self.KIND)
         if self.model is not None:
             check_same_model(self.model, trained, folder)
         return dataclasses.replace(self, checkpoint=folder, model=self.model or trained)
@@ -129,19 +133,45 @@ class FrozenConfig(CheckpointOf):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenCoCaConfig(CheckpointOf):
+    """A trained CoCa: where its parameters are, and its architecture. It always runs."""
+
+    model: CoCaConfig | None = None  # None: as written in the run's config.json
+
+    cache: ClassVar[str] = ""  # what it gives to be distilled is too much to keep
+
+    def resolve(self, workdir: str, towers: Sequence[str] = ()) -> "FrozenCoCaConfig":
+        """Returns the same with `checkpoint` spelled out, and `model` as it was trained.
+
+        Raises:
+            ConfigError: there is no run in `checkpoint`, or `model` is set to another model.
+        """
+        del towers
+        folder = self.folder(workdir)
+        trained = trained_model(folder, CoCaConfig)
+        if self.model is not None:
+            check_same_model(self.model, trained, folder)
+        return dataclasses.replace(self, checkpoint=folder, model=self.model or trained)
+
+
 def holds_model(folder: str) -> bool:
     """Whether `folder` is a run's workdir or a model folder."""
     run = epath.Path(folder) / record.FILE
     return model_folder.is_model_folder(folder) or run.exists()
 
 
-def trained_model(folder: str) -> TwoTowerConfig:
+def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> ModelConfig:
     """The model of the run in `folder`, as its config.json has it, or of a model folder.
+
+    Args:
+        folder: of a run or a model; model folders hold two-tower models.
+        kind: of the model that is wanted.
 
     Raises:
         ConfigError: there is neither, or it has no such model.
     """
-    if model_folder.is_model_folder(folder):
+    if kind is TwoTowerConfig and model_folder.is_model_folder(folder):
         return model_folder.read_config(folder)
     file = epath.Path(folder) / record.FILE
     if not file.exists():
@@ -156,16 +186,24 @@ def trained_model(folder: str) -> TwoTowerConfig:
         raise ConfigError(
             f"{file} names no method.model; point .checkpoint at a workdir of aced.main."
         ) from error
-    return from_config(TwoTowerConfig, model, f"{file}:method.model")
+    return from_config(kind, model, f"{file}:method.model")
 
 
-def check_same_model(wanted: TwoTowerConfig, trained: TwoTowerConfig, folder: str) -> None:
+def check_same_model(
+    wanted: ModelConfig, trained: ModelConfig, folder: str, free: Sequence[str] = ()
+) -> None:
     """Refuses another architecture or preprocessing: its numbers would be silently wrong.
+
+    Args:
+        wanted: the model that is to have the parameters.
+        trained: the model that they are of.
+        folder: where they are.
+        free: settings that may differ, too.
 
     Raises:
         ConfigError: they differ; the message names the settings.
     """
-    lines = _differences(wanted, trained, (*_FREE, "tokenizer.path"))
+    lines = _differences(wanted, trained, (*_FREE, *free, "tokenizer.path"))
     files = wanted.tokenizer.path, trained.tokenizer.path
     if files[0] != files[1] and fingerprint.of_tokenizer(
         wanted.tokenizer
@@ -178,7 +216,7 @@ def check_same_model(wanted: TwoTowerConfig, trained: TwoTowerConfig, folder: st
         )
 
 
-def _differences(wanted: TwoTowerConfig, found: TwoTowerConfig, free: Sequence[str]) -> list[str]:
+def _differences(wanted: ModelConfig, found: ModelConfig, free: Sequence[str]) -> list[str]:
     ours, theirs = (flatten(dataclasses.asdict(model)) for model in (wanted, found))
     differing = [key for key in ours if key not in free and ours[key] != theirs.get(key)]
     return [f"{key}: here {ours[key]!r}, there {theirs.get(key)!r}" for key in differing]

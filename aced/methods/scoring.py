@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from aced import flops
 from aced.config import ConfigError
 from aced.embeddings import Embeddings
-from aced.models import flexi, two_tower
-from aced.models.text import TextConfig
-from aced.models.two_tower import TwoTowerConfig
+from aced.models import flexi
+from aced.models.kinds import ModelConfig, kind_of
 from aced.parallel.mesh import constrain_by_example, data_shards
 
 
@@ -49,7 +48,7 @@ class ScoringConfig:
         """What of it the model has to be trained on: what it sees, not how it computes."""
         return dataclasses.replace(self, precision="model")
 
-    def check(self, model: TwoTowerConfig, key: str = "method.scoring") -> None:
+    def check(self, model: ModelConfig, key: str = "method.scoring") -> None:
         """Refuses what does not fit to `model`, or would cost more than `model` itself.
 
         Args:
@@ -77,19 +76,16 @@ class ScoringConfig:
             )
 
 
-def macs(model: TwoTowerConfig, scoring: ScoringConfig) -> tuple[int, int]:
+def macs(model: ModelConfig, scoring: ScoringConfig) -> tuple[int, int]:
     """MACs of one forward pass of (one image, one text) as it scores; see `aced.flops`.
 
     One in int8 counts as one, although a chip may do two of them at a time.
     """
-    image = flops.macs_image(_seen(model, scoring).image, model.embed_dim)
-    return image, flops.macs_text(
-        model.text, model.width, scoring.text_length or _text_length(model)
-    )
+    return flops.macs(_seen(model, scoring), scoring.text_length)
 
 
 def embed(
-    model: TwoTowerConfig,
+    model: ModelConfig,
     scoring: ScoringConfig,
     params: dict[str, Any],
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
@@ -99,10 +95,10 @@ def embed(
 
     Args:
         model: the model as it is trained.
-        scoring: with the defaults, this is `TwoTower.apply`.
+        scoring: with the defaults, this is the model itself.
         params: the model's own parameters, whatever `scoring` makes of them.
-        image: as for `TwoTower`.
-        text: as for `TwoTower`; longer than `scoring.text_length` are cut.
+        image: as for the model.
+        text: as for the model; longer than `scoring.text_length` are cut.
 
     Differentiable with respect to the parameters unless the precision is int8.
 
@@ -112,14 +108,14 @@ def embed(
     """
     seen = _seen(model, scoring)
     image_params = flexi.resize_params(params["image"], model.image, seen.image.patch)
-    text_params, text = _shorter(params["text"], text, model.text, scoring.text_length)
-    tower = two_tower.TwoTower(seen, int8=scoring.precision == "int8")
+    text_params, text = _shorter(params["text"], text, model, scoring.text_length)
     params = {**params, "image": image_params, "text": text_params}
-    return tower.apply({"params": params}, image, text)
+    int8 = scoring.precision == "int8"
+    return kind_of(seen).embed(seen, params, image, text, int8=int8)
 
 
 def embed_mixed(
-    model: TwoTowerConfig,
+    model: ModelConfig,
     scoring: ScoringConfig,
     every: int,
     params: dict[str, Any],
@@ -136,15 +132,15 @@ def embed_mixed(
         scoring: patch and text length are read, the precision is not.
         every: 2 for half of the batch, 4 for a quarter.
         params: the model's own parameters.
-        image: as for `TwoTower`.
-        text: as for `TwoTower`.
+        image: as for the model.
+        text: as for the model.
 
     Raises:
         ConfigError: the batch cannot be cut so; see `split_every`.
     """
     first, others = split_every((image, text), every)
     as_scored = embed(model, scoring.view, params, *first)
-    full = two_tower.TwoTower(model).apply({"params": params}, *others)
+    full = kind_of(model).embed(model, params, *others)
     return full.replace(
         zimg=join_every(as_scored.zimg, full.zimg, every),
         ztxt=join_every(as_scored.ztxt, full.ztxt, every),
@@ -183,7 +179,7 @@ def join_every(first: Array, others: Array, every: int) -> Array:
     return constrain_by_example(joined.reshape(-1, *first.shape[1:]))
 
 
-def _seen(model: TwoTowerConfig, scoring: ScoringConfig) -> TwoTowerConfig:
+def _seen(model: ModelConfig, scoring: ScoringConfig) -> ModelConfig:
     """The model with the patch and the dtype of `scoring`."""
     patch = scoring.patch or model.image.patch
     return dataclasses.replace(
@@ -193,22 +189,22 @@ def _seen(model: TwoTowerConfig, scoring: ScoringConfig) -> TwoTowerConfig:
     )
 
 
-def _text_length(model: TwoTowerConfig) -> int:
+def _text_length(model: ModelConfig) -> int:
     """Tokens that the text tower is given."""
     return min(model.tokenizer.length, model.text.length)
 
 
 def _shorter(
-    params: dict[str, Any], text: Int[Array, "b l"], config: TextConfig, length: int | None
+    params: dict[str, Any], text: Int[Array, "b l"], model: ModelConfig, length: int | None
 ) -> tuple[dict[str, Any], Int[Array, "b k"]]:
     """The text tower's parameters and the texts, for `length` tokens of each."""
     last = text.shape[1] - 1
     if length is None or length > last:
         return params, text
-    kept = text[:, :length]
-    if config.pool == "eot":
-        ends = (kept == config.eot_id).any(axis=1)
-        return params, kept.at[:, -1].set(jnp.where(ends, kept[:, -1], config.eot_id))
+    kept, end = text[:, :length], kind_of(model).end_of_text(model)
+    if end is not None:
+        ends = (kept == end).any(axis=1)
+        return params, kept.at[:, -1].set(jnp.where(ends, kept[:, -1], end))
     # The last token and its position stay: that is where the tower has learned to collect what it
     # has read, and it has not elsewhere. Read at the last kept place, a tower that was not trained
     # so loses most of what selection gains.

@@ -6,6 +6,7 @@ loss. Parameters: image (a vision transformer), pooler, text, t (log of the scal
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from aced.losses import captioning
 from aced.losses.captioning import Words
 from aced.models import presets, transformer, two_tower
 from aced.models.decoder import Cache, Decoder, DecoderConfig, real_words
-from aced.models.pooler import Cascade
+from aced.models.pooler import Cascade, Head
 from aced.models.vit import ImageConfig, ViT
 from aced.parallel.mesh import constrain_by_example
 
@@ -40,6 +41,9 @@ class CoCaConfig:
     # numbers of parameters have it). A number: a projection without bias on either side.
     embed_dim: int | None = None
     init_scale: float = 1 / 0.07  # scale of the logits at the start; there is no bias
+    # Answers that a head of its own chooses from, for tasks; 0: no head
+    classes: int = 0
+    pictures: int = 1  # that a question is about: 2 in NLVR2
     # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = True  # over layers; False unrolls them: same parameters, slower to compile
@@ -72,6 +76,13 @@ class CoCaConfig:
             raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
         if self.init_scale <= 0:
             raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
+        if self.classes < 0 or self.pictures not in (1, 2):
+            raise ConfigError(
+                f"classes = {self.classes} must be at least 0, and pictures = {self.pictures} 1 or "
+                "2."
+            )
+        if self.pictures == 2 and not self.classes:
+            raise ConfigError("pictures = 2 is read by the head alone; set classes, too.")
 
     @property
     def width(self) -> int:
@@ -158,6 +169,8 @@ class CoCa(nn.Module):
             config.queries, text.dims.width, heads, text.norm_eps, config.embed_dim, compute
         )
         self.text = Decoder(text, config.embed_dim, compute)
+        if config.classes:
+            self.head = Head(config.classes, text.dims.heads, compute)
         # The logarithm is learned: the scale stays positive, and moves by factors.
         self.t = self.param("t", nn.initializers.constant(math.log(config.init_scale)), ())
 
@@ -200,6 +213,18 @@ class CoCa(nn.Module):
             words=self.text.decode(tokens, pooled),
             real=real_words(text, self.config.text.eos_id),
         )
+
+    def answer(
+        self, image: UInt8[Array, "b k h w 3"], text: Int[Array, "b l"]
+    ) -> Float[Array, "b c"]:
+        """Returns the head's logits for texts about k pictures each; see `answer`."""
+        b, k = image.shape[:2]
+        # Side by side on each device, so that no example changes its place.
+        pooled = self._pool(image.reshape(b * k, *image.shape[2:]))[0]
+        tokens = jnp.repeat(self.text.encode(text)[0], k, axis=0)
+        states = self.text.decode(tokens, pooled).states
+        real = real_words(text, self.config.text.eos_id)
+        return self.head(states.reshape(b, k, *states.shape[1:]), real)
 
     def begin(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], length: int
@@ -246,15 +271,78 @@ def forward(
     Raises:
         ValueError: the images have another resolution, or the texts more words than positions.
     """
-    model, variables = CoCa(config), {"params": params}
     if not hidden:
-        return model.apply(variables, image, text)
+        return CoCa(config).apply({"params": params}, image, text)
+    output, states = _with_hidden(config, params, "__call__", image, text)
+    return output.replace(hidden=states)
+
+
+def answer(
+    config: CoCaConfig,
+    params: dict[str, Any],
+    images: Sequence[UInt8[Array, "b h w 3"]],
+    text: Int[Array, "b l"],
+) -> Float[Array, "b c"]:
+    """Returns the logits of the answers to questions, or of what a statement is, float32.
+
+    Args:
+        config: the model; `classes` answers are known to it.
+        params: of it, its head included.
+        images: the one picture that a text is about, or both.
+        text: ids of l words, end of text and padding included.
+
+    Raises:
+        ValueError: there are more or fewer pictures than `pictures`.
+    """
+    return CoCa(config).apply(
+        {"params": params}, _side_by_side(config, images), text, method="answer"
+    )
+
+
+def answer_with_hidden(
+    config: CoCaConfig,
+    params: dict[str, Any],
+    images: Sequence[UInt8[Array, "b h w 3"]],
+    text: Int[Array, "b l"],
+) -> tuple[Float[Array, "b c"], dict[str, Float[Array, "L _ n d"]]]:
+    """Returns what `answer` does, and what every block gives, as `Output.hidden`.
+
+    Of k pictures, the hidden states of image and multimodal decoder have b * k rows, those of the
+    same example side by side; the unimodal decoder reads each text once.
+    """
+    return _with_hidden(config, params, "answer", _side_by_side(config, images), text)
+
+
+def _side_by_side(config: CoCaConfig, images: Sequence[Array]) -> UInt8[Array, "b k h w 3"]:
+    if len(images) != config.pictures:
+        raise ValueError(f"The head reads {config.pictures} pictures, and is given {len(images)}.")
+    return jnp.stack(images, axis=1)
+
+
+def _with_hidden(config: CoCaConfig, params: dict[str, Any], method: str, *args: Array) -> Any:
     collection, name = transformer.HIDDEN
-    output, kept = model.apply(variables, image, text, mutable=[collection])
+    variables = {"params": params}
+    output, kept = CoCa(config).apply(variables, *args, method=method, mutable=[collection])
     of = kept[collection]
     stacks = of["image"]["blocks"], of["text"]["unimodal"], of["text"]["multimodal"]
-    states = {module: stack[name][0] for module, stack in zip(MODULES, stacks, strict=True)}
-    return output.replace(hidden=states)
+    return output, {m: stack[name][0] for m, stack in zip(MODULES, stacks, strict=True)}
+
+
+def build(config: CoCaConfig, int8: bool = False) -> CoCa:
+    """Returns the model's module."""
+    return CoCa(config, int8)
+
+
+def embed(
+    config: CoCaConfig,
+    params: dict[str, Any],
+    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    text: Int[Array, "b l"],
+    *,
+    int8: bool = False,
+) -> Embeddings:
+    """Returns the embeddings of paired images and texts, without the multimodal half."""
+    return CoCa(config, int8).apply({"params": params}, image, text, method="embed")
 
 
 def logits(output: Output) -> Float[Array, "b l v"]:
@@ -263,11 +351,33 @@ def logits(output: Output) -> Float[Array, "b l v"]:
 
 
 def init(config: CoCaConfig, key: Array) -> dict[str, Any]:
-    """Returns random float32 parameters: a nested dict with image, pooler, text and t.
+    """Returns random float32 parameters: a nested dict with image, pooler, text, t, perhaps head.
 
     Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under
     `jax.eval_shape` nothing is computed.
     """
     image = jnp.zeros((1, config.image.resolution, config.image.resolution, 3), jnp.uint8)
     text = jnp.zeros((1, config.text.length), jnp.int32)
-    return CoCa(config).init(key, image, text)["params"]
+
+    def everything(model: CoCa) -> None:
+        model(image, text)
+        if config.classes:
+            model.answer(jnp.stack([image] * config.pictures, axis=1), text)
+
+    return CoCa(config).init(key, method=everything)["params"]
+
+
+# Settings that may differ in a model that another one starts from: those of the head, and how much
+# of the positions a task's texts need.
+FREE_TO_START_FROM = ("classes", "pictures", "tokenizer.length")
+
+
+def shared_parts(config: CoCaConfig, other: CoCaConfig) -> tuple[str, ...] | None:
+    """The parts that a model can take from a trained one; None: all. Another task, another head."""
+    same = (config.classes, config.pictures) == (other.classes, other.pictures)
+    return None if same else ("image", "pooler", "text", "t")
+
+
+def end_of_text(config: CoCaConfig) -> int:
+    """The id up to which the decoder reads."""
+    return config.text.eos_id

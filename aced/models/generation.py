@@ -107,17 +107,27 @@ def generate(
         ConfigError: the texts may get longer than the decoder has positions, or sampling has no
             key.
     """
+    length = longest(config, how)
+    if (how.kind == "top_p") != (key is not None):
+        raise ConfigError("kind = 'top_p' needs a key, and only that kind does.")
+    model = functools.partial(CoCa(config).apply, {"params": _ready(params, config.dtype)})
+    write = _beam_search if how.kind == "beam" else _one_by_one
+    return write(model, how, config.text.eos_id, length, image, key)
+
+
+def longest(config: CoCaConfig, how: GenerationConfig) -> int:
+    """Returns the most words that a text may have, end of text included.
+
+    Raises:
+        ConfigError: it is more than the decoder has positions.
+    """
     length = how.length or config.text.length
     if length > config.text.length:
         raise ConfigError(
             f"length = {length} is more than the decoder's text.length = {config.text.length} "
             "positions; lower the one or raise the other."
         )
-    if (how.kind == "top_p") != (key is not None):
-        raise ConfigError("kind = 'top_p' needs a key, and only that kind does.")
-    model = functools.partial(CoCa(config).apply, {"params": _ready(params, config.dtype)})
-    write = _beam_search if how.kind == "beam" else _one_by_one
-    return write(model, how, config.text.eos_id, length, image, key)
+    return length
 
 
 def _one_by_one(model, how, eos, length, image, key) -> Texts:

@@ -58,3 +58,30 @@ class Cascade(nn.Module):
             head = nn.Dense(self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head")
             z = head(z)
         return pooled, z.astype(jnp.float32)
+
+
+class Head(nn.Module):
+    """Answers to questions about pictures: a pooler over what the decoder gives, and classes.
+
+    Of several pictures, what each one's pass has given stands side by side (CoCa, section 4.2).
+    """
+
+    classes: int
+    heads: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, states: Float[Array, "b k l d"], real: Bool[Array, "b l"]
+    ) -> Float[Array, "b c"]:
+        """Returns float32 logits of the classes.
+
+        Args:
+            states: the decoder's outputs, of k pictures with the same text.
+            real: which of them are about words, and not about padding.
+        """
+        b, k, length, width = states.shape
+        rows = states.reshape(b * k, length, width)
+        pooler = Pooler(1, width, self.heads, self.compute, name="pooler")
+        pooled = pooler(rows, jnp.repeat(real, k, axis=0)).reshape(b, k * width)
+        return nn.Dense(self.classes, name="classifier")(pooled.astype(jnp.float32))

@@ -177,3 +177,34 @@ def init(config: TwoTowerConfig, key: Array) -> dict[str, Any]:
     image = jnp.zeros((1, config.image.resolution, config.image.resolution, 3), jnp.uint8)
     text = jnp.zeros((1, config.text.length), jnp.int32)
     return TwoTower(config).init(key, image, text)["params"]
+
+
+def build(config: TwoTowerConfig, int8: bool = False) -> TwoTower:
+    """Returns the model's module."""
+    return TwoTower(config, int8)
+
+
+def embed(
+    config: TwoTowerConfig,
+    params: dict[str, Any],
+    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    text: Int[Array, "b l"],
+    *,
+    int8: bool = False,
+) -> Embeddings:
+    """Returns the embeddings of paired images and texts."""
+    return TwoTower(config, int8).apply({"params": params}, image, text)
+
+
+# Settings that may differ in a model that another one starts from.
+FREE_TO_START_FROM = ()
+
+
+def shared_parts(config: TwoTowerConfig, other: TwoTowerConfig) -> None:
+    """The parts that a model can take from a trained one of the same architecture: all."""
+    del config, other
+
+
+def end_of_text(config: TwoTowerConfig) -> int | None:
+    """The id at which the text tower collects what it has read; None: at the last place."""
+    return config.text.eot_id if config.text.pool == "eot" else None

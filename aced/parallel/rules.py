@@ -27,6 +27,7 @@ RULES: Rules = (
     (r"(.*/)?(q|k|v|fc1)/bias", (TENSOR,)),
     (r"(.*/)?(patch|head|merge)/kernel", (None, FSDP)),
     (r"(.*/)?token", (None, FSDP)),
+    (r"(.*/)?classifier/kernel", (FSDP, None)),  # any number of classes
     # The output softmax by its words, so that logits are shared, too.
     (r"(.*/)?softmax/kernel", (FSDP, TENSOR)),
     # Vectors and positions, too small to be worth a message; and distillation's projections.

@@ -7,6 +7,7 @@ costs the space of the data set once more, until that is complete. A restart tak
 complete blocks as they were then, even if their files have changed since.
 """
 
+import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,8 @@ from aced.preparation.workspace import Workspace
 BLOCK = 256
 REJECTED = "rejected"  # tag of what is left out, in every step
 
-Found = tuple[CaptionedImage, bytes]  # an image of the input, and its bytes
+# An image of the input, its bytes, and those of the second picture, where there is one.
+Found = tuple[CaptionedImage, bytes, bytes | None]
 Item = Any  # what a block is made of, and `fetch` understands
 
 
@@ -66,15 +68,23 @@ def _examined(
 ) -> tuple[list[bytes], list[tuple[int, str, str]], int]:
     """Fills the spool of a block; returns its packed facts, its rejects and how many it had."""
 
-    def load(item: Item) -> tuple[CaptionedImage, Checked] | RejectedError:
+    of_second = dataclasses.replace(config, thumbnails=0)
+
+    def load(item: Item) -> tuple[CaptionedImage, Checked, Checked | None] | RejectedError:
         try:
-            image, data = fetch(item)
+            image, data, second = fetch(item)
         except RejectedError as error:
             return error
+        where = {"image": image.key, "line": image.line}
         try:
-            return image, check(data, config)
+            checked = check(data, config)
         except RejectedError as error:
-            return RejectedError(*error.args, {"image": image.key, "line": image.line})
+            return RejectedError(*error.args, where)
+        try:
+            return image, checked, None if second is None else check(second, of_second)
+        except RejectedError as error:
+            reason, detail = error.args
+            return RejectedError(reason, f"the second picture: {detail}", where)
 
     kept, rejects, seen = [], Rejects(config.place), 0
     name = f"blocks/{block:08d}.bytes"
@@ -91,24 +101,30 @@ def _examined(
                 *what, where = loaded.args
                 rejects.add(RejectedError(*what), **where)
                 continue
-            image, checked = loaded
-            kept.append(pack(_facts(image, checked, block, spool.tell())))
+            image, checked, second = loaded
+            kept.append(pack(_facts(image, checked, second, block, spool.tell())))
             spool.write(checked.data)
             spool.write(checked.thumbnail)
+            if second is not None:
+                spool.write(second.data)
     return kept, rejects.take(), seen
 
 
-def _facts(image: CaptionedImage, checked: Checked, block: int, offset: int) -> Facts:
+def _facts(
+    image: CaptionedImage, checked: Checked, second: Checked | None, block: int, offset: int
+) -> Facts:
+    data = second.data if second is not None else b""
     return Facts(
         **vars(image),
         block=block,
         offset=offset,
         size=len(checked.data),
         thumbnail_size=len(checked.thumbnail),
-        sha256=hashlib.sha256(checked.data).digest(),
+        second_size=len(data),
+        sha256=hashlib.sha256(checked.data + data).digest(),
         width=checked.width,
         height=checked.height,
-        anew=checked.anew,
+        anew=checked.anew or (second is not None and second.anew),
         look=checked.look,
     )
 

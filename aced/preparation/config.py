@@ -38,6 +38,15 @@ class PrepareConfig:
     label_column: str = setting(
         "", "Column of the class: integers, or, in a table, names (sorted, numbered)."
     )
+    second_column: str = setting(
+        "",
+        "Column of a second picture, of examples about two: its path, or in parquet its bytes.",
+    )
+    separate: bool = setting(
+        False,
+        "Every line or record stays an example of its own, with its own label: several questions "
+        "about one picture, say. Else those of one picture are put together, as its captions.",
+    )
     noisy_column: str = setting("", "Column that says whether a pair is known to be bad.")
     extra_columns: str = setting("", "Columns to keep as they are, separated by commas.")
     val: int = setting(0, "Examples held out as split 'val'.")
@@ -84,6 +93,13 @@ class PrepareConfig:
             needed[:0] = ["images", "captions"]
         elif self.noisy_column or self.extra_columns:
             raise ConfigError("--noisy_column and --extra_columns are of a table: --captions.")
+        if self.tars and self.second_column:
+            raise ConfigError("--second_column is of a table or of parquet files, not of --tars.")
+        if self.near_duplicates >= 0 and (self.second_column or self.separate):
+            raise ConfigError(
+                "--near_duplicates compares first pictures alone, and would leave out examples "
+                "that --second_column or --separate tell apart; leave it at -1."
+            )
         for name in needed:
             if not getattr(self, name):
                 raise ConfigError(f"--{name} is empty; set it.")
@@ -129,6 +145,7 @@ class PrepareConfig:
             caption=self.caption_column or "caption",
             label=self.label_column,
             noisy=self.noisy_column,
+            second=self.second_column,
             extra=tuple(name.strip() for name in self.extra_columns.split(",") if name.strip()),
             lower=self.lower,
         )

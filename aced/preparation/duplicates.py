@@ -1,4 +1,7 @@
-"""Images whose stored bytes are equal become one: the input's first, with the captions of all."""
+"""Images whose stored bytes are equal become one: the input's first, with the captions of all.
+
+Of examples about two pictures both must be equal; those that are to stay separate never are one.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +20,7 @@ def drop_duplicates(
     """Returns the packed facts of the images that are left, and what is left out."""
     merged = (
         examined
-        | "key by content" >> beam.Map(_by_content).with_output_types(tuple[bytes, bytes])
+        | "key by content" >> beam.Map(_by_content, config).with_output_types(tuple[bytes, bytes])
         | "group by content" >> beam.GroupByKey()
         | "merge equal ones"
         >> beam.FlatMap(_merge, config).with_output_types(bytes).with_outputs(REJECTED, main="kept")
@@ -25,8 +28,11 @@ def drop_duplicates(
     return merged.kept, merged[REJECTED]
 
 
-def _by_content(packed: bytes) -> tuple[bytes, bytes]:
-    return unpack(packed).sha256, packed
+def _by_content(packed: bytes, config: PrepareConfig) -> tuple[bytes, bytes]:
+    facts = unpack(packed)
+    # The lengths tell where the second picture begins.
+    key = f"{facts.size} {facts.second_size} {facts.line if config.separate else ''} "
+    return key.encode() + facts.sha256, packed
 
 
 def _merge(grouped: tuple[bytes, Iterable[bytes]], config: PrepareConfig) -> Iterator[Any]:

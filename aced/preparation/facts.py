@@ -19,11 +19,17 @@ class Facts(CaptionedImage):
     offset: int  # where they begin in it
     size: int  # how many they are
     thumbnail_size: int  # the bytes that follow them; 0: there is no thumbnail
-    sha256: bytes  # of the image's bytes
+    second_size: int  # and those of a second picture that follow; 0: there is none
+    sha256: bytes  # of the image's bytes, and of the second one's behind them
     width: int  # pixels, as stored
     height: int
     anew: bool  # whether it was encoded anew
     look: bytes  # perceptual hash; empty where none is asked for
+
+    @property
+    def image_bytes(self) -> int:
+        """Of both pictures."""
+        return self.size + self.second_size
 
 
 def pack(image: CaptionedImage) -> bytes:

@@ -70,7 +70,9 @@ def _lines(path: str, config: PrepareConfig) -> Iterator[Any]:
     rejects = Rejects(config.place)
     try:
         for image in read_captions(path, config.columns, rejects):
-            yield image.key, pack(image)
+            # Lines of the same pictures become one example.
+            key = str(image.line) if config.separate else f"{image.key}\0{image.second or ''}"
+            yield key, pack(image)
             for entry in rejects.take():
                 yield beam.pvalue.TaggedOutput(REJECTED, entry)
     except PrepareError as error:
@@ -79,7 +81,7 @@ def _lines(path: str, config: PrepareConfig) -> Iterator[Any]:
         yield beam.pvalue.TaggedOutput(REJECTED, entry)
 
 
-def _merge(key: str, group: Iterable[bytes]) -> Iterator[Any]:
+def _merge(_: str, group: Iterable[bytes]) -> Iterator[Any]:
     rejects = Rejects()
     images = sorted(map(unpack_captions, group), key=lambda image: image.line)
     image = merge_lines(images, rejects)
@@ -93,10 +95,19 @@ def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) 
     block, group = grouped
 
     def fetch(image: CaptionedImage) -> Found:
+        where = {"image": image.key, "line": image.line}
         try:
-            return image, read_file(image.key, config.images)
+            data = read_file(image.key, config.images)
         except RejectedError as error:
-            raise RejectedError(*error.args, {"image": image.key, "line": image.line}) from error
+            raise RejectedError(*error.args, where) from error
+        if image.second is None:
+            return image, data, None
+        try:
+            return image, data, read_file(image.second, config.images)
+        except RejectedError as error:
+            reason, detail = error.args
+            detail = f"the second picture, {image.second}: {detail}"
+            raise RejectedError(reason, detail, where) from error
 
     images = sorted(map(unpack_captions, group), key=lambda image: image.line)
     yield from examine(config, block, images, fetch)
@@ -137,12 +148,19 @@ def open_records(config: PrepareConfig) -> records.Source:
         if config.tars:
             return TarSource(WebDatasetConfig(config.tars, captions, label))
         return ParquetSource(
-            ParquetConfig(config.parquet, image, captions, label, window_mib=_WINDOW_MIB)
+            ParquetConfig(
+                config.parquet,
+                image,
+                captions,
+                label,
+                second=config.second_column,
+                window_mib=_WINDOW_MIB,
+            )
         )
     except (ConfigError, records.DatasetError, storage.StorageError) as error:
         raise PrepareError(
             f"{error} (Here these settings are --tars, --parquet, --image_column, "
-            "--caption_column and --label_column.)"
+            "--caption_column, --second_column and --label_column.)"
         ) from error
 
 
@@ -174,6 +192,6 @@ def _examine_records(numbers: tuple[int, int, int], config: PrepareConfig) -> It
             raise RejectedError("unreadable_record", str(error.args[-1]), where) from error
         if not image.texts:
             raise RejectedError("empty_caption", "", where | {"image": image.key})
-        return image, record["image"]
+        return image, record["image"], record.get("second")
 
     yield from examine(config, block, range(begin, end), fetch)

@@ -142,7 +142,7 @@ def to_shards(
     )
     sums = (
         buckets
-        | "sizes" >> beam.MapTuple(lambda bucket, packed: (bucket, (1, unpack(packed).size)))
+        | "sizes" >> beam.MapTuple(lambda bucket, packed: (bucket, (1, unpack(packed).image_bytes)))
         | "sizes of buckets" >> beam.CombinePerKey(_sums)
     )
     layout = (

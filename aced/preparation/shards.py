@@ -1,6 +1,5 @@
 """Shards of ArrayRecord, each written by one worker from the spools."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -72,21 +71,22 @@ def _counted(examples: Iterable[records.Example]) -> Iterator[records.Example]:
 
 def _example(packed: bytes, config: PrepareConfig, labels: dict[str, int]) -> records.Example:
     facts = unpack(packed)
-    size = facts.size + facts.thumbnail_size
+    behind = facts.size + facts.thumbnail_size  # where the second picture begins
+    size = behind + facts.second_size
     data = read_spool(Workspace(config.out), facts.block, facts.offset, size)
-    if hashlib.sha256(data[: facts.size]).digest() != facts.sha256 or len(data) != size:
+    pictures = data[: facts.size] + data[behind:]
+    if hashlib.sha256(pictures).digest() != facts.sha256 or len(data) != size:
         raise PrepareError(
             f"The copy of {facts.key} in {Workspace(config.out).root} is damaged; remove that "
             "folder and start again."
         )
-    example = records.Example(
+    return records.Example(
         image=data[: facts.size],
         texts=tuple(facts.texts),
         key=facts.key,
         label=None if facts.label is None else labels[facts.label],
         is_noisy=facts.is_noisy,
         extra=facts.extra,
+        thumbnail=data[facts.size : behind] or None,
+        second=data[behind:] or None,
     )
-    if facts.thumbnail_size:
-        example = dataclasses.replace(example, thumbnail=data[facts.size :])
-    return example

@@ -33,9 +33,10 @@ def _counts(part: str, packed: bytes) -> Iterator[tuple[Counter, int]]:
     yield ("images", part), 1
     yield ("captions", part), len(facts.texts)
     yield ("noisy", part), int(bool(facts.is_noisy))
-    yield ("image_bytes", part), facts.size
+    yield ("image_bytes", part), facts.image_bytes
     yield ("stored_anew", ""), int(facts.anew)
     yield ("thumbnails", ""), int(facts.thumbnail_size > 0)
+    yield ("second_pictures", ""), int(facts.second_size > 0)
     longer, shorter = max(facts.width, facts.height), min(facts.width, facts.height)
     yield ("longer_side", _power_of_two(longer)), 1
     yield ("shorter_side", _power_of_two(shorter)), 1
@@ -112,6 +113,7 @@ def as_statistics(
         "captions": sum(by_name["captions"].values()),
         "stored_anew": by_name["stored_anew"][""],
         "thumbnails": by_name["thumbnails"][""],
+        "second_pictures": by_name["second_pictures"][""],
         "rejected": dict(sorted(rejected.items())),
         "splits": {
             part: {name: by_name[name][part] for name in of_splits} for part in by_name["images"]

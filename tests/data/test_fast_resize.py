@@ -6,7 +6,7 @@ from PIL import Image
 
 from aced.data.decode import Picture
 from aced.data.fast_resize import resize_fast
-from aced.data.pictures import see
+from aced.data.pictures import Look, see
 from aced.data.transforms import ResizeConfig, resize
 
 MODES = [
@@ -66,7 +66,7 @@ def test_the_difference_of_scaled_jpegs(config, resolution):
     pixels = natural(512, 640, 0)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=85)
-    record, looks = {"image": out.getvalue()}, [(resolution, config)]
+    record, looks = {"image": out.getvalue()}, [Look(resolution, config)]
     (exact,), (fast,) = (see(record, looks, how, 10**6) for how in ("exact", "fast"))
     difference = fast.astype(int) - exact
     assert np.abs(difference).mean() < (3.8 if config.interpolation == "bicubic" else 5.8)

@@ -71,6 +71,21 @@ def test_missing_and_empty_values(tmp_path):
             read[i]
 
 
+def test_second_pictures_are_of_a_column_of_their_own(tmp_path):
+    left, right = ([{"bytes": many.jpeg(i), "path": "x"} for i in (k, k + 1)] for k in (0, 10))
+    right[1]["bytes"] = None
+    table = pa.table({"image": left, "right": right, "caption": ["a", "b"], "label": [1, 0]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    read = source(tmp_path, second="right", label="label")
+    assert (read[0]["image"], read[0]["second"]) == (many.jpeg(0), many.jpeg(10))
+    assert (read[0]["texts"], read[0]["label"]) == (("a",), 1)
+    with pytest.raises(RecordError, match=r"a.parquet, row group 0, row 1: .*no bytes"):
+        read[1]
+    alone = source(tmp_path, label="label")
+    assert "second" not in alone[0]
+    assert alone.fingerprint != read.fingerprint
+
+
 def test_wrong_columns_are_refused_and_the_right_ones_listed(tmp_path):
     many.write_parquet(tmp_path, [2], 2)
     there = r"There are: image \(struct.*\), caption \(string\), captions \(list.*\), class"
@@ -79,6 +94,8 @@ def test_wrong_columns_are_refused_and_the_right_ones_listed(tmp_path):
         ({"image": "caption"}, r"image = 'caption' must be a column of bytes.* is string"),
         ({"captions": ("class",)}, r"captions = 'class' must be a column of strings.* is int64"),
         ({"label": "caption"}, r"label = 'caption' must be .*numbers"),
+        ({"second": "right"}, rf"second = 'right' .* does not exist. {there}"),
+        ({"second": "class"}, r"second = 'class' must be a column of bytes"),
     ]:
         with pytest.raises(ConfigError, match=message):
             source(tmp_path, **settings)

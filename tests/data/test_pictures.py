@@ -5,17 +5,17 @@ import pytest
 from PIL import Image
 
 from aced.data.decode import DecodeError, decode
-from aced.data.pictures import see
+from aced.data.pictures import Look, see
 from aced.data.pipeline import InputCounters, View, eval_batches, train_batches
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import TokenizerConfig
 from aced.data.transforms import ResizeConfig, resize
 
 LOOKS = [
-    (24, ResizeConfig()),
-    (64, ResizeConfig("crop")),
-    (24, ResizeConfig("crop", "bilinear")),
-    (200, ResizeConfig()),
+    Look(24, ResizeConfig()),
+    Look(64, ResizeConfig("crop")),
+    Look(24, ResizeConfig("crop", "bilinear")),
+    Look(200, ResizeConfig()),
 ]
 
 
@@ -62,14 +62,14 @@ def test_arrays_are_resized_exactly():
     image = decode(jpeg(80, 120))
     for decoder in ("exact", "fast"):
         np.testing.assert_array_equal(
-            see({"image": image}, LOOKS[:1], decoder, 10)[0], resize(image, *LOOKS[0])
+            see({"image": image}, LOOKS[:1], decoder, 10)[0], resize(image, *LOOKS[0][:2])
         )
 
 
 @pytest.mark.parametrize("decoder", ["exact", "fast"])
 def test_thumbnails_are_for_those_who_need_no_more(decoder):
     record = {"image": grey(200, (300, 200)), "thumbnail": grey(50, (48, 32))}
-    looks = [(16, ResizeConfig()), (32, ResizeConfig("crop")), (33, ResizeConfig())]
+    looks = [Look(16, ResizeConfig()), Look(32, ResizeConfig("crop")), Look(33, ResizeConfig())]
     means = [round(image.mean()) for image in see(record, looks, decoder, 10**6, True)]
     assert means == [50, 50, 200]
     means = [round(image.mean()) for image in see(record, looks, decoder, 10**6, False)]
@@ -77,7 +77,7 @@ def test_thumbnails_are_for_those_who_need_no_more(decoder):
 
 
 def test_only_what_is_looked_at_is_decoded():
-    looks = [(16, ResizeConfig())]
+    looks = [Look(16, ResizeConfig())]
     good, bad = grey(50), grey(50)[:200]
     assert see({"image": bad, "thumbnail": good}, looks, "exact", 10**6, True)[0].mean() == 50
     assert see({"image": good, "thumbnail": bad}, looks, "exact", 10**6)[0].mean() == 50
@@ -86,6 +86,36 @@ def test_only_what_is_looked_at_is_decoded():
         see({"image": good, "thumbnail": b"junk"}, looks, "exact", 10**6, True)
     with pytest.raises(DecodeError):
         see({"image": good, "thumbnail": bad}, looks, "exact", 10**6, True)
+
+
+@pytest.mark.parametrize("decoder", ["exact", "fast"])
+@pytest.mark.parametrize("how", ["encoded", "array"])
+def test_looks_at_second_pictures(decoder, how):
+    first, second = jpeg(160, 240), jpeg(120, 120, seed=1)
+    pictures = {"image": first, "second": second, "thumbnail": grey(9, (48, 32))}
+    if how == "array":
+        pictures["second"] = decode(second)
+    looks = [look._replace(picture=name) for look in LOOKS for name in ("second", "image")]
+    for look, image in zip(looks, see(pictures, looks, decoder, 10**6), strict=True):
+        data = pictures[look.picture]
+        (alone,) = see({"image": data}, [look._replace(picture="image")], decoder, 10**6)
+        np.testing.assert_array_equal(image, alone)
+    # The thumbnail is of the first picture.
+    means = [round(image.mean()) for image in see(pictures, looks[:2], decoder, 10**6, True)]
+    assert means[1] == 9 != means[0]
+    # The part of a cut is of each picture.
+    cut = see(pictures, looks[:2], decoder, 10**6, cut=lambda pixels: pixels[:16, :16])
+    for look, image in zip(looks, cut, strict=False):
+        data = pictures[look.picture]
+        pixels = decode(data) if isinstance(data, bytes) else data
+        (alone,) = see({"image": pixels[:16, :16].copy()}, [looks[1]], "exact", 10**6)
+        assert np.abs(image.astype(int) - alone).mean() < (0.01 if decoder == "exact" else 12)
+
+
+def test_a_second_picture_that_is_not_there():
+    record = {"image": grey(50)}
+    with pytest.raises(DecodeError, match="no 'second' picture, which a model looks at"):
+        see(record, [LOOKS[0]._replace(picture="second")], "exact", 10**6)
 
 
 class Encoded:

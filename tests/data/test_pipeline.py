@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import io
 import threading
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 from aced.config import ConfigError
+from aced.data.augment import AugmentConfig
+from aced.data.filters import FilterConfig
 from aced.data.pipeline import InputCounters, InputError, View, eval_batches, train_batches
 from aced.data.records import RecordError
 from aced.data.shapes import Shapes, ShapesConfig
@@ -243,6 +246,68 @@ def test_views_that_differ_are_added():
         np.testing.assert_array_equal(batch["teacher/b/text"][row], get_tokenizer(short)(text)[0])
 
 
+class Pairs(Pictures):
+    """Picture i beside a second one, 100 + i; without one where i is a multiple of 3."""
+
+    def __getitem__(self, index):
+        second = {"second": png(100 + index)} if index % 3 else {}
+        return super().__getitem__(index) | second | {"label": index % 2}
+
+
+SECOND = dataclasses.replace(VIEW, picture="second", tokenizer=None)
+
+
+def test_second_pictures_come_beside_the_first():
+    views = {
+        "": VIEW,
+        "second/": SECOND,
+        "teacher/": dataclasses.replace(VIEW, resolution=8),
+        "teacher/second/": dataclasses.replace(SECOND, resolution=8),
+        "other/second/": SECOND,
+    }
+    counters = InputCounters()
+    (batch,) = take(Pairs(20), 1, views=views, batch_size=20, counters=counters)
+    names = {f"{p}image" for p in views}
+    assert batch.keys() == {"text", "id", "label"} | names
+    assert (batch["id"] % 3 != 0).all()  # the others are counted, and replaced
+    assert {index % 3 for _, index, _ in counters.recent} == {0}
+    assert {reason for *_, reason in counters.recent} == {
+        "it has no 'second' picture, which a model looks at"
+    }
+    for name in names:
+        expected = batch["id"] + (100 if "second" in name else 0)
+        assert (batch[name] == expected[:, None, None, None]).all(), name
+    assert batch["second/image"] is batch["other/second/image"]
+
+
+def test_a_view_of_second_pictures_may_be_augmented_where_it_is_alone():
+    flipped = AugmentConfig(flip=1.0)
+    alone = dataclasses.replace(SECOND, augment=flipped, tokenizer=WORDS)
+    (batch,) = take(Pairs(20), 1, views={"": alone})
+    assert (batch["image"][:, 0, 0, 0] == batch["id"] + 100).all()
+    views = {"": dataclasses.replace(VIEW, augment=flipped), "second/": SECOND}
+    with pytest.raises(ConfigError, match="or of a second picture, would differ"):
+        take(Pairs(20), 1, views=views)
+
+
+def test_where_no_record_has_a_second_picture_the_error_says_so():
+    with pytest.raises(InputError, match="no 'second' picture"):
+        take(Pictures(200), 1, views={"": VIEW, "second/": SECOND})
+
+
+def test_filters_look_at_the_first_picture_only():
+    class Wide(Pairs):
+        def __getitem__(self, index):
+            wide = io.BytesIO()
+            Image.new("RGB", (64, 8), (7, 7, 7)).save(wide, "PNG")
+            return super().__getitem__(index) | {"second": wide.getvalue()}
+
+    config = dataclasses.replace(CONFIG, filters=FilterConfig(min_side=16, max_aspect=2.0))
+    counters = InputCounters()
+    take(Wide(9), 1, config, {"": VIEW, "second/": SECOND}, batch_size=9, counters=counters)
+    assert not counters.filtered
+
+
 def test_a_batch_larger_than_the_data_set_repeats_it():
     (batch,) = take(shapes(3), 1, batch_size=9)
     assert np.bincount(batch["id"]).tolist() == [3, 3, 3]
@@ -315,6 +380,17 @@ def test_evaluation_masks_what_cannot_be_read():
     assert batch["id"].tolist() == [-1, 1, 2, 3, 4, 5, 6, 7]
     assert not batch["texts_mask"][5].any()
     assert [index for _, index, _ in counters.recent] == [0]
+
+
+def test_evaluation_gives_both_pictures():
+    counters = InputCounters()
+    (batch,) = evaluate(Pairs(8, broken=(1,)), pictures=2, counters=counters)
+    assert np.flatnonzero(~batch["mask"]).tolist() == [0, 1, 3, 6]
+    assert batch["image"][:, 3, 3, 0].tolist() == [0, 0, 2, 0, 4, 5, 0, 7]
+    assert batch["second/image"][:, 3, 3, 0].tolist() == [0, 0, 102, 0, 104, 105, 0, 107]
+    assert batch["label"].tolist() == [-1, -1, 0, -1, 0, 1, -1, 1]
+    assert [index for _, index, _ in counters.recent] == [0, 1, 3, 6]
+    assert "second/image" not in evaluate(Pairs(8))[0]
 
 
 def test_evaluation_gives_several_captions():

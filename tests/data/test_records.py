@@ -24,6 +24,7 @@ def examples(n=7):
             is_noisy=bool(i % 3) if i else None,
             extra={"width": i, "title": "t"} if i == 4 else {},
             thumbnail=rng.bytes(10) if i in (2, 5) else None,
+            second=rng.bytes(50) if i in (5, 6) else None,
         )
         for i in range(n)
     ]
@@ -59,6 +60,7 @@ def test_round_trip_over_shards(tmp_path):
         assert got.pop("key") == example.key
         assert got.pop("id") == i
         assert got.pop("thumbnail", None) == example.thumbnail
+        assert got.pop("second", None) == example.second
         assert got.pop("label", None) == example.label
         assert got.pop("is_noisy", None) == example.is_noisy
         assert got.pop("extra", {}) == example.extra
@@ -113,6 +115,14 @@ def test_damage_is_named_and_leaves_the_rest_readable(tmp_path):
     assert [source[i]["key"] for i in (0, 1, 3, 6)] == [f"folder/{i}.png" for i in (0, 1, 3, 6)]
 
 
+def test_records_of_one_picture_are_what_they_were():
+    """Data sets from before there were second pictures, and new ones, are the same bytes."""
+    record = raw(fields(label=3, is_noisy=True))
+    example = records.Example(b"12345", ("a",), "k", label=3, is_noisy=True)
+    assert records.encode(example) == record
+    assert records.decode(record) == example
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -129,6 +139,9 @@ def test_damage_is_named_and_leaves_the_rest_readable(tmp_path):
         (raw(fields(thumbnail=b"1", thumbnail_sha256=b"1")), "instead of 32"),
         (raw(fields(thumbnail=b"1", thumbnail_sha256=bytes(32))), "the thumbnail's bytes do not"),
         (raw(fields(thumbnail="1", thumbnail_sha256=bytes(32))), "must be bytes, got str"),
+        (raw(fields(second=b"1")), "of 'second' and 'second_sha256' there is only one"),
+        (raw(fields(second=b"", second_sha256=bytes(32))), "'second' has 0 bytes"),
+        (raw(fields(second=b"1", second_sha256=bytes(32))), "the second's bytes do not"),
         (raw(fields(texts=[])), "1 to 1024 strings"),
         (raw(fields(texts=[b"a"])), "1 to 1024 strings"),
         (raw(fields(texts=["a"] * 1025)), "1025"),
@@ -163,6 +176,7 @@ def test_malformed_records_are_refused(tmp_path, record, reason):
     [
         {"texts": ()},
         {"thumbnail": b""},
+        {"second": b""},
         {"label": 1 << 40},
         {"extra": {"a": 1 << 70}},
         {"texts": ("\ud800",)},

@@ -53,6 +53,14 @@ def test_parts_of_splits_and_fingerprints(folder):
     assert len(others | {whole.fingerprint}) == 3
 
 
+def test_a_second_picture_is_another_feature(folder):
+    read = source(folder, second="image")  # the data set has no other
+    assert read[3]["second"] == read[3]["image"]
+    assert read.fingerprint != source(folder).fingerprint
+    with pytest.raises(ConfigError, match=r"data.tfds.second = 'title' must be .* a picture"):
+        source(folder, second="title")
+
+
 def test_by_name(folder):
     data_dir, name, _ = folder.rsplit("/", 2)
     read = TfdsSource(TfdsConfig(name=name, data_dir=data_dir, captions=("title",)))

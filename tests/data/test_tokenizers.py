@@ -6,7 +6,7 @@ import sentencepiece
 import tokenizers as hf
 
 from aced.config import ConfigError, from_config, to_config
-from aced.data import shapes
+from aced.data import shapes, shapes_tasks
 from aced.data.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
 
 # Made with open_clip 3.3.0's SimpleTokenizer (padding left out).
@@ -163,6 +163,65 @@ def test_every_text_of_the_embedded_data_is_in_its_vocabulary():
     assert not (ids == 2).any()
     assert ((ids == 1).sum(axis=1) == 1).all()
     assert (ids[:, -1] == 0).all(), "a caption was cut off at 64 words"
+
+
+def test_scenes_extend_the_vocabulary_of_captions_and_have_every_text_of_every_task():
+    few, all_ = (Tokenizer(TokenizerConfig(kind=k, length=24)) for k in ("shapes", "scenes"))
+    captions = [*map(shapes.describe, map(shapes.Shapes(shapes.ShapesConfig()).scene, range(200)))]
+    words = [*shapes.WORDS, *shapes.VAGUE, *captions]
+    np.testing.assert_array_equal(few(words), all_(words))
+    assert few.vocab_size == 3 + len(shapes.WORDS)
+    assert all_.vocab_size == few.vocab_size + len(shapes_tasks.WORDS)
+    assert not set(shapes.WORDS) & set(shapes_tasks.WORDS)
+    seen = set()
+    for task, names in shapes_tasks.CLASS_NAMES.items():
+        data = shapes_tasks.ShapesTask(shapes.ShapesConfig(task=task))
+        ids = all_([*(data.example(i).text for i in range(2500)), *names])
+        assert not (ids == 2).any()
+        assert ((ids == 1).sum(axis=1) == 1).all()
+        assert (ids[:, -1] == 0).all(), "a text was cut off at 24 words"
+        seen |= set(ids.ravel().tolist())
+    assert set(range(few.vocab_size, all_.vocab_size)) <= seen  # and no word is there for nothing
+    assert all_.decode(all_(["Is there an orange star"])) == ["is there an orange star"]
+
+
+def test_decoded_ids_are_the_cleaned_texts(spm_path, tmp_path):
+    """Of every kind: cut short, filled up, ended early, and with ids that no text has."""
+    path = save_hf(tmp_path / "tokenizer.json", template=True, padding=True)
+    spm = {"kind": "sentencepiece", "path": spm_path, "length": 40}
+    kinds = {
+        "clip": ({}, " A Photo\n of a CAT ", "a photo of a cat"),
+        "sentencepiece": (spm, "A red  star on the left", "a red star on the left"),
+        "endless": (spm | {"eos": False, "pad_id": 0}, "a red star", "a red star"),
+        "hf": ({"kind": "hf", "path": path, "length": 9, "lower": False}, "a Cat a", "a Cat a"),
+        "shapes": ({"kind": "shapes"}, "A red star, above", "a red star , above"),
+        "scenes": ({"kind": "scenes"}, "A red star, above", "a red star , above"),
+    }
+    for name, (settings, text, clean) in kinds.items():
+        tokenizer = Tokenizer(TokenizerConfig(**settings))
+        ids = tokenizer([text, ""])
+        assert tokenizer.decode(ids) == [clean, ""], name
+        assert tokenizer.decode(ids[:0]) == [], name
+        beyond = np.insert(ids[:1], 2, tokenizer.vocab_size + 3, axis=1)
+        assert tokenizer.decode(beyond) == [clean], name
+        if tokenizer.config.eos:
+            after = np.where(np.cumsum(ids == tokenizer.eos_id, axis=1) > 1, 5, ids)
+            after[:, -1] = 5  # words after the end of text
+            assert tokenizer.decode(after) == [clean, ""], name
+
+
+def test_decoding_takes_no_word_for_padding():
+    """0 pads CLIP's texts, and is one of its words."""
+    tokenizer = Tokenizer(TokenizerConfig(length=5))
+    assert tokenizer.decode(np.array([[49406, 2368, 256, 320, 0], [2368, 49407, 0, 0, 0]])) == [
+        "cat ! a !",
+        "cat",
+    ]
+
+
+def test_decoding_shows_what_the_vocabulary_does_not_know():
+    tokenizer = Tokenizer(TokenizerConfig(kind="shapes", length=6))
+    assert tokenizer.decode(tokenizer(["a zebra star"])) == ["a <unk> star"]
 
 
 @pytest.mark.parametrize(

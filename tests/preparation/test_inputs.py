@@ -91,6 +91,26 @@ def test_every_input_gives_the_same_pairs(tmp_path, monkeypatch, write):
     assert prepare(config) == statistics  # nothing to do
 
 
+def test_second_pictures_in_a_column_of_parquet(tmp_path):
+    """Rows of one picture, each with its own second one and label; one has none."""
+    left, *right = list(GOOD)[:4]
+    table = pa.table(
+        {"image": [left] * 4, "b": [*right, None], "caption": ["same"] * 4, "label": [1, 0, 0, 1]}
+    )
+    pq.write_table(table, tmp_path / "0.parquet")
+    settings = {"parquet": str(tmp_path), "second_column": "b", "label_column": "label"}
+    for name, separate in (("apart", True), ("together", False)):
+        out = str(tmp_path / name)
+        prepare(PrepareConfig(out=out, threads=2, separate=separate, **settings))
+        source = records.open_dataset(out, "train")
+        found = [source[i] for i in range(len(source))]
+        assert {(e["image"], e["second"], e["label"]) for e in found} == {
+            (left, data, label) for data, label in zip(right, (1, 0, 0), strict=True)
+        }
+        (entry,) = map(json.loads, (tmp_path / name / "rejected.jsonl").read_text().splitlines())
+        assert (entry["record"], entry["reason"]) == (3, "unreadable_record")
+
+
 def test_damaged_records_are_listed_by_their_place(tmp_path):
     write_tars(tmp_path)
     data = (tmp_path / "1.tar").read_bytes()
@@ -153,6 +173,7 @@ def test_stores_are_read_and_written(tmp_path):
         ({"tars": "t", "parquet": "p"}, ConfigError, "--tars and --parquet are two inputs"),
         ({"tars": "t", "images": "i"}, ConfigError, "--images belongs to --captions"),
         ({"tars": "t", "noisy_column": "n"}, ConfigError, "--noisy_column"),
+        ({"tars": "t", "second_column": "n"}, ConfigError, "not of --tars"),
         ({"tars": "t", "near_duplicates": 8}, ConfigError, "--near_duplicates must be"),
         ({"tars": "t", "near_duplicate_captions": True}, ConfigError, "which is off"),
         ({"tars": "t", "max_side": 9, "thumbnails": 9}, ConfigError, "--thumbnails=9"),

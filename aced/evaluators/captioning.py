@@ -1,0 +1,144 @@
+"""What CoCa writes about the pictures of a data set, compared with what people wrote.
+
+Captions and references are compared as words: lower case, split at white space, punctuation and
+symbols. Numbers published for COCO are of words that the Penn Treebank tokenizer of the official
+evaluation makes, which needs Java; they differ a little.
+"""
+
+import concurrent.futures
+import functools
+import unicodedata
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+
+from aced.config import ConfigError
+from aced.data.reader import Example, InputCounters, Reader
+from aced.data.sources import open_source
+from aced.data.tokenizers import get_tokenizer
+from aced.evaluators import whole
+from aced.evaluators.bleu import bleu
+from aced.evaluators.cider import cider
+from aced.evaluators.config import EvalConfig
+from aced.losses import captioning
+from aced.models import coca, generation
+from aced.models.coca import CoCaConfig
+from aced.models.kinds import ModelConfig
+
+_SHOWN = 4  # captions that are logged
+
+Pairs = Sequence[tuple[str, Sequence[str]]]  # a caption and its references
+
+
+class Captioning:
+    """Captions as `generation` writes them, and how likely the model finds the first reference."""
+
+    def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
+        if not isinstance(model, CoCaConfig):
+            raise ConfigError(
+                "An evaluation of kind 'captioning' needs a CoCa model: two towers write nothing. "
+                "Choose kind = 'retrieval'."
+            )
+        generation.longest(model, config.generation)  # refuses now what it would refuse later
+        self._config, self._model, self._mesh = config, model, mesh
+        self._source = open_source(config.data)
+        self._tokenizer = get_tokenizer(model.tokenizer)
+        coca.check_tokenizer(model, self._tokenizer)
+        self._references: dict[int, tuple[str, ...]] = {}  # by id; read once
+
+    def __call__(self, params: PyTree) -> dict[str, float]:
+        """Returns `cider`, `bleu4`, `exact`, `loss`, `words` and `examples`.
+
+        `cider` is CIDEr-D and `bleu4` in [0, 1]; `exact` is the share of captions that are one of
+        their references; `loss` the cross-entropy of the first references' words, end of text
+        included, in nats per word; `words` the mean length of captions. Pictures without a
+        reference are left out, and their number is logged.
+
+        Raises:
+            ConfigError: no picture has a reference.
+        """
+        losses = []
+
+        def write(batch: whole.Arrays) -> whole.Arrays:
+            image, text, has_text = batch["image"], batch["text"], batch["texts_mask"]
+            losses.append(_word_loss(self._model, params, image, text, has_text))
+            texts = generation.generate(self._model, self._config.generation, params, image)
+            return {"ids": texts.ids}
+
+        found = whole.through(write, self._source, self._model, self._mesh, self._config)
+        captions = self._tokenizer.decode(found["ids"])
+        pairs = zip(captions, self._read_references(found["id"]), strict=True)
+        numbers = compared(self._referenced(list(pairs)))
+        total, words = np.sum(np.array(losses, np.float64), axis=0)
+        return numbers | {"loss": float(total / words)}
+
+    def _read_references(self, ids: Int[np.ndarray, " n"]) -> list[tuple[str, ...]]:
+        """The captions of these examples as they are in the data set: not cut, no word unknown."""
+        data = self._config.data
+        reader = Reader(self._source, data, InputCounters(), looks=[])
+
+        def read(index: int) -> tuple[str, ...]:
+            example = reader.read(index, need_caption=False)
+            if not isinstance(example, Example):
+                return ()
+            return tuple(example.texts[i] for i in example.captions[: self._config.captions])
+
+        new = [int(i) for i in ids if int(i) not in self._references]
+        with concurrent.futures.ThreadPoolExecutor(max(data.num_threads, 1)) as pool:
+            self._references |= dict(zip(new, pool.map(read, new), strict=True))
+        return [self._references[int(i)] for i in ids]
+
+    def _referenced(self, pairs: Pairs) -> Pairs:
+        """Those that have references; the first are logged, as are those without."""
+        kept = [(caption, texts) for caption, texts in pairs if texts]
+        if not kept:
+            raise ConfigError(f"Captioning needs references, and {self._source.name} has none.")
+        if len(kept) < len(pairs):
+            logging.warning(
+                "An evaluation leaves out %d of %d pictures of %s: they have no caption.",
+                *(len(pairs) - len(kept), len(pairs), self._source.name),
+            )
+        if jax.process_index() == 0:
+            for caption, texts in kept[:_SHOWN]:
+                logging.info("Caption: %r. Reference: %r", caption, texts[0])
+        return kept
+
+
+def compared(pairs: Pairs) -> dict[str, float]:
+    """Returns the numbers of `Captioning` that compare captions with references: all but `loss`."""
+    captions = [words_of(caption) for caption, _ in pairs]
+    references = [[words_of(text) for text in texts] for _, texts in pairs]
+    same = [caption in texts for caption, texts in zip(captions, references, strict=True)]
+    return {
+        "cider": float(cider(captions, references)),
+        "bleu4": float(bleu(captions, references)),
+        "exact": float(np.mean(same)),
+        "words": float(np.mean([len(caption) for caption in captions])),
+        "examples": float(len(captions)),
+    }
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-cased words; punctuation and symbols, of any script, only separate them.
+
+    So that "it's" is the same as "it 's", which vocabularies that cut words at punctuation give.
+    """
+    return "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower()).split()
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _word_loss(
+    config: CoCaConfig,
+    params: PyTree,
+    image: UInt8[Array, "b h w 3"],
+    text: Int[Array, "b l"],
+    has_text: Bool[Array, "b 1"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The sum of the cross-entropies of a batch's words, and how many there are."""
+    output = coca.forward(config, params, image, text)
+    losses = captioning.word_losses(output.words, text, output.real & has_text)
+    return losses.cross_entropy * losses.words, losses.words

@@ -1,0 +1,100 @@
+"""CoCa's pretraining: one forward pass for a contrastive and a captioning loss (arXiv 2205.01917).
+
+    L = contrastive_weight * L_contrastive + captioning_weight * L_captioning
+
+Everything else is as in the method `contrastive`: it is the same step with one term more, and so a
+CoCa can choose its batch by ACID, and be distilled, by its contrastive head.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+from jaxtyping import Array, Bool, Float, PyTree
+
+from aced import flops
+from aced.config import ConfigError
+from aced.embeddings import Embeddings
+from aced.losses import captioning, contrastive
+from aced.losses.captioning import Words
+from aced.methods.contrastive import Contrastive
+from aced.methods.contrastive_settings import ContrastiveConfig
+from aced.models import coca, two_tower
+from aced.models.coca import CoCaConfig
+from aced.parallel.micro_batch import map_micro_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class CoCaTrainConfig(ContrastiveConfig):
+    """Settings of the method `coca`; with weight 0 a loss is left out, and what it needs."""
+
+    name: str = "coca"
+    model: CoCaConfig = CoCaConfig()
+    loss: Literal["sigmoid", "softmax"] = "softmax"
+    # CoCa's weight is 1 of the sum of both directions, and our softmax loss is their mean.
+    contrastive_weight: float = 2.0
+    captioning_weight: float = 2.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        weights = self.contrastive_weight, self.captioning_weight
+        if min(weights) < 0 or max(weights) == 0:
+            raise ConfigError(
+                "method.contrastive_weight and method.captioning_weight must not be negative, and "
+                f"one of them must be above 0; got {weights}."
+            )
+        if self.loss == "sigmoid":
+            raise ConfigError("CoCa has no bias, which the sigmoid loss needs; set method.loss.")
+        if self.multi_resolution_every:
+            raise ConfigError(
+                "method.multi_resolution_every trains on shorter texts and larger patches, from "
+                "which nothing can learn to write captions; set it to 0 with the method 'coca'."
+            )
+        if self.model.classes:
+            raise ConfigError(
+                "method.model.classes belongs to the method 'coca_task': pretraining has no "
+                "questions; set it to 0."
+            )
+
+
+class CoCaTraining(Contrastive):
+    """The method: `Contrastive`, with captions."""
+
+    config: CoCaTrainConfig
+
+    def _macs_trained(self) -> int:
+        macs = flops.macs_coca(self.config.model)
+        words = macs.multimodal + macs.softmax if self.config.captioning_weight else 0
+        return sum(flops.macs(self.config.model)) + words
+
+    def _task(
+        self, params: PyTree, batch: dict[str, Array]
+    ) -> tuple[Embeddings, Float[Array, ""], dict[str, Array]]:
+        """The learner's embeddings of a sub-batch, both losses together, and each alone."""
+        config = self.config
+        if config.captioning_weight:
+            learner, words, real = self._forward(params["model"], batch)
+        else:
+            learner = self._learner(params, batch)
+        matching = contrastive.LOSSES[config.loss](learner, form=config.form)
+        loss, parts = config.contrastive_weight * matching, {"loss/contrastive": matching}
+        if config.captioning_weight:
+            said = captioning.word_losses(words, batch["text"], real)
+            loss += config.captioning_weight * said.cross_entropy
+            parts |= {"loss/captioning": said.cross_entropy, "word_accuracy": said.accuracy}
+        return learner, loss, parts
+
+    def _forward(
+        self, params: PyTree, batch: dict[str, Array]
+    ) -> tuple[Embeddings, Words, Bool[Array, "b l"]]:
+        """Embeddings and words of a sub-batch, piece by piece."""
+        forward = functools.partial(coca.forward, self.config.model, params)
+
+        def rows(piece: tuple[Array, Array]) -> tuple[Array, ...]:
+            out = forward(*piece)
+            return out.embeddings.zimg, out.embeddings.ztxt, out.words.states, out.real
+
+        pair, size = (batch["image"], batch["text"]), self.config.train_micro_batch
+        zimg, ztxt, states, real = map_micro_batches(rows, pair, size, "method.train_micro_batch")
+        words = Words(states, params["text"]["softmax"]["kernel"])
+        return Embeddings(zimg, ztxt, *two_tower.logit_parameters(params)), words, real

@@ -1,0 +1,234 @@
+"""OPTIMA end to end: a CoCa distilled on five tasks, by the bandit and by every baseline.
+
+    python benchmarks/openclipart.py --out=data/openclipart
+    python benchmarks/optima.py --data=data/openclipart --work=/tmp/optima \\
+        --out=benchmarks/results/optima.csv --arms=benchmarks/results/optima_arms.csv
+
+A teacher is pretrained on captioned scenes and fine-tuned on four tasks of them: questions,
+entailment, statements about two pictures, captions. A fifth one learns to caption Open Clip Art
+alone. Students of half the layers and half the width are distilled on each task for the same number
+of steps, by several seeds. An interrupted benchmark goes on; --task starts one task alone.
+
+Columns: the task's score on held-out examples (accuracy; CIDEr-D of captions), also as a share of
+the teacher's, and the modules' losses of the last batch. --arms gets, pull by pull, what was played
+and what it was worth.
+"""
+
+import csv
+import os
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+import tokenizers
+from absl import app, flags
+
+from aced import metrics, summary, train
+from aced.config import to_config
+from aced.data import records
+from aced.data.shapes_tasks import CLASS_NAMES
+from aced.evaluators import EvalConfig
+from aced.methods.bandit import BanditConfig
+from aced.methods.coca import CoCaTrainConfig
+from aced.methods.coca_task import CoCaTaskConfig
+from aced.methods.optima import MODULES, OptimaConfig
+from aced.models.coca import CoCaConfig
+from aced.models.decoder import DecoderConfig
+from aced.models.vit import ImageConfig
+from aced.train import TrainConfig
+from configs import small, tiny
+
+_DATA = flags.DEFINE_string("data", None, "What openclipart.py made.", required=True)
+_WORK = flags.DEFINE_string("work", None, "Folder for the runs.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The CSV of scores to write.", required=True)
+_ARMS = flags.DEFINE_string("arms", None, "The CSV of pulls to write.", required=True)
+_TASKS = flags.DEFINE_multi_string("task", None, "Tasks to do; none: all.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each student.")
+_STEPS = flags.DEFINE_integer("steps", 240, "Steps of each student.")
+_PULL = flags.DEFINE_integer("pull", 6, "Steps of a pull.")
+_PRETRAINING = flags.DEFINE_integer("pretraining_steps", 1200, "Steps of the teacher on captions.")
+_FINETUNING = flags.DEFINE_integer("finetuning_steps", 1000, "Steps of the teacher on each task.")
+
+BATCH, RESOLUTION, PATCH, WORDS = 64, 48, 12, 2000
+POSITIONS, SHORT = 32, 16  # words of captions of scenes; of questions and statements
+TASKS = ("questions", "entailment", "two_pictures", "captions", "openclipart")
+# How students differ: settings of the method `optima`.
+STUDENTS = {
+    "OPTIMA": {},
+    "OPTIMA, subsets": {"arms": "subsets"},
+    "all modules": {"arms": "all"},
+    "random module": {"bandit": BanditConfig(policy="uniform")},
+    "image alone": {"bandit": BanditConfig(policy="fixed", fixed_arm=0)},
+    "unimodal alone": {"bandit": BanditConfig(policy="fixed", fixed_arm=1)},
+    "multimodal alone": {"bandit": BanditConfig(policy="fixed", fixed_arm=2)},
+    "stationary": {"bandit": BanditConfig(discount=1.0)},
+    "epsilon-greedy": {"bandit": BanditConfig(policy="epsilon_greedy")},
+    "no layers": {"arms": "none"},
+}
+
+
+def is_captioning(task: str) -> bool:
+    """Whether words are written; else answers are chosen."""
+    return task in ("captions", "openclipart")
+
+
+def score_of(task: str) -> str:
+    """The number that a task is judged by."""
+    return "val/cider" if is_captioning(task) else "val/accuracy"
+
+
+def model(task: str, work: pathlib.Path, *, depth: int, width: int) -> ml_collections.ConfigDict:
+    """A CoCa of `depth` layers in each module."""
+    size = {"width": width, "mlp": 4 * width, "heads": 4}
+    image = ImageConfig(patch=PATCH, resolution=RESOLUTION, pool="none", depth=depth, **size)
+    text = DecoderConfig(unimodal=depth, multimodal=depth, length=POSITIONS, **size)
+    config = to_config(CoCaConfig(image=image, text=text, queries=8))
+    if task == "openclipart":
+        config.tokenizer.kind, config.tokenizer.path = "hf", str(work / "tokenizer.json")
+        config.text.vocab_size, config.text.eos_id = WORDS, 1
+    else:
+        tiny.use_scenes_tokenizer(config, POSITIONS)
+    config.tokenizer.length = POSITIONS if task == "captions" else SHORT
+    config.classes = len(CLASS_NAMES.get(task, ()))
+    config.pictures = 2 if task == "two_pictures" else 1
+    return config
+
+
+def run(
+    task: str, method: object, own: ml_collections.ConfigDict, *, steps: int, peak: float, seed: int
+) -> ml_collections.ConfigDict:
+    """A run of `method` on a task, evaluated at its end."""
+    config = to_config(TrainConfig())
+    config.batch_size, config.total_steps, config.seed = BATCH, steps, seed
+    config.method = to_config(method)
+    config.method.model = own
+    if config.method.name != "coca":
+        config.method.task = "captioning" if is_captioning(task) else "answers"
+    config.optimizer.schedule.kind, config.optimizer.schedule.peak = "cosine", peak
+    config.optimizer.schedule.warmup_percent = 10.0
+    config.log_steps, config.picks_steps = _PULL.value, 0
+    config.checkpoint.every_steps = 500
+    kind = "captioning" if is_captioning(task) else "answers"
+    config.evals.val = to_config(EvalConfig(kind=kind, max_examples=800))
+    for data, split, scenes in (
+        (config.data, "train", 20_000),
+        (config.evals.val.data, "val", 2_000),
+    ):
+        data.num_threads, data.caption = 2, "first"
+        if task == "openclipart":
+            small.read(data, f"{_DATA.value}/clean", split)
+        else:
+            data.shapes.task, data.shapes.split = task, split
+            data.shapes.size, data.shapes.resolution = scenes, RESOLUTION
+    return config
+
+
+def pretraining(work: pathlib.Path) -> ml_collections.ConfigDict:
+    """The model that the teachers of scenes start from."""
+    own = model("captions", work, depth=4, width=64)
+    steps = _PRETRAINING.value
+    return run("captions", CoCaTrainConfig(), own, steps=steps, peak=1e-3, seed=1)
+
+
+def teacher(task: str, work: pathlib.Path) -> ml_collections.ConfigDict:
+    """Fine-tuned, or for Open Clip Art trained alone."""
+    own = model(task, work, depth=4, width=64)
+    method = CoCaTaskConfig(model=CoCaConfig(classes=2))  # its own model comes with `run`
+    config = run(task, method, own, steps=_FINETUNING.value, peak=1e-3, seed=1)
+    if task != "openclipart":
+        config.init.checkpoint = str(work / "pretrained")
+        config.optimizer.schedule.peak = 5e-4
+    return config
+
+
+def student(task: str, name: str, seed: int, work: pathlib.Path) -> ml_collections.ConfigDict:
+    """One of `STUDENTS`."""
+    own = model(task, work, depth=2, width=32)
+    method = OptimaConfig(pull_steps=_PULL.value, **STUDENTS[name])
+    config = run(task, method, own, steps=_STEPS.value, peak=2e-3, seed=seed)
+    config.method.teacher.checkpoint = str(work / task / "teacher")
+    return config
+
+
+def write_tokenizer(path: pathlib.Path) -> None:
+    """The most frequent words of Open Clip Art's captions."""
+    if path.exists():
+        return
+    source = records.open_dataset(f"{_DATA.value}/clean", "train")
+    texts = [text.lower() for i in range(len(source)) for text in source[i]["texts"]]
+    found = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
+    found.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = tokenizers.trainers.WordLevelTrainer(vocab_size=WORDS, special_tokens=special)
+    found.train_from_iterator(texts, trainer)
+    found.save(str(path))
+
+
+def row(task: str, name: str, seed: int, workdir: pathlib.Path, best: float | None) -> dict:
+    """The numbers of a finished run."""
+    values = summary.values(workdir)
+    score = float(values[score_of(task)])
+    out = {"task": task, "run": name, "seed": seed, "steps": values["step"]}
+    out |= {"flops": f"{values['flops']:.3e}", "score": f"{score:.4f}"}
+    out["share"] = "" if best is None else f"{score / best:.4f}"
+    return out | {f"loss/{m}": f"{values.get(f'loss/{m}', float('nan')):.4f}" for m in MODULES}
+
+
+def pulls(task: str, name: str, seed: int, workdir: pathlib.Path) -> list[dict]:
+    """What a run played, a row each."""
+    rows = []
+    for line in metrics.read(workdir):
+        on = [m for m in MODULES if line[f"bandit/played/{m}"]]
+        reward = f"{line['bandit/reward']:.4f}"  # of the pull before
+        out = {"task": task, "run": name, "seed": seed, "step": line["step"]}
+        rows.append(out | {"played": "+".join(on), "reward_before": reward})
+    return rows
+
+
+def write(path: str, rows: list[dict]) -> None:
+    """Writes a table."""
+    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing, and writes the tables after every run."""
+    del argv
+    work = pathlib.Path(_WORK.value).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    # The seeds of a student are one program.
+    jax.config.update("jax_compilation_cache_dir", os.fspath(work / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    write_tokenizer(work / "tokenizer.json")
+    scores, played = [], []
+    for task in _TASKS.value or TASKS:
+        if task != "openclipart":
+            train.run(pretraining(work), str(work / "pretrained"))
+        folder = work / task
+        train.run(teacher(task, work), str(folder / "teacher"))
+        scores.append(row(task, "teacher", 1, folder / "teacher", None))
+        best = float(scores[-1]["score"])
+        for seed in range(_SEEDS.value):
+            for name in STUDENTS:
+                workdir = folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+                train.run(student(task, name, seed, work), str(workdir))
+                scores.append(row(task, name, seed, workdir, best))
+                played += pulls(task, name, seed, workdir)
+                print(scores[-1], flush=True)
+                write(_OUT.value, scores)
+                write(_ARMS.value, played)
+    print_means(scores)
+
+
+def print_means(rows: list[dict]) -> None:
+    """Mean and spread of the scores over the seeds."""
+    for task, name in dict.fromkeys((item["task"], item["run"]) for item in rows):
+        found = [float(x["score"]) for x in rows if (x["task"], x["run"]) == (task, name)]
+        print(f"{task:14}{name:18}{np.mean(found):.3f} +- {np.std(found):.3f}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,103 @@
+"""Draws benchmarks/results/*.png from the committed tables: `python benchmarks/plots.py`.
+
+Needs matplotlib (`pip install '.[plots]'`). A point is a run, a bar the mean over its seeds.
+"""
+
+import collections
+import csv
+import pathlib
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+MODULES = ("image", "unimodal", "multimodal")
+COLOURS = ("#4477aa", "#ee6677", "#228833")
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with (RESULTS / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def bars(axis: mpl.axes.Axes, values: dict[str, list[float]], colour: str) -> None:
+    """A bar for each name, the largest mean on top, with a point for each run."""
+    names = sorted(values, key=lambda name: np.mean(values[name]))
+    for y, name in enumerate(names):
+        axis.barh(y, np.mean(values[name]), color=colour, alpha=0.6)
+        axis.plot(values[name], [y] * len(values[name]), "k.", markersize=4)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+
+
+def dime() -> None:
+    """What each part of DIME-FM gives, as a share of the teacher's retrieval."""
+    rows = [row for row in read("dime.csv") if row["run"] != "teacher"]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
+    titles = {
+        "scenes/mean_r1": "retrieval, scenes",
+        "drawings/mean_r1": "retrieval, drawings",
+        "classes/top1": "zero-shot, scenes",
+    }
+    for axis, (number, title) in zip(axes, titles.items(), strict=True):
+        values = collections.defaultdict(list)
+        for row in rows:
+            values[row["run"]].append(100 * float(row[f"{number} share"]))
+        bars(axis, values, COLOURS[0])
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("% of the teacher", fontsize=8)
+    figure.savefig(RESULTS / "dime.png", dpi=100)
+
+
+def optima() -> None:
+    """Scores of all students on all tasks."""
+    rows = read("optima.csv")
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(4 * len(tasks), 3.2), layout="constrained", squeeze=False
+    )
+    for axis, task in zip(axes[0], tasks, strict=True):
+        values = collections.defaultdict(list)
+        for row in rows:
+            if row["task"] == task:
+                values[row["run"]].append(float(row["score"]))
+        best = values.pop("teacher")[0]
+        bars(axis, values, COLOURS[0])
+        low = min(min(found) for found in values.values())
+        axis.set_xlim(left=max(0.0, low - 0.1 * (best - low)))
+        axis.set_title(f"{task} (teacher {best:.3f})", fontsize=9)
+    figure.savefig(RESULTS / "optima.png", dpi=100)
+
+
+def arms() -> None:
+    """Which module OPTIMA played over time: the share of the seeds, smoothed over five pulls."""
+    rows = [row for row in read("optima_arms.csv") if row["run"] == "OPTIMA"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(4 * len(tasks), 2.6), layout="constrained", squeeze=False
+    )
+    for axis, task in zip(axes[0], tasks, strict=True):
+        played = collections.defaultdict(list)
+        for row in rows:
+            if row["task"] == task:
+                played[int(row["step"])].append(row["played"])
+        steps = sorted(played)
+        shares = np.array([[np.mean([m == p for p in played[s]]) for m in MODULES] for s in steps])
+        ones = np.convolve(np.ones(len(steps)), np.ones(5), "same")
+        smooth = [np.convolve(column, np.ones(5), "same") / ones for column in shares.T]
+        axis.stackplot(steps, smooth, labels=MODULES, colors=COLOURS, alpha=0.8)
+        axis.set_title(task, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.set_ylim(0, 1)
+        axis.margins(x=0)
+    axes[0][0].set_ylabel("share of the seeds", fontsize=8)
+    axes[0][-1].legend(fontsize=7, loc="lower right")
+    figure.savefig(RESULTS / "optima_arms.png", dpi=100)
+
+
+if __name__ == "__main__":
+    mpl.use("agg")
+    dime()
+    optima()
+    arms()

@@ -1,0 +1,79 @@
+"""CoCa-Base: one forward pass for a contrastive and a captioning loss (arXiv 2205.01917).
+
+Command:  python -m aced.main --config=configs/coca_base.py --workdir=gs://BUCKET/coca_base \\
+              --config.data.array_record.path=/data/pairs
+          Then, on a task (vqa, snli_ve, nlvr2, coco_caption):
+          python -m aced.main --config=configs/coca_base.py:task=vqa --workdir=gs://BUCKET/vqa \\
+              --config.init.checkpoint=gs://BUCKET/coca_base \\
+              --config.data.array_record.path=/data/vqa
+Hardware: 256 TPU v5e chips (assumed; the paper had other ones).
+Cost:     8.49e21 FLOPs, 23,938 v5e chip-hours at 50 % MFU (assumed).
+          Both are derived, from aced/flops.py.
+Expect:   no number: the paper's are of image-text data that are not public.
+
+From the paper: 288 px in patches of 18, 65,536 pairs a step for 500,000 steps, Adafactor, decoupled
+weight decay 0.01, 2 % of warm-up to 8e-4, then linear decay; contrastive weight 1 of the sum of
+both directions, captioning weight 2; for the tasks, configs/coca_tasks.py. Assumed: CLIP's
+vocabulary of 49,408 words in a table of 64,000 rows, since the paper's SentencePiece model is not
+public; decay relative to the schedule; Adafactor's first moment 0.9; gradients clipped at 1.
+`:acid=PATH` chooses each batch from five times as many by the reference in PATH. Arguments: `task`,
+`acid`, `tiny`.
+"""
+
+import ml_collections
+
+from aced.config import ConfigError, parse_arg, to_config
+from aced.evaluators import EvalConfig
+from aced.methods.coca import CoCaTrainConfig
+from aced.methods.coca_task import CoCaTaskConfig
+from aced.models import coca
+from aced.train import TrainConfig
+from configs import coca_tasks, methods, tiny
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    return of_model("CoCa-Base", arg)
+
+
+def of_model(model: str, arg: str) -> ml_collections.ConfigDict:
+    """The recipes of a size: pretraining, or with `task=` fine-tuning."""
+    arg = parse_arg(arg, tiny=False, task="", acid="")
+    if arg.task and arg.acid:
+        raise ConfigError("`acid` chooses pairs for pretraining; leave it out with `task`.")
+    config = finetuning(model, arg.task) if arg.task else pretraining(model)
+    if arg.acid:
+        config.method.reference.checkpoint = arg.acid
+        methods.apply(config, "h_acid", filter_ratio=0.8, weight=0.0)
+    return tiny.shrink_coca(config, arg.task or "coco_caption") if arg.tiny else config
+
+
+def pretraining(model: str) -> ml_collections.ConfigDict:
+    """On pairs, by both losses."""
+    config = to_config(TrainConfig())
+    config.batch_size, config.total_steps = 65_536, 500_000
+    config.data.source, config.data.array_record.path = "array_record", "/data/pairs"
+    config.method = to_config(CoCaTrainConfig(model=coca.preset(model)))
+    config.method.model.dtype, config.method.model.remat = "bfloat16", "full"
+    optimizer = config.optimizer
+    optimizer.name, optimizer.weight_decay = "adafactor", 0.01
+    schedule = optimizer.schedule
+    schedule.kind, schedule.peak, schedule.warmup_percent = "linear", 8e-4, 2.0
+    config.checkpoint.every_steps = 1_000
+    config.evals.retrieval = to_config(EvalConfig(kind="retrieval", every_percent=10.0))
+    held_out = config.evals.retrieval.data
+    held_out.source, held_out.array_record.path = "array_record", "/data/pairs"
+    held_out.array_record.split = "val"
+    return config
+
+
+def finetuning(model: str, task: str) -> ml_collections.ConfigDict:
+    """Of a pretrained model, on a task; the head is new."""
+    config = to_config(TrainConfig())
+    found = coca_tasks.get(task)
+    heads = {"classes": found.classes, "pictures": found.pictures}
+    kind = "answers" if found.classes else "captioning"
+    config.method = to_config(CoCaTaskConfig(model=coca.preset(model, **heads), task=kind))
+    config.method.model.dtype, config.method.model.remat = "bfloat16", "full"
+    coca_tasks.apply(config, task)
+    config.init.checkpoint = "/data/" + model.lower().replace("-", "_")
+    return config

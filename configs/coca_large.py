@@ -1,0 +1,23 @@
+"""CoCa-Large, OPTIMA's teacher: configs/coca_base.py with a larger model (arXiv 2205.01917).
+
+Command:  python -m aced.main --config=configs/coca_large.py --workdir=gs://BUCKET/coca_large \\
+              --config.data.array_record.path=/data/pairs
+          Then, on a task (vqa, snli_ve, nlvr2, coco_caption):
+          python -m aced.main --config=configs/coca_large.py:task=vqa --workdir=gs://BUCKET/vqa \\
+              --config.init.checkpoint=gs://BUCKET/coca_large \\
+              --config.data.array_record.path=/data/vqa
+Hardware: 256 TPU v5e chips (assumed; the paper had other ones).
+Cost:     2.26e22 FLOPs, 63,623 v5e chip-hours at 50 % MFU (assumed).
+          Both are derived, from aced/flops.py.
+Expect:   no number: the paper's are of image-text data that are not public.
+
+What is from the paper and what is assumed is said there. Arguments: `task`, `acid`, `tiny`.
+"""
+
+import ml_collections
+
+from configs import coca_base
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    return coca_base.of_model("CoCa-Large", arg)

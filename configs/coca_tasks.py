@@ -1,0 +1,63 @@
+"""CoCa's fine-tuning (arXiv 2205.01917, appendix): `apply(config, "vqa", ...)`.
+
+Adafactor, weight decay 0.1, gradients clipped at 1, cosine to 0 after 1,000 steps of warm-up.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from aced.config import ConfigError, to_config
+from aced.evaluators import EvalConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task's recipe, and which of the embedded tasks stands for it in `:tiny`."""
+
+    steps: int
+    batch_size: int
+    encoder_lr: float
+    head_lr: float | None  # of the head, which is new; None: there is none
+    classes: int
+    pictures: int
+    embedded: str  # see `aced.data.shapes_tasks`
+
+
+TASKS = {
+    "vqa": Task(100_000, 64, 2e-5, 5e-4, 3129, 1, "questions"),
+    "snli_ve": Task(50_000, 128, 5e-5, 1e-3, 3, 1, "entailment"),
+    "nlvr2": Task(50_000, 64, 2e-5, 5e-4, 2, 2, "two_pictures"),
+    "coco_caption": Task(50_000, 128, 1e-5, None, 0, 1, "captions"),
+}
+
+
+def get(name: str) -> Task:
+    """Returns the task called `name`."""
+    if name not in TASKS:
+        raise ConfigError(f"Task {name!r} is unknown; known: {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def apply(config: ml_collections.ConfigDict, name: str) -> Task:
+    """Lets `config`, of a method that knows `task`, train on the task called `name`."""
+    task = get(name)
+    config.batch_size, config.total_steps = task.batch_size, task.steps
+    config.data.source, config.data.array_record.path = "array_record", f"/data/{name}"
+    method = config.method
+    method.task = "answers" if task.classes else "captioning"
+    method.model.classes, method.model.pictures = task.classes, task.pictures
+    optimizer = config.optimizer
+    optimizer.name, optimizer.weight_decay, optimizer.clip_norm = "adafactor", 0.1, 1.0
+    optimizer.decay_follows = "lr"
+    schedule = optimizer.schedule
+    schedule.kind, schedule.peak, schedule.warmup_steps = "cosine", task.encoder_lr, 1_000
+    if task.head_lr:
+        optimizer.lr_rules = (("model/head/.*", task.head_lr / task.encoder_lr),)
+    kind = "answers" if task.classes else "captioning"
+    config.evals.val = to_config(EvalConfig(kind=kind, batch_size=64, every_percent=10.0))
+    held_out = config.evals.val.data
+    held_out.source, held_out.array_record.path = "array_record", f"/data/{name}"
+    held_out.array_record.split = "val"
+    config.checkpoint.every_steps = 1_000
+    return task

@@ -1,0 +1,46 @@
+"""OPTIMA: CoCa-Large into a student of 12 layers, module by module (arXiv 2310.04550).
+
+Command:  python -m aced.main --config=configs/optima_coca_tiny12.py:task=vqa \\
+              --workdir=gs://BUCKET/optima --config.data.array_record.path=/data/vqa \\
+              --config.method.teacher.checkpoint=gs://BUCKET/vqa
+          The teacher is a run of configs/coca_large.py:task=vqa. Tasks: vqa, snli_ve, nlvr2,
+          coco_caption.
+Hardware: 16 TPU v5e chips (assumed).
+Cost:     2.08e18 FLOPs, 5.87 v5e chip-hours at 50 % MFU (assumed).
+          Both are derived, from aced/flops.py.
+Expect:   no number: of the paper only abstract and introduction could be read.
+
+From the paper: the teacher, the tasks, modules as arms, the fall of the loss as reward, a Thompson
+sampling that goes by recent history. Our reading: everything else, the student's sizes, the weights
+of the losses, pulls of 100 steps, the discount 0.98, a learning rate of 1e-4; steps and batch are
+those of CoCa's fine-tuning. Arguments: `task`, `tiny`.
+"""
+
+import ml_collections
+
+from aced.config import parse_arg, to_config
+from aced.methods.optima import OptimaConfig
+from aced.models import coca
+from aced.train import TrainConfig
+from configs import coca_tasks, tiny
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    return of_student("coca_tiny12", arg)
+
+
+def of_student(model: str, arg: str) -> ml_collections.ConfigDict:
+    """The recipe for a student."""
+    arg = parse_arg(arg, tiny=False, task="vqa")
+    config = to_config(TrainConfig())
+    task = coca_tasks.get(arg.task)
+    heads = {"classes": task.classes, "pictures": task.pictures}
+    config.method = to_config(OptimaConfig(model=coca.preset(model, **heads)))
+    method = config.method
+    coca_tasks.apply(config, arg.task)
+    config.optimizer.schedule.peak, config.optimizer.lr_rules = 1e-4, ()  # nothing is pretrained
+    method.model.dtype, method.model.remat = "bfloat16", "full"
+    method.teacher.checkpoint = f"/data/coca_large_{arg.task}"
+    # So that a slice can be checked before there is a teacher; its run must agree.
+    method.teacher.model = to_config(coca.preset("CoCa-Large", dtype="bfloat16", **heads))
+    return tiny.shrink_coca(config, arg.task) if arg.tiny else config
