@@ -196,6 +196,12 @@ def _of_facts(facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
     }
     if facts.unknown_loops:
         values["notes"].append(f"loops of unknown length, counted once: {len(facts.unknown_loops)}")
+    if facts.branch_flops:
+        share = facts.branch_flops / sum(facts.flops.values())
+        values["notes"].append(
+            f"{share:.0%} of the compiled FLOPs are in branches that not every step takes; the "
+            "times are those of a step that takes them"
+        )
     if facts.opaque:
         names = ", ".join(sorted(set(facts.opaque)))
         values["notes"].append(f"the FLOPs of these kernels are missing: {names}")

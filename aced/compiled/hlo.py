@@ -76,6 +76,8 @@ class Facts:
     hbm_bytes: int | float = 0  # read and written by the instructions, fusions as a whole
     unknown_loops: tuple[str, ...] = ()  # loops without a constant length, counted once
     opaque: tuple[str, ...] = ()  # kernels that cannot be looked into; their FLOPs are missing
+    # Those of `flops` that are in branches of conditionals, beyond those of the cheapest branch.
+    branch_flops: int = 0
 
     def __add__(self, other: "Facts") -> "Facts":
         return Facts(
@@ -84,6 +86,7 @@ class Facts:
             self.hbm_bytes + other.hbm_bytes,
             self.unknown_loops + other.unknown_loops,
             self.opaque + other.opaque,
+            self.branch_flops + other.branch_flops,
         )
 
     def repeated(self, times: int) -> "Facts":
@@ -95,6 +98,7 @@ class Facts:
             ),
             flops=Counter({kind: count * times for kind, count in self.flops.items()}),
             hbm_bytes=self.hbm_bytes * times,
+            branch_flops=self.branch_flops * times,
         )
 
 
@@ -159,7 +163,10 @@ class _Reader:
         if i.opcode == "conditional":
             names = i.calls("branch_computations", "true_computation", "false_computation")
             branches = [self._of(name, fused) for name in names]
-            return facts + max(branches, key=lambda f: (sum(f.flops.values()), f.hbm_bytes))
+            branches.sort(key=lambda f: (sum(f.flops.values()), f.hbm_bytes))
+            beyond = sum(branches[-1].flops.values()) - sum(branches[0].flops.values())
+            # Conditionals within the dearest branch are a part of it.
+            return facts + dataclasses.replace(branches[-1], branch_flops=beyond)
         if i.opcode in ("dot", "convolution"):
             return facts + Facts(flops=product_flops(computation, i))
         if i.opcode == "custom-call" and not _NO_KERNELS.fullmatch(_target(i)):

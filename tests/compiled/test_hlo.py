@@ -59,9 +59,11 @@ def test_a_loop_without_a_known_length_is_counted_once_and_flagged():
 
 def test_of_a_conditional_the_costliest_branch_counts():
     def run(x, w):
-        return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w) @ w
 
-    assert facts_of(run, (16, 16), (16, 16)).flops["f32"] == 2 * 2 * 16**3
+    facts = facts_of(run, (16, 16), (16, 16))
+    assert facts.flops["f32"] == 3 * 2 * 16**3
+    assert facts.branch_flops == 2 * 16**3
 
 
 def test_collectives_by_hand():
