@@ -126,7 +126,7 @@ def test_a_method_is_built_by_its_name():
     assert isinstance(method, Contrastive)
     assert method.config == settings()
     config.name = "contrastiv"
-    with pytest.raises(ConfigError, match=r"'contrastiv'; known: .'contrastive'"):
+    with pytest.raises(ConfigError, match=r"'contrastiv'; known: .*'contrastive'"):
         methods.parse(config)
 
 
