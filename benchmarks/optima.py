@@ -11,13 +11,16 @@ are distilled on each task for the same number of steps, by several seeds. An in
 goes on; --task does one task alone.
 
 Columns: the task's score on held-out examples (accuracy; CIDEr-D of captions), also as a share of
-the teacher's, and the modules' losses of the last batch. --arms gets, pull by pull, what was played
+the teacher's, and the modules' losses of the last batch; "most frequent answer" is what can be had
+without looking. --arms gets, pull by pull, what was played
 and what it was worth.
 """
 
+import collections
 import csv
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -28,7 +31,8 @@ from absl import app, flags
 from aced import metrics, summary, train
 from aced.config import to_config
 from aced.data import records
-from aced.data.shapes_tasks import CLASS_NAMES
+from aced.data.shapes import ShapesConfig
+from aced.data.shapes_tasks import CLASS_NAMES, open_shapes
 from aced.evaluators import EvalConfig
 from aced.methods.bandit import BanditConfig
 from aced.methods.coca import CoCaTrainConfig
@@ -65,6 +69,7 @@ TASKS = {
 }
 # From captions alone nothing of these was learned in as many steps.
 STARTS = {"entailment": "questions/teacher", "two_pictures": "questions/teacher"}
+BLIND = "most frequent answer"
 # How students differ: settings of the method `optima`.
 STUDENTS = {
     "OPTIMA": {},
@@ -178,6 +183,21 @@ def write_tokenizer(path: pathlib.Path) -> None:
     found.save(str(path))
 
 
+def without_pictures(task: str, examples: int = 4000) -> float:
+    """Accuracy of the most frequent answer to texts with the same first three words."""
+    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+
+    def read(split: str, size: int) -> Iterator[tuple[str, int]]:
+        scenes = open_shapes(ShapesConfig(task=task, split=split, size=size, resolution=16))
+        found = (scenes.example(i) for i in range(size))
+        return ((" ".join(e.text.split()[:3]), e.label) for e in found)
+
+    for words, label in read("train", examples):
+        counts[words][label] += 1
+    best = {words: found.most_common(1)[0][0] for words, found in counts.items()}
+    return float(np.mean([best.get(words) == label for words, label in read("val", examples)]))
+
+
 def row(task: str, name: str, seed: int, workdir: pathlib.Path, best: float | None) -> dict:
     """The numbers of a finished run."""
     values = summary.values(workdir)
@@ -224,6 +244,11 @@ def main(argv: list[str]) -> None:
         train.run(teacher(task, work), str(folder / "teacher"))
         scores.append(row(task, "teacher", 1, folder / "teacher", None))
         best = float(scores[-1]["score"])
+        if not is_captioning(task):
+            blind = f"{without_pictures(task):.4f}"
+            scores.append(
+                dict.fromkeys(scores[-1], "") | {"task": task, "run": BLIND, "score": blind}
+            )
         for seed in range(_SEEDS.value):
             for name in STUDENTS:
                 workdir = folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
