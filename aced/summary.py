@@ -13,7 +13,8 @@ COLUMNS = {
     "flops": ("FLOPs", "{:.2e}"),
     "selection/noisy_share": ("noisy picks", "{:.1%}"),
 }
-_SCORES = ("mean_r1", "top1")  # of the evaluations, what the table shows
+# Of the evaluations, what the table shows.
+_SCORES = {"mean_r1": "{:.1%}", "top1": "{:.1%}", "accuracy": "{:.1%}", "cider": "{:.2f}"}
 
 
 def table(workdir: epath.PathLike) -> str:
@@ -24,8 +25,10 @@ def table(workdir: epath.PathLike) -> str:
     runs[folder.name] = values(folder)
     columns = dict(COLUMNS)
     for found in runs.values():
-        scores = [name for name in found if name.rpartition("/")[2] in _SCORES]
-        columns |= {name: (name.replace("_", " "), "{:.1%}") for name in scores}
+        for name in found:
+            evaluation, _, number = name.rpartition("/")
+            if evaluation and number in _SCORES:
+                columns[name] = name.replace("_", " "), _SCORES[number]
     rows = [["run", *(title for title, _ in columns.values())]]
     for run, found in runs.items():
         cells = [

@@ -8,7 +8,7 @@ import re
 import jax
 import pytest
 
-from aced import durations, methods, metrics, train
+from aced import durations, methods, metrics, summary, train
 from aced.config import ConfigError
 from aced.methods.frozen import FrozenConfig
 
@@ -40,6 +40,22 @@ def test_tiny_runs_two_steps(name, tmp_path):
     assert all(line["skipped"] == 0 for line in lines)
     if config.name == "contrastive":  # of its settings only those that distil have that term
         assert ("loss/distillation" in last) == (config.distillation.weight > 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arg", "number"),
+    [
+        ("coca_base", "tiny,acid=PATH", "retrieval/mean_r1"),
+        ("optima_coca_tiny6", "tiny,task=nlvr2", "val/accuracy"),
+        ("optima_coca_tiny6", "tiny,task=coco_caption", "val/cider"),
+    ],
+)
+def test_what_else_a_recipe_can_do(name, arg, number, tmp_path):
+    last = train.run(load(name).get_config(arg), str(tmp_path), devices=jax.devices()[:1])
+    assert last["step"] == 2
+    assert last["examples_scored"] == (160 if "acid" in arg else 0)
+    assert last[number] >= 0
+    assert number.replace("_", " ") in summary.table(tmp_path)
 
 
 @pytest.mark.parametrize("name", RECIPES)
