@@ -93,7 +93,9 @@ def test_bleu_equals_sacrebleus():
 
 def test_bleu_equals_nltks():
     nltk = pytest.importorskip("nltk.translate.bleu_score")
-    captions, references = some_texts()
+    pairs = zip(*some_texts(), strict=True)
+    # It counts a run that is not there in captions shorter than the run; sacrebleu does not.
+    captions, references = zip(*(pair for pair in pairs if len(pair[0]) >= 4), strict=True)
     assert bleu(captions, references) == pytest.approx(nltk.corpus_bleu(references, captions))
 
 
