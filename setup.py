@@ -65,12 +65,15 @@ setuptools.setup(
             "beartype>=0.20,<0.24",
             "ruff>=0.12",
         ],
-        # Independent oracles on the same weights; this torch has a CPU build.
+        # Independent oracles, on the same weights and texts; this torch has a CPU build.
         "parity": [
             "torch==2.13.0",
             "torchvision==0.28.0",
             "transformers>=5.20,<6",
             "open_clip_torch>=3.3,<4",
+            "nltk>=3.9,<4",
+            "pycocoevalcap>=1.2,<2",
+            "sacrebleu>=2.5,<3",
         ],
     },
 )
