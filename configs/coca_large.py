@@ -6,7 +6,7 @@ Command:  python -m aced.main --config=configs/coca_large.py --workdir=gs://BUCK
           python -m aced.main --config=configs/coca_large.py:task=vqa --workdir=gs://BUCKET/vqa \\
               --config.init.checkpoint=gs://BUCKET/coca_large \\
               --config.data.array_record.path=/data/vqa
-Hardware: 256 TPU v5e chips (assumed; the paper had other ones).
+Hardware: 256 TPU v5e chips (assumed).
 Cost:     2.26e22 FLOPs, 63,623 v5e chip-hours at 50 % MFU (assumed).
           Both are derived, from aced/flops.py.
 Expect:   no number: the paper's are of image-text data that are not public.

@@ -1,6 +1,7 @@
-"""CoCa's fine-tuning (arXiv 2205.01917, appendix): `apply(config, "vqa", ...)`.
+"""CoCa's fine-tuning (arXiv 2205.01917): `apply(config, "vqa")`.
 
 Adafactor, weight decay 0.1, gradients clipped at 1, cosine to 0 after 1,000 steps of warm-up.
+Assumed: the decay follows the learning rate, and the resolution stays that of pretraining.
 """
 
 import dataclasses

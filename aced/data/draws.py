@@ -15,9 +15,13 @@ class Draws:
         key = np.array([seed & (2**64 - 1), stream], np.uint64)
         self._philox = np.random.Philox(key=key, counter=np.array([0, index, 0, 0], np.uint64))
 
+    def raw(self, count: int) -> list[int]:
+        """`count` random 64-bit integers."""
+        return self._philox.random_raw(count).tolist()
+
     def below(self, n: int) -> int:
         """One of 0, ..., n - 1; uneven by n / 2^64."""
-        return int(self._philox.random_raw()) % n
+        return self.raw(1)[0] % n
 
     def coin(self) -> bool:
         """Heads or tails."""

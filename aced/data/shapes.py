@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from aced.config import ConfigError
+from aced.data.draws import Draws
 
 cv2.setNumThreads(0)  # pictures are drawn by many reader threads already
 
@@ -310,11 +311,9 @@ def _shift(raw: int) -> tuple[float, float]:
 
 
 def _random(seed: int, stream: str, index: int, count: int) -> list[int]:
-    """`count` random 64-bit integers; Philox's raw output is fixed by its definition."""
+    """`count` random 64-bit integers; see `Draws`."""
     key = (seed & (2**64 - 1)) ^ (("train", "val", "noise", "order").index(stream) << 60)
-    counter = np.array([0, index, 0, 0], np.uint64)
-    philox = np.random.Philox(key=np.array([key, 0xACED], np.uint64), counter=counter)
-    return philox.random_raw(count).tolist()
+    return Draws(key, 0xACED, index).raw(count)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""Fine-tuning of CoCa on a task (arXiv 2205.01917, section 4.2): answers, or captions.
+"""Fine-tuning of CoCa on a task (arXiv 2205.01917): answers, or captions.
 
 - answers: a head chooses one of `model.classes`. VQA: 3,129 answers to questions; visual
   entailment: 3 classes of a statement about a picture; NLVR2: 2 classes of a statement about

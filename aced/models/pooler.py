@@ -63,7 +63,7 @@ class Cascade(nn.Module):
 class Head(nn.Module):
     """Answers to questions about pictures: a pooler over what the decoder gives, and classes.
 
-    Of several pictures, what each one's pass has given stands side by side (CoCa, section 4.2).
+    Of several pictures, what each one's pass has given stands side by side (CoCa).
     """
 
     classes: int
