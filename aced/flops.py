@@ -74,12 +74,13 @@ class CoCaMacs(NamedTuple):
     unimodal: int  # and the projection of the text's embedding
     multimodal: int
     softmax: int
-    head: int  # of answers; for one of its pictures
+    head: int  # the pooler of answers; for one of its pictures
+    classifier: int  # of all pictures of an answer
 
     def answering(self, pictures: int) -> int:
         """Of an answer about so many pictures."""
         each = self.image + self.generative + self.multimodal + self.head
-        return pictures * each + self.unimodal
+        return pictures * each + self.unimodal + self.classifier
 
     @property
     def captioning(self) -> int:
@@ -96,7 +97,9 @@ def macs_coca(config: CoCaConfig, words: int | None = None) -> CoCaMacs:
     # k and v of what is read; q is shared by the batch, so counted for none; scores; out.
     generative = 2 * n * config.image.dims.width * d + 2 * q * n * d + q * d * d
     contrastive = 2 * q * d * d + 2 * q * d + d * d
-    head = 2 * words * d * d + 2 * words * d + d * d + d * config.classes
+    head = 2 * words * d * d + 2 * words * d + d * d
+    hidden, pooled = config.head_hidden, config.pictures * d
+    classifier = pooled * hidden + (hidden or pooled) * config.classes
     # k and v of what the image's queries have read; q and out of the words; scores.
     cross = 2 * q * d * d + 2 * words * d * d + 2 * words * q * d
     return CoCaMacs(
@@ -107,6 +110,7 @@ def macs_coca(config: CoCaConfig, words: int | None = None) -> CoCaMacs:
         multimodal=macs_blocks(multimodal, words) + text.multimodal * cross,
         softmax=words * d * text.vocab_size,
         head=head if config.classes else 0,
+        classifier=classifier,
     )
 
 

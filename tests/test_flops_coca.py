@@ -33,7 +33,6 @@ CONFIG = CoCaConfig(
     scan=False,
     tokenizer=TokenizerConfig(length=24),  # texts are shorter than the positions
 )
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 B = 4
 
 
@@ -50,7 +49,7 @@ def counted(method, *inputs):
         def run(params, *inputs):
             return CoCa(CONFIG).apply({"params": params}, *inputs, method=method)
 
-    compiled = jax.jit(run).lower(params, *inputs).compile(FAST)
+    compiled = jax.jit(run).lower(params, *inputs).compile()
     return compiled.cost_analysis()["flops"] / 2 / B
 
 
@@ -68,6 +67,21 @@ def test_multiply_adds_are_what_xla_counts():
     assert (
         sum(flops.macs(CONFIG)) == macs.image + macs.generative + macs.contrastive + macs.unimodal
     )
+
+
+@pytest.mark.parametrize(("pictures", "hidden"), [(1, 0), (2, 0), (2, 1024)])
+def test_multiply_adds_of_answers(pictures, hidden):
+    config = dataclasses.replace(CONFIG, classes=3000, pictures=pictures, head_hidden=hidden)
+    images = (jax.ShapeDtypeStruct((B, 90, 90, 3), jnp.uint8),) * pictures
+    text = jax.ShapeDtypeStruct((B, 24), jnp.int32)
+    params = jax.eval_shape(functools.partial(coca.init, config), jax.random.key(0))
+    run = jax.jit(functools.partial(coca.answer, config))
+    found = run.lower(params, images, text).compile().cost_analysis()["flops"] / 2 / B
+    macs = flops.macs_coca(config)
+    assert macs.classifier == sum(
+        x["kernel"].size for name, x in params["head"].items() if name != "pooler"
+    )
+    assert found == pytest.approx(macs.answering(pictures), rel=0.03)
 
 
 def test_every_weight_is_used_once_for_each_of_its_tokens():

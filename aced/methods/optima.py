@@ -170,6 +170,7 @@ def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
         tokenizer=teacher.tokenizer,
         resize=teacher.resize,
         classes=teacher.classes,
+        head_hidden=teacher.head_hidden,
         pictures=teacher.pictures,
     )
 

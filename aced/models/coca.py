@@ -43,6 +43,9 @@ class CoCaConfig:
     init_scale: float = 1 / 0.07  # scale of the logits at the start; there is no bias
     # Answers that a head of its own chooses from, for tasks; 0: no head
     classes: int = 0
+    # Channels of a layer (with GELU) between the head's pooler and its classes; 0: none, CoCa's.
+    # Then what two pictures say is only ever added up, and no sum tells whether they are alike.
+    head_hidden: int = 0
     pictures: int = 1  # that a question is about: 2 in NLVR2
     # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,13 +79,16 @@ class CoCaConfig:
             raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
         if self.init_scale <= 0:
             raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
-        if self.classes < 0 or self.pictures not in (1, 2):
+        if min(self.classes, self.head_hidden) < 0 or self.pictures not in (1, 2):
             raise ConfigError(
-                f"classes = {self.classes} must be at least 0, and pictures = {self.pictures} 1 or "
-                "2."
+                f"classes = {self.classes} and head_hidden = {self.head_hidden} must be at least "
+                f"0, and pictures = {self.pictures} 1 or 2."
             )
-        if self.pictures == 2 and not self.classes:
-            raise ConfigError("pictures = 2 is read by the head alone; set classes, too.")
+        if (self.pictures == 2 or self.head_hidden) and not self.classes:
+            raise ConfigError(
+                "pictures = 2 and head_hidden are the head's, which is there for classes; set "
+                "classes, too."
+            )
 
     @property
     def width(self) -> int:
@@ -170,7 +176,7 @@ class CoCa(nn.Module):
         )
         self.text = Decoder(text, config.embed_dim, compute)
         if config.classes:
-            self.head = Head(config.classes, text.dims.heads, compute)
+            self.head = Head(config.classes, config.head_hidden, text.dims.heads, compute)
         # The logarithm is learned: the scale stays positive, and moves by factors.
         self.t = self.param("t", nn.initializers.constant(math.log(config.init_scale)), ())
 
@@ -369,13 +375,13 @@ def init(config: CoCaConfig, key: Array) -> dict[str, Any]:
 
 # Settings that may differ in a model that another one starts from: those of the head, and how much
 # of the positions a task's texts need.
-FREE_TO_START_FROM = ("classes", "pictures", "tokenizer.length")
+FREE_TO_START_FROM = ("classes", "head_hidden", "pictures", "tokenizer.length")
 
 
 def shared_parts(config: CoCaConfig, other: CoCaConfig) -> tuple[str, ...] | None:
     """The parts that a model can take from a trained one; None: all. Another task, another head."""
-    same = (config.classes, config.pictures) == (other.classes, other.pictures)
-    return None if same else ("image", "pooler", "text", "t")
+    heads = [(c.classes, c.head_hidden, c.pictures) for c in (config, other)]
+    return None if heads[0] == heads[1] else ("image", "pooler", "text", "t")
 
 
 def end_of_text(config: CoCaConfig) -> int:

@@ -67,6 +67,7 @@ class Head(nn.Module):
     """
 
     classes: int
+    hidden: int  # channels of a layer before the classes; 0: none
     heads: int
     compute: Compute
 
@@ -83,5 +84,7 @@ class Head(nn.Module):
         b, k, length, width = states.shape
         rows = states.reshape(b * k, length, width)
         pooler = Pooler(1, width, self.heads, self.compute, name="pooler")
-        pooled = pooler(rows, jnp.repeat(real, k, axis=0)).reshape(b, k * width)
-        return nn.Dense(self.classes, name="classifier")(pooled.astype(jnp.float32))
+        x = pooler(rows, jnp.repeat(real, k, axis=0)).reshape(b, k * width)
+        if self.hidden:
+            x = nn.gelu(nn.Dense(self.hidden, dtype=self.compute.dtype, name="fc1")(x))
+        return nn.Dense(self.classes, name="classifier")(x.astype(jnp.float32))

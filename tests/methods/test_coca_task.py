@@ -22,6 +22,7 @@ from tests.models import tiny_coca
 CLASSES, B = 4, 8
 ONE = dataclasses.replace(tiny_coca.TINY, classes=CLASSES)
 TWO = dataclasses.replace(ONE, pictures=2)
+HIDDEN = dataclasses.replace(TWO, head_hidden=5)
 TX = optax.sgd(0.1)
 
 
@@ -63,7 +64,7 @@ def test_answers_average_over_known_labels():
     assert found.kl == pytest.approx(9 * (p * np.log(p / q)).sum(axis=1)[known].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("model", [ONE, TWO], ids=["one", "two"])
+@pytest.mark.parametrize("model", [ONE, TWO, HIDDEN], ids=["one", "two", "hidden"])
 def test_what_the_head_reads(model):
     """Padding and, of two pictures, each one: the head by hand, from the decoder's states."""
     params, batch = tiny_coca.params(model), batch_of(model)
@@ -89,7 +90,12 @@ def test_what_the_head_reads(model):
                 out[part] = weights / weights.sum() @ v[:, part]
             rows.append(out @ p["out"]["kernel"] + p["out"]["bias"])
         pooled.append(np.stack(rows))
-    expected = np.concatenate(pooled, axis=1) @ head["classifier"]["kernel"]
+    x = np.concatenate(pooled, axis=1)
+    if model.head_hidden:
+        x = x @ head["fc1"]["kernel"] + head["fc1"]["bias"]
+        assert x.shape[1] == model.head_hidden
+        x = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))  # GELU
+    expected = x @ head["classifier"]["kernel"]
     np.testing.assert_allclose(found, expected + head["classifier"]["bias"], rtol=1e-4, atol=1e-4)
     # Words after the end of text are nothing.
     changed = jnp.where(jnp.asarray(real), text, (text + 1) % 3)

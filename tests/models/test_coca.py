@@ -26,7 +26,6 @@ from aced.parallel.mesh import MeshConfig
 
 LENGTH = TINY.text.length
 # Half of these tests would be the compiler's time.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @functools.cache
@@ -37,7 +36,7 @@ def forward(config=TINY, hidden=True):
     def run(image, text):
         return coca.forward(config, params, image, text, hidden=hidden)
 
-    return jax.jit(run, compiler_options=FAST)
+    return jax.jit(run)
 
 
 def by_hand(config, image, text):
@@ -95,7 +94,7 @@ def test_hidden_states_have_gradients_layer_by_layer():
         return out.hidden[module][layer].sum()
 
     first_layer = jax.grad(lambda params: loss(params, "unimodal", 0))
-    grads = jax.jit(first_layer, compiler_options=FAST)(tiny_coca.params())
+    grads = jax.jit(first_layer)(tiny_coca.params())
     reached = grads["text"]["unimodal"]["mlp"]["fc1"]["kernel"]
     assert np.any(reached[0])
     assert not np.any(reached[1])
@@ -109,7 +108,6 @@ def test_scoring_does_without_the_multimodal_half():
     apply = jax.jit(
         functools.partial(CoCa(TINY).apply, {"params": params}),
         static_argnames="method",
-        compiler_options=FAST,
     )
     expected = forward()(image, text).embeddings
     found = apply(image, text, method="embed")
@@ -123,7 +121,7 @@ def test_scoring_in_int8_stays_near():
     image, text = tiny_coca.batch()
     exact, params = forward()(image, text).embeddings, tiny_coca.params()
     apply = functools.partial(CoCa(TINY, int8=True).apply, {"params": params}, method="embed")
-    found = jax.jit(apply, compiler_options=FAST)(image, text)
+    found = jax.jit(apply)(image, text)
     for a, b in ((exact.zimg, found.zimg), (exact.ztxt, found.ztxt)):
         assert ((a * b).sum(-1) > 0.99).all()
         assert not np.array_equal(a, b)
@@ -214,14 +212,14 @@ def gradient():
         caption = captioning.word_losses(out.words, text, out.real, chunk=6).cross_entropy
         return caption + contrastive.softmax_loss(out.embeddings)
 
-    return jax.jit(jax.value_and_grad(loss), compiler_options=FAST)
+    return jax.jit(jax.value_and_grad(loss))
 
 
 def test_unrolled_is_scanned():
     image, text = tiny_coca.batch()
     params = tiny_coca.params()
     config = dataclasses.replace(TINY, scan=False)
-    run = jax.jit(functools.partial(coca.forward, config, hidden=True), compiler_options=FAST)
+    run = jax.jit(functools.partial(coca.forward, config, hidden=True))
     found, expected = run(params, image, text), forward()(image, text)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -247,7 +245,7 @@ def test_half_precision_keeps_parameters_and_embeddings_float32():
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
     image, text = tiny_coca.batch()
     params = tiny_coca.params()
-    run = jax.jit(functools.partial(coca.forward, half, hidden=True), compiler_options=FAST)
+    run = jax.jit(functools.partial(coca.forward, half, hidden=True))
     out = run(params, image, text)
     exact = forward()(image, text)
     assert out.words.states.dtype == out.hidden["multimodal"].dtype == jnp.bfloat16
@@ -336,6 +334,8 @@ def test_config_round_trip():
         ({"pooler_heads": 3}, "pooler_heads = 3 must be a divisor .* 32"),
         ({"embed_dim": 0}, "embed_dim must be None or at least 1"),
         ({"init_scale": 0.0}, "init_scale must be positive"),
+        ({"head_hidden": -1}, "head_hidden = -1 must be at least 0"),
+        ({"head_hidden": 8}, "head_hidden are the head's, .* set classes, too"),
         ({"attention": "cudnn"}, "half precision only"),
     ],
 )
