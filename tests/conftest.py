@@ -3,11 +3,13 @@
 import os
 import pathlib
 
+from tests.many_processes import FAST_COMPILER
+
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    f"{FAST_COMPILER} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

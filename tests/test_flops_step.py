@@ -22,7 +22,6 @@ from aced.parallel import mesh as meshes
 from configs import methods
 
 # The code for the CPU is not run, so it need not be good.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def step_of(name):
@@ -48,7 +47,7 @@ def compiled_step(config):
     built = program.build(train.parse(config), mesh)
     with jax.set_mesh(mesh):
         lowered = built.step.lower(built.state, built.frozen, built.batch())
-        compiled = lowered.compile(FAST)
+        compiled = lowered.compile()
     return compiled, built.method.flops_per_step(built.batch_size)
 
 

@@ -102,12 +102,9 @@ def batch_of(method, n):
 
 
 def jitted(method, **options):
-    """The step, compiled quickly rather than well."""
+    """The step, compiled."""
     tx = optax.sgd(RATE)
-    return jax.jit(
-        lambda s, f, b: method.train_step(s, f, b, tx=tx, **options),
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
+    return jax.jit(lambda s, f, b: method.train_step(s, f, b, tx=tx, **options))
 
 
 @dataclasses.dataclass

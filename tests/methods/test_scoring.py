@@ -35,16 +35,12 @@ KEPT = np.array([0, 1, 2, 5])  # 4 tokens of 6: the last one is where the tower 
 FLEXI = ScoringConfig(patch=8, text_length=4)
 
 
-# Compiled quickly rather than well.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def embed(model, settings, *arguments):
-    return jit(lambda *xs: scoring.embed(model, settings, *xs))(*arguments)
+    return jax.jit(lambda *xs: scoring.embed(model, settings, *xs))(*arguments)
 
 
 def apply(tower, params, image, text):
-    return jit(tower.apply)({"params": params}, image, text)
+    return jax.jit(tower.apply)({"params": params}, image, text)
 
 
 @functools.cache
@@ -190,8 +186,8 @@ def test_one_in_every_few_is_trained_as_it_is_scored():
         ztxt = jnp.where(as_scored, short.ztxt, full.ztxt)
         return (weights[0] * zimg + weights[1] * ztxt).sum() + full.scale, (zimg, ztxt)
 
-    (_, found), gradient = jit(jax.value_and_grad(mixed, has_aux=True))(params)
-    (_, rows), expected = jit(jax.value_and_grad(by_kind, has_aux=True))(params)
+    (_, found), gradient = jax.jit(jax.value_and_grad(mixed, has_aux=True))(params)
+    (_, rows), expected = jax.jit(jax.value_and_grad(by_kind, has_aux=True))(params)
     assert_close((found.zimg, found.ztxt), rows, rtol=1e-4, atol=1e-5)
     assert_close(gradient, expected, rtol=1e-3, atol=1e-3)
 
@@ -213,12 +209,12 @@ def test_a_batch_that_cannot_be_cut_is_refused(n, every):
 
 def test_on_a_mesh_nothing_leaves_its_device():
     params, image, text = inputs(16)
-    expected = jit(lambda *xs: scoring.embed_mixed(MODEL, FLEXI, 2, *xs))(params, image, text)
+    expected = jax.jit(lambda *xs: scoring.embed_mixed(MODEL, FLEXI, 2, *xs))(params, image, text)
     mesh = meshes.make_mesh(jax.devices())
     with jax.set_mesh(mesh):
         rows, everywhere = meshes.by_example(mesh), meshes.replicated(mesh)
         arguments = (jax.device_put(params, everywhere), *jax.device_put((image, text), rows))
-        mixed = jit(lambda *xs: scoring.embed_mixed(MODEL, FLEXI, 2, *xs))
+        mixed = jax.jit(lambda *xs: scoring.embed_mixed(MODEL, FLEXI, 2, *xs))
         compiled = mixed.lower(*arguments).compile()
         found = compiled(*arguments)
         with pytest.raises(ConfigError, match="16 examples on 8 devices"):

@@ -29,7 +29,6 @@ SMALL = dataclasses.replace(
     text=dataclasses.replace(tiny_coca.TINY.text, vocab_size=4, length=LENGTH),
 )
 NARROW = GenerationConfig(beams=2, length_penalty=1.0)
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @functools.cache
@@ -48,7 +47,7 @@ def setting():
 @functools.cache
 def generate(how):
     run = functools.partial(generation.generate, SMALL, how)
-    return jax.jit(run, compiler_options=FAST)
+    return jax.jit(run)
 
 
 def written(how, key=None):
@@ -191,7 +190,7 @@ def test_writing_stops_when_all_texts_have_ended(how, monkeypatch):
     monkeypatch.setattr(CoCa, "advance", counted)
     params, image = setting()
     run = functools.partial(generation.generate, dataclasses.replace(SMALL, init_scale=2.0), how)
-    out = jax.jit(run, compiler_options=FAST)(params, image)  # anew, with the counter in it
+    out = jax.jit(run)(params, image)  # anew, with the counter in it
     jax.effects_barrier()
     assert out.words.max() == 3
     assert len(passes) == 2

@@ -77,7 +77,7 @@ def test_mlp_by_hand():
 
 
 def apply(tower, params, image, text):
-    jitted = jax.jit(tower.apply, compiler_options={"xla_backend_optimization_level": 0})
+    jitted = jax.jit(tower.apply)
     return jitted({"params": params}, image, text)
 
 
