@@ -1,0 +1,52 @@
+"""A tiny IID run on a mixture of every kind of files, as a config file for the command.
+
+`--config=tests/every_source_run.py:data=FOLDER`, where `write` has put them.
+"""
+
+import pathlib
+import warnings
+
+import ml_collections
+
+from aced.config import parse_arg, to_config
+from aced.data.parquet import ParquetConfig
+from aced.data.sources import ArrayRecordConfig, MemberConfig
+from aced.data.tars import WebDatasetConfig
+from aced.data.tfds import TfdsConfig
+from configs import smoke, tiny
+from tests.data import many
+
+COUNT, BATCH, STEPS = 40, 16, 30  # three epochs of every source
+
+
+def write(folder: pathlib.Path) -> None:
+    """The same 40 examples in every layout, in several files or row groups each."""
+    for name in ("records", "tars", "rows"):
+        (folder / name).mkdir()
+    many.write_records(folder / "records", COUNT)
+    many.write_tars(folder / "tars", [15, 0, 25])
+    many.write_parquet(folder / "rows", [22, 18], 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TFDS's own
+        (folder / "builder_dir").write_text(many.write_tfds(str(folder / "tfds"), COUNT))
+
+
+def get_config(arg: str) -> ml_collections.ConfigDict:
+    arg = parse_arg(arg, data="")
+    config = tiny.shrink(smoke.get_config("method=iid"))
+    config.batch_size, config.total_steps, config.picks_steps = BATCH, STEPS, 1
+    config.checkpoint.every_steps = 3
+    config.evals = {}
+    data = config.data
+    data.source, data.num_threads = "mixture", 2
+    builder = (pathlib.Path(arg.data) / "builder_dir").read_text()
+    data.mixture = {
+        source: to_config(MemberConfig(source=source, **{source: settings}))
+        for source, settings in {
+            "array_record": ArrayRecordConfig(f"{arg.data}/records"),
+            "webdataset": WebDatasetConfig(f"{arg.data}/tars"),
+            "parquet": ParquetConfig(f"{arg.data}/rows"),
+            "tfds": TfdsConfig(builder_dir=builder, captions=("title",)),
+        }.items()
+    }
+    return config
