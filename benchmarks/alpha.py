@@ -1,6 +1,6 @@
 """What a step with selection costs: measured on one core, beside the formula.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/alpha.py \\
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.alpha \\
         --out=benchmarks/results/alpha.csv
 
 alpha is the time of a step over that of an IID step which trains on as many examples. From FLOPs,

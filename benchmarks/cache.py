@@ -1,6 +1,6 @@
 """What a cached reference saves: S learns, L is the reference, f = 0.8, on one core.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/cache.py \\
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.cache \\
         --out=benchmarks/results/cache.csv
 
 Real steps as the loop compiles them, float32, on random pixels and texts: ViT-S/16 and L/16 of full

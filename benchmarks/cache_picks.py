@@ -2,7 +2,7 @@
 
     python -m aced.main --config=configs/smoke.py:method=aced,steps=600 --workdir=/tmp/aced \\
         --config.before.reference.total_steps=1000
-    python benchmarks/cache_picks.py --workdir=/tmp/aced --out=benchmarks/results/cache_picks.csv
+    python -m benchmarks.cache_picks --workdir=/tmp/aced --out=benchmarks/results/cache_picks.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, and sub-batches
 are chosen with the reference's embeddings as a cache of each precision gives them back, by the same
@@ -16,11 +16,11 @@ import csv
 
 import jax
 import numpy as np
-import strata
 from absl import app, flags
 
 from aced.embedding_cache.precision import PRECISIONS, decode, encode
 from aced.selection import SelectionConfig
+from benchmarks import strata
 
 SIZE, CHUNKS = 512, 16  # b, and the recipes' number of chunks; B = 5 b
 GAINS = (10.0, 100.0)

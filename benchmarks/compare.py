@@ -1,8 +1,8 @@
 """Every method on noisy pairs: noise among the picks, retrieval, and what it cost.
 
-    python benchmarks/compare.py --work=/tmp/shapes --out=benchmarks/results/shapes.csv
-    python benchmarks/openclipart.py --out=data/openclipart
-    python benchmarks/compare.py --data=data/openclipart --work=/tmp/openclipart \\
+    python -m benchmarks.compare --work=/tmp/shapes --out=benchmarks/results/shapes.csv
+    python -m benchmarks.openclipart --out=data/openclipart
+    python -m benchmarks.compare --data=data/openclipart --work=/tmp/openclipart \\
         --methods=iid,h_acid,aced --out=benchmarks/results/openclipart.csv
 
 Trains one reference on clean pairs, then a small learner by every method on the noisy ones, at

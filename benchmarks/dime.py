@@ -1,8 +1,8 @@
 """DIME-FM end to end: a small image encoder from unpaired pictures and sentences, and what each
 part of the method gives.
 
-    python benchmarks/openclipart.py --out=data/openclipart
-    python benchmarks/dime.py --data=data/openclipart --work=/tmp/dime \\
+    python -m benchmarks.openclipart --out=data/openclipart
+    python -m benchmarks.dime --data=data/openclipart --work=/tmp/dime \\
         --out=benchmarks/results/dime.csv
 
 A teacher is trained on clean pairs of Open Clip Art and `shapes`. Its features of other pictures
@@ -29,6 +29,7 @@ from aced import cache, select_text, summary, train
 from aced.cache import CacheConfig
 from aced.config import to_config
 from aced.data import records
+from aced.data.augment import AugmentConfig
 from aced.data.shapes import Shapes, ShapesConfig
 from aced.data.sources import MemberConfig
 from aced.methods.dime import DimeConfig
@@ -41,6 +42,8 @@ _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each student.")
 _STEPS = flags.DEFINE_integer("steps", 400, "Steps of each student, of 128 pictures.")
 _RUNS = flags.DEFINE_multi_string("runs", None, "Students to train, by name; none: all.")
+_DEPTH = flags.DEFINE_integer("depth", 2, "Layers of a student.")
+_WIDTH = flags.DEFINE_integer("width", 64, "Channels of a student.")
 _TEACHER_STEPS = flags.DEFINE_integer("teacher_steps", 1500, "Steps of the teacher, of 64 pairs.")
 
 LENGTH = 32  # tokens: captions of scenes have up to 30 words
@@ -95,7 +98,8 @@ def teacher() -> ml_collections.ConfigDict:
 
 def student(name: str, seed: int, work: pathlib.Path) -> ml_collections.ConfigDict:
     """One of `STUDENTS`."""
-    config = run(depth=2, width=64, steps=_STEPS.value, seed=seed, batch=BATCH)
+    size = {"depth": _DEPTH.value, "width": _WIDTH.value, "steps": _STEPS.value}
+    config = run(**size, seed=seed, batch=BATCH)
     mixture(config.data, 2, f"{_DATA.value}/all")
     image, weights = config.method.model.image, STUDENTS[name]
     if weights is None:
@@ -112,8 +116,8 @@ def student(name: str, seed: int, work: pathlib.Path) -> ml_collections.ConfigDi
     method.sentences.cache = str(work / f"{chosen}_features")
     loss = method.loss
     loss.score_weight, loss.pseudo_weight, loss.distance_weight = weights
-    method.augment.crop_area = (0.5, 1.0)  # scenes are about places: 8 % of one say little
-    method.augment.flip = 0.0  # and about left and right
+    # The paper's crops and flips change what a scene shows: its captions are about places.
+    method.augment = to_config(AugmentConfig())
     return config
 
 

@@ -1,6 +1,6 @@
 """How many pictures one core reads a second, in which ways; threads; memory.
 
-    python benchmarks/input.py --out=benchmarks/results/input.csv
+    python -m benchmarks.input --out=benchmarks/results/input.csv
 
 The pictures are drawn here: noise with the spectrum of photographs, JPEG of quality 90, colours at
 half resolution. The ways take turns, and CPU time is counted, so that other work on the machine

@@ -1,6 +1,6 @@
 """Open Clip Art as a bench of real noise: 8,121 drawings with what their makers wrote about them.
 
-    python benchmarks/openclipart.py --out=data/openclipart
+    python -m benchmarks.openclipart --out=data/openclipart
 
 Fetches Debian's packages `openclipart-png` and `openclipart-svg` (156 MB, public domain; nothing is
 installed), pairs each picture with the metadata of the drawing of the same name, and prepares

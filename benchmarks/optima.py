@@ -1,7 +1,7 @@
 """OPTIMA end to end: a CoCa distilled on five tasks, by the bandit and by every baseline.
 
-    python benchmarks/openclipart.py --out=data/openclipart
-    python benchmarks/optima.py --data=data/openclipart --work=/tmp/optima \\
+    python -m benchmarks.openclipart --out=data/openclipart
+    python -m benchmarks.optima --data=data/openclipart --work=/tmp/optima \\
         --out=benchmarks/results/optima.csv --arms=benchmarks/results/optima_arms.csv
 
 A teacher is pretrained on captioned scenes and fine-tuned on four tasks of them: questions,

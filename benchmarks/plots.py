@@ -1,4 +1,4 @@
-"""Draws benchmarks/results/*.png from the committed tables: `python benchmarks/plots.py`.
+"""Draws benchmarks/results/*.png from the committed tables: `python -m benchmarks.plots`.
 
 Needs matplotlib (`pip install '.[plots]'`). A point is a run, a bar the mean over its seeds.
 """

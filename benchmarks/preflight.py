@@ -1,6 +1,6 @@
 """acid_b16 on slices of three kinds of TPU, as their compiler sees it.
 
-    python benchmarks/preflight.py
+    python -m benchmarks.preflight
 
 One JSON per case in benchmarks/results/preflight/ (what `aced.preflight --json` prints), and a
 table of them, preflight.csv. A case that has its JSON is not compiled again; each takes two or

@@ -1,6 +1,6 @@
 """Temporary memory of the pairwise losses on each of eight devices: full form against ring.
 
-    python benchmarks/ring.py --out benchmarks/results/ring.csv
+    python -m benchmarks.ring --out benchmarks/results/ring.csv
 
 Value and gradients for the embeddings, scale and bias, compiled but not run, for eight CPU devices.
 `temp_mb` is what the compiler sets aside on one device beside inputs and outputs. KD has one

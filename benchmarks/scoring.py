@@ -6,7 +6,7 @@
     python -m aced.main --config=$smoke,reference=/tmp/full/reference --workdir=/tmp/half \\
         --config.method.scoring.patch=16 --config.method.scoring.text_length=14 \\
         --config.method.multi_resolution_every=2
-    python benchmarks/scoring.py --workdirs=/tmp/full,/tmp/half \\
+    python -m benchmarks.scoring --workdirs=/tmp/full,/tmp/half \\
         --out=benchmarks/results/scoring.csv
 
 The learner and the reference of each run embed super-batches that the run has not seen, exactly

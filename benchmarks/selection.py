@@ -1,6 +1,6 @@
 """Joint selection against the paper's pseudo-code, which scores with the full B x B matrix.
 
-    python benchmarks/selection.py --out benchmarks/results/selection.csv
+    python -m benchmarks.selection --out benchmarks/results/selection.csv
 
 One row per super-batch and implementation: CPU seconds (best of 3, on one core), temporary memory
 as compiled, and whether the picks drawn with the same noise are the same: `same_chunks`, every

@@ -1,6 +1,6 @@
 """Resident memory while 10^5 records are read at random: tars, parquet and a mixture of both.
 
-    python benchmarks/sources_memory.py --out benchmarks/results/sources_memory.csv
+    python -m benchmarks.sources_memory --out benchmarks/results/sources_memory.csv
 
 The records are tiny (a JPEG of 8 x 8 pixels), so that what is counted is the input's own memory:
 index, order, row groups, queues. `records_per_s` is here the cost of everything but decoding.

@@ -1,7 +1,7 @@
 """One training step on one CPU core: `aced`, big_vision, and plain JAX.
 
     git clone https://github.com/google-research/big_vision /tmp/big_vision
-    python benchmarks/step.py --big_vision=/tmp/big_vision --out=benchmarks/results/step.csv \\
+    python -m benchmarks.step --big_vision=/tmp/big_vision --out=benchmarks/results/step.csv \\
         --rounds=9 --malloc default --only aced "aced, unrolled" big_vision "plain JAX"
 
 SigLIP's loss with ViT-Ti/16 at 112 px and a Ti text tower (64 tokens, vocabulary 32,000), 64
@@ -26,13 +26,12 @@ import subprocess
 import sys
 import time
 
-import big_vision_step
 import jax
 import numpy as np
-import plain_jax
 
 from aced import program, train
 from aced.parallel import mesh as meshes
+from benchmarks import big_vision_step, plain_jax
 
 SIZES = {
     "batch": 64,
@@ -140,7 +139,13 @@ class Worker:
     """A process that runs one implementation."""
 
     def __init__(self, name, malloc, checkout):
-        command = [sys.executable, __file__, f"--work={name}", f"--big_vision={checkout}"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.step",
+            f"--work={name}",
+            f"--big_vision={checkout}",
+        ]
         env = os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": MALLOCS[malloc]}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.name, self.process = name, subprocess.Popen(command, env=env, **pipes)

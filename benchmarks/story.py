@@ -1,7 +1,7 @@
 """A user's story, from tars to a model in transformers: every command of it, run as it stands.
 
-    python benchmarks/openclipart.py --out=data/openclipart
-    python benchmarks/story.py --data=data/openclipart --out=/tmp/story
+    python -m benchmarks.openclipart --out=data/openclipart
+    python -m benchmarks.story --data=data/openclipart --out=/tmp/story
 
 needs the extras `beam` and `hf`, and torch. 5,000 pairs of Open Clip Art, of which two thirds are
 noisy, are packed into tars as img2dataset writes them. They are prepared; a teacher, which here is

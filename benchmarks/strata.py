@@ -2,7 +2,7 @@
 
     python -m aced.main --config=configs/smoke.py:method=aced,steps=600 --workdir=/tmp/aced \\
         --config.before.reference.total_steps=1000
-    python benchmarks/strata.py --workdir=/tmp/aced --batches=12 --out=benchmarks/results/strata.csv
+    python -m benchmarks.strata --workdir=/tmp/aced --batches=12 --out=benchmarks/results/strata.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, of which
 sub-batches are chosen uniformly, each example by itself, and jointly with several numbers of
