@@ -29,7 +29,6 @@ from aced import cache, select_text, summary, train
 from aced.cache import CacheConfig
 from aced.config import to_config
 from aced.data import records
-from aced.data.augment import AugmentConfig
 from aced.data.shapes import Shapes, ShapesConfig
 from aced.data.sources import MemberConfig
 from aced.methods.dime import DimeConfig
@@ -43,6 +42,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each student.")
 _STEPS = flags.DEFINE_integer("steps", 400, "Steps of each student, of 128 pictures.")
 _RUNS = flags.DEFINE_multi_string("runs", None, "Students to train, by name; none: all.")
 _DEPTH = flags.DEFINE_integer("depth", 2, "Layers of a student.")
+_CROP = flags.DEFINE_float("crop", 0.5, "Least share of a picture that students see; 1: all.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Channels of a student.")
 _TEACHER_STEPS = flags.DEFINE_integer("teacher_steps", 1500, "Steps of the teacher, of 64 pairs.")
 
@@ -116,8 +116,8 @@ def student(name: str, seed: int, work: pathlib.Path) -> ml_collections.ConfigDi
     method.sentences.cache = str(work / f"{chosen}_features")
     loss = method.loss
     loss.score_weight, loss.pseudo_weight, loss.distance_weight = weights
-    # The paper's crops and flips change what a scene shows: its captions are about places.
-    method.augment = to_config(AugmentConfig())
+    # Scenes are about places, left and right: crops of 8 % and flips, as in the paper, change them.
+    method.augment.crop_area, method.augment.flip = (_CROP.value, 1.0), 0.0
     return config
 
 
