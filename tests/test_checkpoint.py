@@ -1,5 +1,4 @@
 import functools
-import os
 import pathlib
 import signal
 import subprocess
@@ -230,14 +229,9 @@ def test_wrong_settings_are_refused(settings, message):
 
 def run_python(code, *args, devices=1):
     """Runs `code` in a fresh process that may be limited, killed or given more devices."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
-    }
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
-        env=env,
+        env=many_processes.environment(devices),
         capture_output=True,
         text=True,
         timeout=120,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from aced.data import shapes
 from aced.models.two_tower import TwoTower
+from tests.many_processes import USERS_COMPILER
 
 CAPTIONS = [
     "a photo of a cat",
@@ -134,7 +135,7 @@ def randomize(module, seed=0):
 
 def embed(model, images, ids):
     """Our embeddings of normalised pictures [b h w 3] and ids."""
-    apply = jax.jit(TwoTower(model.config).apply)
+    apply = jax.jit(TwoTower(model.config).apply, compiler_options=USERS_COMPILER)
     e = apply({"params": model.params}, jnp.asarray(images), jnp.asarray(ids, jnp.int32))
     logits = e.scale * e.zimg @ e.ztxt.T + e.bias
     return np.asarray(e.zimg), np.asarray(e.ztxt), np.asarray(logits)
