@@ -165,7 +165,7 @@ def piping(folder: pathlib.Path, rounds: int, count: int = 12) -> list[dict]:
     """The part "pipeline"."""
     side, resolution = SIZES[0]
     pictures = [draw(side, seed) for seed in range(PICTURES)]
-    prepare(folder, pictures, 768)
+    prepare(folder, pictures, 6144)
     best = {}
     for _ in range(max(1, rounds // 2)):
         for decoder in ("exact", "fast"):

@@ -3,15 +3,20 @@
     python -m aced.main --config=configs/smoke.py:method=aced,steps=600 --workdir=/tmp/aced \\
         --config.before.reference.total_steps=1000
     python -m benchmarks.strata --workdir=/tmp/aced --batches=12 --out=benchmarks/results/strata.csv
+    python -m benchmarks.strata --workdir=/tmp/aced --batches=24 --draws=40 --loss=sigmoid \
+        --gain=100 --strata=1 --strata=8 --strata=128 --out=benchmarks/results/strata_sigmoid.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, of which
 sub-batches are chosen uniformly, each example by itself, and jointly with several numbers of
 strata, by either loss (the softmax loss has no bias, which is the only thing of the two models that
-it does not use). Columns: `score`, JEST's score of the sub-batch: what all its pairs say of each
-other, learner minus reference, per chosen example; `share`, the part of what joint selection from
-one stratum (the paper's) gains over uniform draws, of the means over the super-batches; `error`,
-its standard error, to first order; `noisy_share`, of wrong captions among the picks. The table is
-written after every super-batch, so that it may be stopped.
+it does not use). Scores of the sigmoid loss scatter from draw to draw: only many of each
+super-batch tell what a number of strata keeps.
+
+Columns: `draws`, of each super-batch; `score`, JEST's score of the sub-batch: what all its pairs
+say of each other, learner minus reference, per chosen example; `share`, the part of what joint
+selection from one stratum (the paper's) gains over uniform draws, of the means over the
+super-batches; `error`, its standard error, to first order; `noisy_share`, of wrong captions among
+the picks. The table is written after every super-batch, so that it may be stopped.
 """
 
 import csv
@@ -19,10 +24,11 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from etils import epath
-from scipy.special import logsumexp
+from jax.scipy.special import logsumexp
 
 from aced import record
 from aced.checkpoint import load_params
@@ -37,12 +43,18 @@ from aced.selection import SelectionConfig, select
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished run with a reference.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _BATCHES = flags.DEFINE_integer("batches", 6, "Super-batches.")
+_DRAWS = flags.DEFINE_integer("draws", 1, "Sub-batches of each super-batch, for every row.")
+_LOSS = flags.DEFINE_multi_enum("loss", ["sigmoid", "softmax"], ["sigmoid", "softmax"], "Losses.")
+_GAIN = flags.DEFINE_multi_float(
+    "gain", [10.0, 100.0], "Gains; of configs/small.py and of configs/acid_b16.py."
+)
+_STRATA = flags.DEFINE_multi_integer(
+    "strata", [1, 8, 16, 128], "Numbers of strata, with 1; 16 is what None makes of these sizes."
+)
 
 SIZE, CHUNKS = 2048, 16  # b, and the recipes' number of chunks; B = 5 b
-STRATA = (1, 8, 16, 128)  # 16 is what strata=None makes of these sizes
-GAINS = (10.0, 100.0)  # of configs/small.py and of configs/acid_b16.py
 PIECE = 1024  # examples embedded at a time
-COLUMNS = ("loss", "super_batches", "B", "b", "chunks", "gain", "method", "strata")
+COLUMNS = ("loss", "super_batches", "draws", "B", "b", "chunks", "gain", "method", "strata")
 COLUMNS += ("score", "share", "error", "noisy_share")
 
 choose = jax.jit(select, static_argnames=("config", "loss", "size"))
@@ -91,26 +103,29 @@ def _apply(model, params, image, text):
 
 
 def batch_score(learner: Embeddings, reference: Embeddings, ids: np.ndarray, loss: str) -> float:
-    """The learner's loss minus the reference's on the sub-batch `ids`, in float64."""
+    """The learner's loss minus the reference's on the sub-batch `ids`; sums over it in float64."""
+    mine, others = (_losses(e, ids, loss=loss) for e in (learner, reference))
+    return float((np.float64(mine) - np.float64(others)).mean())
 
-    def batch_loss(e):
-        zimg, ztxt = np.float64(e.zimg[ids]), np.float64(e.ztxt[ids])
-        logits = float(e.scale) * zimg @ ztxt.T + float(e.bias)
-        if loss == "sigmoid":
-            return np.logaddexp(0, (1 - 2 * np.eye(len(ids))) * logits).sum() / len(ids)
-        both = logsumexp(logits, axis=1) + logsumexp(logits, axis=0)
-        return (both / 2 - np.diag(logits)).mean()
 
-    return batch_loss(learner) - batch_loss(reference)
+@functools.partial(jax.jit, static_argnames="loss")
+def _losses(e: Embeddings, ids: np.ndarray, *, loss: str) -> jax.Array:
+    """What each example of the sub-batch adds to its mean loss, float32 [b]."""
+    logits = e.scale * e.zimg[ids] @ e.ztxt[ids].T + e.bias
+    if loss == "sigmoid":
+        signs = 1 - 2 * jnp.eye(len(ids))
+        return jax.nn.softplus(signs * logits).sum(1)
+    both = logsumexp(logits, axis=1) + logsumexp(logits, axis=0)
+    return both / 2 - jnp.diag(logits)
 
 
 def draws():
     """Yields (loss, gain, method, strata) of everything that is compared."""
-    for loss in ("sigmoid", "softmax"):
+    for loss in _LOSS.value:
         yield loss, "", "uniform", ""
-        for gain in GAINS:
+        for gain in _GAIN.value:
             yield loss, gain, "independent", 1
-            yield from ((loss, gain, "joint", strata) for strata in STRATA)
+            yield from ((loss, gain, "joint", strata) for strata in _STRATA.value)
 
 
 def draw(key, learner, reference, loss, gain, method, strata) -> np.ndarray:
@@ -134,7 +149,9 @@ def rows_of(found: dict[tuple, list[tuple[float, float]]], candidates: int) -> l
             share = gained.mean() / most.mean()
             error = (gained - share * most).std(ddof=min(1, count - 1)) / most.mean()
             cells[1:3] = f"{share:.4f}", f"{error / np.sqrt(count):.4f}"
-        rows.append((loss, count, candidates, SIZE, CHUNKS, gain, method, strata, *cells))
+        rows.append(
+            (loss, count, _DRAWS.value, candidates, SIZE, CHUNKS, gain, method, strata, *cells)
+        )
     return rows
 
 
@@ -148,10 +165,13 @@ def main(argv: list[str]) -> None:
         for k, (name, values) in enumerate(found.items()):
             # A key for each draw: with common noise, one would share the other's luck.
             key = jax.random.fold_in(jax.random.key(t), k)
-            ids = draw(key, learner, reference, *name)
-            score = batch_score(learner, reference, ids, name[0])
-            values.append((score, is_noisy[ids].mean()))
-            print(t, *name, f"{score:.4f}", flush=True)
+            several = []
+            for i in range(_DRAWS.value):
+                ids = draw(jax.random.fold_in(key, i), learner, reference, *name)
+                score = batch_score(learner, reference, ids, name[0])
+                several.append((score, is_noisy[ids].mean()))
+            values.append(tuple(np.mean(several, axis=0)))
+            print(t, *name, f"{values[-1][0]:.4f}", flush=True)
         with open(_OUT.value, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows([COLUMNS, *rows_of(found, candidates)])

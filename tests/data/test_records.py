@@ -106,13 +106,34 @@ def test_damage_is_named_and_leaves_the_rest_readable(tmp_path):
     path = write(tmp_path / "d", shards=1)
     file = path / "train-00000-of-00001.array_record"
     data = bytearray(file.read_bytes())
-    where = bytes(data).index(examples()[2].image[:50])  # random bytes, so stored uncompressed
+    where = bytes(data).index(examples()[2].image[:50])
     data[where + 5] ^= 0xFF
     file.write_bytes(data)
     source = records.open_dataset(path, "train")
     with pytest.raises(records.RecordError, match=r"train-00000-of-00001.array_record, record 2: "):
         source[2]
     assert [source[i]["key"] for i in (0, 1, 3, 6)] == [f"folder/{i}.png" for i in (0, 1, 3, 6)]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_flipped_bit_comes_through(tmp_path, seed):
+    """Records hold no checksum that is verified: ArrayRecord's own are relied on."""
+    path, rng = write(tmp_path / "d", shards=1), np.random.default_rng(seed)
+    file = path / "train-00000-of-00001.array_record"
+    data = bytearray(file.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    file.write_bytes(data)
+    source = records.open_dataset(path, "train")
+    for i, example in enumerate(examples()):
+        try:
+            found = source[i]
+        except (records.RecordError, records.DatasetError):
+            continue
+        assert (found["image"], found["texts"], found["key"]) == (
+            example.image,
+            example.texts,
+            example.key,
+        )
 
 
 def test_records_of_one_picture_are_what_they_were():
@@ -131,17 +152,14 @@ def test_records_of_one_picture_are_what_they_were():
         (raw([1, 2]), "must be a map, got list"),
         (raw(fields(image=None)), "no field 'image'"),
         (raw(fields(image="text")), "'image' must be bytes, got str"),
-        (raw(fields(image=b"12346")), "do not match their sha256"),
         (raw(fields(sha256=b"1")), "instead of 32"),
         (raw(fields(thumbnail=b"1")), "there is only one"),
         (raw(fields(thumbnail_sha256=bytes(32))), "there is only one"),
         (raw(fields(thumbnail=b"", thumbnail_sha256=bytes(32))), "'thumbnail' has 0 bytes"),
         (raw(fields(thumbnail=b"1", thumbnail_sha256=b"1")), "instead of 32"),
-        (raw(fields(thumbnail=b"1", thumbnail_sha256=bytes(32))), "the thumbnail's bytes do not"),
         (raw(fields(thumbnail="1", thumbnail_sha256=bytes(32))), "must be bytes, got str"),
         (raw(fields(second=b"1")), "of 'second' and 'second_sha256' there is only one"),
         (raw(fields(second=b"", second_sha256=bytes(32))), "'second' has 0 bytes"),
-        (raw(fields(second=b"1", second_sha256=bytes(32))), "the second's bytes do not"),
         (raw(fields(texts=[])), "1 to 1024 strings"),
         (raw(fields(texts=[b"a"])), "1 to 1024 strings"),
         (raw(fields(texts=["a"] * 1025)), "1025"),
