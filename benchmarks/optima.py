@@ -6,9 +6,9 @@
 
 A teacher is pretrained on captioned scenes and fine-tuned on four tasks of them: questions,
 entailment, statements about two pictures, captions; entailment and two pictures after questions. A
-fifth one learns to caption Open Clip Art alone. Students of half the layers, which they start from,
-are distilled on each task for the same number of steps, by several seeds. An interrupted benchmark
-goes on; --task does one task alone.
+fifth one learns to caption Open Clip Art alone; see `TASKS`. Students of half the layers, which
+they start from, are distilled on each task for the same number of steps, by several seeds. An
+interrupted benchmark goes on; --task does one task alone.
 
 Columns: the task's score on held-out examples (accuracy; CIDEr-D of captions), also as a share of
 the teacher's, and the modules' losses of the last batch; "most frequent answer" is what can be had
@@ -18,6 +18,7 @@ and what it was worth.
 
 import collections
 import csv
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
@@ -53,22 +54,35 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each student.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Steps of each student, of 32 examples.")
 _PULL = flags.DEFINE_integer("pull", 10, "Steps of a pull.")
 _PRETRAINING = flags.DEFINE_integer(
-    "pretraining_steps", 1200, "Steps of the teacher on captions, of 64."
+    "pretraining_steps", 2000, "Steps of the teacher on captions, of 64."
 )
 
-RESOLUTION, PATCH, WIDTH, WORDS = 48, 12, 64, 2000
+RESOLUTION, WIDTH, WORDS = 48, 64, 2000
 POSITIONS, SHORT = 32, 16  # words of captions of scenes; of questions and statements
-# Steps of 64 examples that the teacher is fine-tuned for. Statements are harder to learn than
-# questions; of Open Clip Art there are few pictures.
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a task's models are like, and how its teacher is made."""
+
+    steps: int  # of 64 examples
+    start: str = "pretrained"  # the run that the teacher starts from; "": none
+    warmup: float = 5.0  # percent of the teacher's steps
+    patch: int = 16  # pixels a side: a token for each of the nine places of a scene
+    queries: int = 9
+    head_hidden: int = 0
+
+
+# From captions alone nothing was learned of statements in as many steps. What a linear head reads
+# of two pictures is added up, and no sum tells whether they are alike: hence its hidden layer. Of
+# Open Clip Art there are few pictures.
 TASKS = {
-    "questions": 2000,
-    "entailment": 3000,
-    "two_pictures": 3000,
-    "captions": 2000,
-    "openclipart": 1000,
+    "questions": Task(5000),
+    "entailment": Task(6000, "questions/teacher"),
+    "two_pictures": Task(6000, "questions/teacher", head_hidden=128),
+    "captions": Task(2000),
+    "openclipart": Task(1000, "", warmup=10.0, patch=12, queries=8),
 }
-# From captions alone nothing of these was learned in as many steps.
-STARTS = {"entailment": "questions/teacher", "two_pictures": "questions/teacher"}
 BLIND = "most frequent answer"
 # How students differ: settings of the method `optima`.
 STUDENTS = {
@@ -96,23 +110,30 @@ def score_of(task: str) -> str:
 
 def model(task: str, work: pathlib.Path, *, depth: int) -> ml_collections.ConfigDict:
     """A CoCa of `depth` layers in each module."""
-    size = {"width": WIDTH, "mlp": 4 * WIDTH, "heads": 4}
-    image = ImageConfig(patch=PATCH, resolution=RESOLUTION, pool="none", depth=depth, **size)
+    size, made = {"width": WIDTH, "mlp": 4 * WIDTH, "heads": 4}, TASKS[task]
+    image = ImageConfig(patch=made.patch, resolution=RESOLUTION, pool="none", depth=depth, **size)
     text = DecoderConfig(unimodal=depth, multimodal=depth, length=POSITIONS, **size)
-    config = to_config(CoCaConfig(image=image, text=text, queries=8))
+    config = to_config(CoCaConfig(image=image, text=text, queries=made.queries))
     if task == "openclipart":
         config.tokenizer.kind, config.tokenizer.path = "hf", str(work / "tokenizer.json")
         config.text.vocab_size, config.text.eos_id = WORDS, 1
     else:
         tiny.use_scenes_tokenizer(config, POSITIONS)
     config.tokenizer.length = POSITIONS if task == "captions" else SHORT
-    config.classes = len(CLASS_NAMES.get(task, ()))
+    config.classes, config.head_hidden = len(CLASS_NAMES.get(task, ())), made.head_hidden
     config.pictures = 2 if task == "two_pictures" else 1
     return config
 
 
 def run(
-    task: str, method: object, own: ml_collections.ConfigDict, *, steps: int, peak: float, seed: int
+    task: str,
+    method: object,
+    own: ml_collections.ConfigDict,
+    *,
+    steps: int,
+    seed: int,
+    peak: float = 1e-3,
+    warmup: float = 10.0,
 ) -> ml_collections.ConfigDict:
     """A run of `method` on a task, evaluated at its end."""
     config = to_config(TrainConfig())
@@ -122,13 +143,15 @@ def run(
     if config.method.name != "coca":
         config.method.task = "captioning" if is_captioning(task) else "answers"
     config.optimizer.schedule.kind, config.optimizer.schedule.peak = "cosine", peak
-    config.optimizer.schedule.warmup_percent = 10.0
+    config.optimizer.schedule.warmup_percent = warmup
     config.log_steps, config.picks_steps = _PULL.value, 0
     config.checkpoint.every_steps = 500
-    kind = "captioning" if is_captioning(task) else "answers"
-    config.evals.val = to_config(EvalConfig(kind=kind, max_examples=600))
+    if is_captioning(task):
+        config.evals.val = to_config(EvalConfig(kind="captioning", max_examples=600))
+    else:
+        config.evals.val = to_config(EvalConfig(kind="answers", max_examples=2000))
     for data, split, scenes in (
-        (config.data, "train", 20_000),
+        (config.data, "train", 200_000),
         (config.evals.val.data, "val", 2_000),
     ):
         data.num_threads, data.caption = 2, "first"
@@ -143,17 +166,17 @@ def run(
 def pretraining(work: pathlib.Path) -> ml_collections.ConfigDict:
     """The model that the teachers of scenes start from."""
     own = model("captions", work, depth=4)
-    steps = _PRETRAINING.value
-    return run("captions", CoCaTrainConfig(), own, steps=steps, peak=1e-3, seed=1)
+    length = {"steps": _PRETRAINING.value, "peak": 2e-3, "warmup": TASKS["captions"].warmup}
+    return run("captions", CoCaTrainConfig(), own, seed=1, **length)
 
 
 def teacher(task: str, work: pathlib.Path) -> ml_collections.ConfigDict:
     """Fine-tuned, or for Open Clip Art trained alone."""
-    own = model(task, work, depth=4)
+    own, made = model(task, work, depth=4), TASKS[task]
     method = CoCaTaskConfig(model=CoCaConfig(classes=2))  # its own model comes with `run`
-    config = run(task, method, own, steps=TASKS[task], peak=1e-3, seed=1)
-    if task != "openclipart":
-        config.init.checkpoint = str(work / STARTS.get(task, "pretrained"))
+    config = run(task, method, own, steps=made.steps, seed=1, warmup=made.warmup)
+    if made.start:
+        config.init.checkpoint = str(work / made.start)
     return config
 
 
@@ -163,7 +186,7 @@ def student(task: str, name: str, seed: int, work: pathlib.Path) -> ml_collectio
     # Not 10: of these models' hidden states the squares are large.
     weights = LayerWeights(image=1.0, unimodal=1.0, multimodal=1.0)
     method = OptimaConfig(pull_steps=_PULL.value, layer_weights=weights, **STUDENTS[name])
-    config = run(task, method, own, steps=_STEPS.value, peak=1e-3, seed=seed)
+    config = run(task, method, own, steps=_STEPS.value, seed=seed)
     config.batch_size = 32
     config.method.teacher.checkpoint = str(work / task / "teacher")
     return config
