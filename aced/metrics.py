@@ -177,11 +177,24 @@ def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
     Raises:
         FileNotFoundError: `workdir` holds no metrics.
     """
-    path = epath.Path(workdir) / FILE
+    lines = jsonl.read(_file(workdir, FILE))
+    return [{name: _NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
+
+
+def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:
+    """Returns the ids of the examples that were trained on, by the steps that were written.
+
+    Raises:
+        FileNotFoundError: `workdir` holds no picks.
+    """
+    return {line["step"]: line["ids"] for line in jsonl.read(_file(workdir, PICKS_FILE))}
+
+
+def _file(workdir: epath.PathLike, name: str) -> epath.Path:
+    path = epath.Path(workdir) / name
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; is {workdir} the workdir of a run?")
-    lines = jsonl.read(path)
-    return [{name: _NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
+    return path
 
 
 def last_values(workdir: epath.PathLike) -> dict[str, int | float]:

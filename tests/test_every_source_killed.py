@@ -1,19 +1,11 @@
 """Every source through the command, in two processes, one of which dies."""
 
-import json
-
 import numpy as np
 
 from aced import checkpoint, distributed, metrics
 from tests import every_source_run, many_processes
 
 SOURCES = ("array_record", "parquet", "tfds", "webdataset")  # numbered by name
-
-
-def picks(workdir):
-    """The ids that every step has read, in their order."""
-    text = (workdir / metrics.PICKS_FILE).read_text()
-    return {line["step"]: line["ids"] for line in map(json.loads, text.splitlines())}
 
 
 def test_two_processes_share_every_source_and_go_on_after_a_kill(tmp_path):
@@ -28,7 +20,7 @@ def test_two_processes_share_every_source_and_go_on_after_a_kill(tmp_path):
 
     with start(1, tmp_path / "whole") as started:
         assert started.exit_codes() == [0], started.output(0)
-    expected = picks(tmp_path / "whole")
+    expected = metrics.read_picks(tmp_path / "whole")
 
     # Neither lost nor repeated: of each source, every example once an epoch.
     ids = np.concatenate([expected[step] for step in sorted(expected)])
@@ -46,11 +38,11 @@ def test_two_processes_share_every_source_and_go_on_after_a_kill(tmp_path):
         started.processes[1].kill()
         codes = started.exit_codes(100)
     assert codes[0] in (distributed.LOST_PEER, *many_processes.LOST_THE_OTHER), started.output(0)
-    assert len(picks(workdir)) < every_source_run.STEPS
+    assert len(metrics.read_picks(workdir)) < every_source_run.STEPS
     with start(2, workdir) as started:
         assert started.exit_codes() == [0, 0], started.output(0)
         assert "goes on after step" in started.output(0)
-    assert picks(workdir) == expected
+    assert metrics.read_picks(workdir) == expected
     last = metrics.last_values(workdir)
     assert last["wall/records_skipped"] == 0
     assert [last[f"sources/{name}/share"] for name in SOURCES] == [0.25] * 4

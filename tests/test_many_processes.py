@@ -5,7 +5,6 @@ alone, in one process; the others must come to its picks and losses.
 """
 
 import contextlib
-import json
 import re
 import signal
 import time
@@ -48,14 +47,9 @@ def undisturbed(reference, tmp_path_factory):
     return folder / "run"
 
 
-def picks(workdir):
-    text = (workdir / metrics.PICKS_FILE).read_text()
-    return {line["step"]: line["ids"] for line in map(json.loads, text.splitlines())}
-
-
 def assert_same_run(workdir, expected):
-    assert picks(workdir) == picks(expected)
-    assert len(picks(workdir)) == small_run.STEPS
+    assert metrics.read_picks(workdir) == metrics.read_picks(expected)
+    assert len(metrics.read_picks(workdir)) == small_run.STEPS
     got, want = metrics.read(workdir), metrics.read(expected)
     for a, b in zip(got, want, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)

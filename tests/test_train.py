@@ -64,11 +64,6 @@ def lines(workdir):
     return keep
 
 
-def picks(workdir):
-    text = (pathlib.Path(workdir) / metrics.PICKS_FILE).read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def state(workdir):
     """All that the newest checkpoint holds, as host arrays."""
     folder = pathlib.Path(workdir) / checkpoint.FOLDER
@@ -81,7 +76,7 @@ def state(workdir):
 
 def assert_same_run(a, b):
     assert lines(a) == lines(b)
-    assert picks(a) == picks(b)
+    assert metrics.read_picks(a) == metrics.read_picks(b)
     for x, y in zip(state(a), state(b), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -106,11 +101,11 @@ def test_same_picks_and_losses_on_1_2_and_8_devices(reference, tmp_path):
     for devices in (1, 2, 8):
         settings = with_reference(config("aced"), reference)
         run(settings, tmp_path / str(devices), devices=devices)
-    one = picks(tmp_path / "1")
+    one = metrics.read_picks(tmp_path / "1")
     assert len(one) == 20
     assert all(len(set(line["ids"])) == 32 for line in one)
     for devices in ("2", "8"):
-        assert picks(tmp_path / devices) == one
+        assert metrics.read_picks(tmp_path / devices) == one
         for a, b in zip(lines(tmp_path / "1"), lines(tmp_path / devices), strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
             assert a["selection/noisy_share"] == b["selection/noisy_share"]
@@ -269,7 +264,7 @@ def test_a_corrupt_record_is_skipped_counted_and_named(tmp_path):
     assert line["id"] == 2
     assert "train-00000-of-00001.array_record, record 2" in line["reason"]
     assert metrics.last_values(tmp_path / "run")["wall/records_skipped"] > 0
-    trained = [i for line in picks(tmp_path / "run") for i in line["ids"]]
+    trained = [i for ids in metrics.read_picks(tmp_path / "run").values() for i in ids]
     assert set(trained) == set(range(40)) - {2}
 
 
