@@ -99,7 +99,9 @@ def main(argv: list[str]) -> None:
             distributed.begin(values.distributed)
             fields = dataclasses.fields(CacheConfig)
             wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
-            workdir = values.workdir or os.path.join("runs", training.run_name())
+            workdir = os.path.expanduser(values.workdir or "") or os.path.join(
+                "runs", training.run_name()
+            )
             found = run(values.config, wanted, workdir)
             if jax.process_index() == 0:
                 print(f"{wanted.out}: {report(found)}")
@@ -108,6 +110,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.adopt_module_key_flags(training)
     flags.DEFINE_string("model", REFERENCE, "Which frozen model: 'reference', or a teacher's name.")
     flags.DEFINE_string("out", None, "Folder to make, on a file system that all processes share.")
     flags.DEFINE_enum(

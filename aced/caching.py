@@ -4,10 +4,13 @@ A run may also make them itself, before its first step (`before_caches`).
 """
 
 import dataclasses
+import os
 import pathlib
+import sys
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
 from aced import program
@@ -19,6 +22,7 @@ from aced.embedding_cache.precision import Precision
 from aced.methods.contrastive_settings import REFERENCE
 from aced.methods.frozen import WORKDIR, FrozenConfig, load_model
 from aced.models import two_tower
+from aced.preemption import EXIT_CODE
 from aced.watchdog import Watchdog
 
 
@@ -35,14 +39,25 @@ class CacheConfig:
     calibration_pairs: int = 4096  # that a scale and a bias are fitted to
 
     def __post_init__(self):
-        if not self.out or "://" in self.out:
-            raise ConfigError(
-                f"--out={self.out!r} must be a folder of a file system; mount a bucket (gcsfuse)."
-            )
+        if not self.out:
+            raise ConfigError("--out is empty; give the folder to make.")
         if self.shard_size < 1:
             raise ConfigError(f"--shard_size must be at least 1, got {self.shard_size}.")
         if self.batch_size < 0 or self.calibration_pairs < 0:
             raise ConfigError("--batch_size and --calibration_pairs must be 0 or more.")
+
+    def folder(self, workdir: str) -> pathlib.Path:
+        """The folder to make, spelled out.
+
+        Raises:
+            ConfigError: it is in an object store.
+        """
+        out = self.out.replace(WORKDIR, workdir)
+        if "://" in out:
+            raise ConfigError(
+                f"--out={out!r} must be a folder of a file system; mount a bucket (gcsfuse)."
+            )
+        return pathlib.Path(os.path.expanduser(out))
 
 
 def make(
@@ -62,18 +77,23 @@ def make(
         CacheError: the folder holds another cache.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM.
     """
+    folder = wanted.folder(workdir)
     item = _model(settings.method, wanted.model, workdir)
     data = settings.method.data_of(wanted.model, settings.data)
     source = sources.open_source(data)
     shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
-    folder = pathlib.Path(wanted.out.replace(WORKDIR, workdir))
     plan = _plan(wanted, settings.batch_size, item, source, data)
     left = making.begin(plan, folder)
     if left:
         size = wanted.batch_size or settings.method.score_micro_batch or settings.batch_size
         params = load_model(item, shapes)
         maker = making.Maker(plan, folder, source, data, params, mesh, size)
-        maker.run(left, watchdog)
+        stopped = maker.run(left, watchdog)
+        description = making.end(plan, folder)
+        if stopped:
+            logging.warning("%s is finished; start the same command again.", folder)
+            sys.exit(EXIT_CODE)
+        return description
     return making.end(plan, folder)
 
 

@@ -37,6 +37,7 @@ from aced.interop import (
 from aced.interop.model import TOKENIZER_FILES, InteropError, Model, flat
 from aced.methods.frozen import trained_model
 from aced.models.vit import ImageConfig
+from aced.quiet_logs import quiet_libraries
 
 _MARKS = (model_folder.FILE, huggingface.CONFIG, open_clip.CONFIG, big_vision.WEIGHTS)
 
@@ -100,7 +101,7 @@ def convert(config: ConvertConfig) -> Converted:
         ConfigError: its settings contradict each other.
         CheckpointError: the run has no such checkpoint.
     """
-    out = pathlib.Path(config.out)
+    out = pathlib.Path(config.out).expanduser()
     _check_out(out, pathlib.Path(config.source), config.overwrite)
     kind, model = read(config)
     write: Callable[[Model, pathlib.Path], list[str] | None] = {
@@ -259,6 +260,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags, converts, and says what came over and what to do next."""
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {argv[1]}")
+    quiet_libraries()
     try:
         config = flag_settings.read(ConvertConfig)
         print(summary(convert(config), config))

@@ -191,6 +191,7 @@ def ending_together() -> Iterator[None]:
     """Ends the process, at once, when the block raises and there are several.
 
     With code 1, or `LOST_PEER` after an error of a collective: then another process failed first.
+    A start that would fail in the same way again, as out of memory does, is no such error.
 
     The way out through the interpreter's end waits for all other processes, which wait in some
     collective for this one. Dead, this one is missed, and the others are ended within the time of
@@ -208,7 +209,13 @@ def ending_together() -> Iterator[None]:
             if jax.process_index() == 0:
                 time.sleep(_GRACE_SECONDS)  # the others lose their coordinator with it, and die
         finally:  # also when there is no room for a report
-            os._exit(LOST_PEER if isinstance(error, jax.errors.JaxRuntimeError) else 1)
+            os._exit(LOST_PEER if _is_of_a_peer(error) else 1)
+
+
+def _is_of_a_peer(error: BaseException) -> bool:
+    """Whether it is an error that a process has because another one has ended."""
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
 
 def _report(error: BaseException) -> None:

@@ -14,7 +14,10 @@ def setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
 
 
 def define(cls: type) -> None:
-    """Defines a flag for each field of `cls`; a field that is a tuple may be given repeatedly."""
+    """Defines a flag for each field of `cls`; a field that is a tuple may be given repeatedly.
+
+    They are the command's: its `--help` lists them.
+    """
     kinds = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
@@ -29,6 +32,7 @@ def define(cls: type) -> None:
         if isinstance(default, tuple):
             default = list(default) or None
         kinds[type(field.default)](field.name, default, text)
+        flags.declare_key_flag(field.name)  # --help shows those of the module that it belongs to
 
 
 def read(cls: type[T]) -> T:

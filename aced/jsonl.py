@@ -5,8 +5,11 @@ all of its lines again and again, a file there is cut into parts: `picks.jsonl`,
 ..., of which only the last one changes.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+import mmap
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -34,9 +37,12 @@ def parse(text: str, path: epath.Path) -> list[Line]:
 
 
 def parts(path: epath.Path) -> list[epath.Path]:
-    """The files that hold the lines of `path`, in order; outside of object stores one at most."""
+    """The files that hold the lines of `path`, in order.
+
+    Outside of object stores it is one, unless it was copied from there.
+    """
     found = [path] if path.exists() else []
-    while found and is_remote(path) and _part(path, len(found)).exists():
+    while found and _part(path, len(found)).exists():
         found.append(_part(path, len(found)))
     return found
 
@@ -50,27 +56,61 @@ def read(path: epath.Path) -> list[Line]:
     return [line for part in parts(path) for line in parse(part.read_text(), part)]
 
 
-def drop_after(path: epath.Path, step: int | None) -> list[Line]:
-    """Removes the lines after `step` and incomplete ones from a file; returns the others.
+def drop_after(path: epath.Path, step: int | None) -> None:
+    """Removes the lines after `step`, and an incomplete one at the end, from a file.
+
+    It is read from its end on, and no further than to the last line that stays: the picks of a
+    long run are gigabytes.
 
     Args:
-        path: the file; each of its lines has a "step".
+        path: the file; each of its lines has a "step", which never falls.
         step: the last step to keep; None: keep nothing.
     """
-    kept: list[Line] = []
-    for part in reversed(parts(path)):  # so that a kill in between leaves no gap
-        text = part.read_text()
-        lines = parse(text, part)
-        keep = [line for line in lines if step is not None and line["step"] <= step]
-        if dumps(keep) != text:
-            logging.info("%s: %d of %d lines go on from here.", part, len(keep), len(lines))
-            repaired = part.with_name(f"{part.name}.repaired")
-            repaired.write_text(dumps(keep))
-            repaired.replace(part)  # at no time is there less than what is kept
-        if not keep and part != path:
+    found = parts(path)
+    while found:
+        part = found.pop()  # the last one first, so that a kill in between leaves no gap
+        size = part.stat().length
+        kept = _end_of(part, step) if step is not None and size else 0
+        if kept < size:
+            logging.info("%s: %d of %d bytes go on from here.", part, kept, size)
+            _cut(part, kept)
+        if kept:
+            return
+        if part != path:
             part.unlink()
-        kept = keep + kept
-    return kept
+
+
+def _end_of(part: epath.Path, step: int) -> int:
+    """Where the last complete line ends that is not after `step`."""
+    with _bytes(part) as data:
+        end = data.rfind(b"\n") + 1
+        while end:
+            start = data.rfind(b"\n", 0, end - 1) + 1
+            try:
+                if json.loads(data[start:end])["step"] <= step:
+                    return end
+            except ValueError:
+                logging.warning("%s, byte %d: a line is not complete and is left out.", part, start)
+            end = start
+    return 0
+
+
+@contextlib.contextmanager
+def _bytes(part: epath.Path) -> Iterator[mmap.mmap | bytes]:
+    """What is in a file, which has at least a byte; a large one is not read as a whole."""
+    if is_remote(part):
+        yield part.read_bytes()
+        return
+    with open(part, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
+
+
+def _cut(part: epath.Path, size: int) -> None:
+    """Leaves the first `size` bytes of a file, of which there are never fewer."""
+    if is_remote(part):
+        part.write_bytes(part.read_bytes()[:size])
+    else:
+        os.truncate(part, size)
 
 
 def dumps(lines: Sequence[Line]) -> str:
@@ -84,14 +124,15 @@ class Lines:
     def __init__(self, path: epath.Path):
         self._path = path
         self._remote = is_remote(path)
+        self._number = max(len(parts(path)) - 1, 0)
+        last = _part(path, self._number)
         if self._remote:
-            self._number = max(len(parts(path)) - 1, 0)
-            last = _part(path, self._number)
             self._text = last.read_text() if last.exists() else ""
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            self._size = path.stat().length
+            self._last = last
+            last.parent.mkdir(parents=True, exist_ok=True)
+            last.touch()
+            self._size = last.stat().length
 
     def write(self, lines: Sequence[Line]) -> None:
         """Appends `lines`, all or none of them: after an error, call again with the same.
@@ -106,7 +147,7 @@ class Lines:
             self._text, self._number = text, self._number + is_done
             return
         data = dumps(lines).encode()
-        with open(self._path, "ab") as file:
+        with open(self._last, "ab") as file:
             file.truncate(self._size)  # a write that failed may have left a part of a line
             file.write(data)
         self._size += len(data)

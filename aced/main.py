@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from aced import distributed, summary, train
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
+from aced.data import storage
 from aced.data.pipeline import InputError
 from aced.data.records import DatasetError
 from aced.data.storage import StorageError
@@ -51,10 +52,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
     quiet_libraries()
-    workdir = _WORKDIR.value or os.path.join("runs", run_name())
+    workdir = os.path.expanduser(_WORKDIR.value or "") or os.path.join("runs", run_name())
     logging.info("workdir: %s", workdir)
     with distributed.ending_together():
         try:
+            storage.check_scheme(workdir)
             distributed.begin(_DISTRIBUTED.value)
             train.run(_CONFIG.value, workdir)
             if jax.process_index() == 0:
@@ -72,13 +74,29 @@ def run_name() -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with errors of one line."""
+    command = os.path.splitext(os.path.basename(argv[0]))[0]
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ConfigError) as error:
+        left = flags.FLAGS(argv)
+        file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        if not os.path.isfile(file):
+            raise ConfigError(
+                f"There is no config file {file} in {os.getcwd()}. Start from the root of the "
+                "repository, where configs/ is."
+            )
+        return left
+    except ModuleNotFoundError as error:
+        message = f"{error}. Start from the root of the repository, where configs/ is."
+    except KeyError as error:
+        name = str(error).strip("\"'")
+        message = (
+            f"There is no {name!r} in the config. Evaluations, members of a mixture and teachers "
+            "are added in a config file: see configs/mine.py in README.md."
+        )
+    except (flags.Error, AttributeError, TypeError, ConfigError) as error:
         # What goes wrong in a config file arrives with its traceback; the last line says it all.
         message = str(error).strip().splitlines()[-1]
         message = message.replace("\\n", ": ").replace("\\'", "'").strip("'")
-        sys.exit(f"\n{message}\nSee python -m aced.main --help.")
+    sys.exit(f"\n{message}\nSee python -m aced.{command} --help.")
 
 
 if __name__ == "__main__":

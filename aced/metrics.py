@@ -76,8 +76,9 @@ class Writer:
             return
         folder = epath.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = jsonl.drop_after(folder / FILE, step)
-        jsonl.drop_after(folder / PICKS_FILE, step)
+        for name in (FILE, PICKS_FILE):
+            jsonl.drop_after(folder / name, step)
+        kept = jsonl.read(folder / FILE)
         self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)
         self._sinks = {name: jsonl.Lines(folder / name) for name in (FILE, PICKS_FILE)}
         if str(folder).startswith("gs://") and not record_writer.GCS_ENABLED:

@@ -30,7 +30,7 @@ Rules = tuple[tuple[str, float], ...]
 # a vector from a matrix, the name does. Projections and tables of token embeddings are matrices;
 # biases, norm scales, positions, class tokens, probes, temperature and logit bias are not.
 # (big_vision decays kernels alone: decay_rules = ((".*/kernel", 1.0),).)
-MATRICES = r"projections/.*|(.*/)?(kernel|embedding|token)"
+MATRICES = r"projections/(?!.*bias$).*|(.*/)?(kernel|embedding|token)"
 
 
 @dataclasses.dataclass(frozen=True)

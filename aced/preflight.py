@@ -269,6 +269,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.adopt_module_key_flags(training)
     flags.DEFINE_string(
         "topology",
         None,

@@ -117,22 +117,29 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
     )
 
 
+def model_shapes(model: ModelConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:
+    """The shapes of a model's parameters, as they are trained, and where they lie."""
+    shapes = jax.eval_shape(functools.partial(kind_of(model).init, model), _key())
+    return placed(shapes, rules.shardings(shapes, mesh, extra_rules))
+
+
 def frozen_shapes(model: ModelConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:
     """The shapes of a frozen model's parameters.
 
     Kernels are held in the model's compute type: that is what every product reads them in, so a
-    bfloat16 model takes half the memory and gives the same numbers to the last bit. That of the
-    patches is small, and scoring may have to resize it, which is done in float32.
+    bfloat16 model takes half the memory and gives the same numbers to the last bit. Not that of
+    the patches, which scoring may have to resize in float32, nor that of answers, which float32
+    logits are made with: they are small.
     """
-    shapes = jax.eval_shape(functools.partial(kind_of(model).init, model), _key())
 
     def held(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = rules.name_of(path)
-        is_product = name.endswith("kernel") and not name.endswith("patch/kernel")
-        return jax.ShapeDtypeStruct(x.shape, model.dtype if is_product else x.dtype)
+        in_float32 = name.endswith(("patch/kernel", "classifier/kernel"))
+        is_product = name.endswith("kernel") and not in_float32
+        dtype = model.dtype if is_product else x.dtype
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
-    shapes = jax.tree.map_with_path(held, shapes)
-    return placed(shapes, rules.shardings(shapes, mesh, extra_rules))
+    return jax.tree.map_with_path(held, model_shapes(model, mesh, extra_rules))
 
 
 def _key() -> jax.ShapeDtypeStruct:

@@ -12,27 +12,30 @@ from etils import epath
 from aced.config import ConfigError, flatten, to_config
 
 FILE = "config.json"
+_MODELS = "model_fingerprints"
 # What changes neither the examples of a step nor what is made of them. The length of the run is
 # here, too: it moves the learning rate from there on, and extending a run is what people do.
 _MAY_CHANGE = re.compile(
     r"total_\w+|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
     r"|(evals|checkpoint|before|before_caches|init|mesh)\..*"
-    r"|data\.(num_threads|prefetch|max_skipped_in_a_row|filters\.max_in_a_row|(.*\.)?cache_folder)"
+    r"|(method\.sentences\.)?data\.(num_threads|prefetch|max_skipped_in_a_row|filters\.max_in_a_row|(.*\.)?cache_folder)"
+    # Where the data are; what they are is in their fingerprint.
+    r"|(.*\.)?data\.(.*\.)?(array_record|webdataset|parquet)\.path|(.*\.)?tfds\.data_dir"
     r"|method\.((score|train)_micro_batch|form)"
     r"|method\..*(model\.(scan|remat|attention)|tokenizer\.path|checkpoint|cache)"
 )
 
 
 def check(
-    folder: epath.Path, settings: Any, fingerprint: str, caches: Mapping[str, str] | None = None
+    folder: epath.Path, settings: Any, fingerprint: str, models: Mapping[str, str] | None = None
 ) -> None:
-    """Refuses to go on with a run whose settings or data were others.
+    """Refuses to go on with a run whose settings, data or frozen models were others.
 
     Args:
         folder: the workdir; nothing is checked where no run has begun.
         settings: the dataclass of the present settings.
         fingerprint: of the training data.
-        caches: of the cached embeddings, by the name of the model.
+        models: of the frozen models or their cached embeddings, by name.
 
     Raises:
         ConfigError: something differs that makes it another run; the message says what.
@@ -41,8 +44,10 @@ def check(
     if not file.exists():
         return
     then = flatten(json.loads(file.read_text()))
-    now = flatten(json.loads(_text(settings, fingerprint, caches)))
+    now = flatten(json.loads(_text(settings, fingerprint, models)))
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    # Runs of before there were any of these go on.
+    differing = [key for key in differing if key in then or not key.startswith(f"{_MODELS}.")]
     lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
     serious = [line for key, line in lines.items() if not _MAY_CHANGE.fullmatch(key)]
     if serious:
@@ -55,19 +60,19 @@ def check(
 
 
 def write(
-    folder: epath.Path, settings: Any, fingerprint: str, caches: Mapping[str, str] | None = None
+    folder: epath.Path, settings: Any, fingerprint: str, models: Mapping[str, str] | None = None
 ) -> None:
     """Writes config.json, on process 0: the file is there whole, or as it was before."""
     if jax.process_index() != 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{FILE}.part"
-    part.write_text(_text(settings, fingerprint, caches))
+    part.write_text(_text(settings, fingerprint, models))
     part.replace(folder / FILE)
 
 
-def _text(settings: Any, fingerprint: str, caches: Mapping[str, str] | None) -> str:
+def _text(settings: Any, fingerprint: str, models: Mapping[str, str] | None) -> str:
     config = to_config(settings)
     config.data_fingerprint = fingerprint
-    config.cache_fingerprints = dict(caches or {})
+    config[_MODELS] = dict(models or {})
     return config.to_json_best_effort(indent=2, sort_keys=True)

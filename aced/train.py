@@ -5,6 +5,7 @@ else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,7 @@ from aced.data.prefetch import DevicePrefetch
 from aced.data.skipped import SkippedRecords
 from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
+from aced.embedding_cache import fingerprint
 from aced.methods.frozen import (
     CheckpointOf,
     check_same_model,
@@ -130,7 +132,7 @@ def run(
         TrainingError: too many non-finite steps in a row.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM, when everything is saved.
     """
-    folder = epath.Path(workdir)
+    folder = epath.Path(os.path.expanduser(workdir))
     _train(parse(config), folder, devices)
     return metrics.last_values(folder) if jax.process_index() == 0 else {}
 
@@ -146,12 +148,14 @@ def _train(settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Devi
             logging.warning("%s is finished; start the same command again.", name)
             sys.exit(EXIT_CODE)
 
+    # Before the watchdog: a first index of tars in a store may take hours, which is no hang.
+    source = sources.open_source(settings.data)
     with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
         for name, wanted in settings.before_caches.items():
             logging.info("Embeddings first: %s", name)
             caching.make(settings, wanted, str(folder), mesh, watchdog)
         settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
-        return loop(set_up(settings, mesh, folder), watchdog)
+        return loop(set_up(settings, mesh, folder, source), watchdog)
 
 
 def parse(config: Any) -> TrainConfig:
@@ -191,15 +195,14 @@ class Run:
     evals: dict[str, tuple[int, evaluators.Evaluator]]  # period in steps, evaluator
 
 
-def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
-    """Opens the data and the caches, builds or restores the state, loads the frozen models.
+def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: sources.Source) -> Run:
+    """Opens the caches, builds or restores the state, loads the frozen models.
 
     Raises:
         ConfigError: sizes do not fit together, or the run in `folder` had other settings.
         CacheError: embeddings are missing, damaged, or of another model or other data.
         CheckpointError: a checkpoint is missing or of another shape.
     """
-    source = sources.open_source(settings.data)
     prog = program.build(settings, mesh, len(source))
     opened = {
         prefix: sources.open_source(stream.data) if prefix else source
@@ -222,18 +225,18 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
                 f"The model {prefix.rstrip('/') or 'method.model'}: {error}"
             ) from error
 
-    # The record of a run: what it was started with, which a run that goes on may not change.
-    digests = {
-        f"{prefix}{name}".rstrip("/"): cache.description.digest
-        for prefix, stream in caches.items()
-        for name, cache in stream.items()
-    }
-    record.check(folder, settings, source.fingerprint, digests)
-
-    # Where it starts from: its newest checkpoint, another run's model, or nothing.
     frozen = {
         name: load_model(item, prog.frozen[name]) for name, item in prog.method.frozen.items()
     }
+
+    # The record of a run: what it was started with, which a run that goes on may not change.
+    digests = {f"{name}'s weights": fingerprint.of_placed(p) for name, p in frozen.items()}
+    for prefix, stream in caches.items():
+        for name, cache in stream.items():
+            digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
+    record.check(folder, settings, source.fingerprint, digests)
+
+    # Where it starts from: its newest checkpoint, another run's model, or nothing.
     checkpoints = Checkpointer(folder, settings.checkpoint)
     restored = checkpoints.restore_or(prog.state)
     if restored is None:
@@ -244,7 +247,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path) -> Run:
     else:
         train_state, start = restored
         logging.info("%s goes on after step %d of %d.", folder, start, prog.total_steps)
-    record.write(folder, settings, source.fingerprint, digests)
+    if start is None or start < prog.total_steps:  # a finished run is what it was
+        record.write(folder, settings, source.fingerprint, digests)
 
     # Evaluations.
     evals = {
@@ -276,7 +280,11 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
     """
     settings, prog, start = run.settings, run.program, run.start or 0
     if start >= prog.total_steps:
-        logging.info("%s is finished: it has %d steps.", run.folder, start)
+        logging.warning(
+            "%s is finished: it has %d steps. Nothing is trained or evaluated again; more of "
+            "config.total_steps goes on with it.",
+            *(run.folder, start),
+        )
         run.checkpoints.close()
         return False
     budget = metrics.Budget(

@@ -53,6 +53,9 @@ _TASKS = flags.DEFINE_multi_string("task", None, "Tasks to do; none: all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each student.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Steps of each student, of 32 examples.")
 _PULL = flags.DEFINE_integer("pull", 10, "Steps of a pull.")
+# Squares of these models' hidden states are large: with weights of 1 the layers' losses are
+# hundreds of times as large as the task's.
+_LAYER_WEIGHT = flags.DEFINE_float("layer_weight", 0.01, "Of every module's layerwise loss.")
 _PRETRAINING = flags.DEFINE_integer(
     "pretraining_steps", 2000, "Steps of the teacher on captions, of 64."
 )
@@ -78,8 +81,8 @@ class Task:
 # Open Clip Art there are few pictures.
 TASKS = {
     "questions": Task(5000),
-    "entailment": Task(6000, "questions/teacher"),
-    "two_pictures": Task(6000, "questions/teacher", head_hidden=128),
+    "entailment": Task(3000, "questions/teacher"),
+    "two_pictures": Task(4000, "questions/teacher", head_hidden=128),
     "captions": Task(2000),
     "openclipart": Task(1000, "", warmup=10.0, patch=12, queries=8),
 }
@@ -183,8 +186,7 @@ def teacher(task: str, work: pathlib.Path) -> ml_collections.ConfigDict:
 def student(task: str, name: str, seed: int, work: pathlib.Path) -> ml_collections.ConfigDict:
     """One of `STUDENTS`."""
     own = model(task, work, depth=2)
-    # Not 10: of these models' hidden states the squares are large.
-    weights = LayerWeights(image=1.0, unimodal=1.0, multimodal=1.0)
+    weights = LayerWeights(*[_LAYER_WEIGHT.value] * len(MODULES))
     method = OptimaConfig(pull_steps=_PULL.value, layer_weights=weights, **STUDENTS[name])
     config = run(task, method, own, steps=_STEPS.value, seed=seed)
     config.batch_size = 32

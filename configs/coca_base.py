@@ -15,7 +15,7 @@ From the paper: 288 px in patches of 18, 65,536 pairs a step for 500,000 steps, 
 weight decay 0.01, 2 % of warm-up to 8e-4, then linear decay; contrastive weight 1 of the sum of
 both directions, captioning weight 2; for the tasks, configs/coca_tasks.py. Assumed: CLIP's
 vocabulary of 49,408 words in a table of 64,000 rows, since the paper's SentencePiece model is not
-public; decay relative to the schedule; Adafactor's first moment 0.9; gradients clipped at 1.
+public; decay times the learning rate; Adafactor's first moment 0.9; gradients clipped at 1.
 `:acid=PATH` chooses each batch from five times as many by the reference in PATH. Arguments: `task`,
 `acid`, `tiny`.
 """
@@ -56,12 +56,14 @@ def pretraining(model: str) -> ml_collections.ConfigDict:
     config.method.model.dtype, config.method.model.remat = "bfloat16", "full"
     optimizer = config.optimizer
     optimizer.name, optimizer.weight_decay = "adafactor", 0.01
+    optimizer.decay_follows = "lr"  # by the schedule, a matrix would shrink by 1 % a step
     schedule = optimizer.schedule
     schedule.kind, schedule.peak, schedule.warmup_percent = "linear", 8e-4, 2.0
     config.checkpoint.every_steps = 1_000
     config.evals.retrieval = to_config(EvalConfig(kind="retrieval", every_percent=10.0))
     held_out = config.evals.retrieval.data
-    held_out.source, held_out.array_record.path = "array_record", "/data/pairs"
+    held_out.source = "array_record"
+    held_out.array_record.path = config.data.array_record.get_ref("path")  # follows the data
     held_out.array_record.split = "val"
     return config
 
@@ -70,9 +72,8 @@ def finetuning(model: str, task: str) -> ml_collections.ConfigDict:
     """Of a pretrained model, on a task; the head is new."""
     config = to_config(TrainConfig())
     found = coca_tasks.get(task)
-    heads = {"classes": found.classes, "pictures": found.pictures}
-    kind = "answers" if found.classes else "captioning"
-    config.method = to_config(CoCaTaskConfig(model=coca.preset(model, **heads), task=kind))
+    own = coca.preset(model, **found.heads)
+    config.method = to_config(CoCaTaskConfig(model=own, task=found.kind))
     config.method.model.dtype, config.method.model.remat = "bfloat16", "full"
     coca_tasks.apply(config, task)
     config.init.checkpoint = "/data/" + model.lower().replace("-", "_")

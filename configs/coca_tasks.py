@@ -5,6 +5,7 @@ Assumed: the decay follows the learning rate, and the resolution stays that of p
 """
 
 import dataclasses
+from typing import Literal
 
 import ml_collections
 
@@ -24,6 +25,16 @@ class Task:
     pictures: int
     embedded: str  # see `aced.data.shapes_tasks`
 
+    @property
+    def kind(self) -> Literal["answers", "captioning"]:
+        """Whether answers are chosen or words written."""
+        return "answers" if self.classes else "captioning"
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """What a model of it has: settings of `CoCaConfig`."""
+        return {"classes": self.classes, "pictures": self.pictures}
+
 
 TASKS = {
     "vqa": Task(100_000, 64, 2e-5, 5e-4, 3129, 1, "questions"),
@@ -40,14 +51,11 @@ def get(name: str) -> Task:
     return TASKS[name]
 
 
-def apply(config: ml_collections.ConfigDict, name: str) -> Task:
-    """Lets `config`, of a method that knows `task`, train on the task called `name`."""
+def apply(config: ml_collections.ConfigDict, name: str) -> None:
+    """Lets `config`, whose method and model are of the task called `name`, train on it."""
     task = get(name)
     config.batch_size, config.total_steps = task.batch_size, task.steps
     config.data.source, config.data.array_record.path = "array_record", f"/data/{name}"
-    method = config.method
-    method.task = "answers" if task.classes else "captioning"
-    method.model.classes, method.model.pictures = task.classes, task.pictures
     optimizer = config.optimizer
     optimizer.name, optimizer.weight_decay, optimizer.clip_norm = "adafactor", 0.1, 1.0
     optimizer.decay_follows = "lr"
@@ -55,10 +63,9 @@ def apply(config: ml_collections.ConfigDict, name: str) -> Task:
     schedule.kind, schedule.peak, schedule.warmup_steps = "cosine", task.encoder_lr, 1_000
     if task.head_lr:
         optimizer.lr_rules = (("model/head/.*", task.head_lr / task.encoder_lr),)
-    kind = "answers" if task.classes else "captioning"
-    config.evals.val = to_config(EvalConfig(kind=kind, batch_size=64, every_percent=10.0))
+    config.evals.val = to_config(EvalConfig(kind=task.kind, batch_size=64, every_percent=10.0))
     held_out = config.evals.val.data
-    held_out.source, held_out.array_record.path = "array_record", f"/data/{name}"
+    held_out.source = "array_record"
+    held_out.array_record.path = config.data.array_record.get_ref("path")  # follows the data
     held_out.array_record.split = "val"
     config.checkpoint.every_steps = 1_000
-    return task

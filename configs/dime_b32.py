@@ -9,7 +9,9 @@ Command:  python -m aced.convert --source=openai/clip-vit-large-patch14 --to=ace
           python -m aced.cache --config=configs/dime_b32.py --model=sentences --towers=text \\
               --precision=int8 --out=/data/cache_sentences
           python -m aced.main --config=configs/dime_b32.py --workdir=gs://BUCKET/dime_b32 \\
-              --config.data.array_record.path=/data/images
+              --config.data.array_record.path=/data/images \\
+              --config.evals.retrieval.data.array_record.path=/data/pairs
+          /data/pairs has a split "val" of pictures with captions, to measure retrieval on.
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.06e20 FLOPs, 298 v5e chip-hours at 50 % MFU (assumed).
           Both are derived, from aced/flops.py; the caches and the choice of sentences come on top.

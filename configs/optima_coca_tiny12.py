@@ -34,13 +34,12 @@ def of_student(model: str, arg: str) -> ml_collections.ConfigDict:
     arg = parse_arg(arg, tiny=False, task="vqa")
     config = to_config(TrainConfig())
     task = coca_tasks.get(arg.task)
-    heads = {"classes": task.classes, "pictures": task.pictures}
-    config.method = to_config(OptimaConfig(model=coca.preset(model, **heads)))
+    config.method = to_config(OptimaConfig(model=coca.preset(model, **task.heads), task=task.kind))
     method = config.method
     coca_tasks.apply(config, arg.task)
     config.optimizer.schedule.peak, config.optimizer.lr_rules = 1e-4, ()  # nothing is pretrained
     method.model.dtype, method.model.remat = "bfloat16", "full"
     method.teacher.checkpoint = f"/data/coca_large_{arg.task}"
     # So that a slice can be checked before there is a teacher; its run must agree.
-    method.teacher.model = to_config(coca.preset("CoCa-Large", dtype="bfloat16", **heads))
+    method.teacher.model = to_config(coca.preset("CoCa-Large", dtype="bfloat16", **task.heads))
     return tiny.shrink_coca(config, arg.task) if arg.tiny else config

@@ -91,7 +91,8 @@ delete() {
   say "$NAME is deleted: it costs nothing any more."
 }
 
-# A create that fails leaves nothing behind.
+# A create that fails leaves nothing behind. The first one ends the script; of a run that was
+# preempted, whose flags have worked, it returns 1.
 create() {
   local words=("${QUEUED[@]}" create "$NAME" "${WHERE[@]}" "--node-id=$NAME"
     "--accelerator-type=${FLAG[accelerator-type]}" "--runtime-version=${FLAG[runtime-version]}")
@@ -111,6 +112,10 @@ create() {
     delete
   else
     say "Nothing was created: it costs nothing."
+  fi
+  if ((restarts > 0)); then
+    say "gcloud could not create $NAME again just now (what it said is above)."
+    return 1
   fi
   if grep -qiE 'quota|RESOURCE_EXHAUSTED' "$output"; then
     fail "$code" "no quota for ${FLAG[accelerator-type]} in ${FLAG[zone]} (what gcloud said is above)" \
@@ -247,9 +252,8 @@ finish() {
 run_to_the_end() {
   local restarts=0 delay=${FLAG[backoff]} code
   while true; do
-    ensure
     code=$PREEMPTED
-    if wait_active; then
+    if ensure && wait_active; then
       code=0 delay=${FLAG[backoff]}
       on_node run || code=$?
       if ((code == 0)); then finish 0; fi

@@ -121,10 +121,12 @@ is_running() {
 
 # follow: the log of worker 0 until its end, then the code of all workers.
 follow() {
-  local code lines=+1 attempt=1 codes all=0
+  local code lines=+1 attempt=1 codes all=0 began
   while true; do
-    code=0
+    code=0 began=$SECONDS
     on 0 "bash $WORKER follow $lines" || code=$?
+    # Only breaks in a row count: in weeks there are many.
+    if ((SECONDS - began > 60)); then attempt=1; fi
     if ((code != LOST || attempt >= FLAG[attempts])); then break; fi
     say "The connection broke; the run goes on. Try $((attempt + 1)) of ${FLAG[attempts]}."
     lines=20 attempt=$((attempt + 1))

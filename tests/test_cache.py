@@ -213,6 +213,14 @@ def test_settings_that_do_not_fit(changes, message, data, reference, tmp_path):
         make(data, reference, **({"out": tmp_path / "out"} | changes), devices=2)
 
 
+def test_a_workdir_in_a_store_holds_no_cache():
+    wanted = CacheConfig(out="{workdir}/cache")
+    assert wanted.folder("/runs/a") == pathlib.Path("/runs/a/cache")
+    assert wanted.folder("~/a") == pathlib.Path.home() / "a" / "cache"
+    with pytest.raises(ConfigError, match=r"gs://bucket/a/cache.*mount a bucket"):
+        wanted.folder("gs://bucket/a")
+
+
 def test_no_checkpoint_no_cache(data, tmp_path):
     config = cached.run_config(data, "somewhere")
     config.method.reference.checkpoint = ""

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
+import textwrap
 
 import jax
 import pytest
@@ -40,6 +41,22 @@ def test_tiny_runs_two_steps(name, tmp_path):
     assert all(line["skipped"] == 0 for line in lines)
     if config.name == "contrastive":  # of its settings only those that distil have that term
         assert ("loss/distillation" in last) == (config.distillation.weight > 0)
+
+
+def test_the_config_of_ones_own_in_the_readme(tmp_path):
+    text, last = (ROOT / "README.md").read_text(), "        return config\n"
+    start = text.index("    from aced.config import to_config\n")
+    block = text[start : text.index(last, start)] + last
+    file = tmp_path / "mine.py"
+    file.write_text(textwrap.dedent(block))
+    spec = importlib.util.spec_from_file_location("mine", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    settings = train.parse(module.get_config())
+    assert settings.data.members == ("curated", "web")
+    assert settings.evals["imagenet"].data.tfds.name == "imagenet_v2"
+    config = module.get_config("tiny")
+    assert "imagenet" in config.evals
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Whole runs in several processes are in test_many_processes.py.
 """
 
+import contextlib
 import glob
 import http.server
 import os
@@ -11,6 +12,7 @@ import signal
 import threading
 import time
 
+import jax
 import pytest
 
 from aced import distributed
@@ -128,6 +130,21 @@ def test_alone_the_agreements_are_trivial(tmp_path):
     distributed.check_shared(tmp_path)
     with pytest.raises(KeyError), distributed.ending_together():
         raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [("RESOURCE_EXHAUSTED: out of memory", 1), ("INTERNAL: connection closed by peer", 134)],
+)
+def test_only_the_loss_of_a_peer_is_worth_another_start(monkeypatch, status, code):
+    """What would fail again at once must not be restarted for a night."""
+    ends = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    with contextlib.suppress(jax.errors.JaxRuntimeError), distributed.ending_together():
+        raise jax.errors.JaxRuntimeError(status)
+    assert ends == [code]
 
 
 def start(program, folder, count=2, **variables):

@@ -1,16 +1,20 @@
 """The command as a user types it."""
 
+import os
 import pathlib
+import re
 import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def aced(*arguments):
+def aced(*arguments, command="main", env=None):
     return subprocess.run(
-        [sys.executable, "-m", "aced.main", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-m", f"aced.{command}", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=env,
     )  # fmt: skip
 
 
@@ -39,6 +43,11 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
             ["--config=configs/smoke.py:tiny", "--config.batch_size=0"],
             "batch_size must be at least 1",
         ),
+        (["--config=configs/smok.py"], "There is no config file configs/smok.py in "),
+        (
+            ["--config=configs/smoke.py:tiny", "--config.evals.imagenet.kind=zeroshot"],
+            "There is no 'imagenet' in the config. Evaluations",
+        ),
         (
             ["--config=configs/acid_b16.py", "--config.batch_size=8"],
             "not divisible by selection.chunks * selection.strata",
@@ -54,3 +63,29 @@ def test_help_says_how_to_change_settings():
     done = aced("--helpshort")
     assert "--config.method.selection.gain=10" in done.stdout
     assert "goes on where the run stopped" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("cache", ("config", "workdir", "distributed", "out", "precision")),
+        ("preflight", ("config", "workdir", "topology", "json")),
+        ("convert", ("source", "out", "to")),
+        ("prepare", ("images", "tars", "out", "val")),
+        ("select_text", ("corpus", "teacher", "distributed", "out")),
+    ],
+)
+def test_help_lists_the_flags_of_a_command(command, names):
+    done = aced("--help", command=command)
+    missing = [name for name in names if not re.search(rf"--(\[no\])?{name}\b", done.stdout)]
+    assert not missing, done.stdout
+
+
+def test_a_home_folder_is_spelled_out(tmp_path):
+    """bash leaves the ~ of `--workdir=~/run` alone."""
+    home = dict(os.environ, HOME=str(tmp_path))
+    done = aced("--config=configs/smoke.py:tiny,method=iid", "--workdir=~/run", env=home)
+    assert done.returncode == 0, done.stderr
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints"} <= files
+    assert not (ROOT / "~").exists()

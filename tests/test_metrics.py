@@ -207,6 +207,34 @@ def test_long_files_in_object_stores_are_cut_into_parts(bucket, monkeypatch):
     assert len(metrics.read(path.parent)) == 2
 
 
+def test_parts_that_were_copied_from_an_object_store_are_one_file(tmp_path, monkeypatch):
+    """Also through a mounted bucket: they are read, cut and continued."""
+    train(tmp_path, 1, 12)
+    whole = tmp_path / "metrics.jsonl"
+    lines = whole.read_text().splitlines(keepends=True)
+    whole.write_text("".join(lines[:6]))
+    (tmp_path / "metrics.jsonl.1").write_text("".join(lines[6:11]))
+    (tmp_path / "metrics.jsonl.2").write_text("".join(lines[11:]))
+    expected = without_wall(metrics.read(tmp_path))
+    assert len(expected) == 15
+    train(tmp_path, 9, 12, resume=8)
+    assert without_wall(metrics.read(tmp_path)) == expected
+    assert not (tmp_path / "metrics.jsonl.2").exists()
+
+
+def test_resuming_reads_no_more_than_the_lines_that_go(tmp_path, monkeypatch):
+    """Picks of a long run are gigabytes."""
+    path = epath.Path(tmp_path / "picks.jsonl")
+    path.write_text("".join(f'{{"step": {i}, "ids": [{i}]}}\n' for i in range(1000)))
+    parsed = []
+    real = json.loads
+    monkeypatch.setattr(jsonl.json, "loads", lambda text: parsed.append(text) or real(text))
+    jsonl.drop_after(path, 990)
+    assert len(parsed) == 10
+    monkeypatch.undo()
+    assert list(metrics.read_picks(tmp_path)) == list(range(991))
+
+
 def test_a_full_disk_does_not_stop_the_run(tmp_path):
     # A limit on the size of files fails writes like a full disk, in the middle of a line.
     code = """

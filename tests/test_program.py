@@ -10,6 +10,7 @@ from etils import epath
 
 from aced import program, train
 from aced.config import ConfigError
+from aced.data import sources
 from aced.data.pipeline import InputCounters
 from aced.models import two_tower
 from aced.models.two_tower import TwoTower
@@ -28,7 +29,8 @@ def test_a_batch_has_the_shapes_of_the_pipelines(tmp_path):
     parsed = settings()
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
-        run = train.set_up(parsed, mesh, epath.Path(tmp_path))
+        source = sources.open_source(parsed.data)
+        run = train.set_up(parsed, mesh, epath.Path(tmp_path), source)
         real = next(train.input_batches(run, 0, InputCounters()))
     expected = run.program.batch(("label", "is_noisy"))
     assert set(expected) == set(real)

@@ -4,7 +4,7 @@ from etils import epath
 from aced import record
 from aced.config import ConfigError
 from aced.train import parse
-from configs import smoke
+from configs import dime_b32, smoke
 
 
 def settings(**changes):
@@ -20,6 +20,7 @@ def settings(**changes):
         {"total_steps": 9, "log_steps": 7, "picks_steps": 0},
         {"checkpoint.every_steps": 3, "data.num_threads": 1, "method.model.remat": "full"},
         {"evals.retrieval.batch_size": 8, "method.score_micro_batch": 16},
+        {"data.array_record.path": "/elsewhere", "data.tfds.data_dir": "/elsewhere"},
     ],
 )
 def test_what_may_change(changes, tmp_path):
@@ -27,6 +28,31 @@ def test_what_may_change(changes, tmp_path):
     record.check(folder, settings(), "data")  # no run there yet
     record.write(folder, settings(), "data")
     record.check(folder, settings(**changes), "data")
+
+
+def test_the_second_stream_may_be_read_by_fewer_threads(tmp_path):
+    """What only decides how data are read is free for DIME-FM's sentences, too."""
+    config = dime_b32.get_config("tiny")
+    folder, data = epath.Path(tmp_path), config.method.sentences.data
+    record.write(folder, parse(config), "data")
+    data.num_threads += 1
+    record.check(folder, parse(config), "data")
+    data.shuffle = False
+    with pytest.raises(ConfigError, match=r"method\.sentences\.data\.shuffle"):
+        record.check(folder, parse(config), "data")
+
+
+def test_frozen_models_must_stay_the_same(tmp_path):
+    folder = epath.Path(tmp_path)
+    record.write(folder, settings(), "data")
+    models = {"reference's weights": "1"}
+    record.check(folder, settings(), "data", models)  # begun before any were written
+    record.write(folder, settings(), "data", models)
+    record.check(folder, settings(), "data", models)
+    with pytest.raises(ConfigError, match=r"reference's weights: '1' then, '2'"):
+        record.check(folder, settings(), "data", {"reference's weights": "2"})
+    with pytest.raises(ConfigError, match=r"reference's weights: '1' then, None"):
+        record.check(folder, settings(), "data")
 
 
 @pytest.mark.parametrize(

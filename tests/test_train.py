@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,20 @@ def resumable(reference):
     settings.checkpoint.every_steps = 10
     settings.ema_decay = 0.9
     return settings
+
+
+def test_a_reference_that_was_trained_further_is_refused(reference, tmp_path):
+    """`which="last"` is found anew at every start: it must find the same weights."""
+    copy = tmp_path / "reference"
+    shutil.copytree(reference, copy)
+    settings = with_reference(config("i_acid", steps=2), str(copy))
+    run(settings, tmp_path / "run")
+    further = config().before.reference
+    further.total_steps = 32
+    run(further, copy)
+    settings.total_steps = 4
+    with pytest.raises(ConfigError, match=r"model_fingerprints.reference's weights: '\w+' then"):
+        run(settings, tmp_path / "run")
 
 
 def killed_run(workdir, reference):
@@ -231,11 +246,23 @@ def test_a_workdir_of_another_run(reference, tmp_path):
     assert (tmp_path / "config.json").read_text() == written
 
 
-def test_a_reference_of_another_shape(reference, tmp_path):
-    settings = with_reference(config(), reference)
+def test_a_reference_of_another_shape_than_assumed(reference, tmp_path, caplog):
+    """It is used as it was trained, and computed as the settings say."""
+    run(with_reference(config("i_acid", steps=2), reference), tmp_path / "right")
+    settings = with_reference(config("i_acid", steps=2), reference)
     settings.method.reference.model = settings.method.model.copy_and_resolve_references()
     settings.method.reference.model.image.patch = 16
-    with pytest.raises(ConfigError, match=r"image\.patch: here 16, there 8"):
+    settings.method.reference.model.remat = "full"
+    run(settings, tmp_path / "wrong")
+    assert "image.patch: here 16, there 8" in caplog.text
+    assert lines(tmp_path / "right") == lines(tmp_path / "wrong")
+
+
+def test_a_start_from_a_model_of_another_shape(reference, tmp_path):
+    settings = config("iid", steps=2)
+    settings.method.model.image.patch = 16
+    settings.init.checkpoint = reference
+    with pytest.raises(ConfigError, match=r"image\.patch: here 16, there 8.*take its model over"):
         run(settings, tmp_path)
 
 

@@ -116,6 +116,7 @@ class ParquetSource:
         Raises:
             IndexError: there is no such row.
             RecordError: it has no picture, or its row group is damaged.
+            StorageError: the file cannot be read just now.
         """
         index = operator.index(index)
         if not 0 <= index < len(self):
@@ -134,11 +135,13 @@ class ParquetSource:
             if self._config.label:
                 out["label"] = _label(table[self._config.label][row].as_py())
         except (ValueError, OSError) as error:  # pyarrow's errors are among them
+            if getattr(error, "errno", None) is not None:  # the disk's or the network's, not ours
+                raise storage.StorageError(f"{where} cannot be read: {error}") from error
             raise RecordError(f"{where}, row {row}: {error}") from error
         return out | {"key": f"{group.name}/{group.number}/{row}"}
 
     def _table(self, number: int) -> "pa.Table":
-        """A row group, read once however many threads ask for it; a failure is kept, too."""
+        """A row group, read once however many threads ask for it; damage is kept, too."""
         with self._lock:
             future = self._kept.get(number)
             is_mine = future is None
@@ -150,6 +153,9 @@ class ParquetSource:
             try:
                 future.set_result(_read_group(self._groups[number], self._columns))
             except BaseException as error:  # those who wait for it would wait for ever
+                if getattr(error, "errno", None) is not None:  # next time it may be read
+                    with self._lock:
+                        self._kept.pop(number, None)
                 future.set_exception(error)
         return future.result()
 

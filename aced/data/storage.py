@@ -46,6 +46,15 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def check_scheme(path: str) -> None:
+    """Refuses a path whose store cannot be reached from here.
+
+    Raises:
+        ConfigError: its package is not installed, or there is no such scheme.
+    """
+    _store(path)
+
+
 def expand(pattern: str) -> list[str]:
     """The paths that braces stand for, in order: `{000..123}`, as a shell has it, and `{a,b}`.
 

@@ -120,8 +120,10 @@ class Maker:
             for name in description.TOWERS[plan.towers]
         }
 
-    def run(self, left: list[int], watchdog: Watchdog) -> None:
+    def run(self, left: list[int], watchdog: Watchdog) -> bool:
         """Makes the shards `left`, which are the same on all processes.
+
+        Returns whether SIGTERM came while the last of them was made.
 
         Raises:
             CacheError: the model gives numbers that are not finite.
@@ -161,11 +163,14 @@ class Maker:
                     shard.close()
                 watchdog.alive()
                 line.show(step, meter.measure(step))
-                if preemption.reached(step) and step < total:
+                if preemption.reached(step):
+                    if step == total:
+                        return True
                     if shard is not None and step % steps:
                         shard.discard()
                     logging.warning("Stopped by SIGTERM; start the same command again.")
                     sys.exit(EXIT_CODE)
+        return False
 
     def _index(self, waves: list[list[int]], steps: int, place: int) -> int:
         """The example that this process reads at a place of the pass; -1: none."""

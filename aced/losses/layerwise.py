@@ -50,7 +50,9 @@ def init_projections(
 
 
 def tokens_of(real: Bool[Array, "b l"], tokens: int) -> dict[str, Bool[Array, "b n"]]:
-    """Which hidden states count, by module: all patches; `start`, real words and [CLS].
+    """Which hidden states count, by module: all patches; `start` and real words.
+
+    Not [CLS], which only the contrastive head reads: no task trains it.
 
     Args:
         real: which words of a text are no padding.
@@ -59,7 +61,7 @@ def tokens_of(real: Bool[Array, "b l"], tokens: int) -> dict[str, Bool[Array, "b
     start = jnp.ones_like(real[:, :1])
     return {
         "image": jnp.ones((len(real), tokens), bool),
-        "unimodal": jnp.concatenate([start, real, start], axis=1),
+        "unimodal": jnp.concatenate([start, real, jnp.zeros_like(start)], axis=1),
         "multimodal": jnp.concatenate([start, real[:, :-1]], axis=1),
     }
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Literal
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from aced import flops
@@ -26,7 +27,10 @@ from aced.parallel.micro_batch import map_micro_batches
 
 @dataclasses.dataclass(frozen=True)
 class CoCaTrainConfig(ContrastiveConfig):
-    """Settings of the method `coca`; with weight 0 a loss is left out, and what it needs."""
+    """Settings of the method `coca`; with weight 0 a loss is left out.
+
+    What only that one trains is frozen then, or weight decay alone would ruin it.
+    """
 
     name: str = "coca"
     model: CoCaConfig = CoCaConfig()
@@ -62,10 +66,16 @@ class CoCaTraining(Contrastive):
 
     config: CoCaTrainConfig
 
-    def _macs_trained(self) -> int:
+    def __init__(self, config: CoCaTrainConfig):
+        super().__init__(config)
+        if not config.captioning_weight:
+            self.fixed = (f"model/({coca.CAPTIONING_ONLY})",)
+        elif not config.contrastive_weight and not self.distils:
+            self.fixed = (f"model/({coca.CONTRASTIVE_ONLY})",)
+
+    def _macs_beside(self) -> int:
         macs = flops.macs_coca(self.config.model)
-        words = macs.multimodal + macs.softmax if self.config.captioning_weight else 0
-        return sum(flops.macs(self.config.model)) + words
+        return macs.multimodal + macs.softmax if self.config.captioning_weight else 0
 
     def _task(
         self, params: PyTree, batch: dict[str, Array]
@@ -76,8 +86,11 @@ class CoCaTraining(Contrastive):
             learner, words, real = self._forward(params["model"], batch)
         else:
             learner = self._learner(params, batch)
-        matching = contrastive.LOSSES[config.loss](learner, form=config.form)
-        loss, parts = config.contrastive_weight * matching, {"loss/contrastive": matching}
+        loss, parts = jnp.float32(0), {}
+        if config.contrastive_weight:
+            matching = contrastive.LOSSES[config.loss](learner, form=config.form)
+            loss += config.contrastive_weight * matching
+            parts["loss/contrastive"] = matching
         if config.captioning_weight:
             said = captioning.word_losses(words, batch["text"], real)
             loss += config.captioning_weight * said.cross_entropy

@@ -160,8 +160,8 @@ def unused(task: Task) -> str:
 
     Weight decay alone would ruin the contrastive head.
     """
-    words = "" if task == "captioning" else "|softmax/.*"
-    return rf"model/(t|pooler/(contrastive|head)/.*|text/(cls|(norm_cls|head)/.*{words}))"
+    words = "" if task == "captioning" else "|text/softmax/.*"
+    return f"model/({coca.CONTRASTIVE_ONLY}{words})"
 
 
 def macs(task: Task, model: CoCaConfig) -> int:

@@ -95,11 +95,12 @@ class Contrastive(Method):
         config = self.config
         candidates = config.super_batch_size(batch_size)
         trained = batch_size * (2 if self.distils_apart else 1)
-        own = self._macs_trained()
+        pair = sum(flops.macs(config.model))
         every = config.multi_resolution_every
         seen = sum(scoring.macs(config.model, config.scoring))
         as_scored = trained // every if every else 0
-        with_gradient = [(own, trained - as_scored), (seen, as_scored)]
+        with_gradient = [(pair, trained - as_scored), (seen, as_scored)]
+        with_gradient.append((self._macs_beside(), batch_size))
         forward = []
         if config.selects and scores.needs(config.selection.score, "learner"):
             forward.append((seen, candidates))
@@ -110,9 +111,9 @@ class Contrastive(Method):
             forward.append((sum(flops.macs(self.frozen[name].model)), batch_size))
         return flops.step_flops(with_gradient, forward)
 
-    def _macs_trained(self) -> int:
-        """MACs of the forward pass of a pair that is trained on."""
-        return sum(flops.macs(self.config.model))
+    def _macs_beside(self) -> int:
+        """MACs that a pair of the sub-batch takes beside its embeddings."""
+        return 0
 
     def init_params(self, key: jax.Array) -> PyTree:
         """Parameters before step 0: the learner's, and projections where features are matched."""

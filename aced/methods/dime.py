@@ -54,7 +54,8 @@ class DimeConfig(MethodConfig):
     """Settings of the method `dime`."""
 
     name: str = "dime"
-    # The student. Its text tower, tokenizer, width and logits are the teacher's, whatever is here.
+    # The student. Its text tower, tokenizer and logits are the teacher's, whatever is here;
+    # `embed_dim` must be the teacher's width or None.
     model: TwoTowerConfig = TwoTowerConfig()
     # `checkpoint`: where its text tower is; `cache`: its image features of the run's data.
     teacher: FrozenConfig = FrozenConfig()

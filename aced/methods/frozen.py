@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
+from absl import logging
 from etils import epath
 from jaxtyping import PyTree
 
@@ -20,8 +22,8 @@ from aced.models.kinds import ModelConfig
 from aced.models.two_tower import TwoTowerConfig
 
 WORKDIR = "{workdir}"
-# What may differ from the run that trained the model: how it is computed, not what.
-_FREE = ("dtype", "scan", "remat", "attention", "init_scale", "init_bias")
+_COMPUTED = ("dtype", "scan", "remat", "attention")  # how a model is computed, not what
+_FREE = (*_COMPUTED, "init_scale", "init_bias")  # what may differ from the run that trained it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +37,15 @@ class CheckpointOf:
 
     def folder(self, workdir: str) -> str:
         """The run's folder, spelled out."""
-        return str(epath.Path(self.checkpoint.replace(WORKDIR, workdir)))
+        return str(epath.Path(os.path.expanduser(self.checkpoint.replace(WORKDIR, workdir))))
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenConfig(CheckpointOf):
     """A trained two-tower model: where its parameters are, and its architecture."""
 
-    # None: as written in the run's config.json, or the model folder's model.json
+    # How it is computed. All else is as written in the run's config.json, the model folder's
+    # model.json or the cache; what stands here of that is assumed where there is none of these.
     model: TwoTowerConfig | None = None
     # Folder that `python -m aced.cache` wrote: the embeddings come with the batch, and the model is
     # neither loaded nor run. With a checkpoint as well, it must be the one that was cached.
@@ -65,22 +68,20 @@ class FrozenConfig(CheckpointOf):
         `scale` and `bias`, unless they are set.
 
         Raises:
-            ConfigError: there is no run in `checkpoint`, or `model` is set to another model.
-            CacheError: there is no cache in `cache`, or it is of another model.
+            ConfigError: there is no run in `checkpoint`.
+            CacheError: there is no cache in `cache`, or it lacks a tower.
         """
         if self.cache:
             return self._resolve_cached(workdir, towers)
         if not self.checkpoint:
             return self
         folder = self.folder(workdir)
-        trained = trained_model(folder, self.KIND)
-        if self.model is not None:
-            check_same_model(self.model, trained, folder)
-        return dataclasses.replace(self, checkpoint=folder, model=self.model or trained)
+        model = as_trained(self.model, trained_model(folder, self.KIND), folder)
+        return dataclasses.replace(self, checkpoint=folder, model=model)
 
     def cache_folder(self, workdir: str) -> str:
         """The cache's folder, spelled out."""
-        return str(epath.Path(self.cache.replace(WORKDIR, workdir)))
+        return str(epath.Path(os.path.expanduser(self.cache.replace(WORKDIR, workdir))))
 
     def _resolve_cached(self, workdir: str, towers: Sequence[str]) -> "FrozenConfig":
         folder = self.cache_folder(workdir)
@@ -90,11 +91,7 @@ class FrozenConfig(CheckpointOf):
                 f"{folder} holds {plan.towers} embeddings alone, but {missing[0]} embeddings are "
                 "needed; make it with --towers=both."
             )
-        if self.model is not None:
-            tokenizer = {"tokenizer": fingerprint.of_tokenizer(self.model.tokenizer)}
-            lines = _differences(self.model, plan.model, (*_FREE, "tokenizer.path"))
-            description.refuse(folder, [*lines, *plan.other_fingerprints(tokenizer)])
-        model = self.model or plan.model
+        model = as_trained(self.model, plan.model, folder)
         if plan.bias is None:
             model = dataclasses.replace(model, init_bias=None)
         return dataclasses.replace(
@@ -137,7 +134,7 @@ class FrozenConfig(CheckpointOf):
 class FrozenCoCaConfig(CheckpointOf):
     """A trained CoCa: where its parameters are, and its architecture. It always runs."""
 
-    model: CoCaConfig | None = None  # None: as written in the run's config.json
+    model: CoCaConfig | None = None  # how it is computed; all else is as the run's config.json says
 
     cache: ClassVar[str] = ""  # what it gives to be distilled is too much to keep
 
@@ -145,14 +142,12 @@ class FrozenCoCaConfig(CheckpointOf):
         """Returns the same with `checkpoint` spelled out, and `model` as it was trained.
 
         Raises:
-            ConfigError: there is no run in `checkpoint`, or `model` is set to another model.
+            ConfigError: there is no run in `checkpoint`.
         """
         del towers
         folder = self.folder(workdir)
-        trained = trained_model(folder, CoCaConfig)
-        if self.model is not None:
-            check_same_model(self.model, trained, folder)
-        return dataclasses.replace(self, checkpoint=folder, model=self.model or trained)
+        model = as_trained(self.model, trained_model(folder, CoCaConfig), folder)
+        return dataclasses.replace(self, checkpoint=folder, model=model)
 
 
 def holds_model(folder: str) -> bool:
@@ -189,10 +184,25 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
     return from_config(kind, model, f"{file}:method.model")
 
 
+def as_trained(assumed: ModelConfig | None, trained: ModelConfig, folder: str) -> ModelConfig:
+    """The model in `folder`, computed as `assumed` says; what it assumes wrongly is told.
+
+    Recipes assume a model so that a slice can be checked before there is one.
+    """
+    if assumed is None:
+        return trained
+    if lines := _differences(assumed, trained, (*_FREE, "tokenizer.path")):
+        logging.warning(
+            "The model in %s is used as it is, which is not what these settings assume: %s%s",
+            *(folder, "; ".join(lines[:10]), "; ..." if len(lines) > 10 else ""),
+        )
+    return dataclasses.replace(trained, **{name: getattr(assumed, name) for name in _COMPUTED})
+
+
 def check_same_model(
     wanted: ModelConfig, trained: ModelConfig, folder: str, free: Sequence[str] = ()
 ) -> None:
-    """Refuses another architecture or preprocessing: its numbers would be silently wrong.
+    """Refuses to start a model of another architecture or preprocessing from a trained one.
 
     Args:
         wanted: the model that is to have the parameters.
@@ -211,15 +221,27 @@ def check_same_model(
         lines.append(f"tokenizer.path: here {files[0]!r}, there {files[1]!r}, another file")
     if lines:
         raise ConfigError(
-            f"The model in {folder} was trained with other settings ({'; '.join(lines)}). Set "
-            ".model to None to take them over, or choose another checkpoint."
+            f"The model in {folder} was trained with other settings ({'; '.join(lines)}). Choose "
+            "another checkpoint, or take its model over in a config file: config.method.model = "
+            f"to_config(trained_model({folder!r})), with aced.config and aced.methods.frozen."
         )
 
 
 def _differences(wanted: ModelConfig, found: ModelConfig, free: Sequence[str]) -> list[str]:
-    ours, theirs = (flatten(dataclasses.asdict(model)) for model in (wanted, found))
+    ours, theirs = _settings(wanted), _settings(found)
     differing = [key for key in ours if key not in free and ours[key] != theirs.get(key)]
     return [f"{key}: here {ours[key]!r}, there {theirs.get(key)!r}" for key in differing]
+
+
+def _settings(model: ModelConfig) -> dict[str, Any]:
+    """Every setting by its path; a size by its numbers, whatever its name."""
+    out = flatten(dataclasses.asdict(model))
+    for name in ("image", "text"):
+        tower = getattr(model, name)
+        if getattr(tower, "architecture", "vit") == "vit":
+            sizes = dataclasses.asdict(tower.dims)
+            out |= {f"{name}.{key}": value for key, value in sizes.items()} | {f"{name}.size": ""}
+    return out
 
 
 def load_model(item: CheckpointOf, shapes: PyTree | None) -> PyTree:

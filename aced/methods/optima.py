@@ -65,7 +65,8 @@ class OptimaConfig(MethodConfig):
     """Settings of the method `optima`."""
 
     name: str = "optima"
-    # The student. Words, answers and what is seen of a picture are the teacher's, whatever is here.
+    # The student. Words, answers, head and embeddings are the teacher's, whatever is here; patches
+    # and resolution must be.
     model: CoCaConfig = CoCaConfig()
     teacher: FrozenCoCaConfig = FrozenCoCaConfig()  # fine-tuned on the task
     task: Task = "answers"
@@ -140,7 +141,7 @@ class OptimaConfig(MethodConfig):
 
 
 def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
-    """Returns `model` with the teacher's words, answers and preprocessing.
+    """Returns `model` with the teacher's words, answers, embeddings and preprocessing.
 
     Raises:
         ConfigError: it would cut pictures into other patches, or has more layers.
@@ -169,6 +170,7 @@ def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
         text=text,
         tokenizer=teacher.tokenizer,
         resize=teacher.resize,
+        embed_dim=teacher.embed_dim,
         classes=teacher.classes,
         head_hidden=teacher.head_hidden,
         pictures=teacher.pictures,

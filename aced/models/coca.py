@@ -27,6 +27,9 @@ from aced.models.vit import ImageConfig, ViT
 from aced.parallel.mesh import constrain_by_example
 
 MODULES = ("image", "unimodal", "multimodal")  # whose hidden states can be asked for
+# Parameters that only one of the two losses of pretraining has a gradient of, as regexes.
+CONTRASTIVE_ONLY = r"t|pooler/(contrastive|head)/.*|text/(cls|(norm_cls|head)/.*)"
+CAPTIONING_ONLY = r"text/(multimodal|norm|softmax)/.*"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Workspace:
     """The files of one preparation; cheap to make, in every worker."""
 
     def __init__(self, out: str):
-        self.out = out if storage.is_remote(out) else str(pathlib.Path(out).absolute())
+        self.out = out if storage.is_remote(out) else str(pathlib.Path(out).expanduser().absolute())
         parent, name = posixpath.split(self.out.rstrip("/"))
         self.root = f"{parent}/.{name}.partial"
 

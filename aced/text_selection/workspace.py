@@ -31,7 +31,7 @@ class Workspace:
     """The files of one selection, and how its processes wait for each other."""
 
     def __init__(self, out: str):
-        self.out = pathlib.Path(out).absolute()
+        self.out = pathlib.Path(out).expanduser().absolute()
         self.root = self.out.with_name(f".{self.out.name}.selecting")
         token = np.int32(time.time_ns() % 2**31)
         if jax.process_count() > 1:

@@ -141,6 +141,26 @@ def test_a_group_is_read_once_by_many_threads_and_then_let_go(tmp_path, reads):
     assert [group.number for group in reads] == [0]
 
 
+def test_a_read_that_fails_once_succeeds_the_next_time(tmp_path, monkeypatch):
+    """The network's errors are not the file's: the group is not given up."""
+    many.write_parquet(tmp_path, [12], 12)
+    found, real, failures = (
+        source(tmp_path),
+        storage.open_file,
+        [OSError(5, "a bad moment")],
+    )
+
+    def once(path):
+        if failures:
+            raise failures.pop()
+        return real(path)
+
+    monkeypatch.setattr(storage, "open_file", once)
+    with pytest.raises(storage.StorageError, match=r"row group 0 cannot be read: .*a bad"):
+        found[0]
+    assert found[0]["id"] == 0
+
+
 def test_fingerprints_are_of_the_content_and_not_of_the_place(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()

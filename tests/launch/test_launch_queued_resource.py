@@ -84,6 +84,19 @@ def test_preempted_in_the_middle_goes_on_with_the_same_command(world):
     assert "Restart 1 of 50 in 0 s; it goes on from gs://b/run." in result.text
 
 
+def test_a_create_after_a_preemption_is_tried_again(world):
+    """Quota is not released at once, and gcloud has bad moments: flags that worked are right."""
+    states(world, NONE, "ACTIVE", NONE, NONE, NONE, NONE, NONE, "ACTIVE")
+    the_run(world, 42, 0)
+    refused = {"code": 1, "err": "ERROR: RESOURCE_EXHAUSTED: Quota limit has been exceeded\n"}
+    world.answer("queued-resources create", {"code": 0}, refused, {"code": 0})
+    result = world.launch("queued_resource.sh", *FLAGS)
+    assert result.code == 0, result.text
+    assert verbs(world) == ["create", "start", "delete", "create", "delete", "create", "start"]
+    assert "could not create acid again just now" in result.text
+    assert "Restart 2 of 50" in result.text
+
+
 @pytest.mark.parametrize("gone", ["SUSPENDING", "SUSPENDED", "FAILED"])
 def test_the_state_tells_what_the_broken_connection_does_not(world, gone):
     """ssh breaks first; the state follows some looks later."""

@@ -30,7 +30,7 @@ def by_hand(own, other, maps, pairs):
     """{module: loss} as the paper has it: means over layers, and over all that is no padding."""
     seen = {
         "image": lambda i, n: True,
-        "unimodal": lambda i, n: n in (0, WORDS + 1) or REAL[i, n - 1],
+        "unimodal": lambda i, n: n == 0 or (n <= WORDS and REAL[i, n - 1]),  # the last is [CLS]
         "multimodal": lambda i, n: n == 0 or REAL[i, n - 1],
     }
     out = {}
@@ -72,7 +72,7 @@ def test_padding_and_teacher_have_no_gradient(case):
     assert all(not np.any(x) for x in jax.tree.leaves(of_other))
     moved = np.abs(np.asarray(of_own["unimodal"])).sum(axis=(0, 3)) > 0
     start = np.ones((B, 1), bool)
-    np.testing.assert_array_equal(moved, np.concatenate([start, REAL, start], axis=1))
+    np.testing.assert_array_equal(moved, np.concatenate([start, REAL, ~start], axis=1))
     moved = np.abs(np.asarray(of_own["multimodal"])).sum(axis=(0, 3)) > 0
     np.testing.assert_array_equal(moved[::2], np.concatenate([start, REAL[:, :-1]], axis=1))
     np.testing.assert_array_equal(moved[::2], moved[1::2])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ import pytest
 from aced import flops, methods, state
 from aced.config import ConfigError, to_config
 from aced.methods.coca import CoCaTrainConfig, CoCaTraining
+from aced.methods.contrastive_settings import DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
 from aced.models import coca, two_tower
 from aced.parallel import mesh as meshes
+from aced.parallel import rules
 from aced.selection import SelectionConfig, select
 from tests import cached
 from tests.models import coca_by_hand, tiny_coca
@@ -133,6 +136,39 @@ def test_flops_are_those_of_the_parts():
     seen = macs.image + macs.generative + macs.contrastive + macs.unimodal
     scored = 2 * 32 * (seen + sum(flops.macs(REFERENCE)))
     assert acid.flops_per_step(8) == trained + scored
+
+
+@pytest.mark.parametrize("left_out", ["contrastive", "captioning"])
+def test_a_loss_of_weight_0_is_left_out_and_its_parameters_frozen(batch, left_out):
+    """Exactly what the other loss has no gradient of is frozen: nothing decays untrained."""
+    settings = CoCaTrainConfig(model=tiny_coca.TINY, **{f"{left_out}_weight": 0.0})
+    method, params = CoCaTraining(settings), {"model": tiny_coca.params()}
+    start = state.create(params, optax.sgd(1.0), jax.random.key(1))
+    rows = {name: x[:8] for name, x in batch.items()}
+    train_step = functools.partial(method.train_step, tx=optax.sgd(1.0))
+    after, metrics = jax.jit(train_step)(start, {}, rows)
+    assert [name for name in ("contrastive", "captioning") if f"loss/{name}" in metrics] == [
+        name for name in ("contrastive", "captioning") if name != left_out
+    ]
+    (frozen,) = method.fixed
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), params, after.params)
+    for path, has_moved in jax.tree_util.tree_leaves_with_path(moved):
+        name = rules.name_of(path)
+        # The keys' bias moves no attention, and so nobody has a gradient of it.
+        if not name.endswith("/k/bias"):
+            assert has_moved == (re.fullmatch(frozen, name) is None), name
+
+
+def test_flops_of_a_second_batch_are_those_of_its_embeddings():
+    """Distillation on examples of its own reads their embeddings, and no words."""
+    distils = DistillationConfig(weight=1.0, teachers=("reference",), batch="iid")
+    settings = CoCaTrainConfig(model=tiny_coca.TINY, distillation=distils, **ACID)
+    macs = flops.macs_coca(tiny_coca.TINY)
+    seen = macs.image + macs.generative + macs.contrastive + macs.unimodal
+    pair = sum(flops.macs(REFERENCE))
+    # The reference has scored the second batch, too, and is not run on it again.
+    expected = 6 * 8 * (sum(macs) + seen) + 2 * 32 * (seen + pair)
+    assert CoCaTraining(settings).flops_per_step(8) == expected
 
 
 def test_settings_that_contradict():

@@ -1,0 +1,135 @@
+"""Evaluates a trained or converted model: `python -m aced.evaluate --config=... --workdir=...`.
+
+The evaluations are those of the config, which may be changed and added as in training; the model is
+that of a run, by default of the workdir, or of a folder that `aced.convert` wrote. The numbers of a
+run's last checkpoint are those that training logged for it.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+from absl import app, flags
+from etils import epath
+
+from aced import distributed, evaluators, flag_settings, program, record, train
+from aced import main as training
+from aced.checkpoint import CheckpointError
+from aced.config import ConfigError
+from aced.data.pipeline import InputError
+from aced.data.records import DatasetError
+from aced.data.storage import StorageError
+from aced.data.tokenizers import get_tokenizer
+from aced.flag_settings import setting
+from aced.interop import model_folder
+from aced.methods.frozen import CheckpointOf, load_model, trained_model
+from aced.models.kinds import kind_of
+from aced.parallel import mesh as meshes
+from aced.quiet_logs import quiet_libraries
+
+_ERRORS = (ConfigError, CheckpointError, DatasetError, StorageError, InputError)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Which parameters of which model."""
+
+    model: str = setting("", "A run's workdir or a converted model's folder. Empty: the workdir.")
+    which: str = setting("last", "Of a run's checkpoints.", ("last", "best"))
+    parameters: str = setting(
+        "trained",
+        "Of a run: as its training evaluated them, themselves, or their moving average.",
+        ("trained", "params", "ema"),
+    )
+
+    def __post_init__(self):
+        for name in ("which", "parameters"):
+            choices = type(self).__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"--{name} must be one of {', '.join(choices)}.")
+
+
+def run(
+    config: Any,
+    wanted: EvaluateConfig,
+    workdir: str,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, float]:
+    """Returns the numbers of all evaluations of `config`, as "<evaluation>/<number>".
+
+    All processes make this call, with the same arguments.
+
+    Args:
+        config: a `ConfigDict` or mapping of `TrainConfig`.
+        wanted: whose parameters.
+        workdir: what "{workdir}" stands for; where the model is, unless `wanted` says.
+        devices: the devices to use; None: all.
+
+    Raises:
+        ConfigError: a setting is wrong, there is no model, or none of the config's kind.
+        CheckpointError: there is no such checkpoint.
+    """
+    settings = train.parse(config)
+    if not settings.evals:
+        raise ConfigError("The config has no evaluations; add some to config.evals.")
+    item = CheckpointOf(checkpoint=wanted.model or workdir, which=wanted.which)
+    folder = item.folder(os.path.expanduser(workdir))
+    item = dataclasses.replace(
+        item, checkpoint=folder, parameters=_parameters(folder, wanted.parameters)
+    )
+    model = trained_model(folder, type(settings.method.model))
+    kind_of(model).check_tokenizer(model, get_tokenizer(model.tokenizer))
+    mesh = meshes.make_mesh(devices, settings.mesh)
+    with jax.set_mesh(mesh):
+        params = load_model(item, program.model_shapes(model, mesh, settings.mesh.rules))
+        found = {}
+        for name, evaluation in settings.evals.items():
+            values = evaluators.build(evaluation, model, mesh)(params)
+            found |= {f"{name}/{key}": float(value) for key, value in values.items()}
+    return found
+
+
+def _parameters(folder: str, wanted: str) -> Literal["params", "ema"]:
+    """Which parameters training evaluates: the moving average, where there is one."""
+    if wanted != "trained":
+        return wanted
+    if model_folder.is_model_folder(folder):
+        return "params"
+    file = epath.Path(folder) / record.FILE
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    return "ema" if settings.get("ema_decay", 0) > 0 else "params"
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> config -> numbers."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
+    quiet_libraries()
+    values = flags.FLAGS
+    with distributed.ending_together():
+        try:
+            distributed.begin(values.distributed)
+            workdir = values.workdir or os.path.join("runs", training.run_name())
+            found = run(values.config, flag_settings.read(EvaluateConfig), workdir)
+        except _ERRORS as error:
+            sys.exit(f"\n{type(error).__name__}: {error}")
+    if jax.process_index() == 0:
+        print(json.dumps(found, indent=2) if values.json else table(found))
+
+
+def table(found: dict[str, float]) -> str:
+    """The numbers, one a line."""
+    width = max(map(len, found))
+    return "\n".join(f"{name:{width}}  {value:.6g}" for name, value in found.items())
+
+
+if __name__ == "__main__":
+    flags.adopt_module_key_flags(training)
+    flag_settings.define(EvaluateConfig)
+    flags.DEFINE_boolean("json", False, "Print the numbers as JSON.")
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=training.parse_flags)
