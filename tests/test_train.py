@@ -104,7 +104,7 @@ def test_same_picks_and_losses_on_1_2_and_8_devices(reference, tmp_path):
         run(settings, tmp_path / str(devices), devices=devices)
     one = metrics.read_picks(tmp_path / "1")
     assert len(one) == 20
-    assert all(len(set(line["ids"])) == 32 for line in one)
+    assert all(len(set(ids)) == 32 for ids in one.values())
     for devices in ("2", "8"):
         assert metrics.read_picks(tmp_path / devices) == one
         for a, b in zip(lines(tmp_path / "1"), lines(tmp_path / devices), strict=True):
