@@ -183,6 +183,16 @@ def teacher(task: str, work: pathlib.Path) -> ml_collections.ConfigDict:
     return config
 
 
+def make_teacher(task: str, work: pathlib.Path) -> None:
+    """Trains the teacher of a task, and before it what that starts from; what is there stays."""
+    start = TASKS[task].start
+    if start == "pretrained":
+        train.run(pretraining(work), str(work / start))
+    elif start:
+        make_teacher(start.removesuffix("/teacher"), work)
+    train.run(teacher(task, work), str(work / task / "teacher"))
+
+
 def student(task: str, name: str, seed: int, work: pathlib.Path) -> ml_collections.ConfigDict:
     """One of `STUDENTS`."""
     own = model(task, work, depth=2)
@@ -263,10 +273,8 @@ def main(argv: list[str]) -> None:
     write_tokenizer(work / "tokenizer.json")
     scores, played = [], []
     for task in _TASKS.value or TASKS:
-        if task != "openclipart":
-            train.run(pretraining(work), str(work / "pretrained"))
         folder = work / task
-        train.run(teacher(task, work), str(folder / "teacher"))
+        make_teacher(task, work)
         scores.append(row(task, "teacher", 1, folder / "teacher", None))
         best = float(scores[-1]["score"])
         if not is_captioning(task):
