@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def aced(*arguments, command="main", env=None):
     return subprocess.run(
         [sys.executable, "-m", f"aced.{command}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=env,
+        cwd=ROOT, capture_output=True, text=True, timeout=580, check=False, env=env,
     )  # fmt: skip
 
 

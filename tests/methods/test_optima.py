@@ -164,7 +164,7 @@ def test_hidden_states_are_those_by_hand():
             real = np.array(found[3])
         seen = {
             "image": slice(None),
-            "unimodal": np.array([True, *real, True]),
+            "unimodal": np.array([True, *real, False]),  # the last is [CLS]
             "multimodal": np.array([True, *real[:-1]]),
         }
         for module in MODULES:
