@@ -1,6 +1,5 @@
 """The command as a user types it."""
 
-import os
 import pathlib
 import re
 import subprocess
@@ -8,10 +7,14 @@ import sys
 
 import pytest
 
+from tests import many_processes
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def aced(*arguments, command="main", env=None):
+def aced(*arguments, command="main", **variables):
+    """As on a laptop: one CPU device."""
+    env = many_processes.environment(1, **variables)
     return subprocess.run(
         [sys.executable, "-m", f"aced.{command}", *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=580, check=False, env=env,
@@ -83,8 +86,7 @@ def test_help_lists_the_flags_of_a_command(command, names):
 
 def test_a_home_folder_is_spelled_out(tmp_path):
     """bash leaves the ~ of `--workdir=~/run` alone."""
-    home = dict(os.environ, HOME=str(tmp_path))
-    done = aced("--config=configs/smoke.py:tiny,method=iid", "--workdir=~/run", env=home)
+    done = aced("--config=configs/smoke.py:tiny,method=iid", "--workdir=~/run", HOME=tmp_path)
     assert done.returncode == 0, done.stderr
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.json", "metrics.jsonl", "checkpoints"} <= files
