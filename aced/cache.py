@@ -10,26 +10,18 @@ after SIGTERM says so.
 """
 
 import dataclasses
-import os
-import sys
 from typing import Any
 
 import jax
 from absl import app, flags
 
-from aced import caching, distributed, train
+from aced import caching, train
 from aced import main as training
 from aced.caching import CacheConfig
-from aced.checkpoint import CheckpointError
-from aced.config import ConfigError
-from aced.data.pipeline import InputError
-from aced.data.records import DatasetError
-from aced.data.storage import StorageError
 from aced.embedding_cache.description import TOWERS, Description
 from aced.embedding_cache.precision import PRECISIONS
 from aced.methods.contrastive_settings import REFERENCE
 from aced.parallel import mesh as meshes
-from aced.quiet_logs import quiet_libraries
 from aced.watchdog import Watchdog
 
 
@@ -84,29 +76,15 @@ def report(found: Description) -> str:
     return "\n".join(lines)
 
 
-# What a user can set right; everything else shows where in the code it happened.
-_ERRORS = (ConfigError, CheckpointError, DatasetError, StorageError, InputError)
-
-
 def main(argv: list[str]) -> None:
     """Flags -> config -> run."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
-    quiet_libraries()
     values = flags.FLAGS
-    with distributed.ending_together():
-        try:
-            distributed.begin(values.distributed)
-            fields = dataclasses.fields(CacheConfig)
-            wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
-            workdir = os.path.expanduser(values.workdir or "") or os.path.join(
-                "runs", training.run_name()
-            )
-            found = run(values.config, wanted, workdir)
-            if jax.process_index() == 0:
-                print(f"{wanted.out}: {report(found)}")
-        except _ERRORS as error:
-            sys.exit(f"\n{type(error).__name__}: {error}")
+    with training.running(argv):
+        fields = dataclasses.fields(CacheConfig)
+        wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
+        found = run(values.config, wanted, training.workdir())
+        if jax.process_index() == 0:
+            print(f"{wanted.out}: {report(found)}")
 
 
 if __name__ == "__main__":

@@ -84,17 +84,17 @@ def make(
     shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
     plan = _plan(wanted, settings.batch_size, item, source, data)
     left = making.begin(plan, folder)
+    stopped = False
     if left:
         size = wanted.batch_size or settings.method.score_micro_batch or settings.batch_size
         params = load_model(item, shapes)
         maker = making.Maker(plan, folder, source, data, params, mesh, size)
         stopped = maker.run(left, watchdog)
-        description = making.end(plan, folder)
-        if stopped:
-            logging.warning("%s is finished; start the same command again.", folder)
-            sys.exit(EXIT_CODE)
-        return description
-    return making.end(plan, folder)
+    description = making.end(plan, folder)
+    if stopped:
+        logging.warning("%s is finished; start the same command again.", folder)
+        sys.exit(EXIT_CODE)
+    return description
 
 
 def _model(method: Any, name: str, workdir: str) -> FrozenConfig:

@@ -8,7 +8,6 @@ run's last checkpoint are those that training logged for it.
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,22 +15,15 @@ import jax
 from absl import app, flags
 from etils import epath
 
-from aced import distributed, evaluators, flag_settings, program, record, train
+from aced import evaluators, flag_settings, program, record, train
 from aced import main as training
-from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
-from aced.data.pipeline import InputError
-from aced.data.records import DatasetError
-from aced.data.storage import StorageError
 from aced.data.tokenizers import get_tokenizer
 from aced.flag_settings import setting
 from aced.interop import model_folder
 from aced.methods.frozen import CheckpointOf, load_model, trained_model
 from aced.models.kinds import kind_of
 from aced.parallel import mesh as meshes
-from aced.quiet_logs import quiet_libraries
-
-_ERRORS = (ConfigError, CheckpointError, DatasetError, StorageError, InputError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +98,12 @@ def _parameters(folder: str, wanted: str) -> Literal["params", "ema"]:
 
 def main(argv: list[str]) -> None:
     """Flags -> config -> numbers."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
-    quiet_libraries()
     values = flags.FLAGS
-    with distributed.ending_together():
-        try:
-            distributed.begin(values.distributed)
-            workdir = values.workdir or os.path.join("runs", training.run_name())
-            found = run(values.config, flag_settings.read(EvaluateConfig), workdir)
-        except _ERRORS as error:
-            sys.exit(f"\n{type(error).__name__}: {error}")
-    if jax.process_index() == 0:
-        print(json.dumps(found, indent=2) if values.json else table(found))
+    with training.running(argv):
+        wanted = flag_settings.read(EvaluateConfig)
+        found = run(values.config, wanted, training.workdir())
+        if jax.process_index() == 0:
+            print(json.dumps(found, indent=2) if values.json else table(found))
 
 
 def table(found: dict[str, float]) -> str:

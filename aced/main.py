@@ -1,8 +1,10 @@
 """Trains and evaluates any method: `python -m aced.main --config=configs/smoke.py`."""
 
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 
 import jax
 from absl import app, flags, logging
@@ -49,20 +51,32 @@ _ERRORS = (ConfigError, TrainingError, CheckpointError, DatasetError, StorageErr
 
 def main(argv: list[str]) -> None:
     """Flags -> config -> train.run."""
+    folder = workdir()
+    with running(argv):
+        logging.info("workdir: %s", folder)
+        storage.check_scheme(folder)
+        train.run(_CONFIG.value, folder)
+        if jax.process_index() == 0:
+            print(summary.table(folder))
+
+
+@contextlib.contextmanager
+def running(argv: list[str]) -> Iterator[None]:
+    """What is around the work of a command with these flags: processes, logs, errors of a line."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
     quiet_libraries()
-    workdir = os.path.expanduser(_WORKDIR.value or "") or os.path.join("runs", run_name())
-    logging.info("workdir: %s", workdir)
     with distributed.ending_together():
         try:
-            storage.check_scheme(workdir)
             distributed.begin(_DISTRIBUTED.value)
-            train.run(_CONFIG.value, workdir)
-            if jax.process_index() == 0:
-                print(summary.table(workdir))
+            yield
         except _ERRORS as error:
             sys.exit(f"\n{type(error).__name__}: {error}")
+
+
+def workdir() -> str:
+    """The folder that the flags ask for, spelled out: bash leaves the ~ of `--workdir=~/run`."""
+    return os.path.expanduser(_WORKDIR.value or os.path.join("runs", run_name()))
 
 
 def run_name() -> str:

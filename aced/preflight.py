@@ -258,9 +258,7 @@ def main(argv: list[str]) -> None:
         topology = hardware.topology(values.topology, values.num_slices)
         if not topology.chip.tpu:
             jax.config.update("jax_num_cpu_devices", topology.chips)  # to lay shapes out on
-        wanted = plan.read(
-            values.config, values.workdir or os.path.join("runs", training.run_name())
-        )
+        wanted = plan.read(values.config, training.workdir())
         found = report(wanted, topology, values.num_slices)
     except ConfigError as error:
         sys.exit(f"\n{type(error).__name__}: {error}")

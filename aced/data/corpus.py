@@ -213,7 +213,7 @@ class Corpus:
                                 except UnicodeDecodeError:
                                     counts["not_utf8"] += 1
         except (pyarrow.ArrowException, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # the disk's or the network's, not ours
+            if storage.is_passing(error):
                 raise storage.StorageError(f"{part.path} cannot be read: {error}") from error
             _cut_off(part, counts, error)
 

@@ -135,7 +135,7 @@ class ParquetSource:
             if self._config.label:
                 out["label"] = _label(table[self._config.label][row].as_py())
         except (ValueError, OSError) as error:  # pyarrow's errors are among them
-            if getattr(error, "errno", None) is not None:  # the disk's or the network's, not ours
+            if storage.is_passing(error):
                 raise storage.StorageError(f"{where} cannot be read: {error}") from error
             raise RecordError(f"{where}, row {row}: {error}") from error
         return out | {"key": f"{group.name}/{group.number}/{row}"}
@@ -153,7 +153,7 @@ class ParquetSource:
             try:
                 future.set_result(_read_group(self._groups[number], self._columns))
             except BaseException as error:  # those who wait for it would wait for ever
-                if getattr(error, "errno", None) is not None:  # next time it may be read
+                if storage.is_passing(error):  # next time it may be read
                     with self._lock:
                         self._kept.pop(number, None)
                 future.set_exception(error)

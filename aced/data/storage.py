@@ -46,6 +46,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is the disk's or the network's, and not of what a file holds."""
+    return getattr(error, "errno", None) is not None
+
+
 def check_scheme(path: str) -> None:
     """Refuses a path whose store cannot be reached from here.
 
