@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 from aced.evaluators.answers import Answers
 from aced.evaluators.captioning import Captioning
 from aced.evaluators.config import EvalConfig
+from aced.evaluators.linear_probe import LinearProbe
 from aced.evaluators.retrieval import Retrieval
 from aced.evaluators.zeroshot import ZeroShot
 from aced.models.kinds import ModelConfig
@@ -18,6 +19,7 @@ Evaluator = Callable[[PyTree], dict[str, float]]
 KINDS = {
     "retrieval": Retrieval,
     "zeroshot": ZeroShot,
+    "linear_probe": LinearProbe,
     "answers": Answers,
     "captioning": Captioning,
 }

@@ -9,19 +9,54 @@ from aced.models.generation import GenerationConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """How the head of a linear probe is trained, after ELEVATER's protocol (arXiv 2204.08790).
+
+    From there: all data, standardised features, a head that starts from the texts of the classes,
+    learning rate and weight decay searched on a fifth of the training data. The grid, the optimizer
+    (SGD with momentum), batch size and number of epochs are assumptions.
+    """
+
+    data: DataConfig = DataConfig()  # what the head is trained on
+    max_examples: int | None = None  # the first so many of it; None: all
+    # "text": as the zero-shot classifier, exactly; "zeros": needs no class names
+    start: Literal["text", "zeros"] = "text"
+    learning_rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)  # of the head's matrix
+    validation_percent: float = 20.0  # of the training data, drawn at random, for the search
+    epochs: int = 50  # at most; where to stop is searched, too
+    batch_size: int = 128  # pictures a step
+    momentum: float = 0.9
+    seed: int = 0  # of the search's split and of the order of pictures
+
+    def __post_init__(self):
+        if not 0 < self.validation_percent < 100:
+            raise ConfigError(
+                f"probe.validation_percent = {self.validation_percent} must be between 0 and 100."
+            )
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ConfigError("probe.epochs and probe.batch_size must be at least 1.")
+        if not self.learning_rates or not self.weight_decays:
+            raise ConfigError("probe.learning_rates and probe.weight_decays need one value each.")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """One evaluation: what, on which data, how often. It always runs at the end of training."""
 
-    # "retrieval" and "zeroshot" classification by the embeddings; "answers": what CoCa's head
-    # chooses; "captioning": what its decoder writes
-    kind: Literal["retrieval", "zeroshot", "answers", "captioning"] = "retrieval"
+    # "retrieval" and "zeroshot" classification by the embeddings; "linear_probe": classification by
+    # a head that is trained on pictures' embeddings; "answers": what CoCa's head chooses;
+    # "captioning": what its decoder writes
+    kind: Literal["retrieval", "zeroshot", "linear_probe", "answers", "captioning"] = "retrieval"
     data: DataConfig = DataConfig()
     batch_size: int = 256  # over all devices; rounded up to a multiple of their number
     max_examples: int | None = None  # the first so many of the data set; None: all
     # retrieval, captioning: captions per picture, where it has so many (COCO, Flickr: 5)
     captions: int = 5
-    class_names: tuple[str, ...] = ()  # zeroshot; none: those that the data set brings
-    templates: tuple[str, ...] = ("a photo of a {}.",)  # zeroshot: prompts, averaged per class
+    # zeroshot, linear_probe; none: those that the data set brings
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ("a photo of a {}.",)  # prompts, averaged per class
+    probe: ProbeConfig = ProbeConfig()  # linear_probe
     generation: GenerationConfig = GenerationConfig()  # captioning: how captions are written
     # How often; none set: at the end only.
     every_steps: int | None = None
@@ -36,7 +71,7 @@ class EvalConfig:
             period = getattr(self, name)
             if period is not None and period <= 0:
                 raise ConfigError(f"{name} must be positive, got {period}; None: at the end only.")
-        if self.kind == "zeroshot" and not all("{}" in t for t in self.templates):
+        if self.kind in ("zeroshot", "linear_probe") and not all("{}" in t for t in self.templates):
             raise ConfigError(f"Every template needs a {{}} for the class, got {self.templates}.")
         if self.kind == "captioning" and self.generation.kind == "top_p":
             raise ConfigError(

@@ -1,6 +1,7 @@
 """Embeds a whole data set, every example once, with any number of devices."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -20,13 +21,7 @@ class Embedder:
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         self._config, self._model, self._mesh = config, model, mesh
-        module = kind_of(model).build(model)
-        self._image = jax.jit(
-            lambda params, x: module.apply({"params": params}, x, method="encode_image")
-        )
-        self._text = jax.jit(
-            lambda params, x: module.apply({"params": params}, x, method="encode_text")
-        )
+        self._image, self._text = (_encoder(model, f"encode_{kind}") for kind in ("image", "text"))
 
     def data_set(self, params: PyTree, source: Source, *, captions: int) -> dict[str, np.ndarray]:
         """Embeds the examples of `source`; the n that can be read, on the host, in order.
@@ -67,3 +62,9 @@ class Embedder:
             batch = meshes.global_batch({"text": ids[i : i + size][rows]}, self._mesh)
             parts.append(whole.to_host(self._text(params, batch["text"])))
         return np.concatenate(parts)[:n]
+
+
+@functools.cache  # evaluations of one model share what is compiled
+def _encoder(model: ModelConfig, method: str) -> Callable[[PyTree, jax.Array], jax.Array]:
+    module = kind_of(model).build(model)
+    return jax.jit(lambda params, x: module.apply({"params": params}, x, method=method))

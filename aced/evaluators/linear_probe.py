@@ -1,0 +1,265 @@
+"""Linear probe: classification by a linear head that is trained on the embeddings of pictures.
+
+DIME-FM's protocol (arXiv 2303.18232, by ELEVATER's, 2204.08790), but for the one thing that makes
+its toolkit's numbers too good: there the best epoch is chosen on the test data. Here learning rate,
+weight decay and number of epochs are chosen on a part of the training data, the head is trained
+again on all of it, and the test data are looked at once.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from aced.config import ConfigError
+from aced.data.sources import open_source
+from aced.evaluators import classification
+from aced.evaluators.config import EvalConfig, ProbeConfig
+from aced.evaluators.embed import Embedder
+from aced.models import two_tower
+from aced.models.kinds import ModelConfig
+
+
+class Head(NamedTuple):
+    """Logits of the classes are `x @ kernel + bias`."""
+
+    kernel: Float[Array, "d classes"]
+    bias: Float[Array, " classes"]
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n classes"]:
+        """Logits, as exact as float32 is, on TPUs too."""
+        return jnp.matmul(x, self.kernel, precision=jax.lax.Precision.HIGHEST) + self.bias
+
+
+class Examples(NamedTuple):
+    """Features of pictures, and their classes."""
+
+    x: Float[Array, "n d"]
+    label: Int[Array, " n"]
+
+
+class LinearProbe:
+    """Trained on `config.probe.data`, judged on `config.data`."""
+
+    def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
+        self._config, self._mesh, probe = config, mesh, config.probe
+        self._test, self._train = open_source(config.data), open_source(probe.data)
+        self._names = classification.class_names(config, self._test)
+        there = classification.class_names(config, self._train)
+        if there and self._names and there != self._names:
+            raise ConfigError(
+                f"The classes of {self._train.name}, on which the probe is trained, are not those "
+                f"of {self._test.name}; set class_names of the evaluation if they are."
+            )
+        if probe.start == "text" and not self._names:
+            raise ConfigError(
+                f"A probe that starts from the classes' texts needs class names, and "
+                f"{self._test.name} brings none; set class_names of the evaluation, or "
+                "probe.start = 'zeros'."
+            )
+        self._embed = Embedder(config, model, mesh)
+        training = dataclasses.replace(config, data=probe.data, max_examples=probe.max_examples)
+        self._embed_train = Embedder(training, model, mesh)
+
+    def __call__(self, params: PyTree) -> dict[str, float]:
+        """Returns what `classification.accuracy` says of the test data, and what was chosen.
+
+        That is `learning_rate`, `weight_decay`, `epochs` (0: the head as it starts) and
+        `validation_top1`, the accuracy that they were chosen by; `trained_on`, pictures.
+
+        Raises:
+            ConfigError: a data set has no labels, or others than the class names; or too few
+                pictures to leave some out.
+        """
+        probe, names = self._config.probe, self._names
+        zimg, label = classification.labelled(self._embed_train, params, self._train, names)
+        test, right = classification.labelled(self._embed, params, self._test, names)
+        classes = len(names) or 1 + max(label.max(), right.max())
+        head = Head(np.zeros((zimg.shape[1], classes), np.float32), np.zeros(classes, np.float32))
+        if probe.start == "text":
+            scale, bias = map(np.asarray, two_tower.logit_parameters(params))
+            weights = classification.class_weights(
+                self._embed, params, names, self._config.templates
+            )
+            head = Head(scale * weights.T, np.full(classes, bias, np.float32))
+        with jax.set_mesh(self._mesh):
+            chosen, head = fit(zimg, label, head, probe)
+        found = classification.accuracy(test @ head.kernel + head.bias, right)
+        return found | chosen | {"trained_on": float(len(label))}
+
+
+def fit(
+    zimg: Float[np.ndarray, "n d"], label: Int[np.ndarray, " n"], head: Head, probe: ProbeConfig
+) -> tuple[dict[str, float], Head]:
+    """Searches on a part of the examples, trains on all; the choice, and a head for `zimg`.
+
+    `head` is what it starts from, of features that are not standardised, as is the result. All
+    processes get the same from the same.
+
+    Raises:
+        ConfigError: too few examples to leave some out.
+    """
+    n = len(label)
+    left_out = round(n * probe.validation_percent / 100)
+    if not 0 < left_out < n:
+        raise ConfigError(
+            f"A linear probe cannot leave {probe.validation_percent:g} % of {n} labelled pictures "
+            "out for its search; give it more, or change probe.validation_percent."
+        )
+    order = np.random.default_rng(probe.seed).permutation(n)
+    kept, held = np.sort(order[left_out:]), np.sort(order[:left_out])
+    key = jax.random.key(probe.seed)
+    settings = list(itertools.product(probe.learning_rates, probe.weight_decays, [probe.momentum]))
+    grid = np.array(settings, np.float32)
+    scaling = Scaling.of(zimg[kept])
+    accuracy = _search(
+        *(key, scaling.standardise(zimg[kept], label[kept]), scaling.into(head), grid),
+        scaling.standardise(zimg[held], label[held]),
+        epochs=probe.epochs,
+        size=probe.batch_size,
+    )
+    accuracy = np.asarray(accuracy)  # [epochs + 1, grid]
+    # Of equal ones the first: the fewest epochs, then in the order of the settings.
+    epochs, best = np.unravel_index(np.argmax(accuracy), accuracy.shape)
+    scaling = Scaling.of(zimg)
+    trained = _train(
+        *(key, scaling.standardise(zimg, label), scaling.into(head), grid[best], epochs),
+        size=probe.batch_size,
+    )
+    learning_rate, weight_decay, _ = settings[best]
+    chosen = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    chosen |= {"epochs": float(epochs), "validation_top1": float(accuracy[epochs, best])}
+    return chosen, scaling.out_of(trained)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """To features of mean 0 and variance 1 and back; a head says the same of either."""
+
+    mean: Float[np.ndarray, " d"]
+    std: Float[np.ndarray, " d"]
+
+    @classmethod
+    def of(cls, zimg: Float[np.ndarray, "n d"]) -> "Scaling":
+        """The features' own; what never varies is left as wide as it is."""
+        std = zimg.std(axis=0)
+        return cls(zimg.mean(axis=0), np.where(std > 0, std, 1).astype(np.float32))
+
+    def standardise(self, zimg: Float[np.ndarray, "n d"], label: np.ndarray) -> Examples:
+        """The examples, standardised."""
+        return Examples((zimg - self.mean) / self.std, label)
+
+    def into(self, head: Head) -> Head:
+        """The head of standardised features that says what `head` says of the others."""
+        return Head(head.kernel * self.std[:, None], head.bias + self.mean @ head.kernel)
+
+    def out_of(self, head: Head) -> Head:
+        """The inverse of `into`."""
+        kernel = np.asarray(head.kernel) / self.std[:, None]
+        return Head(kernel, np.asarray(head.bias) - self.mean @ kernel)
+
+
+@functools.partial(jax.jit, static_argnames=("epochs", "size"))
+def _search(
+    key: PRNGKeyArray,
+    train: Examples,
+    head: Head,
+    grid: Float[Array, "g 3"],
+    held: Examples,
+    *,
+    epochs: int,
+    size: int,
+) -> Float[Array, "lengths g"]:
+    """Accuracy on `held` after every number of epochs, by each of `grid`: learning rate,
+    weight decay and momentum."""
+
+    def one(setting: Float[Array, " 3"]) -> Float[Array, " lengths"]:
+        state = head, _optimizer(setting).init(head)
+
+        def epoch(state, number):
+            state = _epoch(key, number, state, train, setting, size)
+            return state, _accuracy(state[0], held, size)
+
+        _, found = jax.lax.scan(epoch, state, jnp.arange(epochs))
+        return jnp.concatenate([_accuracy(head, held, size)[None], found])
+
+    return jax.vmap(one, out_axes=1)(grid)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _train(
+    key: PRNGKeyArray,
+    train: Examples,
+    head: Head,
+    setting: Float[Array, " 3"],
+    epochs: Int[Array, ""],
+    *,
+    size: int,
+) -> Head:
+    """The head after so many epochs."""
+    state = head, _optimizer(setting).init(head)
+
+    def body(number, state):
+        return _epoch(key, number, state, train, setting, size)
+
+    return jax.lax.fori_loop(0, epochs, body, state)[0]
+
+
+def _optimizer(setting: Float[Array, " 3"]) -> optax.GradientTransformation:
+    learning_rate, weight_decay, momentum = setting
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=Head(True, False)),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _epoch(
+    key: PRNGKeyArray,
+    number: Int[Array, ""],
+    state: tuple[Head, optax.OptState],
+    train: Examples,
+    setting: Float[Array, " 3"],
+    size: int,
+) -> tuple[Head, optax.OptState]:
+    """One pass over the examples, in an order of its own; the last batch may be a smaller one."""
+    tx = _optimizer(setting)
+    order = jax.random.permutation(jax.random.fold_in(key, number), len(train.label))
+
+    def step(state, rows):
+        head, opt_state = state
+        grads = jax.grad(_loss)(head, jax.tree.map(lambda x: x[rows], train), rows >= 0)
+        updates, opt_state = tx.update(grads, opt_state, head)
+        return (optax.apply_updates(head, updates), opt_state), None
+
+    return jax.lax.scan(step, state, _batches(order, size))[0]
+
+
+def _batches(order: Int[Array, " n"], size: int) -> Int[Array, "steps size"]:
+    """Rows for each step; -1 fills the last one."""
+    return jnp.pad(order, (0, -len(order) % size), constant_values=-1).reshape(-1, size)
+
+
+def _loss(head: Head, batch: Examples, is_there: Array) -> Float[Array, ""]:
+    """Mean cross-entropy of those that are there."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(head(batch.x), batch.label)
+    return jnp.sum(loss * is_there) / jnp.sum(is_there)
+
+
+def _accuracy(head: Head, examples: Examples, size: int) -> Float[Array, ""]:
+    """As `classification.accuracy` counts, in pieces: there may be many examples and classes."""
+
+    def right(rows: Int[Array, " size"]) -> Int[Array, ""]:
+        logits = head(examples.x[rows])
+        own = jnp.take_along_axis(logits, examples.label[rows][:, None], axis=1)
+        return jnp.sum((jnp.sum(logits >= own, axis=1) == 1) & (rows >= 0))
+
+    n = len(examples.label)
+    return jax.lax.map(right, _batches(jnp.arange(n), size)).sum() / n
