@@ -70,13 +70,7 @@ class ConvertConfig:
         for name in ("source", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"--{name} is empty; set it. See --help.")
-        for field in dataclasses.fields(self):
-            choices = field.metadata["choices"]
-            if choices and getattr(self, field.name) not in choices:
-                raise ConfigError(
-                    f"--{field.name} must be one of {', '.join(choices)}, got "
-                    f"{getattr(self, field.name)!r}."
-                )
+        flag_settings.check_choices(self)
         if not self.source.endswith(".npz") and (self.model or self.tokenizer):
             raise ConfigError(
                 "--model and --tokenizer are for .npz files; this source says itself."

@@ -39,10 +39,7 @@ class EvaluateConfig:
     )
 
     def __post_init__(self):
-        for name in ("which", "parameters"):
-            choices = type(self).__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"--{name} must be one of {', '.join(choices)}.")
+        flag_settings.check_choices(self)
 
 
 def run(

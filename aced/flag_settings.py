@@ -5,12 +5,26 @@ from typing import Any, TypeVar
 
 from absl import flags
 
+from aced.config import ConfigError
+
 T = TypeVar("T")
 
 
 def setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
     """A field with what `--help` says of it, and the values that it may have, if they are few."""
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+def check_choices(config: Any) -> None:
+    """Refuses a value that is none of its field's choices; for `__post_init__`.
+
+    Raises:
+        ConfigError: see above.
+    """
+    for field in dataclasses.fields(config):
+        value, choices = getattr(config, field.name), field.metadata["choices"]
+        if choices and value not in choices:
+            raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 def define(cls: type) -> None:

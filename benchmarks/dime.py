@@ -13,6 +13,12 @@ all losses, with one alone, and on as many random sentences; and contrastively, 
 the teacher's size of their own, on the pictures with their captions: as many pairs as the others
 have pictures. Each by several seeds, at equal steps. An interrupted benchmark goes on.
 
+    python -m benchmarks.dime --data=data/openclipart --work=/tmp/dime \\
+        --runs=DIME-FM --linear_probe --out=benchmarks/results/dime_probe.csv
+
+--linear_probe trains nothing: it makes a table of linear probes of the runs that are there, on the
+classes of scenes, beside zero-shot classification of the same held-out ones.
+
 Columns: retrieval (R@1, mean of both directions) and zero-shot accuracy on held-out scenes,
 retrieval on held-out drawings, all also as a share of the teacher's; `flops`, of training alone.
 """
@@ -25,7 +31,7 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from aced import cache, select_text, summary, train
+from aced import cache, evaluate, select_text, summary, train
 from aced.cache import CacheConfig
 from aced.config import to_config
 from aced.data import records
@@ -44,6 +50,7 @@ _RUNS = flags.DEFINE_multi_string("runs", None, "Students to train, by name; non
 _DEPTH = flags.DEFINE_integer("depth", 2, "Layers of a student.")
 _CROP = flags.DEFINE_float("crop", 0.5, "Least share of a picture that students see; 1: all.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Channels of a student.")
+_PROBE = flags.DEFINE_boolean("linear_probe", False, "Probe the finished runs instead.")
 _TEACHER_STEPS = flags.DEFINE_integer("teacher_steps", 1500, "Steps of the teacher, of 64 pairs.")
 
 LENGTH = 32  # tokens: captions of scenes have up to 30 words
@@ -58,6 +65,7 @@ STUDENTS = {
     "random sentences": (0.7, 0.3, 0.0),
     "contrastive": None,
 }
+PROBED = 10_000  # scenes that a probe's head is trained on
 NUMBERS = ("scenes/mean_r1", "classes/top1", "drawings/mean_r1")
 
 
@@ -161,6 +169,19 @@ def prepare(work: pathlib.Path) -> None:
         cache.run(student(name, 0, work), settings, str(work))
 
 
+def probe(name: str, seed: int, workdir: pathlib.Path) -> dict:
+    """The linear probe of a finished run, and its zero-shot classification."""
+    config = run(depth=2, width=64, steps=1, seed=seed, batch=BATCH)  # the model is the run's own
+    linear = config.evals.classes.copy_and_resolve_references()
+    linear.kind, linear.probe.data = "linear_probe", linear.data.copy_and_resolve_references()
+    linear.probe.data.shapes.split, linear.probe.max_examples = "train", PROBED
+    config.evals = {"classes": config.evals.classes, "probe": linear}
+    found = evaluate.run(config, evaluate.EvaluateConfig(), str(workdir))
+    chosen = [f"probe/{key}" for key in ("learning_rate", "weight_decay", "epochs")]
+    numbers = ["classes/top1", "probe/top1", "probe/validation_top1", *chosen]
+    return {"run": name, "seed": seed} | {key: f"{found[key]:.4g}" for key in numbers}
+
+
 def row(name: str, seed: int, workdir: pathlib.Path, best: dict[str, float] | None) -> dict:
     """The numbers of a finished run, and their shares of the teacher's."""
     values = summary.values(workdir)
@@ -172,18 +193,34 @@ def row(name: str, seed: int, workdir: pathlib.Path, best: dict[str, float] | No
     return out
 
 
+def folder(work: pathlib.Path, name: str, seed: int) -> pathlib.Path:
+    """Where a student is."""
+    return work / f"{name.replace(' ', '_')}-{seed}"
+
+
+def write_probes(work: pathlib.Path) -> None:
+    """The table of --linear_probe."""
+    runs = [("teacher", 0, work / "teacher")]
+    for seed in range(_SEEDS.value):
+        runs += [(name, seed, folder(work, name, seed)) for name in _RUNS.value or STUDENTS]
+    write([probe(*run) for run in runs])
+
+
 def main(argv: list[str]) -> None:
     """Runs what is missing, and writes the table after every run."""
     del argv
     work = pathlib.Path(_WORK.value).resolve()
     work.mkdir(parents=True, exist_ok=True)
+    if _PROBE.value:
+        write_probes(work)
+        return
     prepare(work)
     values = summary.values(work / "teacher")
     best = {number: float(values[number]) for number in NUMBERS}
     rows = [row("teacher", 0, work / "teacher", best)]
     for seed in range(_SEEDS.value):
         for name in _RUNS.value or STUDENTS:
-            workdir = work / f"{name.replace(' ', '_')}-{seed}"
+            workdir = folder(work, name, seed)
             train.run(student(name, seed, work), str(workdir))
             rows.append(row(name, seed, workdir, best))
             print(rows[-1], flush=True)

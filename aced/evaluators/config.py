@@ -21,7 +21,7 @@ class ProbeConfig:
     max_examples: int | None = None  # the first so many of it; None: all
     # "text": as the zero-shot classifier, exactly; "zeros": needs no class names
     start: Literal["text", "zeros"] = "text"
-    learning_rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    learning_rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)  # of the head's matrix
     validation_percent: float = 20.0  # of the training data, drawn at random, for the search
     epochs: int = 50  # at most; where to stop is searched, too

@@ -26,16 +26,6 @@ PRECISION = "highest"
 Form = Literal["full", "ring"]
 
 
-def logits(e: Embeddings, precision: str = PRECISION) -> Float[Array, "n n"]:
-    """Float32 logits `l_ij = scale * <zimg_i, ztxt_j> + bias` of image i and text j.
-
-    Args:
-        e: embeddings of n pairs.
-        precision: of the matrix product: "highest" (float32), "high" or "default" (TPU: bfloat16).
-    """
-    return block_logits(pairs(e), precision)
-
-
 def sigmoid_loss(
     e: Embeddings, precision: str = PRECISION, form: Form = "full"
 ) -> Float[Array, ""]:
@@ -80,7 +70,7 @@ def pairs(e: Embeddings) -> Pairs:
 
 
 def block_logits(model: Pairs, precision: str) -> Float[Array, "n m"]:
-    """`logits` of the images and texts of one block."""
+    """Float32 logits `l_ij = scale * <zimg_i, ztxt_j> + bias` of a block's image i and text j."""
     zimg, ztxt, (scale, bias) = model.images[0], model.texts[0], model.shared
     return scale * jnp.einsum("id,jd->ij", zimg, ztxt, precision=precision) + bias
 

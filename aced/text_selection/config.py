@@ -5,14 +5,8 @@ from typing import Any
 
 from aced.config import ConfigError
 from aced.data.corpus import CorpusConfig
-from aced.flag_settings import setting
+from aced.flag_settings import check_choices, setting
 from aced.methods.frozen import CheckpointOf
-
-_CHOICES = {
-    "method": ("nearest", "random", "captions"),
-    "which": ("last", "best"),
-    "parameters": ("params", "ema"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +24,13 @@ class SelectTextConfig:
         "nearest: the k nearest sentences of every image, first neighbours before second ones. "
         "random: uniform over the distinct sentences. captions: the same of the captions of "
         "data sets, which --corpus has to name: those of the images themselves.",
+        ("nearest", "random", "captions"),
     )
     budget: int = setting(1_000_000, "Sentences to choose at most.")
     k: int = setting(8, "Neighbours of an image that are looked at.")
     teacher: str = setting("", "Workdir of a run, or a model folder, with the text tower.")
-    which: str = setting("last", "Which checkpoint of a run: last or best.")
-    parameters: str = setting("params", "Of a run: params or ema.")
+    which: str = setting("last", "Which checkpoint of a run.", ("last", "best"))
+    parameters: str = setting("params", "Of a run.", ("params", "ema"))
     features: str = setting(
         "", "The teacher's features of the images: a folder that python -m aced.cache wrote."
     )
@@ -65,9 +60,7 @@ class SelectTextConfig:
             raise ConfigError("--out is empty; set it.")
         if "://" in self.out:
             raise ConfigError(f"--out={self.out}: data sets are written to file systems; mount it.")
-        for name, choices in _CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
-                raise ConfigError(f"--{name} must be one of {', '.join(choices)}, got {value!r}.")
+        check_choices(self)
         for name in ("budget", "k", "block", "tile"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}.")

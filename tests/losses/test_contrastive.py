@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aced.embeddings import Embeddings
-from aced.losses.contrastive import LOSSES, logits, softmax_loss
+from aced.losses.contrastive import LOSSES, PRECISION, block_logits, pairs, softmax_loss
 
 SCALE, BIAS = 7.3, -2.1
 PARTS = ("zimg", "ztxt", "scale", "bias")
@@ -21,6 +21,10 @@ def arrays(n: int = 6, d: int = 5) -> list[np.ndarray]:
 def embeddings(parts: list[np.ndarray]) -> Embeddings:
     values = [jnp.asarray(x, jnp.float32) for x in parts]
     return Embeddings(**dict(zip(PARTS, values, strict=True)))
+
+
+def logits(e: Embeddings) -> jax.Array:
+    return block_logits(pairs(e), PRECISION)
 
 
 def sigmoid_oracle(zimg, ztxt, scale, bias) -> float:
