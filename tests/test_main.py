@@ -53,7 +53,7 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
         ),
         (
             ["--config=configs/acid_b16.py", "--config.batch_size=8"],
-            "not divisible by selection.chunks * selection.strata",
+            "not divisible by selection.chunks = 16",
         ),
     ]:
         done = aced(*arguments, f"--workdir={tmp_path}")

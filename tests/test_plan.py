@@ -45,18 +45,18 @@ def test_a_reference_that_nothing_describes_is_refused(tmp_path):
 
 def test_smaller_batches_are_those_that_can_be_drawn(tmp_path):
     config = acid_b16.get_config("tiny")
-    config.batch_size = 512
+    config.batch_size = 2048
     config.method.selection.strata, config.method.selection.chunks = None, 2
     config.method.score_micro_batch = 160
     wanted = plan.read(config, str(tmp_path))
     mesh = meshes.make_mesh()  # 8 devices
-    assert not wanted.exchanges(mesh, 512)
-    # B = 5 b is a multiple of 160 where b is one of 32. Two chunks and at least 8 picks from each
-    # stratum leave 8 strata, one a device, from b = 128 on; below, pictures would move.
-    assert wanted.smaller_batches(mesh) == list(range(128, 512, 32))
-    assert wanted.at(256).method.selection.strata == 16
-    assert wanted.at(256).batch_size == 256
-    assert wanted.program(mesh, 128).candidates == 640
+    assert not wanted.exchanges(mesh, 2048)
+    # B = 5 b is a multiple of 160 where b is one of 32. At least 128 picks of each stratum leave 8
+    # strata, one a device, from b = 1024 on; below, pictures would move.
+    assert wanted.smaller_batches(mesh) == list(range(1024, 2048, 32))
+    assert wanted.at(1024).method.selection.strata == 8
+    assert wanted.at(1024).batch_size == 1024
+    assert wanted.program(mesh, 1024).candidates == 5120
 
 
 def test_without_selection_any_share_will_do(tmp_path):

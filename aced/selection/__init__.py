@@ -19,8 +19,7 @@ __all__ = ["Selection", "SelectionConfig", "select", "take"]
 class Selection:
     """The chosen examples."""
 
-    # Positions in the super-batch, without repetition. Those of stratum s are at
-    # [s b / strata, (s + 1) b / strata), in the order in which they were drawn; sort them for
+    # Positions in the super-batch, without repetition, b / strata in every stratum; sort them for
     # `take`.
     ids: Int[Array, " b"]
     # "selection/score_selected": mean score of the picks at the moment they were drawn, given

@@ -1,12 +1,14 @@
 """The settings of selection."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from aced.config import ConfigError
 
-# Of `strata=None`: what a slice of 256 chips needs, and a quota that still leaves a choice.
-_MOST_STRATA, _LEAST_QUOTA = 256, 8
+# Of `strata=None`: what a slice of 256 chips needs, and a share of a stratum that is large beside
+# what chance makes of it.
+_MOST_STRATA, _LEAST_SHARE = 256, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,11 @@ class SelectionConfig:
     # Factor on the scores before sampling, an inverse temperature. 100 is printed in JEST; for
     # ACID a "temperature 10" is remembered, unverified.
     gain: float = 100.0
-    # Contiguous equal parts of the super-batch, each of which gives the same quota to every chunk.
-    # 1 is the paper's algorithm. Where it is a multiple of the number of devices that share the
-    # examples, no pixel moves; otherwise the chosen are exchanged. The picks depend on this number
-    # and not on the devices. None: by the sizes, see `for_batch`.
+    # Contiguous equal parts of the super-batch, each of which gives the same share of the
+    # sub-batch: one that has given it is not drawn from. 1 is the paper's algorithm. Where it is a
+    # multiple of the number of devices that share the examples, no pixel moves; otherwise the
+    # chosen are exchanged. The picks depend on this number and not on the devices. None: by the
+    # sizes, see `for_batch`.
     strata: int | None = None
     # Softmax loss, joint: the scores of the first chunk, which the paper leaves open; see joint.py.
     # "super_batch" costs O(B^2 d); "alone" does not, but 1/chunks of the sub-batch is then uniform.
@@ -61,10 +64,10 @@ class SelectionConfig:
     def for_batch(self, size: int, super_batch: int | None = None) -> "SelectionConfig":
         """Returns the same settings with `strata` a number, for a sub-batch of `size`.
 
-        None becomes the largest power of two, at most 256, that divides the super-batch and leaves
-        every stratum an equal quota of at least 8 picks in every draw, or else 1: by the sizes
-        alone, so that the picks are the same on any devices. What so many strata cost of the joint
-        score is in benchmarks/results/strata.csv.
+        None becomes the largest power of two, at most 256, that divides super-batch and sub-batch
+        and leaves every stratum a share of at least 128 picks, or else 1: by the sizes alone, so
+        that the picks are the same on any devices. What strata cost of the joint score is in
+        benchmarks/results/strata.csv.
 
         Args:
             size: b.
@@ -75,9 +78,7 @@ class SelectionConfig:
         candidates = round(size / (1 - self.filter_ratio)) if super_batch is None else super_batch
         strata = _MOST_STRATA
         while strata > 1 and (
-            candidates % strata
-            or size % (self._draws * strata)
-            or size // (self._draws * strata) < _LEAST_QUOTA
+            candidates % strata or size % strata or size // strata < _LEAST_SHARE
         ):
             strata //= 2
         return dataclasses.replace(self, strata=strata)
@@ -96,8 +97,8 @@ class SelectionConfig:
     def sub_batch_size(self, super_batch: int) -> int:
         """b for a super-batch of B, the inverse of `super_batch_size`; `strata` must be a number.
 
-        That rounded B to whole strata; b is a multiple of all quotas, and what the rounding moved
-        it by is less than half of that.
+        That rounded B to whole strata; b is a multiple of strata and chunks, and what the rounding
+        moved it by is less than half of that.
 
         Raises:
             ConfigError: as `check`, or `strata` is None, which depends on b.
@@ -107,13 +108,13 @@ class SelectionConfig:
                 f"How many of a super-batch of {super_batch} are chosen depends on "
                 f"selection.strata, which is None; set it, or call for_batch(b) first."
             )
-        quotas = self.strata * self._draws
-        size = round(super_batch * (1 - self.filter_ratio) / quotas) * quotas
+        unit = math.lcm(self.strata, self._draws)
+        size = round(super_batch * (1 - self.filter_ratio) / unit) * unit
         self.check(super_batch, size)
         return size
 
     def check(self, super_batch: int, size: int) -> None:
-        """Raises a ConfigError unless `size` of `super_batch` can be drawn in equal quotas."""
+        """Raises a ConfigError unless `size` of `super_batch` can be drawn in equal shares."""
         if not 0 < size <= super_batch:
             raise ConfigError(
                 f"Cannot choose {size} of a super-batch of {super_batch}: the sub-batch must be "
@@ -125,12 +126,12 @@ class SelectionConfig:
                 f"The super-batch of {super_batch} is not divisible by selection.strata="
                 f"{strata}; change the batch size or selection.strata."
             )
-        if size % (self._draws * strata):
-            raise ConfigError(
-                f"The sub-batch of {size} is not divisible by selection.chunks * selection.strata "
-                f"= {self._draws} * {strata}, so that the quotas would differ; change the batch "
-                f"size, selection.chunks or selection.strata."
-            )
+        for name, parts in (("chunks", self._draws), ("strata", strata)):
+            if size % parts:
+                raise ConfigError(
+                    f"The sub-batch of {size} is not divisible by selection.{name} = {parts}; "
+                    f"change the batch size or selection.{name}."
+                )
 
     @property
     def _draws(self) -> int:

@@ -24,7 +24,7 @@ def take(
 
     Args:
         tree: arrays with the super-batch first: pixels, tokens, embeddings.
-        ids: ascending; the same number of each stratum, as `select` draws them.
+        ids: ascending; the same number of each stratum, as `select` chooses them.
         strata: as in the config that `select` had; a number, see `SelectionConfig.for_batch`.
 
     Raises:
@@ -60,18 +60,25 @@ def take_strata(
     return jax.vmap(lambda one, p: one.at[p].get(mode="promise_in_bounds"))(x, picks)
 
 
-def gather_rows(x: Shaped[Array, "strata *rest"]) -> Shaped[Array, "strata *rest"]:
-    """The same, whole on every device of the context's mesh.
+def gather_rows(x: Shaped[Array, "B *rest"], ids: Int[Array, " k"]) -> Shaped[Array, "k *rest"]:
+    """The rows `ids`, whole on every device of the context's mesh, by one message of their size.
 
     Said outright: in the midst of a product XLA would pass the rows on from device to device, in as
     many messages as there are devices.
     """
     shards = data_shards()
     if shards == 1 or x.shape[0] % shards:
-        return x
+        return x[ids]
+
+    def of_mine(mine: Shaped[Array, "rows *rest"], ids: Int[Array, " k"]):
+        place = ids - jax.lax.axis_index(EXAMPLES) * len(mine)
+        is_mine = (place >= 0) & (place < len(mine))
+        rows = mine[jnp.where(is_mine, place, 0)]
+        # One device adds the row and the others zeros, so that the sum is exact.
+        return jax.lax.psum(
+            jnp.where(is_mine.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0), EXAMPLES
+        )
+
     return jax.shard_map(
-        lambda rows: jax.lax.all_gather(rows, EXAMPLES, tiled=True),
-        in_specs=PartitionSpec(EXAMPLES),
-        out_specs=PartitionSpec(),
-        check_vma=False,  # it cannot tell that what is gathered is the same everywhere
-    )(x)
+        of_mine, in_specs=(PartitionSpec(EXAMPLES), PartitionSpec()), out_specs=PartitionSpec()
+    )(x, ids)

@@ -13,6 +13,11 @@ of the logits: work O(B b d) instead of O(B^2 d), memory O(tile b / N) instead o
 With an empty C the softmax loss is zero for every candidate. The paper leaves open what the first
 chunk is drawn by; our readings are "alone", the recursion taken literally (a uniform first chunk),
 and "super_batch", the losses with the whole super-batch as negatives. The latter costs O(B^2 d).
+
+Strata, contiguous equal parts of the super-batch, are ours: every one gives b / strata examples in
+all, so that devices that hold whole strata train on what they have. A chunk is drawn from the whole
+super-batch, but from no stratum that has given its share. With equal quotas in every chunk, which
+is simpler, much more is lost: see benchmarks/results/strata.csv.
 """
 
 from collections.abc import Callable
@@ -20,12 +25,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from aced.embeddings import Embeddings
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
-from aced.selection.gather import gather_rows, local_parts, take_strata
+from aced.selection.gather import gather_rows, local_parts
 
 # Of one model: what every candidate's image (first) and text (second) have met in C.
 Context = tuple[Float[Array, "parts rows"], Float[Array, "parts rows"]]
@@ -46,6 +51,15 @@ _LOSSES = {
 }
 
 
+class _Carry(NamedTuple):
+    """What a chunk is drawn by."""
+
+    contexts: list[Context]  # of each term
+    available: Bool[Array, " B"]
+    left: Int[Array, " strata"]  # how many each stratum has still to give
+    score: Float[Array, " B"]
+
+
 def select_joint(
     noise: Float[Array, "chunks B"],
     terms: scores.Terms,
@@ -64,33 +78,32 @@ def select_joint(
         loss: "sigmoid" or "softmax", whose pairwise terms are scored.
         size: b.
     """
-    strata, quota = config.strata, size // (config.chunks * config.strata)
-    n = noise.shape[1]
+    strata, chunk = config.strata, size // config.chunks
+    n, share = noise.shape[1], size // config.strata
     rows = n // strata
     parts = local_parts(strata, n)
-    noise = noise.reshape(config.chunks, strata, rows)
 
-    def score_of(nlls: list[Float[Array, " B"]]) -> Float[Array, "strata rows"]:
-        return scores.combine(terms, nlls).reshape(strata, rows)
-
-    def draw(score, available, noise):
-        logits = jnp.where(available, config.gain * score + noise, -jnp.inf)
+    def draw(carry: _Carry, noise: Float[Array, " B"]):
+        logits = jnp.where(carry.available, config.gain * carry.score + noise, -jnp.inf)
         # XLA does not partition top_k: on a mesh, these B numbers are gathered (not B x d).
-        picks = jax.lax.top_k(logits, quota)[1]
-        selected = jnp.take_along_axis(score, picks, axis=1).mean()
-        return picks, (selected, jnp.mean(score, where=available))
+        best, place = jax.lax.top_k(logits.reshape(strata, rows), min(share, chunk))
+        best = jnp.where(jnp.arange(best.shape[1]) < carry.left[:, None], best, -jnp.inf)
+        picks = jax.lax.top_k(best.reshape(-1), chunk)[1]
+        stratum = picks // best.shape[1]
+        ids = rows * stratum + place.reshape(-1)[picks]
+        means = carry.score[ids].mean(), jnp.mean(carry.score, where=carry.available)
+        return ids, carry.left.at[stratum].add(-1), means
 
-    def step(carry, noise):
-        contexts, available, score = carry
-        picks, means = draw(score, available, noise)
+    def step(carry: _Carry, noise: Float[Array, " B"]):
+        ids, left, means = draw(carry, noise)
         extended = []
-        for context, (_, e) in zip(contexts, terms, strict=True):
+        for context, (_, e) in zip(carry.contexts, terms, strict=True):
             # One after the other: XLA would merge what is exchanged into one large message.
-            picks, extended = jax.lax.optimization_barrier((picks, extended))
-            extended.append(_extend(context, e, picks, loss, config))
-        available = jax.vmap(lambda free, p: free.at[p].set(False))(available, picks)
+            ids, extended = jax.lax.optimization_barrier((ids, extended))
+            extended.append(_extend(context, e, ids, loss, config))
         nlls = [_nll(context, e, loss) for context, (_, e) in zip(extended, terms, strict=True)]
-        return (extended, available, score_of(nlls)), (picks, means)
+        available = carry.available.at[ids].set(False)
+        return _Carry(extended, available, left, scores.combine(terms, nlls)), (ids, means)
 
     empty = jnp.full((parts, n // parts), _LOSSES[loss].empty)
     if loss == "softmax" and config.softmax_start == "super_batch":
@@ -101,14 +114,18 @@ def select_joint(
         ]
     else:
         start = [_nll((empty, empty), e, loss) for _, e in terms]
-    carry = [(empty, empty) for _ in terms], jnp.ones((strata, rows), bool), score_of(start)
-    (_, available, score), (picks, means) = jax.lax.scan(step, carry, noise[:-1])
+    carry = _Carry(
+        contexts=[(empty, empty) for _ in terms],
+        available=jnp.ones(n, bool),
+        left=jnp.full(strata, share),
+        score=scores.combine(terms, start),
+    )
+    carry, (ids, means) = jax.lax.scan(step, carry, noise[:-1])
     # Nothing is drawn after the last chunk, so that its rows and columns are not needed.
-    last_picks, last_means = draw(score, available, noise[-1])
-    picks = jnp.concatenate([picks, last_picks[None]]).swapaxes(0, 1)  # [strata, chunks, quota]
-    ids = (picks + rows * jnp.arange(strata)[:, None, None]).reshape(size)
+    last, _, last_means = draw(carry, noise[-1])
+    ids = jnp.concatenate([ids.reshape(-1), last])
     selected, candidates = (
-        jnp.append(mean, last).mean() for mean, last in zip(means, last_means, strict=True)
+        jnp.append(mean, value).mean() for mean, value in zip(means, last_means, strict=True)
     )
     return ids, {"selection/score_selected": selected, "selection/score_candidates": candidates}
 
@@ -125,11 +142,11 @@ def _nll(context: Context, e: Embeddings, loss: str) -> Float[Array, " B"]:
 def _extend(
     context: Context,
     e: Embeddings,
-    picks: Int[Array, "strata quota"],
+    ids: Int[Array, " k"],
     loss: str,
     config: SelectionConfig,
 ) -> Context:
-    """The context after the chunk `picks` (positions within strata) has joined the chosen."""
+    """The context after the chunk `ids` has joined the chosen."""
     parts, rows = context[0].shape
     width = e.zimg.shape[1]
     zimg, ztxt = (z.reshape(parts, rows, width) for z in (e.zimg, e.ztxt))
@@ -147,12 +164,8 @@ def _extend(
         overlap = len(starts) * tile - rows
         return jnp.concatenate([tiles[:, :-1].reshape(parts, -1), tiles[:, -1, overlap:]], axis=1)
 
-    def chunk_of(z: Float[Array, "B d"], picks: Int[Array, "strata quota"]) -> Float[Array, "k d"]:
-        """The only embeddings that devices exchange."""
-        taken = take_strata(z.reshape(config.strata, -1, width), picks)
-        return gather_rows(taken).reshape(-1, width)
-
+    # The chunk's embeddings are the only ones that devices exchange.
     add = _LOSSES[loss].add
-    image = add(context[0], met(zimg, chunk_of(e.ztxt, picks)))
-    picks, image = jax.lax.optimization_barrier((picks, image))  # as in `select_joint`
-    return image, add(context[1], met(ztxt, chunk_of(e.zimg, picks)))
+    image = add(context[0], met(zimg, gather_rows(e.ztxt, ids)))
+    ids, image = jax.lax.optimization_barrier((ids, image))  # as in `select_joint`
+    return image, add(context[1], met(ztxt, gather_rows(e.zimg, ids)))

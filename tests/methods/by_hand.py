@@ -181,16 +181,17 @@ def choose(train_state, signed_logits, config, loss, n, size):
     """Positions in the super-batch, in the order of `aced.selection.Selection.ids`."""
     key = jax.random.fold_in(train_state.key, train_state.step)
     noise = np.asarray(jax.random.gumbel(key, (config.chunks, n)), np.float64)
-    rows, quota = n // config.strata, size // (config.chunks * config.strata)
-    chosen, by_chunk = [], []
+    rows, left = n // config.strata, np.full(config.strata, size // config.strata)
+    chosen = []
     for chunk_noise in noise:
         score = sum(sign * conditional(logits, chosen, loss) for sign, logits in signed_logits)
         keys = config.gain * score + chunk_noise
-        keys[chosen] = -np.inf
-        picks = np.argsort(-keys.reshape(config.strata, rows), axis=1)[:, :quota]
-        by_chunk.append(picks + rows * np.arange(config.strata)[:, None])
-        chosen += by_chunk[-1].ravel().tolist()
-    return np.stack(by_chunk, axis=1).ravel()
+        end = len(chosen) + size // config.chunks
+        for i in np.argsort(-keys):
+            if i not in chosen and left[i // rows] and len(chosen) < end:
+                chosen.append(int(i))
+                left[i // rows] -= 1
+    return np.array(chosen)
 
 
 SIGNS = {

@@ -59,9 +59,9 @@ def conditional_losses(logits: np.ndarray, chosen: list[int], loss: str, start: 
 
 
 def oracle(noise, learner, reference, config, loss, size):
-    """Chunks of ids: list (chunks) of arrays [strata, quota], and the mean scores of the draws."""
-    n, strata = noise.shape[1], config.strata
-    rows, quota = n // strata, size // (config.chunks * strata)
+    """Ids by chunk, and the mean scores of the draws."""
+    n, share = noise.shape[1], size // config.strata
+    rows = n // config.strata
     learner, reference = logit_matrix(learner), logit_matrix(reference)
     chosen, chunks, means = [], [], []
     for chunk_noise in np.asarray(noise, np.float64):
@@ -75,12 +75,13 @@ def oracle(noise, learner, reference, config, loss, size):
         free = np.setdiff1d(np.arange(n), chosen)
         keys = config.gain * score + chunk_noise
         chunk = []
-        for stratum in range(strata):
-            own = free[(free >= stratum * rows) & (free < (stratum + 1) * rows)]
-            chunk.append(own[np.argsort(-keys[own])[:quota]])
-        chunks.append(np.array(chunk))
-        means.append((score[np.concatenate(chunk)].mean(), score[free].mean()))
-        chosen += np.concatenate(chunk).tolist()
+        for i in free[np.argsort(-keys[free])]:  # the best first, of strata that are not done
+            done = sum(k // rows == i // rows for k in chosen + chunk) == share
+            if not done and len(chunk) < size // config.chunks:
+                chunk.append(int(i))
+        chunks.append(chunk)
+        means.append((score[chunk].mean(), score[free].mean()))
+        chosen += chunk
     return chunks, np.mean(means, axis=0)
 
 
@@ -100,9 +101,10 @@ def check(n, size, config, loss, seed=0):
     noise = jax.random.gumbel(jax.random.key(seed), (config.chunks, n))
     ids, metrics = choose(noise, learner, reference, config, loss=loss, size=size)
     expected, means = oracle(noise, learner, reference, config, loss, size)
-    found = np.asarray(ids).reshape(config.strata, config.chunks, -1)
-    for chunk, members in enumerate(expected):
-        np.testing.assert_array_equal(np.sort(found[:, chunk]), np.sort(members))
+    found = np.asarray(ids).reshape(config.chunks, -1)
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+    shares = np.bincount(np.ravel(ids) // (n // config.strata), minlength=config.strata)
+    assert set(shares) == {size // config.strata}
     np.testing.assert_allclose(metrics["selection/score_selected"], means[0], rtol=1e-4)
     np.testing.assert_allclose(metrics["selection/score_candidates"], means[1], rtol=1e-4)
 
