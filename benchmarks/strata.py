@@ -2,9 +2,9 @@
 
     python -m aced.main --config=configs/smoke.py:method=aced,steps=600 --workdir=/tmp/aced \\
         --config.before.reference.total_steps=1000
-    python -m benchmarks.strata --workdir=/tmp/aced --batches=12 --out=benchmarks/results/strata.csv
-    python -m benchmarks.strata --workdir=/tmp/aced --batches=24 --draws=40 --loss=sigmoid \
-        --gain=100 --strata=1 --strata=8 --strata=128 --out=benchmarks/results/strata_sigmoid.csv
+    python -m benchmarks.strata --workdir=/tmp/aced --out=benchmarks/results/strata.csv
+    python -m benchmarks.strata --workdir=/tmp/aced --size=16384 --loss=sigmoid --gain=100 \\
+        --batches=3 --draws=4 --out=benchmarks/results/strata_large.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, of which
 sub-batches are chosen uniformly, each example by itself, and jointly with several numbers of
@@ -42,17 +42,18 @@ from aced.selection import SelectionConfig, select
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished run with a reference.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
-_BATCHES = flags.DEFINE_integer("batches", 6, "Super-batches.")
-_DRAWS = flags.DEFINE_integer("draws", 1, "Sub-batches of each super-batch, for every row.")
+_SIZE = flags.DEFINE_integer("size", 2048, "b; B = 5 b.")
+_BATCHES = flags.DEFINE_integer("batches", 12, "Super-batches.")
+_DRAWS = flags.DEFINE_integer("draws", 8, "Sub-batches of each super-batch, for every row.")
 _LOSS = flags.DEFINE_multi_enum("loss", ["sigmoid", "softmax"], ["sigmoid", "softmax"], "Losses.")
 _GAIN = flags.DEFINE_multi_float(
     "gain", [10.0, 100.0], "Gains; of configs/small.py and of configs/acid_b16.py."
 )
 _STRATA = flags.DEFINE_multi_integer(
-    "strata", [1, 8, 16, 128], "Numbers of strata, with 1; 16 is what None makes of these sizes."
+    "strata", [1, 8, 16, 128], "Numbers of strata, with 1; 16 is what None makes of b = 2048."
 )
 
-SIZE, CHUNKS = 2048, 16  # b, and the recipes' number of chunks; B = 5 b
+CHUNKS = 16  # as in the recipes
 PIECE = 1024  # examples embedded at a time
 COLUMNS = ("loss", "super_batches", "draws", "B", "b", "chunks", "gain", "method", "strata")
 COLUMNS += ("score", "share", "error", "noisy_share")
@@ -131,9 +132,9 @@ def draws():
 def draw(key, learner, reference, loss, gain, method, strata) -> np.ndarray:
     """The ids of one sub-batch."""
     if method == "uniform":
-        return np.asarray(jax.random.choice(key, len(learner.zimg), (SIZE,), replace=False))
+        return np.asarray(jax.random.choice(key, len(learner.zimg), (_SIZE.value,), replace=False))
     config = SelectionConfig(method=method, chunks=CHUNKS, strata=strata, gain=gain)
-    return np.asarray(choose(key, learner, reference, config, loss=loss, size=SIZE).ids)
+    return np.asarray(choose(key, learner, reference, config, loss=loss, size=_SIZE.value).ids)
 
 
 def rows_of(found: dict[tuple, list[tuple[float, float]]], candidates: int) -> list[tuple]:
@@ -150,7 +151,18 @@ def rows_of(found: dict[tuple, list[tuple[float, float]]], candidates: int) -> l
             error = (gained - share * most).std(ddof=min(1, count - 1)) / most.mean()
             cells[1:3] = f"{share:.4f}", f"{error / np.sqrt(count):.4f}"
         rows.append(
-            (loss, count, _DRAWS.value, candidates, SIZE, CHUNKS, gain, method, strata, *cells)
+            (
+                loss,
+                count,
+                _DRAWS.value,
+                candidates,
+                _SIZE.value,
+                CHUNKS,
+                gain,
+                method,
+                strata,
+                *cells,
+            )
         )
     return rows
 
@@ -158,7 +170,7 @@ def rows_of(found: dict[tuple, list[tuple[float, float]]], candidates: int) -> l
 def main(argv: list[str]) -> None:
     """Measures, and writes the table after every super-batch."""
     del argv
-    candidates = SelectionConfig(chunks=CHUNKS).super_batch_size(SIZE)
+    candidates = SelectionConfig(chunks=CHUNKS).super_batch_size(_SIZE.value)
     found = {name: [] for name in draws()}
     batches = Run(_WORKDIR.value).super_batches(candidates, _BATCHES.value)
     for t, (learner, reference, is_noisy) in enumerate(batches):
