@@ -52,7 +52,7 @@ def dime() -> None:
 
 def optima() -> None:
     """Scores of all students on all tasks."""
-    rows = read("optima.csv") + read("optima_statements.csv")
+    rows = read("optima_answers.csv") + read("optima_captions.csv")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(4 * len(tasks), 3.2), layout="constrained", squeeze=False
@@ -73,7 +73,7 @@ def optima() -> None:
 
 def arms() -> None:
     """Which module OPTIMA played over time: the share of the seeds, smoothed over five pulls."""
-    rows = read("optima_arms.csv") + read("optima_statements_arms.csv")
+    rows = read("optima_answers_arms.csv") + read("optima_captions_arms.csv")
     rows = [row for row in rows if row["run"] == "OPTIMA"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, axes = plt.subplots(
