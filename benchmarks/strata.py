@@ -4,7 +4,7 @@
         --config.before.reference.total_steps=1000
     python -m benchmarks.strata --workdir=/tmp/aced --out=benchmarks/results/strata.csv
     python -m benchmarks.strata --workdir=/tmp/aced --size=16384 --loss=sigmoid --gain=100 \\
-        --batches=3 --draws=4 --out=benchmarks/results/strata_large.csv
+        --strata=1 --strata=128 --batches=2 --draws=3 --out=benchmarks/results/strata_large.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, of which
 sub-batches are chosen uniformly, each example by itself, and jointly with several numbers of

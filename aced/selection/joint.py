@@ -17,7 +17,7 @@ and "super_batch", the losses with the whole super-batch as negatives. The latte
 Strata, contiguous equal parts of the super-batch, are ours: every one gives b / strata examples in
 all, so that devices that hold whole strata train on what they have. A chunk is drawn from the whole
 super-batch, but from no stratum that has given its share. With equal quotas in every chunk, which
-is simpler, much more is lost: see benchmarks/results/strata.csv.
+is simpler, more is lost: see benchmarks/results/strata_quotas.csv.
 """
 
 from collections.abc import Callable
