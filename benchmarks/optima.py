@@ -3,7 +3,8 @@
     python -m benchmarks.openclipart --out=data/openclipart
     python -m benchmarks.optima --data=data/openclipart --work=/tmp/optima \\
         --task=entailment --task=two_pictures --task=questions \\
-        --out=benchmarks/results/optima_answers.csv --arms=benchmarks/results/optima_answers_arms.csv
+        --out=benchmarks/results/optima_answers.csv \\
+        --arms=benchmarks/results/optima_answers_arms.csv
 
 A teacher is pretrained on captioned scenes and fine-tuned on four tasks of them: questions,
 entailment, statements about two pictures, captions; entailment and two pictures after questions. A
