@@ -2,7 +2,8 @@
 
     python -m aced.main --config=configs/smoke.py:method=aced,steps=600 --workdir=/tmp/aced \\
         --config.before.reference.total_steps=1000
-    python -m benchmarks.cache_picks --workdir=/tmp/aced --out=benchmarks/results/cache_picks.csv
+    python -m benchmarks.cache_picks --workdir=/tmp/aced --batches=6 \\
+        --out=benchmarks/results/cache_picks.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, and sub-batches
 are chosen with the reference's embeddings as a cache of each precision gives them back, by the same

@@ -49,7 +49,7 @@ class LinearProbe:
     """Trained on `config.probe.data`, judged on `config.data`."""
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
-        self._config, self._mesh, probe = config, mesh, config.probe
+        self._config, probe = config, config.probe
         self._test, self._train = open_source(config.data), open_source(probe.data)
         self._names = classification.class_names(config, self._test)
         there = classification.class_names(config, self._train)
@@ -89,8 +89,7 @@ class LinearProbe:
                 self._embed, params, names, self._config.templates
             )
             head = Head(scale * weights.T, np.full(classes, bias, np.float32))
-        with jax.set_mesh(self._mesh):
-            chosen, head = fit(zimg, label, head, probe)
+        chosen, head = fit(zimg, label, head, probe)
         found = classification.accuracy(test @ head.kernel + head.bias, right)
         return found | chosen | {"trained_on": float(len(label))}
 

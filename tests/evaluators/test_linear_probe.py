@@ -146,8 +146,9 @@ def test_without_class_names_a_probe_starts_at_zero_or_is_refused(monkeypatch):
     unnamed = dataclasses.replace(CONFIG, class_names=())
     with pytest.raises(ConfigError, match=r"probe\.start = 'zeros'"):
         evaluate(monkeypatch, unnamed, mesh)
-    probe = dataclasses.replace(CONFIG.probe, start="zeros")
-    assert 0 <= evaluate(monkeypatch, dataclasses.replace(unnamed, probe=probe), mesh)["top1"] <= 1
+    probe = dataclasses.replace(CONFIG.probe, start="zeros", learning_rates=(0.0,))
+    found = evaluate(monkeypatch, dataclasses.replace(unnamed, probe=probe), mesh)
+    assert found["top1"] == 0  # it says the same of every class, and ties are wrong
 
 
 def test_too_few_pictures_are_refused():
