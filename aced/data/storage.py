@@ -129,8 +129,9 @@ def _file(path: str, store: fsspec.AbstractFileSystem, info: dict) -> File:
 
 
 def stat(path: str) -> File | None:
-    """The file `path`, or None where there is none."""
+    """The file `path` as it is now, or None where there is none."""
     store, inner = _store(path)
+    store.invalidate_cache(posixpath.dirname(inner))  # a kept listing knows nothing of other hosts
     try:
         return _file(path, store, store.info(inner))
     except FileNotFoundError:
@@ -214,6 +215,13 @@ def write(path: str, data: bytes) -> None:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_folder(path: str) -> None:
+    """Removes a folder and what is in it, as far as that can be done."""
+    store, inner = _store(path)
+    with contextlib.suppress(Exception):  # stores raise errors of their own
+        store.rm(inner, recursive=True)
 
 
 def _store(path: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -1,42 +1,36 @@
 """The index of a set of WebDataset tars: which bytes of which tar are which example.
 
 A tar can only be read from front to back; with this index, any example is one read. It is built
-once, by threads, and kept in a file: beside the tars, for every machine, or else in a folder of
-this machine. It is mapped, not loaded, so that 10^8 examples cost no memory. It holds the size and
-the stamp (time of change, or ETag) of every tar, and is built again when one of them differs.
+once and kept in a file: beside the tars, for every machine, or else in a folder of this machine. It
+is mapped, not loaded, so that 10^8 examples cost no memory. It holds the size and the stamp (time
+of change, or ETag) of every tar, and is built again when one of them differs.
+
+While it is built, each tar has a file of its own, of the same form. So whoever was killed goes on
+where it was, and the hosts of a pod, which all start at once, share the tars without a word: each
+takes them in an order of its own, and leaves out those that are done.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
-from aced.data import storage, tar_format
-from aced.data.records import DatasetError
+from aced.data import storage
 from aced.data.storage import File
-from aced.data.tar_format import Damage
+from aced.data.tar_scan import ENTRY, scan
 
 MAGIC = b"aced-tar-index-1"
-PICTURES = ("jpg", "jpeg", "png", "webp")
-_KINDS = dict.fromkeys(PICTURES, "image") | {"txt": "text", "json": "json"}
-# Where parts of an example are in its tar; start -1: there is none. `key` is a place in the keys;
-# that of a damaged example is its name and the reason, and `damaged` is 1.
-ENTRY = np.dtype(
-    [("tar", "<i4"), ("damaged", "<i4"), ("key", "<i8"), ("key_size", "<i8")]
-    + [(f"{kind}{what}", "<i8") for kind in ("image", "text", "json") for what in ("", "_size")]
-)
 _HEADER = struct.Struct("<16sQ")  # MAGIC, bytes of the JSON that follows
 _THREADS = 16
-# Read at once while an index is built: on a disk the few small files between two pictures; from a
-# store everything, since a request takes as long as many megabytes.
-_LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 23
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError)  # what a file raises that is no index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,28 +65,47 @@ def load(files: Sequence[File], cache_folder: str) -> TarIndex:
     file_name = f"INDEX-{_sha256(*names)[:8]}"
     beside = f"{storage.common_folder(paths)}/{file_name}"
     own = os.path.join(os.path.expanduser(cache_folder), f"{file_name}-{_sha256(*paths)[:8]}")
-    for place in (own, beside) if storage.is_remote(beside) else (beside, own):
-        if (index := _read(place, table, own)) is not None:
-            return index
-    logging.info("Indexing %d tars, once; the index will be kept in %s", len(files), beside)
-    data = _build(files, table)
+    while True:
+        for place in (own, beside) if storage.is_remote(beside) else (beside, own):
+            if (index := _read(place, table, own)) is not None:
+                return index
+        with contextlib.suppress(_MadeElsewhereError):
+            data = _build(files, table, (beside, own))
+            break
     for place in (beside, own):
-        try:
-            storage.write(place, data)
-        except Exception as error:  # stores raise errors of many kinds, and none is worth a run
-            logging.warning("The index cannot be kept in %s: %s", place, error)
-            continue
-        if (index := _read(place, table, own)) is not None:
+        if _keep(place, data) and (index := _read(place, table, own)) is not None:
+            for parts in (beside, own):
+                storage.remove_folder(_parts(parts))
             return index
     return _parse(memoryview(data), table)
+
+
+class _MadeElsewhereError(Exception):
+    """Another process has written the index while this one was at it."""
 
 
 def _sha256(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def _parts(place: str) -> str:
+    """The folder of the tars' own files, while the index in `place` is built."""
+    return f"{place}.parts"
+
+
+def _keep(place: str, data: bytes) -> bool:
+    try:
+        storage.write(place, data)
+    except Exception as error:  # stores raise errors of many kinds, and none is worth a run
+        logging.log_every_n_seconds(
+            logging.WARNING, "The index cannot be kept in %s: %s", 60, place, error
+        )
+        return False
+    return True
+
+
 def _read(place: str, table: list, own: str) -> TarIndex | None:
-    """The index in `place` if it is there, whole, and of these tars."""
+    """The index in `place` if it is there, whole, and of these tars; copied to `own` if remote."""
     try:
         if storage.is_remote(place):
             if (file := storage.stat(place)) is None:
@@ -104,8 +117,18 @@ def _read(place: str, table: list, own: str) -> TarIndex | None:
         return _parse(mapped, table)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _UNUSABLE as error:
         logging.warning("The index %s is not used and built again: %s", place, error)
+        return None
+
+
+def _read_part(place: str, row: list) -> TarIndex | None:
+    """The index of one tar, in memory: so many mapped files would be too many open ones."""
+    try:
+        if (file := storage.stat(place)) is None:
+            return None
+        return _parse(memoryview(storage.read(place, 0, file.size)), [row])
+    except _UNUSABLE:
         return None
 
 
@@ -131,89 +154,53 @@ def _parse(data: memoryview, table: list) -> TarIndex:
     return TarIndex(entries, data[keys:], str(header["digest"]))
 
 
-def _build(files: Sequence[File], table: list) -> bytes:
+def _build(files: Sequence[File], table: list, places: Sequence[str]) -> bytes:
+    """The index of all tars, from what each has, which is kept in the first place that lets it.
+
+    Raises:
+        _MadeElsewhereError: the index has come to be in the first place, and is not from here.
+    """
+    logging.info("Indexing %d tars, once; the index will be kept in %s", len(files), places[0])
+    before = storage.stat(places[0])
+
+    def part(number: int) -> TarIndex:
+        row = table[number]
+        own_places = [f"{_parts(place)}/{_sha256(json.dumps(row))[:16]}" for place in places]
+        for place in own_places:
+            if (found := _read_part(place, row)) is not None:
+                return found
+        if storage.stat(places[0]) != before:
+            raise _MadeElsewhereError
+        data = _pack([row], *scan(files[number]))
+        any(_keep(place, data) for place in own_places)
+        return _parse(memoryview(data), [row])
+
+    order = np.random.default_rng().permutation(len(files)).tolist()
+    parts = {}
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(_index_tar, range(len(files)), files))
-    keys, base = b"".join(part[1] for part in parts), 0
-    for entries, blob, _ in parts:
-        entries["key"] += base
-        base += len(blob)
-    entries = np.concatenate([part[0] for part in parts])
-    digest = _sha256(*(f"{row[0]} {part[2]}" for row, part in zip(table, parts, strict=True)))
+        for number, one in zip(order, pool.map(part, order), strict=True):
+            parts[number] = one
+            logging.log_every_n_seconds(
+                logging.INFO, "Indexed %d of %d tars", 30, len(parts), len(files)
+            )
+    return _join([parts[number] for number in range(len(files))], table)
+
+
+def _join(parts: Sequence[TarIndex], table: list) -> bytes:
+    keys, base, entries = [], 0, []
+    for number, part in enumerate(parts):
+        own = part.entries.copy()
+        own["tar"], own["key"] = number, own["key"] + base
+        entries.append(own)
+        keys.append(part.keys)
+        base += len(part.keys)
+    digest = _sha256(*(f"{row[0]} {part.digest}" for row, part in zip(table, parts, strict=True)))
+    return _pack(table, np.concatenate(entries), b"".join(keys), digest)
+
+
+def _pack(table: list, entries: np.ndarray, keys: bytes, digest: str) -> bytes:
     header = {"tars": table, "entries": len(entries), "key_bytes": len(keys), "digest": digest}
     text = json.dumps(header).encode()
     # Arrays are read faster from where a number may begin.
     text += b" " * (-(_HEADER.size + len(text)) % 64)
     return _HEADER.pack(MAGIC, len(text)) + text + entries.tobytes() + keys
-
-
-def _index_tar(number: int, file: File) -> tuple[np.ndarray, bytes, str]:
-    """The entries of one tar, its keys, and the hash of its headers."""
-    digest, rows, keys = hashlib.sha256(), [], bytearray()
-    window = _Window(file)
-    try:
-        for key, damage, parts in _examples(tar_format.members(window.read, file.size, digest)):
-            name = (key if damage is None else f"{key}: {damage}").encode()
-            places = [x for kind in ("image", "text", "json") for x in parts.get(kind, (-1, 0))]
-            rows.append((number, damage is not None, len(keys), len(name), *places))
-            keys += name
-    except tar_format.TarError as error:
-        raise DatasetError(f"{file.path} cannot be used: {error}.") from error
-    if not rows:
-        logging.warning("%s holds no example.", file.path)
-    return np.array(rows, ENTRY), bytes(keys), digest.hexdigest()
-
-
-def _examples(members: Iterator) -> Iterator[tuple[str, str | None, dict[str, tuple[int, int]]]]:
-    """Key, damage if any, and parts: what stands together under one name up to its first dot.
-
-    A damaged example is one too: it is met in training, and counted and skipped there like any
-    record that cannot be read. The captions of a picture that was lost belong to the damage.
-    """
-    key, parts, damage, debris = "", {}, None, None
-    for member in members:
-        if isinstance(member, Damage):
-            yield from _finished(key, damage, parts)
-            key, parts, damage, debris = member.name, {}, member.reason, None
-            continue
-        folder, _, base = member.name.rpartition("/")
-        stem, _, ending = base.partition(".")
-        stem = f"{folder}/{stem}" if folder else stem
-        kind = _KINDS.get(ending.lower())
-        if kind is None:
-            continue
-        if damage is not None and kind != "image" and debris in (None, stem):
-            debris = stem
-            continue
-        if stem != key or kind in parts or damage is not None:
-            yield from _finished(key, damage, parts)
-            key, parts, damage = stem, {}, None
-        parts[kind] = member.start, member.size
-    yield from _finished(key, damage, parts)
-
-
-def _finished(key: str, damage: str | None, parts: dict) -> Iterator[tuple]:
-    if damage is not None:
-        yield key, damage, {}
-    elif parts and "image" not in parts:
-        yield key, f"it has no picture ({', '.join(PICTURES)})", {}
-    elif parts:
-        yield key, None, parts
-
-
-class _Window:
-    """The bytes of a file from where they were last asked for on."""
-
-    def __init__(self, file: File):
-        self._path = file.path
-        self._size = _REMOTE_WINDOW if storage.is_remote(file.path) else _LOCAL_WINDOW
-        self._start, self._data = 0, b""
-
-    def read(self, start: int, length: int) -> bytes:
-        """Up to `length` bytes from `start` on."""
-        if not self._start <= start <= start + length <= self._start + len(self._data):
-            self._start, self._data = (
-                start,
-                storage.read(self._path, start, max(length, self._size)),
-            )
-        return self._data[start - self._start : start - self._start + length]

@@ -1,15 +1,12 @@
-"""Tars read at random, against tarfile; the index; damage of every kind."""
+"""Tars read at random, against tarfile; damage of every kind."""
 
 import io
-import json
 import os
 import tarfile
 
-import numpy as np
 import pytest
 
 from aced.config import ConfigError
-from aced.data import storage, tar_index
 from aced.data.records import DatasetError, RecordError
 from aced.data.tars import TarSource, WebDatasetConfig
 from tests.data import many
@@ -190,103 +187,3 @@ def test_bad_json_and_texts_are_the_records_alone(tmp_path):
     for i, reason in ((1, "recursion"), (2, "JSON is list")):
         with pytest.raises(RecordError, match=reason):
             read[i]
-
-
-# The index.
-
-
-def test_the_index_is_kept_and_built_again_where_a_tar_has_changed(tmp_path, monkeypatch):
-    many.write_tars(tmp_path, [2, 2])
-    first = source(tmp_path)
-    (index,) = tmp_path.glob("INDEX-*")
-    builds = []
-    build = tar_index._build
-    monkeypatch.setattr(tar_index, "_build", lambda *a: builds.append(1) or build(*a))
-    assert source(tmp_path).fingerprint == first.fingerprint
-    assert not builds
-    # Written again with other content of the same length.
-    data = bytearray((tmp_path / "00001.tar").read_bytes())
-    tar = tmp_path / "00001.tar"
-    tar.write_bytes(many.tar_bytes([m for i in (7, 3) for m in many.sample(i)]))
-    assert tar.stat().st_size == len(data)
-    os.utime(tar, ns=(1, 1))
-    again = source(tmp_path)
-    assert len(builds) == 1
-    assert again.fingerprint != first.fingerprint
-    assert again[2]["image"] == many.jpeg(7)
-    for cut in (5, 100, len(index.read_bytes()) - 1):
-        index.write_bytes(index.read_bytes()[:cut])
-        assert source(tmp_path).fingerprint == again.fingerprint
-    assert len(builds) == 4
-
-
-def test_copies_have_the_same_fingerprint(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        many.write_tars(tmp_path / name, [2, 2])
-        for tar in (tmp_path / name).glob("*.tar"):
-            os.utime(tar, ns=(ord(name), ord(name)))
-    prints = {source(tmp_path / name).fingerprint for name in "ab"}
-    assert len(prints) == 1
-    assert source(tmp_path / "a" / "00000.tar").fingerprint not in prints
-    assert source(tmp_path / "a", captions=("caption",)).fingerprint not in prints
-
-
-def test_where_the_tars_are_cannot_be_written_to_the_index_is_elsewhere(tmp_path, monkeypatch):
-    many.write_tars(tmp_path, [3])
-    write = storage.write
-
-    def refuse(path, data):
-        if os.path.dirname(path) == str(tmp_path):
-            raise PermissionError(path)
-        write(path, data)
-
-    monkeypatch.setattr(storage, "write", refuse)
-    cache = tmp_path / "cache"
-    assert len(source(tmp_path, cache_folder=str(cache))) == 3
-    assert len(list(cache.iterdir())) == 1
-    assert not list(tmp_path.glob("INDEX*"))
-    monkeypatch.setattr(tar_index, "_build", None)
-    assert source(tmp_path, cache_folder=str(cache))[1]["texts"] == ("green circle",)
-
-
-def test_an_index_that_lies_reads_nothing_else(tmp_path):
-    many.write_tars(tmp_path, [2])
-    source(tmp_path)
-    (path,) = tmp_path.glob("INDEX-*")
-    data = bytearray(path.read_bytes())
-    count = 2 * tar_index.ENTRY.itemsize
-    size = int.from_bytes(data[16:24], "little")
-    entries = np.frombuffer(data, tar_index.ENTRY, 2, 24 + size)
-    entries["image_size"] = [1 << 40, 4096]
-    entries["text"][1] = 1 << 40
-    assert len(data) > count
-    path.write_bytes(data)
-    read = source(tmp_path)
-    with pytest.raises(RecordError, match="image of 1099511627776 bytes"):
-        read[0]
-    with pytest.raises(RecordError, match="the tar ends before"):
-        read[1]
-
-
-def test_tars_in_a_store_are_read_in_parts(tmp_path):
-    many.write_tars(tmp_path, [3, 2])
-    for tar in tmp_path.glob("*.tar"):
-        storage.write(f"memory://tars/{tar.name}", tar.read_bytes())
-    remote = source("memory://tars/{00000..00001}.tar", cache_folder=str(tmp_path / "cache"))
-    local = source(tmp_path)
-    assert [remote[i] for i in range(5)] == [local[i] for i in range(5)]
-    assert remote.fingerprint == local.fingerprint
-    # Beside the tars for all machines, and a copy here.
-    assert len(storage.find("memory://tars/INDEX-*", "")) == 1
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_the_index_of_a_store_is_fetched_and_not_built(tmp_path, monkeypatch):
-    many.write_tars(tmp_path, [3])
-    storage.write("memory://fetched/00000.tar", (tmp_path / "00000.tar").read_bytes())
-    first = source("memory://fetched", cache_folder=str(tmp_path / "one"))
-    monkeypatch.setattr(tar_index, "_build", None)
-    second = source("memory://fetched", cache_folder=str(tmp_path / "two"))
-    assert second[2] == first[2]
-    assert json.dumps(second.fingerprint) == json.dumps(first.fingerprint)
