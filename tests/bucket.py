@@ -1,4 +1,4 @@
-"""A bucket of Google Cloud Storage on this machine: the API by fake-gcs-server, objects as files."""
+"""A bucket of Google Cloud Storage on this machine: fake-gcs-server, objects as files."""
 
 import contextlib
 import importlib.util

@@ -18,6 +18,8 @@ from aced.convert import ConvertConfig
 from aced.data import shapes
 from aced.interop import big_vision, huggingface, model_folder
 from aced.interop.model import InteropError, flat
+from tests import many_processes
+from tests.interop import hub_server
 
 
 def config_of_run():
@@ -136,22 +138,39 @@ def test_a_model_folder_is_reference_and_starting_point_of_a_run(ours, tmp_path)
         np.testing.assert_allclose(learner[name], value, atol=3e-3)
 
 
-def test_a_name_of_the_hub(ours, tmp_path, monkeypatch):
-    library = pytest.importorskip("huggingface_hub")
-    (tmp_path / "snapshot").mkdir()
-    huggingface.write(model_folder.read(str(ours)), tmp_path / "snapshot")
-    asked = []
+def test_a_name_of_the_hub(ours, tmp_path):
+    """Over HTTP, as the hub serves it: what is no weights, settings or tokenizer stays there."""
+    pytest.importorskip("huggingface_hub")
+    model = tmp_path / "served"
+    model.mkdir()
+    huggingface.write(model_folder.read(str(ours)), model)
+    files = {path.name for path in model.iterdir()}
+    for name in ("pytorch_model.bin", "modeling.py", "tf_model.h5"):
+        (model / name).write_bytes(b"not to be fetched")
+    with hub_server.serve({"someone/small": model}) as (endpoint, sent):
+        variables = {"HF_ENDPOINT": endpoint, "HF_HOME": tmp_path / "home"}
 
-    def fake(name, **kwargs):
-        asked.append((name, kwargs["revision"]))
-        return str(tmp_path / "snapshot")
+        def fetch(source, out, **others):
+            arguments = [f"--source={source}", f"--out={tmp_path / out}", "--to=aced"]
+            return subprocess.run(
+                [sys.executable, "-m", "aced.convert", *arguments, "--revision=v1"],
+                capture_output=True, text=True, timeout=300,
+                env=many_processes.environment(1, **variables, **others),
+            )  # fmt: skip
 
-    monkeypatch.setattr(library, "snapshot_download", fake)
-    monkeypatch.chdir(tmp_path)
-    out = str(tmp_path / "out")
-    done = convert.convert(ConvertConfig(source="someone/small", out=out, to="aced", revision="v1"))
-    assert asked == [("someone/small", "v1")]
-    assert (done.kind, done.model.source) == ("transformers' layout", "someone/small")
+        done = fetch("someone/small", "out")
+        assert done.returncode == 0, done.stderr
+        assert set(sent) == files
+        assert "someone/small" in done.stdout
+        missing = fetch("someone/else", "none")
+        assert missing.returncode == 1
+        assert "someone/else is no path here, and the hub did not give it" in missing.stderr
+        assert "Traceback" not in missing.stderr
+    # From the library's cache, without the hub.
+    assert fetch("someone/small", "again", HF_HUB_OFFLINE=1).returncode == 0
+    ours_, theirs = (flat(model_folder.read_params(str(x))) for x in (ours, tmp_path / "again"))
+    for name, value in ours_.items():
+        np.testing.assert_array_equal(theirs[name], value)
 
 
 def test_output_is_whole_or_not_there(ours, tmp_path):

@@ -1,4 +1,4 @@
-"""Names of the hub: what is asked for, and what happens without network or library."""
+"""Names of the hub, and what happens without network or library."""
 
 import sys
 
@@ -22,22 +22,6 @@ from aced.interop.model import InteropError
 )
 def test_names(name, expected):
     assert hub.is_name(name) == expected
-
-
-def test_only_weights_settings_and_tokenizers_are_asked_for(monkeypatch, tmp_path):
-    library = pytest.importorskip("huggingface_hub")
-    seen = {}
-
-    def fake(name, **kwargs):
-        seen.update(kwargs, name=name)
-        return str(tmp_path)
-
-    monkeypatch.setattr(library, "snapshot_download", fake)
-    assert hub.download("google/siglip", "main") == tmp_path
-    assert (seen["name"], seen["revision"]) == ("google/siglip", "main")
-    assert set(seen["allow_patterns"]) == {"*.safetensors", "*.json", "*.model", "*.txt"}
-    hub.download("google/siglip", "")
-    assert seen["revision"] is None
 
 
 def test_the_librarys_cache_serves_without_network(monkeypatch, tmp_path):
