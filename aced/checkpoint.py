@@ -340,6 +340,20 @@ def load_params(
     return loaded if part is None else loaded[part]
 
 
+def check_place(workdir: epath.PathLike) -> None:
+    """Refuses a workdir that checkpoints cannot be written to, before a run finds out.
+
+    Raises:
+        ConfigError: it is in a store other than gs://, where Orbax does not write.
+    """
+    scheme, found, _ = str(workdir).partition("://")
+    if found and scheme != "gs":
+        raise ConfigError(
+            f"The workdir {workdir} is in a store that checkpoints cannot be written to; those "
+            "are on file systems and gs://. Mount it, and give the path."
+        )
+
+
 def _folder(workdir: epath.PathLike) -> epath.Path:
     """The folder of a run's checkpoints; absolute, since Orbax takes no other."""
     path = epath.Path(workdir) / FOLDER

@@ -32,7 +32,7 @@ from aced import (
     state,
 )
 from aced.caching import CacheConfig
-from aced.checkpoint import CheckpointConfig, Checkpointer
+from aced.checkpoint import CheckpointConfig, Checkpointer, check_place
 from aced.config import ConfigError, from_config
 from aced.data import pipeline, sources
 from aced.data.prefetch import DevicePrefetch
@@ -133,6 +133,7 @@ def run(
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM, when everything is saved.
     """
     folder = epath.Path(os.path.expanduser(workdir))
+    check_place(folder)
     _train(parse(config), folder, devices)
     return metrics.last_values(folder) if jax.process_index() == 0 else {}
 

@@ -315,6 +315,11 @@ def test_wrong_settings_are_refused_before_the_first_step(changes, message, refe
     assert not (tmp_path / metrics.FILE).exists()
 
 
+def test_a_workdir_that_checkpoints_cannot_be_written_to():
+    with pytest.raises(ConfigError, match="s3://bucket/run is in a store that checkpoints cannot"):
+        train.run(config(), "s3://bucket/run")
+
+
 def test_unknown_settings_are_refused_also_in_runs_that_come_first(tmp_path):
     settings = config()
     settings.unlock()
