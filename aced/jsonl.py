@@ -56,6 +56,27 @@ def read(path: epath.Path) -> list[Line]:
     return [line for part in parts(path) for line in parse(part.read_text(), part)]
 
 
+def at(path: epath.Path, place: float) -> Line | None:
+    """The complete line at a place of a file, or the one before it; None where there is none.
+
+    The file is not read as a whole: the picks of a long run are gigabytes.
+
+    Args:
+        path: the file, all its parts together.
+        place: between 0, its first byte, and 1, its last.
+    """
+    sizes = {part: part.stat().length for part in parts(path)}
+    offset = int(place * (sum(sizes.values()) - 1))
+    for part, size in sizes.items():
+        if 0 <= offset < size:
+            with _bytes(part) as data:
+                end = data.find(b"\n", offset) + 1 or data.rfind(b"\n") + 1  # it may be cut off
+                start = data.rfind(b"\n", 0, max(end - 1, 0)) + 1
+                return json.loads(data[start:end]) if end else None
+        offset -= size
+    return None
+
+
 def drop_after(path: epath.Path, step: int | None) -> None:
     """Removes the lines after `step`, and an incomplete one at the end, from a file.
 

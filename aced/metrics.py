@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -189,6 +189,21 @@ def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:
         FileNotFoundError: `workdir` holds no picks.
     """
     return {line["step"]: line["ids"] for line in jsonl.read(_file(workdir, PICKS_FILE))}
+
+
+def some_picks(workdir: epath.PathLike, places: Sequence[float]) -> dict[int, list[int]]:
+    """`read_picks` of single steps, whatever the length of the run.
+
+    Args:
+        workdir: of the run.
+        places: in the file, between 0, the first step, and 1, the last.
+
+    Raises:
+        FileNotFoundError: `workdir` holds no picks.
+    """
+    path = _file(workdir, PICKS_FILE)
+    lines = [jsonl.at(path, place) for place in places]
+    return {line["step"]: line["ids"] for line in lines if line is not None}
 
 
 def _file(workdir: epath.PathLike, name: str) -> epath.Path:

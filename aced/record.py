@@ -12,7 +12,7 @@ from etils import epath
 from aced.config import ConfigError, flatten, to_config
 
 FILE = "config.json"
-_MODELS = "model_fingerprints"
+_DATA, _MODELS = "data_fingerprint", "model_fingerprints"
 # What changes neither the examples of a step nor what is made of them. The length of the run is
 # here, too: it moves the learning rate from there on, and extending a run is what people do.
 _MAY_CHANGE = re.compile(
@@ -59,6 +59,16 @@ def check(
         logging.warning("%s goes on with other settings:\n%s", folder, "\n".join(lines.values()))
 
 
+def read(folder: epath.Path) -> dict[str, Any]:
+    """The settings that a run was started with, without what is recorded beside them.
+
+    Raises:
+        FileNotFoundError: no run has begun in `folder`.
+    """
+    found = json.loads((folder / FILE).read_text())
+    return {key: value for key, value in found.items() if key not in (_DATA, _MODELS)}
+
+
 def write(
     folder: epath.Path, settings: Any, fingerprint: str, models: Mapping[str, str] | None = None
 ) -> None:
@@ -73,6 +83,6 @@ def write(
 
 def _text(settings: Any, fingerprint: str, models: Mapping[str, str] | None) -> str:
     config = to_config(settings)
-    config.data_fingerprint = fingerprint
+    config[_DATA] = fingerprint
     config[_MODELS] = dict(models or {})
     return config.to_json_best_effort(indent=2, sort_keys=True)

@@ -1,6 +1,7 @@
 """The table at the end of a run: what each run got, for how much."""
 
 import json
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from etils import epath
@@ -23,25 +24,39 @@ def table(workdir: epath.PathLike) -> str:
     before = json.loads((folder / record.FILE).read_text())["before"]
     runs = {name: values(folder / name) for name in before}
     runs[folder.name] = values(folder)
+    titles, cells = rows(runs)
+    lines = [["run", *titles], *([run, *of_run] for run, of_run in cells.items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    return "\n".join(["", *text, ""])
+
+
+def rows(runs: Mapping[str, Mapping[str, int | float]]) -> tuple[list[str], dict[str, list[str]]]:
+    """The titles of the table, and the cells of each run, from the last value of every metric."""
     columns = dict(COLUMNS)
     for found in runs.values():
-        for name in found:
-            evaluation, _, number = name.rpartition("/")
-            if evaluation and number in _SCORES:
-                columns[name] = name.replace("_", " "), _SCORES[number]
-    rows = [["run", *(title for title, _ in columns.values())]]
-    for run, found in runs.items():
-        cells = [
+        columns |= {name: (name.replace("_", " "), form) for name, form in scores(found).items()}
+    cells = {
+        run: [
             form.format(found[name]) if name in found else "-"
             for name, (_, form) in columns.items()
         ]
-        rows.append([run, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join(["", *lines, ""])
+        for run, found in runs.items()
+    }
+    return [title for title, _ in columns.values()], cells
+
+
+def scores(names: Iterable[str]) -> dict[str, str]:
+    """Of the names of metrics those that evaluations are told by, with the form of their values."""
+    found = {}
+    for name in names:
+        evaluation, _, number = name.rpartition("/")
+        if evaluation and number in _SCORES:
+            found[name] = _SCORES[number]
+    return found
 
 
 def values(workdir: epath.PathLike) -> dict[str, int | float]:

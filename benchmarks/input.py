@@ -14,17 +14,20 @@ does little. `part` is what is measured:
     "exact", "fast": `data.decode` of this project. "thumbnail": "fast" from a stored thumbnail of
     `resolution` pixels.
 "pipeline": `train_batches` of a prepared set with `data.decode` = `way`: reading, checking,
-    decoding, tokenizing, stacking.
+    decoding, tokenizing, stacking; in one process, and in two at once, which share nothing but the
+    machine: two threads cannot do better.
 "memory": the same with small pictures, for many records.
 
 Columns: `pixels`, the picture's side; `bytes`, its mean size encoded; `resolution`, the model's
-side; `threads`; `per_cpu_second`, pictures for each second of CPU time; `per_second`, of wall time
-(the best of the rounds, both; where other work runs, the latter says little); `records`, read so
-far, and `rss_mib`, the resident memory then. What does not apply is empty.
+side; `processes`, and `threads` in each; `per_cpu_second`, pictures for each second of CPU time;
+`per_second`, of wall time, of all processes together (the best of the rounds, both; where other
+work runs, the latter says little); `records`, read so far, and `rss_mib`, the resident memory then.
+What does not apply is empty.
 """
 
 import csv
 import io
+import multiprocessing
 import os
 import pathlib
 import random
@@ -52,7 +55,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of every way.")
 _RECORDS = flags.DEFINE_integer("records", 100_000, "Records read for the memory's curve.")
 
 SIZES = ((512, 256), (256, 224), (512, 224), (768, 224), (512, 128))  # picture, model
-COLUMNS = ("part", "way", "pixels", "bytes", "resolution", "threads")
+COLUMNS = ("part", "way", "pixels", "bytes", "resolution", "processes", "threads")
 COLUMNS += ("per_cpu_second", "per_second", "records", "rss_mib")
 PICTURES = 12  # of each size
 SMALL = 96, 64  # picture and model of the memory's curve
@@ -134,7 +137,7 @@ def decoding(rounds: int) -> list[dict]:
         for name, (_, inputs) in work.items():
             rows.append(
                 {"part": "decode", "way": name, "pixels": side, "resolution": resolution}
-                | {"bytes": round(statistics.mean(map(len, inputs))), "threads": 1}
+                | {"bytes": round(statistics.mean(map(len, inputs))), "processes": 1, "threads": 1}
                 | {"per_cpu_second": round(PICTURES / min(times[name]))}
             )
     return rows
@@ -161,30 +164,73 @@ def batches(folder: pathlib.Path, resolution: int, decoder: str, threads: int) -
     return pipeline.train_batches(open_source(config), config, {"": view}, batch_size=64, seed=0)
 
 
+def rates(folder, resolution, decoder, threads, count, barrier=None) -> np.ndarray:
+    """Pictures per second of CPU and of wall time, over `count` super-batches."""
+    with batches(folder, resolution, decoder, threads) as stream:
+        next(stream)
+        if barrier is not None:
+            barrier.wait()
+        cpu, wall = time.process_time(), time.perf_counter()
+        for _ in range(count):
+            next(stream)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return 64 * count / np.array([cpu, wall])
+
+
+def _answer(questions, answers, barrier) -> None:
+    """A process beside another one: `rates` of each question."""
+    for question in iter(questions.get, None):
+        answers.put(rates(*question, barrier))
+
+
+class Two:
+    """Two processes that read at the same time."""
+
+    def __init__(self):
+        context = multiprocessing.get_context("spawn")
+        self._questions, self._answers = context.Queue(), context.Queue()
+        self._arguments = self._questions, self._answers, context.Barrier(2)  # kept: they are named
+        self._processes = [context.Process(target=_answer, args=self._arguments) for _ in range(2)]
+
+    def __enter__(self):
+        for process in self._processes:
+            process.start()
+        return self
+
+    def rates(self, *question) -> np.ndarray:
+        """As `rates`: the mean of both per second of CPU, the sum per second of wall time."""
+        for _ in self._processes:
+            self._questions.put(question)
+        cpu, wall = np.transpose([self._answers.get() for _ in self._processes])
+        return np.array([cpu.mean(), wall.sum()])
+
+    def __exit__(self, *error):
+        for _ in self._processes:
+            self._questions.put(None)
+        for process in self._processes:
+            process.join()
+
+
 def piping(folder: pathlib.Path, rounds: int, count: int = 12) -> list[dict]:
     """The part "pipeline"."""
     side, resolution = SIZES[0]
     pictures = [draw(side, seed) for seed in range(PICTURES)]
     prepare(folder, pictures, 6144)
     best = {}
-    for _ in range(max(1, rounds // 2)):
-        for decoder in ("exact", "fast"):
-            for threads in (1, 2):
-                with batches(folder, resolution, decoder, threads) as stream:
-                    next(stream)
-                    cpu, wall = time.process_time(), time.perf_counter()
-                    for _ in range(count):
-                        next(stream)
-                    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-                found = best.get((decoder, threads), (0.0, 0.0))
-                new = 64 * count / cpu, 64 * count / wall
-                best[decoder, threads] = tuple(map(max, found, new))
+    with Two() as two:
+        for _ in range(max(1, rounds // 2)):
+            for decoder in ("exact", "fast"):
+                for processes, threads in ((1, 1), (1, 2), (2, 1)):
+                    measure = rates if processes == 1 else two.rates
+                    new = measure(folder, resolution, decoder, threads, count)
+                    found = best.get((decoder, processes, threads), 0.0)
+                    best[decoder, processes, threads] = np.maximum(found, new)
     size = round(statistics.mean(map(len, pictures)))
     return [
         {"part": "pipeline", "way": decoder, "pixels": side, "bytes": size}
-        | {"resolution": resolution, "threads": threads}
+        | {"resolution": resolution, "processes": processes, "threads": threads}
         | {"per_cpu_second": round(cpu), "per_second": round(wall)}
-        for (decoder, threads), (cpu, wall) in best.items()
+        for (decoder, processes, threads), (cpu, wall) in best.items()
     ]
 
 
@@ -201,8 +247,8 @@ def memory(folder: pathlib.Path, count: int) -> list[dict]:
             if done // step > (done - 64) // step:
                 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
                 rows.append(
-                    {"part": "memory", "way": "fast", "pixels": side, "bytes": size, "threads": 2}
-                    | {"resolution": resolution, "records": done}
+                    {"part": "memory", "way": "fast", "pixels": side, "bytes": size}
+                    | {"resolution": resolution, "processes": 1, "threads": 2, "records": done}
                     | {"rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)}
                 )
     return rows

@@ -42,6 +42,8 @@ CASES = {
     "v6e_strata": ("v6e:16x16",),
     "v5p_strata": ("v5p:4x4x4",),
     "v6e_global": ("v6e:16x16", *GLOBAL),
+    "v5p_global": ("v5p:4x4x4", *GLOBAL),
+    "v5e_g_fsdp16_global": ("v5e:16x16", *G14, *GLOBAL),
 }
 COLUMNS = ("case", "topology", "strata", "HBM_GiB", "limit_GiB", "PFLOP_step", "compute_ms")
 COLUMNS += ("memory_ms", "interconnect_ms", "examples_per_s_at_best", "moved", "moved_MB")

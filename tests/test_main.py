@@ -75,6 +75,7 @@ def test_help_says_how_to_change_settings():
         ("preflight", ("config", "workdir", "topology", "json")),
         ("convert", ("source", "out", "to")),
         ("prepare", ("images", "tars", "out", "val")),
+        ("report", ("out", "pictures")),
         ("select_text", ("corpus", "teacher", "distributed", "out")),
     ],
 )

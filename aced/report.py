@@ -1,0 +1,167 @@
+"""A page that compares runs: `python -m aced.report runs/* --out=report.html`.
+
+What each cost and got, which settings differ, curves at equal examples and at equal FLOPs, and
+pictures of what was chosen and what was left. The page holds all it shows and loads nothing, so it
+can be sent. The pictures are read again from the data of the runs; where these are out of reach,
+the page says so. Curves need matplotlib (`pip install '.[plots]'`).
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app
+from etils import epath
+
+from aced import flag_settings, metrics, page, record, summary, train
+from aced.config import ConfigError, flatten
+from aced.data.records import DatasetError
+from aced.flag_settings import setting
+from aced.reporting import chosen, curves
+
+_PLACES = (0.0, 0.5, 1.0)  # of the steps whose picks are shown: beginning, middle, end
+_CURVES = ("loss", "selection/noisy_share")  # besides the scores of evaluations
+_MOST_SETTINGS = 60  # that differ, and are listed
+_EARLIER = ("before", "before_caches")  # settings of what ran before the run
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Where the page goes, and how much is on it."""
+
+    out: str = setting("report.html", "The page to write; one that is there is replaced.")
+    pictures: int = setting(12, "Of either kind, at each of three steps of a run; 0: none.")
+
+    def __post_init__(self):
+        if self.pictures < 0:
+            raise ConfigError(f"--pictures must be at least 0, got {self.pictures}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is known of a run from its workdir."""
+
+    folder: epath.Path
+    settings: dict[str, Any]
+    lines: list[dict[str, int | float]]
+
+
+def report(folders: Sequence[str], config: ReportConfig) -> str:
+    """Returns the page of the runs in `folders`; what is no run's workdir is named on it.
+
+    Raises:
+        ConfigError: none of them is a run's, or matplotlib is not installed.
+    """
+    runs, others = _open(folders)
+    if not runs:
+        raise ConfigError(
+            f"None of {', '.join(folders) or 'no folders'} is the workdir of a run; give some, "
+            "such as runs/*."
+        )
+    titles, cells = summary.rows({name: summary.values(run.folder) for name, run in runs.items()})
+    parts = [page.table("Runs", ["run", *titles], [[name, *row] for name, row in cells.items()])]
+    if others:
+        parts.append(f"<p>No workdirs of runs: {page.escape(', '.join(others))}</p>")
+    parts.append(page.table("Settings that differ", ["setting", *runs], _differing(runs)))
+    parts.append("<h2>Curves</h2>")
+    lines = {name: run.lines for name, run in runs.items()}
+    for name in _curves(lines):
+        url = page.data_url(curves.draw(name, lines), "image/svg+xml")
+        parts.append(f'<img class="curve" alt="{page.escape(name)}" src="{url}">')
+    if config.pictures:
+        for name, run in runs.items():
+            parts += [f"<h2>What {page.escape(name)} chose</h2>", *_pictures(run, config.pictures)]
+    return page.document("Runs", parts)
+
+
+def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:
+    """The runs by the shortest names that tell them apart, and the folders that are none."""
+    found, others = {}, []
+    for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
+        folder = epath.Path(name).expanduser()
+        if (folder / record.FILE).exists() and (folder / metrics.FILE).exists():
+            found[name] = Run(folder, record.read(folder), metrics.read(folder))
+        else:
+            others.append(name)
+    short = {name: name.rpartition("/")[2] for name in found}
+    if len(set(short.values())) == len(short):
+        found = {short[name]: run for name, run in found.items()}
+    return found, others
+
+
+def _differing(runs: Mapping[str, Run]) -> list[list[str]]:
+    """A row for each setting that is not the same in all runs; those of earlier runs left out."""
+    settings = {name: flatten(run.settings) for name, run in runs.items()}
+    keys = sorted({key for of_run in settings.values() for key in of_run})
+    rows = []
+    for key in keys:
+        # What is a setting in one run and a group of them in another is told once, as a whole.
+        parents = [".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 1)]
+        if parents and (parents[0] in _EARLIER or not set(parents).isdisjoint(keys)):
+            continue
+        values = [_text(of_run.get(key, ...)) for of_run in settings.values()]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    more = len(rows) - _MOST_SETTINGS
+    return rows[:_MOST_SETTINGS] + ([[f"and {more} more"]] if more > 0 else [])
+
+
+def _text(value: Any) -> str:
+    if value is ...:
+        return "..."
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _curves(lines: Mapping[str, curves.Run]) -> list[str]:
+    """The names of the metrics to draw: those that change in some run."""
+    found = dict.fromkeys(name for of_run in lines.values() for line in of_run for name in line)
+    return [name for name in found if name in _CURVES or name in summary.scores(found)]
+
+
+def _pictures(run: Run, count: int) -> list[str]:
+    try:
+        settings = train.parse(run.settings)
+        shown = list(chosen.super_batches(run.folder, settings, _PLACES, count))
+    except (OSError, ConfigError, DatasetError) as error:  # the page is worth having without
+        return [f"<p>No pictures: {page.escape(str(error))}</p>"]
+    parts = []
+    for batch in shown:
+        parts.append(
+            f"<h3>Step {batch.step:,}: {settings.batch_size:,} of {batch.size:,}</h3>"
+            f"<p>Chosen:</p>{_figures(batch.chosen, settings)}"
+        )
+        if batch.left:
+            parts.append(f"<p>Left:</p>{_figures(batch.left, settings)}")
+    if any(x.is_noisy is not None for batch in shown for x in (*batch.chosen, *batch.left)):
+        parts.append("<p>Framed in red: pairs that the data set knows to be wrong.</p>")
+    return parts
+
+
+def _figures(examples: Sequence[chosen.Example], settings: train.TrainConfig) -> str:
+    figures = []
+    for example in examples:
+        text = f"{example.id}: {'; '.join(example.texts)}"
+        if example.picture is None:
+            figures.append(f"<figure>{page.escape(text)}</figure>")
+        else:
+            limit = settings.data.max_pixels
+            figures.append(page.figure(example.picture, text, limit, marked=bool(example.is_noisy)))
+    return "".join(figures)
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> page."""
+    try:
+        config = flag_settings.read(ReportConfig)
+        text = report(argv[1:], config)
+        epath.Path(config.out).expanduser().write_text(text)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{config.out}: {len(text) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    flag_settings.define(ReportConfig)
+    app.run(main)
