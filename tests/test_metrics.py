@@ -277,3 +277,27 @@ def test_a_full_disk_does_not_stop_the_run(tmp_path):
     assert "File too large" in done.stderr
     assert "1 lines of metrics are lost, steps 61 to 61" in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 99, "ids": [1'])
+@pytest.mark.parametrize("cuts", [(), (1,), (7, 8)])
+def test_a_line_at_a_place_of_a_long_file(tmp_path, monkeypatch, torn, cuts):
+    lines = [f'{{"step": {i}, "ids": {list(range(i))}}}\n' for i in range(30)]
+    path = epath.Path(tmp_path / "picks.jsonl")
+    pieces = np.split(np.array(lines, object), cuts)
+    for number, piece in enumerate(pieces):
+        name = f"picks.jsonl.{number}" if number else "picks.jsonl"
+        (tmp_path / name).write_text("".join(piece) + torn * (number == len(pieces) - 1))
+    total = sum(map(len, lines)) + len(torn)
+    for place in np.linspace(0, 1, 50):
+        byte, ends = int(place * (total - 1)), np.cumsum([len(line) for line in lines])
+        expected = min(int(np.searchsorted(ends, byte, side="right")), 29)
+        assert jsonl.at(path, float(place))["step"] == expected
+    parsed = []
+    real = json.loads
+    monkeypatch.setattr(jsonl.json, "loads", lambda text: parsed.append(text) or real(text))
+    assert list(metrics.some_picks(tmp_path, (0.0, 1.0))) == [0, 29]
+    assert len(parsed) == 2
+    assert jsonl.at(epath.Path(tmp_path / "none.jsonl"), 0.5) is None
+    (tmp_path / "empty.jsonl").write_text(torn)
+    assert jsonl.at(epath.Path(tmp_path / "empty.jsonl"), 1.0) is None
