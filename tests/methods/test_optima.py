@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from aced import flops, methods, state
+from aced import flops, methods, optimizer, state
 from aced.config import ConfigError, to_config
 from aced.methods import bandit, coca_task
 from aced.methods.bandit import BanditConfig
@@ -261,6 +261,33 @@ def test_a_student_starts_from_the_teachers_layers():
     off = Optima(config(own=wide, init_from_teacher=False))
     same = off.start(random, {"teacher": theirs})
     assert same is random
+
+
+def test_a_teacher_whose_embeddings_have_a_width_of_their_own():
+    """The student embeds as its teacher does, so the two projections are there in both."""
+    teacher = dataclasses.replace(TEACHER, embed_dim=10)
+    settings = config(teacher=teacher)
+    trial = Trial(settings)
+    start = trial.method.start(trial.method.init_params(jax.random.key(0)), trial.teacher)
+    assert settings.model.embed_dim == 10
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (start, trial.state.params)]
+    assert shapes[0] == shapes[1]
+    assert np.isfinite(trial.step(batch(teacher=teacher))["loss"])
+
+
+def test_biases_of_projections_are_not_decayed():
+    trial = Trial(config())
+    names = {"bias": 0, "kernel": 0}
+    settings = optimizer.OptimizerConfig(weight_decay=0.5)
+    tx, _ = optimizer.build(settings, trial.state.params, total_steps=10, batch_size=B)
+    zeros = jax.tree.map(jnp.zeros_like, trial.state.params)
+    ones = jax.tree.map(jnp.ones_like, trial.state.params)
+    updates, _ = tx.update(zeros, tx.init(ones), ones)
+    for path, update in jax.tree.leaves_with_path(updates["projections"]):
+        kind = "bias" if jax.tree_util.keystr(path, simple=True).endswith("bias") else "kernel"
+        names[kind] += 1
+        assert bool((update != 0).all()) == (kind == "kernel"), path
+    assert min(names.values()) > 0
 
 
 def test_what_contradicts():
