@@ -65,17 +65,18 @@ def load(files: Sequence[File], cache_folder: str) -> TarIndex:
     file_name = f"INDEX-{_sha256(*names)[:8]}"
     beside = f"{storage.common_folder(paths)}/{file_name}"
     own = os.path.join(os.path.expanduser(cache_folder), f"{file_name}-{_sha256(*paths)[:8]}")
-    while True:
+    data = None
+    while data is None:
         for place in (own, beside) if storage.is_remote(beside) else (beside, own):
             if (index := _read(place, table, own)) is not None:
                 return index
-        with contextlib.suppress(_MadeElsewhereError):
+        try:
             data = _build(files, table, (beside, own))
-            break
+        except _MadeElsewhereError:  # and cleared up after, before the last of ours was written
+            _remove_parts(beside, own)
     for place in (beside, own):
         if _keep(place, data) and (index := _read(place, table, own)) is not None:
-            for parts in (beside, own):
-                storage.remove_folder(_parts(parts))
+            _remove_parts(beside, own)
             return index
     return _parse(memoryview(data), table)
 
@@ -91,6 +92,18 @@ def _sha256(*parts: str) -> str:
 def _parts(place: str) -> str:
     """The folder of the tars' own files, while the index in `place` is built."""
     return f"{place}.parts"
+
+
+def _remove_parts(*places: str) -> None:
+    for place in places:
+        storage.remove_folder(_parts(place))
+
+
+def _state(place: str) -> File | None:
+    """What is in `place`, without its content; None also where that cannot be told."""
+    with contextlib.suppress(OSError):
+        return storage.stat(place)
+    return None
 
 
 def _keep(place: str, data: bytes) -> bool:
@@ -161,7 +174,7 @@ def _build(files: Sequence[File], table: list, places: Sequence[str]) -> bytes:
         _MadeElsewhereError: the index has come to be in the first place, and is not from here.
     """
     logging.info("Indexing %d tars, once; the index will be kept in %s", len(files), places[0])
-    before = storage.stat(places[0])
+    before = _state(places[0])
 
     def part(number: int) -> TarIndex:
         row = table[number]
@@ -169,7 +182,7 @@ def _build(files: Sequence[File], table: list, places: Sequence[str]) -> bytes:
         for place in own_places:
             if (found := _read_part(place, row)) is not None:
                 return found
-        if storage.stat(places[0]) != before:
+        if _state(places[0]) != before:
             raise _MadeElsewhereError
         data = _pack([row], *scan(files[number]))
         any(_keep(place, data) for place in own_places)

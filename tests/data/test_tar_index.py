@@ -182,6 +182,7 @@ def test_an_index_that_another_host_finished_first_is_taken(tmp_path, monkeypatc
     monkeypatch.setattr(tar_index, "_THREADS", 1)
     read = source(tmp_path)
     assert len(scanned) == 1
+    assert not list(tmp_path.glob("*.parts"))  # what was written after the other one's end, too
     assert [read[i]["image"] for i in range(6)] == [many.jpeg(i) for i in range(6)]
 
 
