@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from aced import distributed
 from aced.checkpoint_contents import STATE, CheckpointError, check_fits, contents
 from aced.config import ConfigError
+from aced.data import storage
 
 FOLDER = "checkpoints"  # inside the workdir
 _SHARED_BYTES = 1 << 20
@@ -340,18 +341,20 @@ def load_params(
     return loaded if part is None else loaded[part]
 
 
-def check_place(workdir: epath.PathLike) -> None:
+def check_place(workdir: str) -> None:
     """Refuses a workdir that checkpoints cannot be written to, before a run finds out.
 
     Raises:
-        ConfigError: it is in a store other than gs://, where Orbax does not write.
+        ConfigError: it is in a store other than gs://, where Orbax does not write, or in gs://
+            and the package for that is missing.
     """
-    scheme, found, _ = str(workdir).partition("://")
+    scheme, found, _ = workdir.partition("://")
     if found and scheme != "gs":
         raise ConfigError(
             f"The workdir {workdir} is in a store that checkpoints cannot be written to; those "
             "are on file systems and gs://. Mount it, and give the path."
         )
+    storage.check_scheme(workdir)
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:

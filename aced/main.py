@@ -13,7 +13,6 @@ from ml_collections import config_flags
 from aced import distributed, summary, train
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
-from aced.data import storage
 from aced.data.pipeline import InputError
 from aced.data.records import DatasetError
 from aced.data.storage import StorageError
@@ -54,7 +53,6 @@ def main(argv: list[str]) -> None:
     folder = workdir()
     with running(argv):
         logging.info("workdir: %s", folder)
-        storage.check_scheme(folder)
         train.run(_CONFIG.value, folder)
         if jax.process_index() == 0:
             print(summary.table(folder))

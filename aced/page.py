@@ -29,12 +29,13 @@ def document(title: str, parts: Iterable[str]) -> str:
     """The page, of parts that are HTML."""
     # Nothing in it may load or run anything, should an escape be missing some day.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
+    text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+    return text.encode("utf-8", "replace").decode()  # without the halves of broken characters
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

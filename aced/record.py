@@ -59,14 +59,15 @@ def check(
         logging.warning("%s goes on with other settings:\n%s", folder, "\n".join(lines.values()))
 
 
-def read(folder: epath.Path) -> dict[str, Any]:
-    """The settings that a run was started with, without what is recorded beside them.
+def read(folder: epath.Path) -> tuple[dict[str, Any], str]:
+    """The settings that a run was started with, and the fingerprint of its data.
 
     Raises:
         FileNotFoundError: no run has begun in `folder`.
     """
     found = json.loads((folder / FILE).read_text())
-    return {key: value for key, value in found.items() if key not in (_DATA, _MODELS)}
+    found.pop(_MODELS, None)
+    return found, found.pop(_DATA)
 
 
 def write(

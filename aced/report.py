@@ -21,7 +21,7 @@ from aced.data.records import DatasetError
 from aced.flag_settings import setting
 from aced.reporting import chosen, curves
 
-_PLACES = (0.0, 0.5, 1.0)  # of the steps whose picks are shown: beginning, middle, end
+_PLACES = (0.0, 0.5, 1.0)  # in the file of picks: which are shown
 _CURVES = ("loss", "selection/noisy_share")  # besides the scores of evaluations
 _MOST_SETTINGS = 60  # that differ, and are listed
 _EARLIER = ("before", "before_caches")  # settings of what ran before the run
@@ -45,6 +45,7 @@ class Run:
 
     folder: epath.Path
     settings: dict[str, Any]
+    fingerprint: str  # of its data
     lines: list[dict[str, int | float]]
 
 
@@ -82,7 +83,7 @@ def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:
     for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
         folder = epath.Path(name).expanduser()
         if (folder / record.FILE).exists() and (folder / metrics.FILE).exists():
-            found[name] = Run(folder, record.read(folder), metrics.read(folder))
+            found[name] = Run(folder, *record.read(folder), metrics.read(folder))
         else:
             others.append(name)
     short = {name: name.rpartition("/")[2] for name in found}
@@ -115,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def _curves(lines: Mapping[str, curves.Run]) -> list[str]:
-    """The names of the metrics to draw: those that change in some run."""
+    """The names of the metrics to draw: losses, noisy picks, and scores of evaluations."""
     found = dict.fromkeys(name for of_run in lines.values() for line in of_run for name in line)
     return [name for name in found if name in _CURVES or name in summary.scores(found)]
 
@@ -123,7 +124,8 @@ def _curves(lines: Mapping[str, curves.Run]) -> list[str]:
 def _pictures(run: Run, count: int) -> list[str]:
     try:
         settings = train.parse(run.settings)
-        shown = list(chosen.super_batches(run.folder, settings, _PLACES, count))
+        batches = chosen.super_batches(run.folder, settings, run.fingerprint, _PLACES, count)
+        shown = list(batches)
     except (OSError, ConfigError, DatasetError) as error:  # the page is worth having without
         return [f"<p>No pictures: {page.escape(str(error))}</p>"]
     parts = []
@@ -156,7 +158,7 @@ def main(argv: list[str]) -> None:
     try:
         config = flag_settings.read(ReportConfig)
         text = report(argv[1:], config)
-        epath.Path(config.out).expanduser().write_text(text)
+        epath.Path(config.out).expanduser().write_text(text, encoding="utf-8")
     except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{config.out}: {len(text) / 1e6:.1f} MB")

@@ -132,8 +132,8 @@ def run(
         TrainingError: too many non-finite steps in a row.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM, when everything is saved.
     """
+    check_place(workdir)
     folder = epath.Path(os.path.expanduser(workdir))
-    check_place(folder)
     _train(parse(config), folder, devices)
     return metrics.last_values(folder) if jax.process_index() == 0 else {}
 

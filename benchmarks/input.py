@@ -183,13 +183,17 @@ def _answer(questions, answers, barrier) -> None:
         answers.put(rates(*question, barrier))
 
 
+_PATIENCE = 300  # seconds, for a process that may have ended
+
+
 class Two:
     """Two processes that read at the same time."""
 
     def __init__(self):
         context = multiprocessing.get_context("spawn")
         self._questions, self._answers = context.Queue(), context.Queue()
-        self._arguments = self._questions, self._answers, context.Barrier(2)  # kept: they are named
+        barrier = context.Barrier(2, timeout=_PATIENCE)
+        self._arguments = self._questions, self._answers, barrier  # kept: they are named
         self._processes = [context.Process(target=_answer, args=self._arguments) for _ in range(2)]
 
     def __enter__(self):
@@ -201,7 +205,9 @@ class Two:
         """As `rates`: the mean of both per second of CPU, the sum per second of wall time."""
         for _ in self._processes:
             self._questions.put(question)
-        cpu, wall = np.transpose([self._answers.get() for _ in self._processes])
+        cpu, wall = np.transpose(
+            [self._answers.get(timeout=2 * _PATIENCE) for _ in self._processes]
+        )
         return np.array([cpu.mean(), wall.sum()])
 
     def __exit__(self, *error):

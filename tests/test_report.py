@@ -33,14 +33,19 @@ def runs(tmp_path_factory):
 
 
 def settings_of(folder):
-    return train.parse(record.read(epath.Path(folder)))
+    return train.parse(record.read(epath.Path(folder))[0])
+
+
+def super_batches(folder, places, count):
+    _, fingerprint = record.read(epath.Path(folder))
+    return chosen.super_batches(folder, settings_of(folder), fingerprint, places, count)
 
 
 def test_what_is_shown_is_the_super_batch_of_the_step(runs):
     settings = settings_of(runs / "hard")
     size = settings.method.super_batch_size(settings.batch_size)
     picks = metrics.read_picks(runs / "hard")
-    found = list(chosen.super_batches(runs / "hard", settings, (0.0, 0.5, 1.0), 10**6))
+    found = list(super_batches(runs / "hard", (0.0, 0.5, 1.0), 10**6))
     assert [batch.step for batch in found] == [1, 3, STEPS]
     source = open_source(settings.data)
     for batch in found:
@@ -62,14 +67,13 @@ def test_what_is_shown_is_the_super_batch_of_the_step(runs):
 
 
 def test_few_of_them_and_the_same_ones_again(runs):
-    settings = settings_of(runs / "hard")
     ids = []
     for _ in range(2):
-        (batch,) = chosen.super_batches(runs / "hard", settings, (1.0,), 3)
+        (batch,) = super_batches(runs / "hard", (1.0,), 3)
         ids.append([x.id for x in (*batch.chosen, *batch.left)])
         assert len(batch.chosen) == len(batch.left) == 3
     assert ids[0] == ids[1]
-    (batch,) = chosen.super_batches(runs / "iid", settings_of(runs / "iid"), (0.3,), 3)
+    (batch,) = super_batches(runs / "iid", (0.3,), 3)
     assert (len(batch.chosen), batch.left) == (3, [])
 
 
@@ -106,6 +110,21 @@ def test_data_out_of_reach_cost_the_pictures_alone(runs, tmp_path):
     text = Reader(report.report([str(folder)], ReportConfig())).text
     assert re.search(r"No pictures: .*gone", text)
     assert "No pictures" not in report.report([str(folder)], ReportConfig(pictures=0))
+
+
+def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in (record.FILE, metrics.FILE, metrics.PICKS_FILE):
+        (folder / file).write_text((runs / "hard" / file).read_text())
+    text = (folder / record.FILE).read_text()
+    fingerprint = record.read(epath.Path(folder))[1]
+    (folder / record.FILE).write_text(text.replace(fingerprint, "of other data"))
+    page = Reader(report.report([str(folder)], ReportConfig())).text
+    assert "No pictures: shapes/train is not what the run of" in page
+    (folder / metrics.PICKS_FILE).write_text("")
+    page = Reader(report.report([str(folder)], ReportConfig())).text
+    assert "has no picks on file; picks_steps says how often they are" in page
 
 
 def test_names_of_runs_are_no_language_of_the_page(runs, tmp_path):

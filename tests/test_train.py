@@ -316,8 +316,9 @@ def test_wrong_settings_are_refused_before_the_first_step(changes, message, refe
 
 
 def test_a_workdir_that_checkpoints_cannot_be_written_to():
-    with pytest.raises(ConfigError, match="s3://bucket/run is in a store that checkpoints cannot"):
-        train.run(config(), "s3://bucket/run")
+    for workdir in ("s3://bucket/run", "gcs://bucket/run"):
+        with pytest.raises(ConfigError, match=f"{workdir} is in a store that checkpoints cannot"):
+            train.run(config(), workdir)
 
 
 def test_unknown_settings_are_refused_also_in_runs_that_come_first(tmp_path):

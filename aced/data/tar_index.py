@@ -65,15 +65,18 @@ def load(files: Sequence[File], cache_folder: str) -> TarIndex:
     file_name = f"INDEX-{_sha256(*names)[:8]}"
     beside = f"{storage.common_folder(paths)}/{file_name}"
     own = os.path.join(os.path.expanduser(cache_folder), f"{file_name}-{_sha256(*paths)[:8]}")
-    data = None
+    data, overtaken = None, False
     while data is None:
+        before = _state(beside)
         for place in (own, beside) if storage.is_remote(beside) else (beside, own):
             if (index := _read(place, table, own)) is not None:
+                if overtaken:  # its maker cleared up before the last of ours was written
+                    _remove_parts(beside, own)
                 return index
         try:
-            data = _build(files, table, (beside, own))
-        except _MadeElsewhereError:  # and cleared up after, before the last of ours was written
-            _remove_parts(beside, own)
+            data = _build(files, table, (beside, own), before)
+        except _MadeElsewhereError:
+            overtaken = True
     for place in (beside, own):
         if _keep(place, data) and (index := _read(place, table, own)) is not None:
             _remove_parts(beside, own)
@@ -101,7 +104,7 @@ def _remove_parts(*places: str) -> None:
 
 def _state(place: str) -> File | None:
     """What is in `place`, without its content; None also where that cannot be told."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):  # stores raise errors of many kinds
         return storage.stat(place)
     return None
 
@@ -141,7 +144,7 @@ def _read_part(place: str, row: list) -> TarIndex | None:
         if (file := storage.stat(place)) is None:
             return None
         return _parse(memoryview(storage.read(place, 0, file.size)), [row])
-    except _UNUSABLE:
+    except Exception:  # of the store or of what it holds: the tar is read instead
         return None
 
 
@@ -167,14 +170,13 @@ def _parse(data: memoryview, table: list) -> TarIndex:
     return TarIndex(entries, data[keys:], str(header["digest"]))
 
 
-def _build(files: Sequence[File], table: list, places: Sequence[str]) -> bytes:
+def _build(files: Sequence[File], table: list, places: Sequence[str], before: File | None) -> bytes:
     """The index of all tars, from what each has, which is kept in the first place that lets it.
 
     Raises:
-        _MadeElsewhereError: the index has come to be in the first place, and is not from here.
+        _MadeElsewhereError: an index other than `before` has come to be in the first place.
     """
     logging.info("Indexing %d tars, once; the index will be kept in %s", len(files), places[0])
-    before = _state(places[0])
 
     def part(number: int) -> TarIndex:
         row = table[number]
@@ -182,7 +184,7 @@ def _build(files: Sequence[File], table: list, places: Sequence[str]) -> bytes:
         for place in own_places:
             if (found := _read_part(place, row)) is not None:
                 return found
-        if _state(places[0]) != before:
+        if _state(places[0]) not in (None, before):
             raise _MadeElsewhereError
         data = _pack([row], *scan(files[number]))
         any(_keep(place, data) for place in own_places)

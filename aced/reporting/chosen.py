@@ -9,7 +9,7 @@ from etils import epath
 
 from aced import metrics, train
 from aced.data import order as orders
-from aced.data.records import RecordError, Source
+from aced.data.records import DatasetError, RecordError, Source
 from aced.data.sources import open_source
 
 
@@ -34,7 +34,11 @@ class SuperBatch:
 
 
 def super_batches(
-    workdir: epath.PathLike, settings: train.TrainConfig, places: Sequence[float], count: int
+    workdir: epath.PathLike,
+    settings: train.TrainConfig,
+    fingerprint: str,
+    places: Sequence[float],
+    count: int,
 ) -> Iterator[SuperBatch]:
     """Yields what was chosen and what was left at some steps of a run.
 
@@ -45,16 +49,22 @@ def super_batches(
     Args:
         workdir: of the run, with its picks.
         settings: the run's.
-        places: of the steps, between 0, the first that has its picks on file, and 1, the last.
+        fingerprint: of the data that the run saw.
+        places: in the file of picks, between 0, the first step in it, and 1, the last.
         count: examples of either kind, at most.
 
     Raises:
         FileNotFoundError: there are no picks.
+        DatasetError: none is on file, or the data are others now.
         ConfigError: the data are not where they were, or of a source that is not installed.
         OSError: they cannot be read.
     """
     picks = metrics.some_picks(workdir, places)
+    if not picks:
+        raise DatasetError(f"{workdir} has no picks on file; picks_steps says how often they are.")
     source = open_source(settings.data)
+    if source.fingerprint != fingerprint:
+        raise DatasetError(f"{source.name} is not what the run of {workdir} has seen.")
     size = settings.method.super_batch_size(settings.batch_size)
     order = orders.of(source, seed=settings.seed, shuffle=settings.data.shuffle, rows=size)
     for step, ids in sorted(picks.items()):

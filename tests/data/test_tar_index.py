@@ -186,6 +186,45 @@ def test_an_index_that_another_host_finished_first_is_taken(tmp_path, monkeypatc
     assert [read[i]["image"] for i in range(6)] == [many.jpeg(i) for i in range(6)]
 
 
+def test_an_error_that_passes_costs_no_other_hosts_work(tmp_path, monkeypatch):
+    """What a store says once, in an error of its own, about an index that is there and old."""
+    many.write_tars(tmp_path, [2, 2, 2, 2])
+    source(tmp_path)
+    tar = tmp_path / "00003.tar"
+    tar.write_bytes(many.tar_bytes([m for i in (7, 3) for m in many.sample(i)]))
+    os.utime(tar, ns=(1, 1))
+    stat, asked = storage.stat, []
+
+    def failing(path):
+        if path.endswith(".parts") or ".parts/" in path:
+            return stat(path)
+        asked.append(path)
+        if len(asked) == 2:
+            raise RuntimeError("too many requests")
+        return stat(path)
+
+    monkeypatch.setattr(storage, "stat", failing)
+    scanned = counted(monkeypatch)
+    assert source(tmp_path)[6]["image"] == many.jpeg(7)
+    assert len(scanned) == 4
+    assert len(asked) > 2
+
+
+def test_a_host_that_comes_late_reads_no_tar(tmp_path, monkeypatch):
+    """Another one finishes just before this one begins to build."""
+    many.write_tars(tmp_path, [2, 2])
+    scanned, build = counted(monkeypatch), tar_index._build
+
+    def late(*arguments):
+        monkeypatch.setattr(tar_index, "_build", build)
+        source(tmp_path)
+        return build(*arguments)
+
+    monkeypatch.setattr(tar_index, "_build", late)
+    assert len(source(tmp_path)) == 4
+    assert len(scanned) == 2
+
+
 def _host(folder, barrier, out):
     scan, count = tar_index.scan, 0
 
