@@ -59,6 +59,7 @@ COLUMNS = ("part", "way", "pixels", "bytes", "resolution", "processes", "threads
 COLUMNS += ("per_cpu_second", "per_second", "records", "rss_mib")
 PICTURES = 12  # of each size
 SMALL = 96, 64  # picture and model of the memory's curve
+_PATIENCE = 300  # seconds, for a process that may have ended
 
 
 def draw(side: int, seed: int) -> bytes:
@@ -181,9 +182,6 @@ def _answer(questions, answers, barrier) -> None:
     """A process beside another one: `rates` of each question."""
     for question in iter(questions.get, None):
         answers.put(rates(*question, barrier))
-
-
-_PATIENCE = 300  # seconds, for a process that may have ended
 
 
 class Two:
