@@ -30,7 +30,6 @@ from aced.data.tar_scan import ENTRY, scan
 MAGIC = b"aced-tar-index-1"
 _HEADER = struct.Struct("<16sQ")  # MAGIC, bytes of the JSON that follows
 _THREADS = 16
-_UNUSABLE = (OSError, ValueError, KeyError, TypeError)  # what a file raises that is no index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _read(place: str, table: list, own: str) -> TarIndex | None:
         return _parse(mapped, table)
     except FileNotFoundError:
         return None
-    except _UNUSABLE as error:
+    except Exception as error:  # of the store, or of what it holds
         logging.warning("The index %s is not used and built again: %s", place, error)
         return None
 
@@ -144,7 +143,7 @@ def _read_part(place: str, row: list) -> TarIndex | None:
         if (file := storage.stat(place)) is None:
             return None
         return _parse(memoryview(storage.read(place, 0, file.size)), [row])
-    except Exception:  # of the store or of what it holds: the tar is read instead
+    except Exception:  # as above; the tar is read instead
         return None
 
 
