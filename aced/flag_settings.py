@@ -7,6 +7,8 @@ from absl import flags
 
 from aced.config import ConfigError
 
+flags.disclaim_key_flags()  # those defined here are the command's, whose --help lists them
+
 T = TypeVar("T")
 
 
@@ -28,10 +30,7 @@ def check_choices(config: Any) -> None:
 
 
 def define(cls: type) -> None:
-    """Defines a flag for each field of `cls`; a field that is a tuple may be given repeatedly.
-
-    They are the command's: its `--help` lists them.
-    """
+    """Defines a flag for each field of `cls`; a field that is a tuple may be given repeatedly."""
     kinds = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
@@ -46,7 +45,6 @@ def define(cls: type) -> None:
         if isinstance(default, tuple):
             default = list(default) or None
         kinds[type(field.default)](field.name, default, text)
-        flags.declare_key_flag(field.name)  # --help shows those of the module that it belongs to
 
 
 def read(cls: type[T]) -> T:

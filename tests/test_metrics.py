@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
 from aced import jsonl, metrics
@@ -175,6 +176,8 @@ def bucket(monkeypatch):
             return super()._open(path, mode, **settings)
 
     monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda name: Store())
+    # TensorBoard's files go by another library, which would look for Google.
+    monkeypatch.setattr(record_writer, "GCS_ENABLED", False)
     return writes
 
 

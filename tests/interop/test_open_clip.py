@@ -11,7 +11,6 @@ import foreign
 import numpy as np
 import ours
 import pytest
-import safetensors.torch
 
 from aced.data import decode, transforms
 from aced.interop import open_clip, open_clip_write, timm_names, tokenizer_write
@@ -65,7 +64,9 @@ def source(kind):
     custom = settings.pop("custom_text", False)
     model = (library.CustomTextCLIP if custom else library.CLIP)(**settings)
     foreign.randomize(model)
-    safetensors.torch.save_file(model.state_dict(), folder / open_clip.WEIGHTS)
+    pytest.importorskip("safetensors.torch").save_file(
+        model.state_dict(), folder / open_clip.WEIGHTS
+    )
     return folder, model
 
 
