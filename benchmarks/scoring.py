@@ -25,7 +25,6 @@ what is left without the learner, by easy_reference.
 import csv
 import dataclasses
 import functools
-import json
 import time
 
 import jax
@@ -90,7 +89,7 @@ class Run:
     """The learner and the reference of a finished run, and the data that it learns from."""
 
     def __init__(self, workdir: str):
-        self.settings = json.loads((epath.Path(workdir) / record.FILE).read_text())
+        self.settings, _ = record.read(epath.Path(workdir))
         checkpoints = {"": workdir}
         checkpoints["reference/"] = self.settings["method"]["reference"]["checkpoint"]
         self.models = {}

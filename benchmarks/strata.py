@@ -25,7 +25,6 @@ the picks. The table is written after every super-batch, so that it may be stopp
 import csv
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +68,7 @@ class Run:
     """The learner and the reference of a finished run, and the data that it learns from."""
 
     def __init__(self, workdir: str):
-        settings = json.loads((epath.Path(workdir) / record.FILE).read_text())
+        settings, _ = record.read(epath.Path(workdir))
         self.data = from_config(DataConfig, settings["data"])
         self.seed = settings["seed"]
         reference = settings["method"]["reference"]["checkpoint"]
