@@ -15,7 +15,8 @@ from jaxtyping import PyTree
 
 from aced import durations, methods, optimizer, schedules, state
 from aced.config import ConfigError
-from aced.data.streams import OPTIONAL_FIELDS, Stream
+from aced.data.reader import OPTIONAL_FIELDS
+from aced.data.streams import Stream
 from aced.models.kinds import ModelConfig, kind_of
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
@@ -45,7 +46,7 @@ class Program:
     def batch(self, fields: Iterable[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of all arrays of a step, with the optional `fields` that the source has."""
         place = meshes.by_example(self.mesh)
-        added = {name: ((), OPTIONAL_FIELDS[name]) for name in fields}
+        added = {name: ((), OPTIONAL_FIELDS[name].dtype) for name in fields}
         return {
             f"{prefix}{name}": jax.ShapeDtypeStruct((stream.rows, *shape), dtype, sharding=place)
             for prefix, stream in self.streams.items()

@@ -34,7 +34,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -44,7 +44,7 @@ from PIL import Image
 
 from aced.data import pipeline, records
 from aced.data.decode import MAX_PIXELS, decode
-from aced.data.pictures import Look, see
+from aced.data.pictures import Look, Viewer
 from aced.data.sources import ArrayRecordConfig, DataConfig, open_source
 from aced.data.thumbnails import make_thumbnail
 from aced.data.tokenizers import TokenizerConfig
@@ -105,18 +105,21 @@ def simplejpeg_area(data: bytes, resolution: int) -> np.ndarray:
     return cv2.resize(pixels, (resolution, resolution), interpolation=cv2.INTER_AREA)
 
 
-def ours(data: bytes, resolution: int, decoder: str = "exact") -> np.ndarray:
-    """As `train_batches` does."""
-    return see({"image": data}, [Look(resolution, ResizeConfig())], decoder, MAX_PIXELS)[0]
+def ours(resolution: int, decoder: str) -> Callable[[bytes], np.ndarray]:
+    """As a reader of `train_batches` does."""
+    view = Viewer([Look(resolution, ResizeConfig())], decoder, MAX_PIXELS)
+    return lambda data: view({"image": data})[0]
 
 
-WAYS = {
-    "pillow crop": pillow_crop,
-    "opencv cubic": opencv_cubic,
-    "simplejpeg area": simplejpeg_area,
-    "exact": ours,
-    "fast": lambda data, resolution: ours(data, resolution, "fast"),
-}
+def ways(resolution: int) -> dict[str, Callable[[bytes], np.ndarray]]:
+    """By name, from the bytes to the pixels."""
+    return {
+        "pillow crop": lambda data: pillow_crop(data, resolution),
+        "opencv cubic": lambda data: opencv_cubic(data, resolution),
+        "simplejpeg area": lambda data: simplejpeg_area(data, resolution),
+        "exact": ours(resolution, "exact"),
+        "fast": ours(resolution, "fast"),
+    }
 
 
 def decoding(rounds: int) -> list[dict]:
@@ -124,16 +127,16 @@ def decoding(rounds: int) -> list[dict]:
     rows = []
     for side, resolution in SIZES:
         pictures = [draw(side, seed) for seed in range(PICTURES)]
-        work = {name: (way, pictures) for name, way in WAYS.items()}
+        work = {name: (way, pictures) for name, way in ways(resolution).items()}
         if 2 * resolution < side:
             small = [make_thumbnail(decode(picture), resolution) for picture in pictures]
-            work["thumbnail"] = WAYS["fast"], small
+            work["thumbnail"] = ours(resolution, "fast"), small
         times = {name: [] for name in work}
         for _ in range(rounds):
             for name, (way, inputs) in work.items():
                 start = time.thread_time()
                 for data in inputs:
-                    way(data, resolution)
+                    way(data)
                 times[name].append(time.thread_time() - start)
         for name, (_, inputs) in work.items():
             rows.append(

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
@@ -74,4 +73,4 @@ def complete_batches(
             reasons=tuple(row["reason"] for row in rows),
         )
 
-    return Batches(grain.MapDataset.range(count).map(row), batch_size, stack, config)
+    return Batches(row, range(count), batch_size, stack, config)

@@ -1,15 +1,17 @@
 """What a JPEG says about itself before its pixels, ten times faster than by opening it."""
 
-import dataclasses
+import struct
+from typing import NamedTuple
 
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive; the rest is rare
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive; the rest is rare
 _SCAN = 0xDA
 _NOTE = 0xE1  # APP1: EXIF or XMP
-_ALONE = (0x01, 0xFF, *range(0xD0, 0xDA))  # markers without a segment, and padding
+_ALONE = frozenset((0x01, 0xFF, *range(0xD0, 0xDA)))  # markers without a segment, and padding
+_segment = struct.Struct(">BBH").unpack_from  # 0xFF, the marker, the segment's length
+_frame = struct.Struct(">BHHB").unpack_from  # bits, height, width, components
 
 
-@dataclasses.dataclass(frozen=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """Of a JPEG of 8 bits, in grey or in colours that libjpeg-turbo turns to RGB."""
 
     width: int  # as stored
@@ -22,20 +24,21 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
     if data[:3] != b"\xff\xd8\xff":
         return None
     frame, has_note, position = None, False, 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker in _ALONE:
+    end = len(data) - 3
+    while position < end:
+        prefix, marker, length = _segment(data, position)
+        if prefix != 0xFF or marker in _ALONE:
             return None
         if marker == _SCAN:
             return frame and JpegHeader(*frame, has_note)
         if marker in _FRAMES:
-            fields = data[position + 4 : position + 10]
-            if frame is not None or len(fields) < 6 or fields[0] != 8 or fields[5] not in (1, 3):
+            if frame is not None or position + 10 > len(data):
                 return None
-            height, width = fields[1] << 8 | fields[2], fields[3] << 8 | fields[4]
-            if not height or not width:
+            bits, height, width, components = _frame(data, position + 4)
+            if bits != 8 or components not in (1, 3) or not height or not width:
                 return None
             frame = width, height
-        has_note |= marker == _NOTE
-        position += 2 + (data[position + 2] << 8 | data[position + 3])
+        elif marker == _NOTE:
+            has_note = True
+        position += 2 + length
     return None

@@ -6,6 +6,7 @@ there is no iterator state to save, and the rows do not depend on the number of 
 
 import dataclasses
 import functools
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from aced.data.transforms import ResizeConfig
 from aced.embedding_cache.reader import Cache
 
 Batch = dict[str, np.ndarray]
+
+_AT_ONCE = 8  # rows at most that one thread makes before it hands them over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +55,36 @@ class View:
 
 
 class Batches(Iterator[Any]):
-    """What `stack` makes of rows. Threads stop with `close()` or at the end of a `with` block."""
+    """What `stack` makes of `batch_size` rows, for one batch after the other.
+
+    Threads stop with `close()` or at the end of a `with` block.
+    """
 
     def __init__(
-        self, rows: grain.MapDataset, batch_size: int, stack: Callable, config: DataConfig
+        self,
+        row: Callable[[int], Row],
+        numbers: range,
+        batch_size: int,
+        stack: Callable[[Sequence[Row]], Any],
+        config: DataConfig,
     ):
+        """Makes `row(k)` of each k of `numbers` in turn.
+
+        A thread makes a few at once, since each hand-over between threads takes Python's lock and
+        wakes somebody up: with single rows, a second thread brought 1.7 times as much, not 1.8.
+        """
+        size = max(size for size in range(1, _AT_ONCE + 1) if batch_size % size == 0)
+
+        def some(i: int) -> list[Row]:
+            return [row(k) for k in numbers[i * size : (i + 1) * size]]
+
+        def stack_all(parts: Sequence[list[Row]]) -> Any:
+            return stack(list(itertools.chain.from_iterable(parts)))
+
         threads = config.num_threads
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
-        batches = rows.to_iter_dataset(options).batch(batch_size, batch_fn=stack)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        parts = grain.MapDataset.range(len(numbers) // size).map(some)
+        batches = parts.to_iter_dataset(options).batch(batch_size // size, batch_fn=stack_all)
         if threads and config.prefetch:
             batches = grain.experimental.ThreadPrefetchIterDataset(
                 batches, prefetch_buffer_size=config.prefetch
@@ -171,8 +196,8 @@ def train_batches(
             batch |= {f"{prefix}{name}": z for name, z in found.items()}
         return batch
 
-    examples = grain.MapDataset.range(start_step * len(rows), sys.maxsize).map(row)
-    return Batches(examples, len(rows), stack, config)
+    numbers = range(start_step * len(rows), sys.maxsize)
+    return Batches(row, numbers, len(rows), stack, config)
 
 
 def eval_batches(
@@ -236,8 +261,8 @@ def eval_batches(
         row = {"text": texts[0], "texts": texts, "texts_mask": mask, "mask": np.bool_(usable)}
         return dict(zip(names, images, strict=True)) | row | fields
 
-    examples = grain.MapDataset.range(-(-count // batch_size) * len(rows)).map(row)
-    return Batches(examples, len(rows), _stack, config)
+    numbers = range(-(-count // batch_size) * len(rows))
+    return Batches(row, numbers, len(rows), _stack, config)
 
 
 def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:

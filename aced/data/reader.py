@@ -4,17 +4,21 @@ import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aced.data.decode import DecodeError
 from aced.data.filters import FilterConfig
-from aced.data.pictures import Cut, Look, see
+from aced.data.pictures import Cut, Look, Viewer
 from aced.data.records import RecordError, Source
 from aced.data.sources import DataConfig, check_size
 
 Row = dict[str, np.ndarray | np.generic]  # one example of a batch
+
+# What a source may add to a batch, each with what stands there for an absent one. Selection's
+# metrics read `is_noisy`, and `source`, the number of the member of a mixture.
+OPTIONAL_FIELDS = {"label": np.int32(-1), "is_noisy": np.bool_(False), "source": np.int32(-1)}
 
 
 class InputError(RuntimeError):
@@ -57,8 +61,7 @@ class InputCounters:
             self.filtered[reason] += 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """A record that was read and decoded."""
 
     index: int
@@ -69,12 +72,11 @@ class Example:
 
     def fields(self, known: Sequence[str]) -> Row:
         """`id` and the `known` ones of the optional fields."""
-        optional = {
-            "label": np.int32(self.record.get("label", -1)),
-            "is_noisy": np.bool_(self.record.get("is_noisy", False)),
-            "source": np.int32(self.record.get("source", -1)),
-        }
-        return {"id": np.int32(self.index)} | {name: optional[name] for name in known}
+        row: Row = {"id": np.int32(self.index)}
+        for name in known:
+            absent = OPTIONAL_FIELDS[name]
+            row[name] = type(absent)(self.record.get(name, absent))
+        return row
 
 
 class Reader:
@@ -94,7 +96,8 @@ class Reader:
         """
         check_size(source)
         self._source, self._config, self._counters = source, config, counters
-        self._looks, self._missing = looks, missing
+        self._view = Viewer(looks, config.decode, config.max_pixels, config.thumbnails)
+        self._missing = missing
         self._spans = [(0, len(source), source.name)]
         if parts := getattr(source, "parts", None):
             self._spans = [(part.start, part.end, part.name) for part in parts]
@@ -149,9 +152,7 @@ class Reader:
             if left_out:
                 self._counters.filter(left_out)
                 return Filtered(left_out)
-            images = see(
-                record, self._looks, config.decode, config.max_pixels, config.thumbnails, cut
-            )
+            images = self._view(record, cut)
             lost = next((known[index] for known in self._missing if index in known), None)
             if lost is None and (texts or not need_caption):
                 return Example(index, images, texts, record, captions)
@@ -179,5 +180,4 @@ def known_fields(source: Source, config: DataConfig) -> tuple[str, ...]:
     reader = Reader(source, config, InputCounters(), [])
     starts = [part.start for part in getattr(source, "parts", ())] or [0]
     firsts = [reader.read_from(start, need_caption=False).record for start in starts]
-    names = ("label", "is_noisy", "source")
-    return tuple(name for name in names if all(name in record for record in firsts))
+    return tuple(name for name in OPTIONAL_FIELDS if all(name in record for record in firsts))

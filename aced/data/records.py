@@ -23,7 +23,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, NoReturn, Protocol, SupportsIndex, runtime_checkable
 
 import msgpack
 from array_record.python import array_record_module
@@ -137,28 +137,43 @@ def decode(record: bytes) -> Example:
 
 
 def _check(fields: Any) -> None:
+    """Raises ValueError for what is no record. Runs for every example that is read."""
     if type(fields) is not dict:
         raise ValueError(f"a record must be a map, got {type(fields).__name__}")
-    if missing := sorted(_REQUIRED.keys() - fields.keys()):
-        raise ValueError(f"no field {missing[0]!r}")
-    if unknown := [name for name in fields if name not in _TYPES]:
-        raise ValueError(f"unknown field {unknown[0]!r}")
+    if not fields.keys() >= _REQUIRED.keys():
+        raise ValueError(f"no field {min(_REQUIRED.keys() - fields.keys())!r}")
     for name, value in fields.items():
-        if type(value) is not _TYPES[name]:
-            found = type(value).__name__
-            raise ValueError(f"field {name!r} must be {_TYPES[name].__name__}, got {found}")
+        if type(value) is not _TYPES.get(name):
+            _refuse_type(name, value)
     for name, digest in _DIGESTS.items():
+        if name in fields:
+            size, least = len(fields[name]), 0 if name == "image" else 1
+            if not least <= size <= MAX_IMAGE_BYTES:
+                raise ValueError(f"{name!r} has {size} bytes; {least} to {MAX_IMAGE_BYTES} can be")
         if (name in fields) != (digest in fields):
             raise ValueError(f"of {name!r} and {digest!r} there is only one")
-        size, least = len(fields.get(name, b".")), 0 if name == "image" else 1
-        if not least <= size <= MAX_IMAGE_BYTES:
-            raise ValueError(f"{name!r} has {size} bytes; {least} to {MAX_IMAGE_BYTES} can be")
-    for name in fields.keys() & _DIGESTS.values():
-        if len(fields[name]) != 32:
-            raise ValueError(f"{name!r} has {len(fields[name])} bytes instead of 32")
-    texts, extra = fields["texts"], fields.get("extra", {})
-    if not 0 < len(texts) <= MAX_ITEMS or any(type(text) is not str for text in texts):
+        if digest in fields and len(fields[digest]) != 32:
+            raise ValueError(f"{digest!r} has {len(fields[digest])} bytes instead of 32")
+    texts, key = fields["texts"], fields["key"]
+    if not 0 < len(texts) <= MAX_ITEMS or not all(type(text) is str for text in texts):
         raise ValueError(f"'texts' must be 1 to {MAX_ITEMS} strings")
+    if not key or key.startswith("/") or ".." in key.split("/"):
+        raise ValueError(f"key {key!r} is not a path inside a folder")
+    _check_lengths((key, *texts))
+    if "extra" in fields:
+        _check_extra(fields["extra"])
+    if not -(1 << 31) <= fields.get("label", 0) < 1 << 31:
+        raise ValueError(f"label {fields['label']} does not fit 32 bits")
+
+
+def _refuse_type(name: Any, value: Any) -> NoReturn:
+    if name not in _TYPES:
+        raise ValueError(f"unknown field {name!r}")
+    found = type(value).__name__
+    raise ValueError(f"field {name!r} must be {_TYPES[name].__name__}, got {found}")
+
+
+def _check_extra(extra: Mapping[Any, Any]) -> None:
     if len(extra) > MAX_ITEMS:
         raise ValueError(f"'extra' has {len(extra)} entries; {MAX_ITEMS} are allowed")
     for name, value in extra.items():
@@ -166,14 +181,13 @@ def _check(fields: Any) -> None:
             raise ValueError(f"'extra' maps strings to scalars, got {name!r}: {value!r}")
         if type(value) is int and not -(1 << 63) <= value < 1 << 63:
             raise ValueError(f"extra[{name!r}] = {value} does not fit 64 bits")
-    key = fields["key"]
-    if not key or key.startswith("/") or ".." in key.split("/"):
-        raise ValueError(f"key {key!r} is not a path inside a folder")
-    for text in (key, *texts, *extra, *extra.values()):
-        if isinstance(text, str) and len(text.encode()) > MAX_STRING_BYTES:
+    _check_lengths((*extra, *(value for value in extra.values() if type(value) is str)))
+
+
+def _check_lengths(texts: Iterable[str]) -> None:
+    for text in texts:
+        if len(text.encode()) > MAX_STRING_BYTES:
             raise ValueError(f"a text of more than {MAX_STRING_BYTES} bytes")
-    if not -(1 << 31) <= fields.get("label", 0) < 1 << 31:
-        raise ValueError(f"label {fields['label']} does not fit 32 bits")
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:

@@ -9,15 +9,11 @@ import numpy as np
 
 from aced.config import ConfigError
 from aced.data.pipeline import Batch, Batches, View
-from aced.data.reader import known_fields
+from aced.data.reader import OPTIONAL_FIELDS, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
 
 Shape = tuple[tuple[int, ...], Any]
-
-# What a source may add to a batch; selection's metrics read `is_noisy`, and `source`, the number of
-# the member of a mixture.
-OPTIONAL_FIELDS = {"label": jnp.int32, "is_noisy": jnp.bool_, "source": jnp.int32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Stream:
     def shapes(self) -> dict[str, Shape]:
         """Shape and type of a row of each array, without what the source may add."""
         shapes: dict[str, Shape] = {"id": ((), jnp.int32)}
-        shapes |= {name: ((), OPTIONAL_FIELDS[name]) for name in self.needs}
+        shapes |= {name: ((), OPTIONAL_FIELDS[name].dtype) for name in self.needs}
         own = self.views.get("")
         for prefix, view in self.views.items():
             if not prefix or view.look != own.look:

@@ -122,6 +122,16 @@ def test_scaled_jpegs_are_averages(side):
     assert np.abs(out[..., 0] - expected).mean() < 0.4
 
 
+@pytest.mark.parametrize("quality", [75, 90, 95])
+def test_colours_at_half_the_size_are_nearly_the_accurate_ones(quality):
+    data = encode(smooth(64, 96), "JPEG", quality=quality)
+    accurate = simplejpeg.decode_jpeg(data, min_height=32, min_width=48).astype(int)
+    difference = decode(data, at_least=32) - accurate
+    assert np.abs(difference).max() <= 4
+    assert 0 < np.abs(difference).mean() < 1
+    assert np.abs(difference.mean((0, 1))).max() < 1
+
+
 def test_scaled_jpegs_are_the_smallest_that_do():
     data = encode(smooth(101, 163), "JPEG")
     for at_least in range(1, 120):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from aced.data.decode import Picture
 from aced.data.fast_resize import resize_fast
-from aced.data.pictures import Look, see
+from aced.data.pictures import Look, Viewer
 from aced.data.transforms import ResizeConfig, resize
 
 MODES = [
@@ -67,10 +67,12 @@ def test_the_difference_of_scaled_jpegs(config, resolution):
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=85)
     record, looks = {"image": out.getvalue()}, [Look(resolution, config)]
-    (exact,), (fast,) = (see(record, looks, how, 10**6) for how in ("exact", "fast"))
+    (exact,), (fast,) = (Viewer(looks, how, 10**6)(record) for how in ("exact", "fast"))
     difference = fast.astype(int) - exact
     assert np.abs(difference).mean() < (3.8 if config.interpolation == "bicubic" else 5.8)
-    assert abs(difference.mean()) < 0.3
+    # The fast DCT of the colours at half the size: less red and blue, more green.
+    assert abs(difference.mean()) < 0.5
+    assert np.abs(difference.mean((0, 1))).max() < 1.0
 
 
 @pytest.mark.parametrize("name", ["bicubic", "bilinear"])

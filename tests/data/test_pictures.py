@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from aced.data.decode import DecodeError, decode
-from aced.data.pictures import Look, see
+from aced.data.pictures import Look, Viewer
 from aced.data.pipeline import InputCounters, View, eval_batches, train_batches
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import TokenizerConfig
@@ -37,9 +37,9 @@ def grey(value, size=(32, 32)):
 @pytest.mark.parametrize("thumbnails", [False, True])
 def test_what_a_model_sees_does_not_depend_on_the_others(decoder, thumbnails):
     record = {"image": jpeg(160, 240), "thumbnail": jpeg(64, 96, seed=1)}
-    together = see(record, LOOKS, decoder, 10**6, thumbnails)
+    together = Viewer(LOOKS, decoder, 10**6, thumbnails)(record)
     for look, image in zip(LOOKS, together, strict=True):
-        (alone,) = see(record, [look], decoder, 10**6, thumbnails)
+        (alone,) = Viewer([look], decoder, 10**6, thumbnails)(record)
         np.testing.assert_array_equal(image, alone)
         assert image.shape == (look[0], look[0], 3)
 
@@ -48,13 +48,13 @@ def test_exact_is_in_full_and_by_pillow():
     data = jpeg(160, 240)
     with Image.open(io.BytesIO(data)) as picture:
         expected = np.asarray(picture.resize((24, 24), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(see({"image": data}, LOOKS[:1], "exact", 10**6)[0], expected)
+    np.testing.assert_array_equal(Viewer(LOOKS[:1], "exact", 10**6)({"image": data})[0], expected)
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=str)
 def test_fast_is_nearly_exact(look):
     record = {"image": jpeg(320, 480)}
-    (exact,), (fast,) = (see(record, [look], how, 10**6) for how in ("exact", "fast"))
+    (exact,), (fast,) = (Viewer([look], how, 10**6)(record) for how in ("exact", "fast"))
     assert 0 < np.abs(exact.astype(int) - fast).mean() < 3
 
 
@@ -62,7 +62,7 @@ def test_arrays_are_resized_exactly():
     image = decode(jpeg(80, 120))
     for decoder in ("exact", "fast"):
         np.testing.assert_array_equal(
-            see({"image": image}, LOOKS[:1], decoder, 10)[0], resize(image, *LOOKS[0][:2])
+            Viewer(LOOKS[:1], decoder, 10)({"image": image})[0], resize(image, *LOOKS[0][:2])
         )
 
 
@@ -70,22 +70,22 @@ def test_arrays_are_resized_exactly():
 def test_thumbnails_are_for_those_who_need_no_more(decoder):
     record = {"image": grey(200, (300, 200)), "thumbnail": grey(50, (48, 32))}
     looks = [Look(16, ResizeConfig()), Look(32, ResizeConfig("crop")), Look(33, ResizeConfig())]
-    means = [round(image.mean()) for image in see(record, looks, decoder, 10**6, True)]
+    means = [round(image.mean()) for image in Viewer(looks, decoder, 10**6, True)(record)]
     assert means == [50, 50, 200]
-    means = [round(image.mean()) for image in see(record, looks, decoder, 10**6, False)]
+    means = [round(image.mean()) for image in Viewer(looks, decoder, 10**6, False)(record)]
     assert means == [200, 200, 200]
 
 
 def test_only_what_is_looked_at_is_decoded():
     looks = [Look(16, ResizeConfig())]
     good, bad = grey(50), grey(50)[:200]
-    assert see({"image": bad, "thumbnail": good}, looks, "exact", 10**6, True)[0].mean() == 50
-    assert see({"image": good, "thumbnail": bad}, looks, "exact", 10**6)[0].mean() == 50
-    assert see({"image": bad}, [], "exact", 10**6) == []
+    assert Viewer(looks, "exact", 10**6, True)({"image": bad, "thumbnail": good})[0].mean() == 50
+    assert Viewer(looks, "exact", 10**6)({"image": good, "thumbnail": bad})[0].mean() == 50
+    assert Viewer([], "exact", 10**6)({"image": bad}) == []
     with pytest.raises(DecodeError, match="the thumbnail: not a readable picture"):
-        see({"image": good, "thumbnail": b"junk"}, looks, "exact", 10**6, True)
+        Viewer(looks, "exact", 10**6, True)({"image": good, "thumbnail": b"junk"})
     with pytest.raises(DecodeError):
-        see({"image": good, "thumbnail": bad}, looks, "exact", 10**6, True)
+        Viewer(looks, "exact", 10**6, True)({"image": good, "thumbnail": bad})
 
 
 @pytest.mark.parametrize("decoder", ["exact", "fast"])
@@ -96,26 +96,26 @@ def test_looks_at_second_pictures(decoder, how):
     if how == "array":
         pictures["second"] = decode(second)
     looks = [look._replace(picture=name) for look in LOOKS for name in ("second", "image")]
-    for look, image in zip(looks, see(pictures, looks, decoder, 10**6), strict=True):
+    for look, image in zip(looks, Viewer(looks, decoder, 10**6)(pictures), strict=True):
         data = pictures[look.picture]
-        (alone,) = see({"image": data}, [look._replace(picture="image")], decoder, 10**6)
+        (alone,) = Viewer([look._replace(picture="image")], decoder, 10**6)({"image": data})
         np.testing.assert_array_equal(image, alone)
     # The thumbnail is of the first picture.
-    means = [round(image.mean()) for image in see(pictures, looks[:2], decoder, 10**6, True)]
+    means = [round(image.mean()) for image in Viewer(looks[:2], decoder, 10**6, True)(pictures)]
     assert means[1] == 9 != means[0]
     # The part of a cut is of each picture.
-    cut = see(pictures, looks[:2], decoder, 10**6, cut=lambda pixels: pixels[:16, :16])
+    cut = Viewer(looks[:2], decoder, 10**6)(pictures, lambda pixels: pixels[:16, :16])
     for look, image in zip(looks, cut, strict=False):
         data = pictures[look.picture]
         pixels = decode(data) if isinstance(data, bytes) else data
-        (alone,) = see({"image": pixels[:16, :16].copy()}, [looks[1]], "exact", 10**6)
+        (alone,) = Viewer([looks[1]], "exact", 10**6)({"image": pixels[:16, :16].copy()})
         assert np.abs(image.astype(int) - alone).mean() < (0.01 if decoder == "exact" else 12)
 
 
 def test_a_second_picture_that_is_not_there():
     record = {"image": grey(50)}
     with pytest.raises(DecodeError, match="no 'second' picture, which a model looks at"):
-        see(record, [LOOKS[0]._replace(picture="second")], "exact", 10**6)
+        Viewer([LOOKS[0]._replace(picture="second")], "exact", 10**6)(record)
 
 
 class Encoded:
@@ -148,7 +148,7 @@ def test_batches_hold_what_each_model_sees(decoder):
     assert not np.isin(batch["id"] % 5, 4).any()
     for k, index in enumerate(batch["id"]):
         for prefix, view in VIEWS.items():
-            expected = see(Encoded()[index], [view.look], decoder, 10**6)[0]
+            expected = Viewer([view.look], decoder, 10**6)(Encoded()[index])[0]
             np.testing.assert_array_equal(batch[f"{prefix}image"][k], expected)
 
 
@@ -167,5 +167,5 @@ def test_evaluation_is_always_exact_and_in_full():
     with eval_batches(Encoded(), view, batch_size=4, config=config) as batches:
         batch = next(batches)
     for k, index in enumerate(batch["id"]):
-        expected = see(Encoded()[index], [view.look], "exact", 10**6)[0]
+        expected = Viewer([view.look], "exact", 10**6)(Encoded()[index])[0]
         np.testing.assert_array_equal(batch["image"][k], expected)
