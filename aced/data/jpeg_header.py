@@ -7,6 +7,7 @@ _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive; t
 _SCAN = 0xDA
 _NOTE = 0xE1  # APP1: EXIF or XMP
 _ALONE = frozenset((0x01, 0xFF, *range(0xD0, 0xDA)))  # markers without a segment, and padding
+_TELLING = _FRAMES | _ALONE | {_SCAN, _NOTE}  # few of them: the others are skipped at once
 _segment = struct.Struct(">BBH").unpack_from  # 0xFF, the marker, the segment's length
 _frame = struct.Struct(">BHHB").unpack_from  # bits, height, width, components
 
@@ -27,18 +28,19 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
     end = len(data) - 3
     while position < end:
         prefix, marker, length = _segment(data, position)
-        if prefix != 0xFF or marker in _ALONE:
+        if prefix != 0xFF:
             return None
-        if marker == _SCAN:
-            return frame and JpegHeader(*frame, has_note)
-        if marker in _FRAMES:
-            if frame is not None or position + 10 > len(data):
+        if marker in _TELLING:
+            if marker == _SCAN:
+                return frame and JpegHeader(*frame, has_note)
+            if marker == _NOTE:
+                has_note = True
+            elif marker in _ALONE or frame is not None or position + 10 > len(data):
                 return None
-            bits, height, width, components = _frame(data, position + 4)
-            if bits != 8 or components not in (1, 3) or not height or not width:
-                return None
-            frame = width, height
-        elif marker == _NOTE:
-            has_note = True
+            else:
+                bits, height, width, components = _frame(data, position + 4)
+                if bits != 8 or components not in (1, 3) or not height or not width:
+                    return None
+                frame = width, height
         position += 2 + length
     return None

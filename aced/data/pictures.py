@@ -81,8 +81,8 @@ class Viewer:
                     seen[i] = resize(image, look.resolution, look.resize)
             elif self._thumbnails and name == "image" and (small := record.get("thumbnail")):
                 side = min(_thumbnail_size(small))
-                self._decode(small, [x for x in looks if x[1].resolution <= side], seen)
-                self._decode(image, [x for x in looks if x[1].resolution > side], seen)
+                self._decode(small, [item for item in looks if item[1].resolution <= side], seen)
+                self._decode(image, [item for item in looks if item[1].resolution > side], seen)
             else:
                 self._decode(image, looks, seen)
         return seen
