@@ -67,10 +67,10 @@ def run(
         raise ConfigError("The config has no evaluations; add some to config.evals.")
     item = CheckpointOf(checkpoint=wanted.model or workdir, which=wanted.which)
     folder = item.folder(os.path.expanduser(workdir))
+    model = trained_model(folder, type(settings.method.model))
     item = dataclasses.replace(
         item, checkpoint=folder, parameters=_parameters(folder, wanted.parameters)
     )
-    model = trained_model(folder, type(settings.method.model))
     kind_of(model).check_tokenizer(model, get_tokenizer(model.tokenizer))
     mesh = meshes.make_mesh(devices, settings.mesh)
     with jax.set_mesh(mesh):
@@ -88,8 +88,7 @@ def _parameters(folder: str, wanted: str) -> Literal["params", "ema"]:
         return wanted
     if model_folder.is_model_folder(folder):
         return "params"
-    file = epath.Path(folder) / record.FILE
-    settings = json.loads(file.read_text()) if file.exists() else {}
+    settings, _ = record.read(epath.Path(folder))
     return "ema" if settings.get("ema_decay", 0) > 0 else "params"
 
 

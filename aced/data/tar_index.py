@@ -64,18 +64,16 @@ def load(files: Sequence[File], cache_folder: str) -> TarIndex:
     file_name = f"INDEX-{_sha256(*names)[:8]}"
     beside = f"{storage.common_folder(paths)}/{file_name}"
     own = os.path.join(os.path.expanduser(cache_folder), f"{file_name}-{_sha256(*paths)[:8]}")
-    data, overtaken = None, False
-    while data is None:
-        before = _state(beside)
-        for place in (own, beside) if storage.is_remote(beside) else (beside, own):
-            if (index := _read(place, table, own)) is not None:
-                if overtaken:  # its maker cleared up before the last of ours was written
-                    _remove_parts(beside, own)
-                return index
-        try:
-            data = _build(files, table, (beside, own), before)
-        except _MadeElsewhereError:
-            overtaken = True
+    before = _state(beside)
+    for place in (own, beside) if storage.is_remote(beside) else (beside, own):
+        if (index := _read(place, table, own)) is not None:
+            return index
+    try:
+        data = _build(files, table, (beside, own), before)
+    except _MadeElsewhereError:
+        index = load(files, cache_folder)
+        _remove_parts(beside, own)  # its maker may have done so before the last of ours was written
+        return index
     for place in (beside, own):
         if _keep(place, data) and (index := _read(place, table, own)) is not None:
             _remove_parts(beside, own)

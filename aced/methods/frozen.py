@@ -1,7 +1,6 @@
 """Frozen models: the reference that selects and the teachers that are distilled from."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -176,7 +175,7 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
             "aced.main or at what python -m aced.convert wrote."
         )
     try:
-        model = json.loads(file.read_text())["method"]["model"]
+        model = record.read(file.parent)[0]["method"]["model"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} names no method.model; point .checkpoint at a workdir of aced.main."

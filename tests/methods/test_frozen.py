@@ -18,7 +18,8 @@ def write_run(folder, model=MODEL):
     """A config.json as the training loop writes it."""
     folder.mkdir()
     config = to_config(ContrastiveConfig(model=model))
-    text = json.dumps({"method": json.loads(config.to_json_best_effort())})
+    method = json.loads(config.to_json_best_effort())
+    text = json.dumps({"method": method, "data_fingerprint": "0", "model_fingerprints": {}})
     (folder / "config.json").write_text(text)
 
 
