@@ -20,9 +20,10 @@ does little. `part` is what is measured:
 
 Columns: `pixels`, the picture's side; `bytes`, its mean size encoded; `resolution`, the model's
 side; `processes`, and `threads` in each; `per_cpu_second`, pictures for each second of CPU time;
-`per_second`, of wall time, of all processes together (the best of the rounds, both; where other
-work runs, the latter says little); `records`, read so far, and `rss_mib`, the resident memory then.
-What does not apply is empty.
+`per_second`, of wall time, of all processes together (the best of the rounds, both); `ratio`, how
+many times as fast as "simplejpeg area", or as one thread of the pipeline, in the same round (the
+median of the rounds, which other work on the machine moves least); `records`, read so far, and
+`rss_mib`, the resident memory then. What does not apply is empty.
 """
 
 import csv
@@ -56,7 +57,7 @@ _RECORDS = flags.DEFINE_integer("records", 100_000, "Records read for the memory
 
 SIZES = ((512, 256), (256, 224), (512, 224), (768, 224), (512, 128))  # picture, model
 COLUMNS = ("part", "way", "pixels", "bytes", "resolution", "processes", "threads")
-COLUMNS += ("per_cpu_second", "per_second", "records", "rss_mib")
+COLUMNS += ("per_cpu_second", "per_second", "ratio", "records", "rss_mib")
 PICTURES = 12  # of each size
 SMALL = 96, 64  # picture and model of the memory's curve
 _PATIENCE = 300  # seconds, for a process that may have ended
@@ -138,11 +139,13 @@ def decoding(rounds: int) -> list[dict]:
                 for data in inputs:
                     way(data)
                 times[name].append(time.thread_time() - start)
+        base = np.array(times["simplejpeg area"])
         for name, (_, inputs) in work.items():
             rows.append(
                 {"part": "decode", "way": name, "pixels": side, "resolution": resolution}
                 | {"bytes": round(statistics.mean(map(len, inputs))), "processes": 1, "threads": 1}
                 | {"per_cpu_second": round(PICTURES / min(times[name]))}
+                | {"ratio": round(float(np.median(base / times[name])), 3)}
             )
     return rows
 
@@ -223,22 +226,25 @@ def piping(folder: pathlib.Path, rounds: int, count: int = 12) -> list[dict]:
     side, resolution = SIZES[0]
     pictures = [draw(side, seed) for seed in range(PICTURES)]
     prepare(folder, pictures, 6144)
-    best = {}
+    found: dict[tuple[str, int, int], list[np.ndarray]] = {}
     with Two() as two:
         for _ in range(max(1, rounds // 2)):
             for decoder in ("exact", "fast"):
                 for processes, threads in ((1, 1), (1, 2), (2, 1)):
                     measure = rates if processes == 1 else two.rates
                     new = measure(folder, resolution, decoder, threads, count)
-                    found = best.get((decoder, processes, threads), 0.0)
-                    best[decoder, processes, threads] = np.maximum(found, new)
-    size = round(statistics.mean(map(len, pictures)))
-    return [
-        {"part": "pipeline", "way": decoder, "pixels": side, "bytes": size}
-        | {"resolution": resolution, "processes": processes, "threads": threads}
-        | {"per_cpu_second": round(cpu), "per_second": round(wall)}
-        for (decoder, processes, threads), (cpu, wall) in best.items()
-    ]
+                    found.setdefault((decoder, processes, threads), []).append(new)
+    size, rows = round(statistics.mean(map(len, pictures))), []
+    for (decoder, processes, threads), values in found.items():
+        cpu, wall = np.max(values, axis=0)
+        ratios = np.array(values) / found[decoder, 1, 1]
+        rows.append(
+            {"part": "pipeline", "way": decoder, "pixels": side, "bytes": size}
+            | {"resolution": resolution, "processes": processes, "threads": threads}
+            | {"per_cpu_second": round(cpu), "per_second": round(wall)}
+            | {"ratio": round(float(np.median(ratios[:, 1])), 3)}
+        )
+    return rows
 
 
 def memory(folder: pathlib.Path, count: int) -> list[dict]:
