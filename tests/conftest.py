@@ -1,4 +1,4 @@
-"""Eight CPU devices stand in for a mesh; what is compiled once is not compiled again."""
+"""Eight CPU devices stand in for a mesh; processes of one device compile nothing twice."""
 
 import os
 import pathlib
@@ -16,4 +16,5 @@ os.environ["XLA_FLAGS"] = (
     f"{FAST_COMPILER} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # see `many_processes.environment`
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

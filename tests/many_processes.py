@@ -36,10 +36,16 @@ def free_port() -> int:
 
 
 def environment(devices: int, **changes: str | int) -> dict[str, str]:
-    """This process's, with so many CPU devices and no trace of a cluster."""
+    """This process's, with so many CPU devices and no trace of a cluster.
+
+    Programs for several devices are not taken from the compilation cache: XLA aborts where two of
+    them run one after the other, as a step and an evaluation do, since the devices wait for each
+    other in different ones.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACED_", "SLURM_", "OMPI_"))}
     kept["XLA_FLAGS"] = FAST_COMPILER  # instead of the devices of this process
     kept |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    kept["JAX_ENABLE_COMPILATION_CACHE"] = str(int(devices == 1))
     kept["PYTHONPATH"] = str(ROOT)
     return kept | {name: str(value) for name, value in changes.items()}
 
