@@ -90,21 +90,23 @@ class CoCaMacs(NamedTuple):
 
 def macs_coca(config: CoCaConfig, words: int | None = None) -> CoCaMacs:
     """MACs of CoCa, padding included. Masks save nothing, as what they hide is computed."""
-    text, d, q = config.text, config.text.dims.width, config.queries
-    words, n = words or min(config.tokenizer.length, text.length), config.image.tokens
+    text, d, n = config.text, config.text.dims.width, config.image.tokens
+    words = words or min(config.tokenizer.length, text.length)
+    # What the decoder reads, q tokens of e channels: the queries', or else the encoder's own.
+    q, e = (config.queries, d) if config.queries else (n, config.image.dims.width)
     unimodal = dataclasses.replace(text.dims, depth=text.unimodal)
     multimodal = dataclasses.replace(text.dims, depth=text.multimodal)
     # k and v of what is read; q is shared by the batch, so counted for none; scores; out.
     generative = 2 * n * config.image.dims.width * d + 2 * q * n * d + q * d * d
-    contrastive = 2 * q * d * d + 2 * q * d + d * d
+    contrastive = 2 * q * e * d + 2 * q * d + d * d
     head = 2 * words * d * d + 2 * words * d + d * d
     hidden, pooled = config.head_hidden, config.pictures * d
     classifier = pooled * hidden + (hidden or pooled) * config.classes
-    # k and v of what the image's queries have read; q and out of the words; scores.
-    cross = 2 * q * d * d + 2 * words * d * d + 2 * words * q * d
+    # k and v of what is read of the image; q and out of the words; scores.
+    cross = 2 * q * e * d + 2 * words * d * d + 2 * words * q * d
     return CoCaMacs(
         image=macs_image(config.image),
-        generative=generative,
+        generative=generative if config.queries else 0,
         contrastive=contrastive + d * (config.embed_dim or 0),
         unimodal=macs_blocks(unimodal, words + 2) + d * (config.embed_dim or 0),
         multimodal=macs_blocks(multimodal, words) + text.multimodal * cross,

@@ -11,7 +11,7 @@ from aced.config import ConfigError
 from aced.data import sources
 from aced.data.records import DatasetError
 from aced.embedding_cache import description
-from aced.methods.frozen import WORKDIR, FrozenConfig, holds_model
+from aced.methods.frozen import WORKDIR, FrozenConfig, UncachedConfig, holds_model
 from aced.parallel import mesh as meshes
 
 ASSUMED_DATA_SIZE = 10_000_000  # examples, for durations in epochs where there is no data set
@@ -83,7 +83,7 @@ def read(config: Any, workdir: str) -> Plan:
     return out
 
 
-def _frozen_model(out: Plan, name: str, workdir: str) -> FrozenConfig:
+def _frozen_model(out: Plan, name: str, workdir: str) -> FrozenConfig | UncachedConfig:
     """A frozen model with its architecture, without its run or its cache."""
     method = out.settings.method
     item, key = method.frozen[name], method.key_of(name)

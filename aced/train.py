@@ -7,7 +7,7 @@ else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -411,13 +411,16 @@ def _with_given_parts(
         return train_state
     item, names = given
     model, theirs = train_state.params["model"], load_model(item, None)
-    parts = {
-        name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), theirs[name], part)
-        for name, part in model.items()
-        if name in names
-    }
+    parts = {name: _taken(theirs[name], part) for name, part in model.items() if name in names}
     logging.info("%s of the model are those of %s.", ", ".join(parts), item.checkpoint)
     return _with_model(train_state, model | parts)
+
+
+def _taken(theirs: PyTree, ours: PyTree) -> PyTree:
+    """Their parameters under our names; what else they have, such as a pooling head, is left."""
+    if isinstance(ours, Mapping):
+        return {name: _taken(theirs[name], part) for name, part in ours.items()}
+    return jax.device_put(theirs, ours.sharding)
 
 
 def _with_model(train_state: state.TrainState, model: PyTree) -> state.TrainState:

@@ -57,10 +57,12 @@ def shrink_dime(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def shrink_coca(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigDict:
-    """`shrink` for CoCa and OPTIMA: a model to start from, or a teacher, is trained before the run.
+    """`shrink` for what has CoCa's decoder.
+
+    A model to start from, a teacher or an encoder is trained before the run.
 
     Args:
-        config: of the method `coca`, `coca_task` or `optima`.
+        config: of the method `coca`, `coca_task`, `optima` or `lit_decoder`.
         task: a name in `coca_tasks.TASKS`; the embedded task that stands for it is read.
     """
     embedded = coca_tasks.get(task).embedded
@@ -76,6 +78,8 @@ def shrink_coca(config: ml_collections.ConfigDict, task: str) -> ml_collections.
         first.method.model = method.model.copy_and_resolve_references()
         first.method.model.classes, first.method.model.pictures = 0, 1
         _add_first(config, "start", config.init, first)
+    if method.name == "lit_decoder":
+        _train_first(config, "encoder", method.encoder)
     if method.name == "optima":
         method.pull_steps = 1
         teacher = to_config(TrainConfig(method=CoCaTaskConfig(model=CoCaConfig(classes=2))))
@@ -153,7 +157,7 @@ def _shrink_model(model: ml_collections.ConfigDict) -> None:
 def _shrink_coca(model: ml_collections.ConfigDict, embedded: str, *, layers: int) -> None:
     model.image.resolution, model.image.patch, model.image.size = 32, 8, "mu"
     model.image.width = model.image.mlp = model.image.heads = None
-    model.image.depth, model.queries = layers, 8
+    model.image.depth, model.queries = layers, min(model.queries, 8)
     text = model.text
     text.size, text.width, text.mlp, text.heads = "mu", None, None, None
     text.unimodal = text.multimodal = layers

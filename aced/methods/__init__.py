@@ -8,6 +8,7 @@ from aced.methods.coca_task import CoCaTask, CoCaTaskConfig
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.dime import Dime, DimeConfig
+from aced.methods.lit_decoder import LitDecoder, LitDecoderConfig
 from aced.methods.method import MethodConfig
 from aced.methods.optima import Optima, OptimaConfig
 
@@ -17,6 +18,7 @@ METHODS = {
     "coca": (CoCaTrainConfig, CoCaTraining),
     "coca_task": (CoCaTaskConfig, CoCaTask),
     "optima": (OptimaConfig, Optima),
+    "lit_decoder": (LitDecoderConfig, LitDecoder),
 }
 
 

@@ -72,11 +72,7 @@ class FrozenConfig(CheckpointOf):
         """
         if self.cache:
             return self._resolve_cached(workdir, towers)
-        if not self.checkpoint:
-            return self
-        folder = self.folder(workdir)
-        model = as_trained(self.model, trained_model(folder, self.KIND), folder)
-        return dataclasses.replace(self, checkpoint=folder, model=model)
+        return _with_trained_model(self, workdir) if self.checkpoint else self
 
     def cache_folder(self, workdir: str) -> str:
         """The cache's folder, spelled out."""
@@ -129,24 +125,46 @@ class FrozenConfig(CheckpointOf):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class FrozenCoCaConfig(CheckpointOf):
-    """A trained CoCa: where its parameters are, and its architecture. It always runs."""
+class UncachedConfig(CheckpointOf):
+    """A trained model that always runs: what is read of it is too much to keep."""
 
-    model: CoCaConfig | None = None  # how it is computed; all else is as the run's config.json says
+    model: ModelConfig | None  # how it is computed; all else is as it was trained
 
-    cache: ClassVar[str] = ""  # what it gives to be distilled is too much to keep
+    cache: ClassVar[str] = ""
 
-    def resolve(self, workdir: str, towers: Sequence[str] = ()) -> "FrozenCoCaConfig":
+    def resolve(self, workdir: str, towers: Sequence[str] = ()) -> "UncachedConfig":
         """Returns the same with `checkpoint` spelled out, and `model` as it was trained.
 
         Raises:
             ConfigError: there is no run in `checkpoint`.
         """
         del towers
-        folder = self.folder(workdir)
-        model = as_trained(self.model, trained_model(folder, CoCaConfig), folder)
-        return dataclasses.replace(self, checkpoint=folder, model=model)
+        return _with_trained_model(self, workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenCoCaConfig(UncachedConfig):
+    """A trained CoCa: where its parameters are, and its architecture."""
+
+    model: CoCaConfig | None = None
+
+    KIND: ClassVar[type[ModelConfig]] = CoCaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(UncachedConfig):
+    """A trained two-tower model, of which the tokens of the image tower are read."""
+
+    model: TwoTowerConfig | None = None
+
+    KIND: ClassVar[type[ModelConfig]] = TwoTowerConfig
+
+
+def _with_trained_model(item: Any, workdir: str) -> Any:
+    """A frozen model's settings with its folder spelled out, and its model as it was trained."""
+    folder = item.folder(workdir)
+    model = as_trained(item.model, trained_model(folder, item.KIND), folder)
+    return dataclasses.replace(item, checkpoint=folder, model=model)
 
 
 def holds_model(folder: str) -> bool:

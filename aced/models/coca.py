@@ -38,7 +38,9 @@ class CoCaConfig:
 
     image: ImageConfig = ImageConfig(patch=18, resolution=288, pool="none")
     text: DecoderConfig = DecoderConfig()
-    queries: int = 256  # of the generative pooler: tokens of the image that the decoder reads
+    # Of the generative pooler: tokens of the image that the decoder reads. 0: there is no such
+    # pooler, and the decoder reads the encoder's own tokens (LiT-Decoder)
+    queries: int = 256
     pooler_heads: int | None = None  # of both poolers; None: the decoder's
     # Channels of both embeddings. None: the decoder's width, without projections (as the published
     # numbers of parameters have it). A number: a projection without bias on either side.
@@ -63,14 +65,15 @@ class CoCaConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     def __post_init__(self):
-        if self.image.architecture != "vit" or self.image.pool != "none":
+        if self.image.architecture != "vit" or self.image.pool not in ("none", "all"):
             raise ConfigError(
                 "CoCa pools all tokens of a vision transformer; set image.architecture = 'vit' and "
-                f"image.pool = 'none', not {self.image.architecture!r} and {self.image.pool!r}."
+                "image.pool = 'none' (or 'all', with a class token), not "
+                f"{self.image.architecture!r} and {self.image.pool!r}."
             )
         transformer.check_attention(self.attention, self.dtype)
-        if self.queries < 1:
-            raise ConfigError(f"queries must be at least 1, got {self.queries}.")
+        if self.queries < 0:
+            raise ConfigError(f"queries must be at least 0, got {self.queries}.")
         if self.pooler_heads is not None and (
             self.pooler_heads < 1 or self.text.dims.width % self.pooler_heads
         ):

@@ -97,7 +97,7 @@ class DecoderBlock(nn.Module):
         x: Float[Array, "n l d"],
         cache: Cache | None,
         mask: Bool[Array, "_ 1 l m"],
-        image: Float[Array, "b q d"] | None,
+        image: Float[Array, "b q e"] | None,
         at: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "n l d"], Cache | None]:
         """Returns the next layer's tokens and, given a cache, what this layer has to remember.
@@ -199,13 +199,13 @@ class Decoder(nn.Module):
             z = self.head(z)
         return x[:, :length], z.astype(jnp.float32)
 
-    def decode(self, tokens: Float[Array, "b l d"], image: Float[Array, "b q d"]) -> Words:
+    def decode(self, tokens: Float[Array, "b l d"], image: Float[Array, "b q e"]) -> Words:
         """Returns what the multimodal half makes of the unimodal half's tokens and the image."""
         x, _ = self.multimodal(tokens, None, _causal(tokens.shape[1]), image, None)
         return self._words(x)
 
     def begin(
-        self, image: Float[Array, "b q d"], length: int
+        self, image: Float[Array, "b q e"], length: int
     ) -> tuple[Float[Array, "b v"], dict[str, Cache]]:
         """Returns the logits of the first word, and the caches for texts of `length` words."""
         dims = self.config.dims

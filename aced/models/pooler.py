@@ -38,7 +38,7 @@ class Pooler(nn.Module):
 class Cascade(nn.Module):
     """The generative pooler, a layer norm, and the contrastive pooler on top of both."""
 
-    queries: int  # of the generative pooler
+    queries: int  # of the generative pooler; 0: without it, all tokens are read as they are
     width: int
     heads: int
     norm_eps: float
@@ -50,8 +50,10 @@ class Cascade(nn.Module):
         self, tokens: Float[Array, "b n e"]
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b z"]]:
         """Returns what the decoder reads of the image, and its embedding, not yet normalised."""
-        pooler = Pooler(self.queries, self.width, self.heads, self.compute, name="generative")
-        pooled = transformer.layer_norm(self.norm_eps, "norm")(pooler(tokens))
+        pooled = tokens
+        if self.queries:
+            pooler = Pooler(self.queries, self.width, self.heads, self.compute, name="generative")
+            pooled = transformer.layer_norm(self.norm_eps, "norm")(pooler(tokens))
         pooled = pooled.astype(self.compute.dtype)
         z = Pooler(1, self.width, self.heads, self.compute, name="contrastive")(pooled)[:, 0]
         if self.embed_dim is not None:

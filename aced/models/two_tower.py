@@ -52,9 +52,10 @@ class TwoTowerConfig:
             raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
         if self.init_scale <= 0:
             raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
-        if self.image.pool == "none":
+        if self.image.pool in ("none", "all"):
             raise ConfigError(
-                "image.pool = 'none' gives no embedding, which two towers need; choose a pooling."
+                f"image.pool = {self.image.pool!r} gives no embedding, which two towers need; "
+                "choose a pooling."
             )
 
     @property

@@ -26,8 +26,9 @@ class ImageConfig:
     patch: int = 16  # pixels a side
     resolution: int = 256  # pixels a side; what is left of the last whole patch is not looked at
     # "map": attention pooling (SigLIP); "cls": class token (CLIP); "gap": average of the tokens
-    # "none": all tokens come out, for those who pool them themselves (CoCa)
-    pool: Literal["map", "cls", "gap", "none"] = "map"
+    # For those who pool the tokens themselves (CoCa), all of them come out, "none": without a class
+    # token; "all": with one (of a CLIP)
+    pool: Literal["map", "cls", "gap", "none", "all"] = "map"
     position: Literal["learned", "sincos2d"] = "learned"  # sincos2d: fixed, no parameters
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6  # CLIP: 1e-5
@@ -101,9 +102,14 @@ class ImageConfig:
         return self.resolution // self.patch
 
     @property
+    def has_cls(self) -> bool:
+        """Whether a ViT has a class token, in front of the patches."""
+        return self.pool in ("cls", "all")
+
+    @property
     def tokens(self) -> int:
         """Length of the sequence that a ViT's blocks see."""
-        return self.grid**2 + (self.pool == "cls")
+        return self.grid**2 + self.has_cls
 
     def _check_it_is_a_vit(self) -> None:
         if self.architecture != "vit":
@@ -194,7 +200,7 @@ class ViT(nn.Module):
     def __call__(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
     ) -> Float[Array, "b *n d"]:
-        """Returns the float32 embeddings of `image`; of every token [b n d] if `pool` is "none".
+        """Returns the float32 embeddings of `image`; of every token [b n d] where none is pooled.
 
         Args:
             image: uint8 pixels, normalised here by the config's mean and std, or floats that are
@@ -234,7 +240,7 @@ class ViT(nn.Module):
             width, use_bias=config.patch_bias, dtype=self.compute.dtype, name="patch"
         )  # a 2-D kernel [patch*patch*3, width]: the strided convolution of ViT, as one product
         x = patch(read_pixels(image, config, config.patch))
-        if config.pool == "cls":
+        if config.has_cls:
             cls = self.param("cls", nn.initializers.zeros, (width,)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, width)), x], axis=1)
         return x + self._positions()

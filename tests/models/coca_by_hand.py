@@ -66,10 +66,11 @@ def coca(p, config, image, text):
     c, heads, eps = config.text, config.text.dims.heads, config.text.norm_eps
     pooler_heads = config.pooler_heads or heads
     tokens, image_hidden = image_tokens(p["image"], config.image, image)
-    poolers = p["pooler"]
-    pool = poolers["generative"]
-    pooled = attend(pool["attention"], pool["probe"], tokens, pooler_heads, everything)
-    pooled = norm(poolers["norm"], pooled, eps)
+    poolers, pooled = p["pooler"], tokens
+    if config.queries:
+        pool = poolers["generative"]
+        pooled = attend(pool["attention"], pool["probe"], tokens, pooler_heads, everything)
+        pooled = norm(poolers["norm"], pooled, eps)
     pool = poolers["contrastive"]
     zimg = attend(pool["attention"], pool["probe"], pooled, pooler_heads, everything)[0]
 

@@ -330,7 +330,7 @@ def test_config_round_trip():
     ("changes", "message"),
     [
         ({"image": ImageConfig()}, "image.pool = 'none', not 'vit' and 'map'"),
-        ({"queries": 0}, "queries must be at least 1"),
+        ({"queries": -1}, "queries must be at least 0"),
         ({"pooler_heads": 3}, "pooler_heads = 3 must be a divisor .* 32"),
         ({"embed_dim": 0}, "embed_dim must be None or at least 1"),
         ({"init_scale": 0.0}, "init_scale must be positive"),

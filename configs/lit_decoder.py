@@ -1,0 +1,48 @@
+"""LiT-Decoder: what a small decoder can say of what a frozen image encoder sees (arXiv 2411.18674).
+
+Command:  python -m aced.main --config=configs/lit_decoder.py:task=coco_caption \\
+              --workdir=gs://BUCKET/lit_f1 --config.data.array_record.path=/data/coco_caption \\
+              --config.method.encoder.checkpoint=gs://BUCKET/aced_f1
+          The encoder is a run's workdir, or what python -m aced.convert wrote. Tasks:
+          coco_caption, vqa, snli_ve, nlvr2.
+Hardware: 16 TPU v5e chips (assumed).
+Cost:     1.58e17 FLOPs, 0.444 v5e chip-hours at 50 % MFU (assumed).
+          Both are derived, from aced/flops.py.
+Expect:   no number: the paper's are of decoders whose size could not be read.
+
+From the paper: the encoder stays as it is, a small autoregressive decoder reads it by
+cross-attention, and CIDEr of captions and accuracy of answers measure it. Assumed: everything else.
+A decoder of width 384 with 1 + 5 layers and CLIP's vocabulary; AdamW, learning rate 1e-3, no weight
+decay; steps and batch of CoCa's fine-tuning; answers by CoCa's head. Until there is an encoder, its
+size is ACED-F1's. Arguments: `task`, `tiny`.
+"""
+
+import ml_collections
+
+from aced.config import parse_arg, to_config
+from aced.methods.lit_decoder import LitDecoderConfig, reading
+from aced.models import two_tower
+from aced.models.coca import CoCaConfig
+from aced.models.decoder import DecoderConfig
+from aced.train import TrainConfig
+from configs import coca_tasks, tiny
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    arg = parse_arg(arg, tiny=False, task="coco_caption")
+    config = to_config(TrainConfig())
+    task = coca_tasks.get(arg.task)
+    text = DecoderConfig(size="S", unimodal=1, multimodal=5, vocab_size=49_408)
+    encoder = two_tower.preset("ACED-F1", dtype="bfloat16")
+    model = reading(CoCaConfig(text=text, queries=0, **task.heads), encoder)
+    config.method = to_config(LitDecoderConfig(model=model, task=task.kind))
+    coca_tasks.apply(config, arg.task)
+    optimizer = config.optimizer
+    optimizer.name, optimizer.weight_decay, optimizer.lr_rules = "adamw", 0.0, ()
+    optimizer.schedule.peak = 1e-3
+    method = config.method
+    method.model.dtype, method.model.remat = "bfloat16", "full"
+    method.encoder.checkpoint = "/data/aced_f1"
+    # So that a slice can be checked before there is an encoder.
+    method.encoder.model = to_config(encoder)
+    return tiny.shrink_coca(config, arg.task) if arg.tiny else config
