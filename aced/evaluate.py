@@ -19,6 +19,7 @@ from aced import evaluators, flag_settings, program, record, train
 from aced import main as training
 from aced.config import ConfigError
 from aced.data.tokenizers import get_tokenizer
+from aced.evaluators import suites
 from aced.flag_settings import setting
 from aced.interop import model_folder
 from aced.methods.frozen import CheckpointOf, load_model, trained_model
@@ -50,6 +51,8 @@ def run(
 ) -> dict[str, float]:
     """Returns the numbers of all evaluations of `config`, as "<evaluation>/<number>".
 
+    And those of its suites.
+
     All processes make this call, with the same arguments.
 
     Args:
@@ -79,7 +82,7 @@ def run(
         for name, evaluation in settings.evals.items():
             values = evaluators.build(evaluation, model, mesh)(params)
             found |= {f"{name}/{key}": float(value) for key, value in values.items()}
-    return found
+    return found | suites.averages(found, settings.suites)
 
 
 def _parameters(folder: str, wanted: str) -> Literal["params", "ema"]:

@@ -40,6 +40,7 @@ from aced.data.skipped import SkippedRecords
 from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
 from aced.embedding_cache import fingerprint
+from aced.evaluators import suites
 from aced.methods.frozen import (
     CheckpointOf,
     check_same_model,
@@ -70,6 +71,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.0  # 0: no moving average of the parameters
     evals: dict[str, evaluators.EvalConfig] = dataclasses.field(default_factory=dict)
+    # Numbers of evaluations, EVALUATION/NUMBER, by the name of their average, suite/NAME
+    suites: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_steps: int = 50  # a line of metrics every so many steps
     picks_steps: int = 100  # a line of picks.jsonl (ids trained on) every so many; 0: none
@@ -93,13 +96,15 @@ class TrainConfig:
                 f"checkpoint.timeout_minutes = {self.checkpoint.timeout_minutes}, since saves are "
                 "waited for."
             )
+        suites.check(self.suites, tuple(self.evals))
+        averages = {f"{suites.PREFIX}/{name}" for name in self.suites}
         best = self.checkpoint.best_metric
-        if best is not None and best.partition("/")[0] not in self.evals:
+        if best is not None and best.partition("/")[0] not in self.evals and best not in averages:
             raise ConfigError(
                 f"checkpoint.best_metric = {best!r} is no number of an evaluation; set it to "
                 f"NAME/NUMBER, such as retrieval/mean_r1, with NAME one of {sorted(self.evals)}."
             )
-        taken = {"loss", "selection", "sources", "wall"} & set(self.evals)
+        taken = {"loss", "selection", "sources", "wall", suites.PREFIX} & set(self.evals)
         if taken:
             raise ConfigError(f"An evaluation may not be called {taken.pop()!r}; rename it.")
 
@@ -327,11 +332,13 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
             if settings.picks_steps and (step % settings.picks_steps == 0 or last):
                 writer.write_picks(step, np.asarray(out["picks"]))
             due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
+            found = {}
             for name in due:
                 with meter.paused():
                     values = run.evals[name][1](train_state.eval_params["model"])
                 watchdog.alive()
-                measured |= {f"{name}/{key}": value for key, value in values.items()}
+                found |= {f"{name}/{key}": value for key, value in values.items()}
+            measured |= found | suites.averages(found, settings.suites)
             if measured:
                 writer.write(step, measured)
                 line.show(step, measured)

@@ -77,6 +77,7 @@ def test_help_says_how_to_change_settings():
         ("prepare", ("images", "tars", "out", "val")),
         ("evaluate", ("config", "workdir", "model", "which", "json")),
         ("report", ("out", "pictures")),
+        ("suite", ("numbers", "name")),
         ("select_text", ("corpus", "teacher", "distributed", "out")),
     ],
 )

@@ -50,7 +50,9 @@ def settings(encoder, **changes):
 def random_params(encoder):
     shapes = jax.eval_shape(functools.partial(two_tower.init, encoder), jax.random.key(0))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), shapes)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), shapes
+    )
 
 
 @pytest.mark.parametrize("name", ENCODERS)

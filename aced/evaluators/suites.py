@@ -1,0 +1,94 @@
+"""Suites: evaluations whose average says more than each, and the choice of stable ones.
+
+StableEval (arXiv 2411.18674) asks which evaluations tell models apart, and not seeds: the same
+pretraining is repeated, the evaluations are sorted by how much they vary over the seeds, and of the
+sets that take the first k of this order the one is kept whose average varies least, the largest of
+these if there are several. The paper keeps 27 of 34, and does not name them.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float, Int
+
+from aced.config import ConfigError
+
+PREFIX = "suite"  # of the averages' names
+
+Suites = Mapping[str, Sequence[str]]  # numbers of evaluations, such as "retrieval/mean_r1"
+
+
+def check(suites: Suites, evaluations: Sequence[str]) -> None:
+    """Refuses suites of what is never measured.
+
+    Raises:
+        ConfigError: a suite is empty, has a number twice, or one of no evaluation.
+    """
+    for name, numbers in suites.items():
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ConfigError(f"suites.{name} must have some numbers, each once; got {numbers}.")
+        for number in numbers:
+            if number.rpartition("/")[0] not in evaluations:
+                raise ConfigError(
+                    f"suites.{name} has {number!r}, which is no number of an evaluation; write "
+                    f"EVALUATION/NUMBER, with one of {sorted(evaluations)}."
+                )
+
+
+def averages(found: Mapping[str, float], suites: Suites) -> dict[str, float]:
+    """The mean of each suite all of whose evaluations have just been made, as "suite/NAME".
+
+    Args:
+        found: numbers by name; those of evaluations that were not due are not there.
+        suites: numbers by the suite's name. One with a number that its evaluation does not give is
+            left out, with a warning: no run should end for that.
+    """
+    made = {name.rpartition("/")[0] for name in found}
+    out = {}
+    for name, numbers in suites.items():
+        if not made.issuperset(number.rpartition("/")[0] for number in numbers):
+            continue
+        if missing := [number for number in numbers if number not in found]:
+            logging.warning(
+                "suites.%s is left out: its evaluation does not give %r. There are: %s.",
+                *(name, missing[0], ", ".join(found)),
+            )
+            continue
+        out[f"{PREFIX}/{name}"] = float(np.mean([found[number] for number in numbers]))
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability:
+    """How much evaluations vary over seeds, and which are kept."""
+
+    order: Int[np.ndarray, " e"]  # of the evaluations, the one that varies least first
+    variance: Float[np.ndarray, " e"]  # of each over the seeds, in that order
+    spread: Float[np.ndarray, " e"]  # standard deviation of the average of the first k = 1, ..., e
+    kept: int  # k
+
+
+def stability(scores: Float[np.ndarray, "s e"]) -> Stability:
+    """The rule of StableEval.
+
+    Args:
+        scores: of each evaluation in each of s runs that differ in nothing but the seed; on one
+            scale, since they are averaged.
+
+    Raises:
+        ConfigError: there are fewer than two runs, or no evaluations.
+    """
+    scores = np.asarray(scores, np.float64)
+    if len(scores) < 2 or not scores.shape[1]:
+        raise ConfigError(
+            f"{len(scores)} runs with {scores.shape[1]} evaluations in common tell nothing about "
+            "how these vary; give at least two runs that differ in their seed."
+        )
+    variance = scores.var(axis=0, ddof=1)
+    order = np.argsort(variance, kind="stable")
+    means = np.cumsum(scores[:, order], axis=1) / np.arange(1, scores.shape[1] + 1)
+    spread = means.std(axis=0, ddof=1)
+    kept = int(np.flatnonzero(spread == spread.min())[-1]) + 1
+    return Stability(order, variance[order], spread, kept)

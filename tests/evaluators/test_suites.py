@@ -1,0 +1,136 @@
+"""Averages of evaluations, and which of them hardly vary over seeds."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from absl import logging as absl_logging
+
+from aced import evaluate, metrics, record, suite, train
+from aced.config import ConfigError
+from aced.evaluators import suites
+from aced.suite import SuiteConfig
+from configs import smoke
+from tests.test_main import aced
+
+
+def test_the_rule_by_hand():
+    """Three seeds of four evaluations; the sets are those of the first k by variance."""
+    scores = np.array([[0.50, 0.3, 0.2, 0.10], [0.52, 0.3, 0.4, 0.11], [0.51, 0.3, 0.9, 0.13]])
+    found = suites.stability(scores)
+    assert found.order.tolist() == [1, 0, 3, 2]
+    for k, column in enumerate([1, 0, 3, 2]):
+        values = scores[:, column].tolist()
+        mean = sum(values) / 3
+        assert found.variance[k] == pytest.approx(sum((x - mean) ** 2 for x in values) / 2)
+    for k in range(1, 5):
+        means = [sum(row[i] for i in [1, 0, 3, 2][:k]) / k for row in scores.tolist()]
+        mean = sum(means) / 3
+        spread = (sum((x - mean) ** 2 for x in means) / 2) ** 0.5
+        assert found.spread[k - 1] == pytest.approx(spread, abs=1e-12)
+    assert found.kept == 1  # nothing varies less than what does not vary
+
+
+def test_opposite_errors_are_worth_having_and_the_largest_set_wins():
+    up, down = np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.2, 0.1])
+    assert suites.stability(np.stack([up, down], axis=1)).kept == 2
+    constant = np.full((3, 4), 0.5)
+    assert suites.stability(constant).kept == 4
+    with pytest.raises(ConfigError, match="1 runs with 4 evaluations"):
+        suites.stability(constant[:1])
+    with pytest.raises(ConfigError, match="3 runs with 0 evaluations"):
+        suites.stability(constant[:, :0])
+
+
+def test_averages_of_what_was_made_just_now(monkeypatch):
+    chosen = {"all": ("a/top1", "b/mean_r1"), "a": ("a/top1", "a/top5")}
+    assert suites.averages({"a/top1": 0.2, "a/top5": 0.5, "b/mean_r1": 0.4}, chosen) == {
+        "suite/all": pytest.approx(0.3),
+        "suite/a": pytest.approx(0.35),
+    }
+    assert suites.averages({"b/mean_r1": 0.4, "loss": 1.0}, chosen) == {}
+    said = []
+    monkeypatch.setattr(absl_logging, "warning", lambda text, *args: said.append(text % args))
+    assert suites.averages({"a/top1": 0.2}, chosen) == {}
+    assert len(said) == 1
+    assert "suites.a is left out: its evaluation does not give 'a/top5'" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suites": {"x": ()}}, r"suites.x must have some numbers"),
+        ({"suites": {"x": ("retrieval/mean_r1",) * 2}}, r"each once"),
+        ({"suites": {"x": ("nope/top1",)}}, r"'nope/top1', which is no number of an evaluation"),
+        ({"checkpoint.best_metric": "suite/x"}, r"is no number of an evaluation"),
+        ({"suites": {"x": ("top1",)}}, r"EVALUATION/NUMBER"),
+    ],
+)
+def test_suites_of_what_is_never_measured(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        train.parse(config(**changes))
+
+
+def config(**changes):
+    out = smoke.get_config("tiny,method=iid")
+    out.update_from_flattened_dict(changes)
+    return out
+
+
+@pytest.fixture(scope="module", name="runs")
+def _runs(tmp_path_factory):
+    """Three seeds of a run that keeps the best checkpoint by a suite."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(3):
+        of_seed = config(seed=seed)
+        of_seed.suites = {"both": ("retrieval/mean_r1", "classes/top1")}
+        of_seed.checkpoint.best_metric, of_seed.checkpoint.keep_best = "suite/both", 1
+        last = train.run(of_seed, str(folder / f"seed{seed}"), devices=jax.devices()[:1])
+        both = (last["retrieval/mean_r1"] + last["classes/top1"]) / 2
+        assert last["suite/both"] == pytest.approx(both)
+    return folder
+
+
+def test_runs_and_evaluations_give_the_average(runs):
+    wanted = config(suites={"both": ("retrieval/mean_r1", "classes/top1")})
+    found = evaluate.run(wanted, evaluate.EvaluateConfig(which="best"), str(runs / "seed1"))
+    logged = metrics.last_values(runs / "seed1")
+    assert found["suite/both"] == pytest.approx(logged["suite/both"], abs=1e-6)
+
+
+def test_the_command_chooses_from_runs(runs):
+    folders = [str(runs / f"seed{seed}") for seed in range(3)]
+    done = aced(*folders, "--name=mine", command="suite")
+    assert done.returncode == 0, done.stderr
+    found = [metrics.last_values(folder) for folder in folders]
+    rows = re.findall(r"^(\S+/\S+) +([\d.]+) +([\d.]+) +([\d.]+)", done.stdout, re.MULTILINE)
+    assert {name for name, *_ in rows} == {"retrieval/mean_r1", "classes/top1"}
+    for name, mean, own, _ in rows:
+        values = [of_run[name] for of_run in found]
+        assert float(mean) == pytest.approx(np.mean(values), abs=1e-4)
+        assert float(own) == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+    line = done.stdout.strip().splitlines()[-1]
+    assert line.startswith("config.suites.mine = (")
+    train.parse(config(suites={"mine": eval(line.partition(" = ")[2])}))
+    regex = SuiteConfig(numbers="retrieval/.*_r1")
+    assert "classes" not in suite.choose(folders, regex)
+
+
+def test_what_is_not_another_seed_of_the_same_run(runs, tmp_path):
+    first, second = str(runs / "seed0"), str(runs / "seed1")
+    with pytest.raises(ConfigError, match="have the same seed, 0"):
+        suite.choose([first, second, first], SuiteConfig())
+    with pytest.raises(ConfigError, match="is not the workdir of a run"):
+        suite.choose([first, str(tmp_path)], SuiteConfig())
+    with pytest.raises(ConfigError, match="1 runs"):
+        suite.choose([first], SuiteConfig())
+    with pytest.raises(ConfigError, match=r"--numbers='\(' is no regex"):
+        SuiteConfig(numbers="(")
+    other = tmp_path / "other"
+    other.mkdir()
+    text = (runs / "seed1" / record.FILE).read_text()
+    (other / record.FILE).write_text(text.replace('"batch_size": 16', '"batch_size": 32'))
+    (other / metrics.FILE).write_text((runs / "seed1" / metrics.FILE).read_text())
+    with pytest.raises(ConfigError, match=r"in more than the seed: \S*batch_size is 32, not 16"):
+        suite.choose([first, str(other)], SuiteConfig())
