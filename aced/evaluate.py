@@ -91,7 +91,7 @@ def _parameters(folder: str, wanted: str) -> Literal["params", "ema"]:
         return wanted
     if model_folder.is_model_folder(folder):
         return "params"
-    settings, _ = record.read(epath.Path(folder))
+    settings = record.read(epath.Path(folder)).settings
     return "ema" if settings.get("ema_decay", 0) > 0 else "params"
 
 

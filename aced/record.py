@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -49,7 +49,7 @@ def check(
     # Runs of before there were any of these go on.
     differing = [key for key in differing if key in then or not key.startswith(f"{_MODELS}.")]
     lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
-    serious = [line for key, line in lines.items() if not _MAY_CHANGE.fullmatch(key)]
+    serious = [line for key, line in lines.items() if not may_change(key)]
     if serious:
         raise ConfigError(
             f"{folder} holds a run with other settings:\n" + "\n".join(serious[:10]) + "\n"
@@ -59,15 +59,29 @@ def check(
         logging.warning("%s goes on with other settings:\n%s", folder, "\n".join(lines.values()))
 
 
-def read(folder: epath.Path) -> tuple[dict[str, Any], str]:
-    """The settings that a run was started with, and the fingerprint of its data.
+class Record(NamedTuple):
+    """What a run was started with."""
+
+    settings: dict[str, Any]
+    data: str  # the fingerprint of its data
+    models: dict[str, str]  # of frozen models or their embeddings, by name
+
+
+def read(folder: epath.Path) -> Record:
+    """The record of the run in `folder`.
 
     Raises:
-        FileNotFoundError: no run has begun in `folder`.
+        FileNotFoundError: no run has begun there.
     """
     found = json.loads((folder / FILE).read_text())
-    found.pop(_MODELS, None)
-    return found, found.pop(_DATA)
+    models = found.pop(_MODELS, {})  # the first runs had none
+    data = found.pop(_DATA)
+    return Record(found, data, models)
+
+
+def may_change(key: str) -> bool:
+    """Whether a setting, by its path, changes neither what a step reads nor what is made of it."""
+    return bool(_MAY_CHANGE.fullmatch(key))
 
 
 def write(

@@ -83,7 +83,7 @@ def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:
     for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
         folder = epath.Path(name).expanduser()
         if (folder / record.FILE).exists() and (folder / metrics.FILE).exists():
-            found[name] = Run(folder, *record.read(folder), metrics.read(folder))
+            found[name] = Run(folder, *record.read(folder)[:2], metrics.read(folder))
         else:
             others.append(name)
     short = {name: name.rpartition("/")[2] for name in found}

@@ -1,25 +1,25 @@
 """Chooses stable evaluations from runs of several seeds: `python -m aced.suite runs/seed*`.
 
-Prints how much every evaluation varies over the runs, and the largest set whose average varies
-least, as a line for a config (StableEval, arXiv 2411.18674; see `aced.evaluators.suites`).
+Prints how much every evaluation varies over the runs, and how many of those that vary least have
+the steadiest average, as a line for a config (StableEval, arXiv 2411.18674; see
+`aced.evaluators.suites`). The runs differ in `--config.seed` and in nothing else.
 """
 
 import dataclasses
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from absl import app
 from etils import epath
+from jaxtyping import Float
 
 from aced import flag_settings, metrics, record, summary
 from aced.config import ConfigError, flatten
 from aced.evaluators import suites
 from aced.flag_settings import setting
-
-# In what runs of one pretraining may differ: the seed, and where things lie.
-_PLACES = re.compile(r"seed|(.*\.)?(checkpoint|cache|path|data_dir|cache_folder|out)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,58 +44,81 @@ def choose(folders: Sequence[str], config: SuiteConfig) -> str:
         config: what to choose from.
 
     Raises:
-        ConfigError: a folder is no run's, runs differ in more than the seed, or they have fewer
-            than two seeds or no number in common.
+        ConfigError: a folder is no run's, runs differ in more than the seed or are not at the same
+            step, there are fewer than two, or one lacks a number.
     """
+    if not folders:
+        raise ConfigError("No runs: give the workdirs of some that differ in their seed.")
     runs = [epath.Path(folder).expanduser() for folder in folders]
     for run in runs:
         if not (run / record.FILE).exists() or not (run / metrics.FILE).exists():
             raise ConfigError(f"{run} is not the workdir of a run.")
     _check_alike(runs)
     found = [metrics.last_values(run) for run in runs]
-    common = [name for name in (found[0] if found else ()) if all(name in x for x in found)]
-    names = _wanted(common, config.numbers)
+    names = _wanted(record.read(runs[0]).settings["evals"], found[0], config.numbers)
+    for run, values in zip(runs, found, strict=True):
+        if values["step"] != found[0]["step"]:
+            raise ConfigError(
+                f"{run} is at step {values['step']} and {runs[0]} at {found[0]['step']}; finish "
+                "both, since training changes numbers more than seeds do."
+            )
+        for name in names:
+            if not math.isfinite(values.get(name, math.nan)):
+                raise ConfigError(
+                    f"{run} has no finite {name}; leave it out by --numbers, or this run."
+                )
     scores = np.array([[values[name] for name in names] for values in found], np.float64)
-    result = suites.stability(scores.reshape(len(runs), len(names)))
+    return _table(names, scores, config.name)
+
+
+def _table(names: Sequence[str], scores: Float[np.ndarray, "s e"], name: str) -> str:
+    result = suites.stability(scores)
     means = scores.mean(axis=0)[result.order]
     ordered = [names[i] for i in result.order]
     width = max(map(len, ordered))
     lines = [f"{'evaluation':{width}}      mean  std of it  std of the average so far"]
-    for k, name in enumerate(ordered):
+    for k, number in enumerate(ordered):
         own, of_average = np.sqrt(result.variance[k]), result.spread[k]
         mark = "kept" if k < result.kept else ""
-        lines.append(f"{name:{width}}  {means[k]:8.4f}  {own:9.5f}  {of_average:9.5f}  {mark}")
+        lines.append(f"{number:{width}}  {means[k]:8.4f}  {own:9.5f}  {of_average:9.5f}  {mark}")
     kept = tuple(ordered[: result.kept])
-    lines += ["", f"{len(kept)} of {len(names)}, over {len(runs)} runs:", ""]
-    return "\n".join([*lines, f"config.suites.{config.name} = {kept!r}"])
+    lines += ["", f"{len(kept)} of {len(names)}, over {len(scores)} runs:", ""]
+    return "\n".join([*lines, f"config.suites.{name} = {kept!r}"])
 
 
-def _wanted(names: Sequence[str], regex: str) -> list[str]:
-    """Of the names of metrics those to choose from: by default the ones that are shares."""
-    if regex:
-        return [name for name in names if re.fullmatch(regex, name)]
-    return [name for name, form in summary.scores(names).items() if form.endswith("%}")]
+def _wanted(evals: Collection[str], found: Iterable[str], regex: str) -> list[str]:
+    """Of the names of metrics the numbers of `evals` to choose from; by default shares."""
+    names = [name for name in found if name.rpartition("/")[0] in evals]
+    shares = [name for name, form in summary.scores(names).items() if form.endswith("%}")]
+    chosen = [name for name in names if re.fullmatch(regex, name)] if regex else shares
+    if not chosen:
+        what = f"--numbers={regex!r} matches no number" if regex else "No number is a share"
+        raise ConfigError(f"{what} of the runs' evaluations; there are: {', '.join(names)}.")
+    return chosen
 
 
 def _check_alike(runs: Sequence[epath.Path]) -> None:
-    """Refuses runs of which one is another pretraining, or the same seed again."""
+    """Refuses runs that are not the same but for the seed, or that have the same seed."""
     seeds: dict[int, epath.Path] = {}
-    first: dict[str, object] = {}
     for run in runs:
-        settings = flatten(record.read(run)[0])
-        first = first or settings
-        for key in sorted(settings.keys() | first.keys()):
-            if not _PLACES.fullmatch(key) and settings.get(key) != first.get(key):
+        now, first = record.read(run), record.read(runs[0])
+        ours, theirs = flatten(now.settings), flatten(first.settings)
+        ours |= {"the data's fingerprint": now.data, "the frozen models": now.models}
+        theirs |= {"the data's fingerprint": first.data, "the frozen models": first.models}
+        for key in sorted(ours.keys() | theirs.keys()):
+            counts = key != "seed" and (key.startswith("evals.") or not record.may_change(key))
+            if counts and ours.get(key) != theirs.get(key):
                 raise ConfigError(
                     f"{run} differs from {runs[0]} in more than the seed: {key} is "
-                    f"{settings.get(key)!r}, not {first.get(key)!r}."
+                    f"{ours.get(key)!r}, not {theirs.get(key)!r}."
                 )
-        if settings["seed"] in seeds:
+        seed = now.settings["seed"]
+        if seed in seeds:
             raise ConfigError(
-                f"{run} and {seeds[settings['seed']]} have the same seed, {settings['seed']}: they "
-                "tell nothing about how much seeds matter."
+                f"{run} and {seeds[seed]} have the same seed, {seed}: they tell nothing about how "
+                "much seeds matter."
             )
-        seeds[settings["seed"]] = run
+        seeds[seed] = run
 
 
 def main(argv: list[str]) -> None:

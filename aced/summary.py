@@ -20,7 +20,7 @@ _SCORES = {"mean_r1": "{:.1%}", "top1": "{:.1%}", "accuracy": "{:.1%}", "cider":
 def table(workdir: epath.PathLike) -> str:
     """Returns a table of the run in `workdir` and of the runs before it, one a line."""
     folder = epath.Path(workdir)
-    before = record.read(folder)[0]["before"]
+    before = record.read(folder).settings["before"]
     runs = {name: values(folder / name) for name in before}
     runs[folder.name] = values(folder)
     titles, cells = rows(runs)

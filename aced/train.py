@@ -71,7 +71,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.0  # 0: no moving average of the parameters
     evals: dict[str, evaluators.EvalConfig] = dataclasses.field(default_factory=dict)
-    # Numbers of evaluations, EVALUATION/NUMBER, by the name of their average, suite/NAME
+    # Numbers of evaluations, EVALUATION/NUMBER, by the name of their average, suite/NAME, which is
+    # there at steps with all of them
     suites: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_steps: int = 50  # a line of metrics every so many steps
@@ -102,7 +103,8 @@ class TrainConfig:
         if best is not None and best.partition("/")[0] not in self.evals and best not in averages:
             raise ConfigError(
                 f"checkpoint.best_metric = {best!r} is no number of an evaluation; set it to "
-                f"NAME/NUMBER, such as retrieval/mean_r1, with NAME one of {sorted(self.evals)}."
+                f"NAME/NUMBER, such as retrieval/mean_r1, with NAME one of {sorted(self.evals)}, "
+                f"or to the average of one of config.suites: {sorted(averages)}."
             )
         taken = {"loss", "selection", "sources", "wall", suites.PREFIX} & set(self.evals)
         if taken:
@@ -173,6 +175,12 @@ def parse(config: Any) -> TrainConfig:
     settings = from_config(TrainConfig, config)
     method = methods.parse(settings.method).for_batch(settings.batch_size)
     settings = dataclasses.replace(settings, method=method)
+    for name, evaluation in settings.evals.items():
+        if method.evaluations and evaluation.kind not in method.evaluations:
+            raise ConfigError(
+                f"config.evals.{name}.kind is {evaluation.kind!r}, for which the method "
+                f"{method.name!r} trains nothing; choose from {', '.join(method.evaluations)}."
+            )
     # Both refuse what does not fit; how long an epoch is will be known with the data.
     candidates = settings.method.super_batch_size(settings.batch_size)
     durations.steps(settings, "total", batch_size=settings.batch_size, data_size=candidates)

@@ -89,7 +89,7 @@ class Run:
     """The learner and the reference of a finished run, and the data that it learns from."""
 
     def __init__(self, workdir: str):
-        self.settings, _ = record.read(epath.Path(workdir))
+        self.settings = record.read(epath.Path(workdir)).settings
         checkpoints = {"": workdir}
         checkpoints["reference/"] = self.settings["method"]["reference"]["checkpoint"]
         self.models = {}

@@ -68,7 +68,7 @@ class Run:
     """The learner and the reference of a finished run, and the data that it learns from."""
 
     def __init__(self, workdir: str):
-        settings, _ = record.read(epath.Path(workdir))
+        settings = record.read(epath.Path(workdir)).settings
         self.data = from_config(DataConfig, settings["data"])
         self.seed = settings["seed"]
         reference = settings["method"]["reference"]["checkpoint"]

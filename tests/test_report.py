@@ -33,11 +33,11 @@ def runs(tmp_path_factory):
 
 
 def settings_of(folder):
-    return train.parse(record.read(epath.Path(folder))[0])
+    return train.parse(record.read(epath.Path(folder)).settings)
 
 
 def super_batches(folder, places, count):
-    _, fingerprint = record.read(epath.Path(folder))
+    fingerprint = record.read(epath.Path(folder)).data
     return chosen.super_batches(folder, settings_of(folder), fingerprint, places, count)
 
 
@@ -118,7 +118,7 @@ def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
     for file in (record.FILE, metrics.FILE, metrics.PICKS_FILE):
         (folder / file).write_text((runs / "hard" / file).read_text())
     text = (folder / record.FILE).read_text()
-    fingerprint = record.read(epath.Path(folder))[1]
+    fingerprint = record.read(epath.Path(folder)).data
     (folder / record.FILE).write_text(text.replace(fingerprint, "of other data"))
     page = Reader(report.report([str(folder)], ReportConfig())).text
     assert "No pictures: shapes/train is not what the run of" in page

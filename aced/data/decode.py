@@ -86,10 +86,10 @@ def load(data: bytes, max_pixels: int, at_least: Sequence[int | None]) -> list[P
     """Like `decode`, at several sizes; the pictures are not turned yet and say what they cover.
 
     A JPEG that comes out k times smaller is the full one's averages over k x k pixels, but for the
-    colours of a subsampled one, which are not smoothed on the way. At half the size, libjpeg's fast
-    DCT makes these (TensorFlow's decoder takes it by default): they are off by half a grey level on
-    average, four at most, and a picture takes 2 % less time. The full size has
-    Pillow's pixels, and libjpeg's fast way to upsample colours, which gains nothing, is not taken.
+    colours of a subsampled one, which are not smoothed on the way. libjpeg's fast approximations
+    are not used: with SIMD code its fast DCT overflows where saturated colours meet (half of the
+    pixels of such a picture are then far off, on some machines), for 2 % less time, and the fast
+    way to upsample colours saves nothing.
 
     Returns:
         One picture for each of `at_least`, which depends on that one alone; the same object where
@@ -177,9 +177,7 @@ def _load_jpeg(data: bytes, header: JpegHeader, reduction: int) -> Picture | Non
     """
     rows, columns = -(-header.height // reduction), -(-header.width // reduction)
     try:
-        pixels = simplejpeg.decode_jpeg(
-            data, min_height=rows, min_width=columns, fastdct=reduction > 1
-        )
+        pixels = simplejpeg.decode_jpeg(data, min_height=rows, min_width=columns)
     except ValueError:
         return None
     if pixels.shape != (rows, columns, 3):

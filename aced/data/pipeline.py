@@ -68,10 +68,10 @@ class Batches(Iterator[Any]):
         stack: Callable[[Sequence[Row]], Any],
         config: DataConfig,
     ):
-        """Makes `row(k)` of each k of `numbers` in turn.
+        """Makes `row(k)` of each k of `numbers`, which fill whole batches, in turn.
 
         A thread makes a few at once, since each hand-over between threads takes Python's lock and
-        wakes somebody up: with single rows, a second thread brought 1.7 times as much, not 1.8.
+        wakes somebody up.
         """
         size = max(size for size in range(1, _AT_ONCE + 1) if batch_size % size == 0)
 

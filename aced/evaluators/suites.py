@@ -1,9 +1,10 @@
 """Suites: evaluations whose average says more than each, and the choice of stable ones.
 
-StableEval (arXiv 2411.18674) asks which evaluations tell models apart, and not seeds: the same
-pretraining is repeated, the evaluations are sorted by how much they vary over the seeds, and of the
-sets that take the first k of this order the one is kept whose average varies least, the largest of
-these if there are several. The paper keeps 27 of 34, and does not name them.
+StableEval (arXiv 2411.18674) asks which evaluations tell models apart, and not seeds. As summaries
+of the paper have it: the same pretraining is repeated, the evaluations are sorted by how much they
+vary over the seeds, and of the sets that take the first k of this order the one is kept whose
+average varies least, the largest of these if there are several. The paper keeps 27 of 34, which are
+not public.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int
 from aced.config import ConfigError
 
 PREFIX = "suite"  # of the averages' names
+_ROUNDING = 1e-12  # relative: spreads that differ by less are the same
 
 Suites = Mapping[str, Sequence[str]]  # numbers of evaluations, such as "retrieval/mean_r1"
 
@@ -78,9 +80,11 @@ def stability(scores: Float[np.ndarray, "s e"]) -> Stability:
             scale, since they are averaged.
 
     Raises:
-        ConfigError: there are fewer than two runs, or no evaluations.
+        ConfigError: there are fewer than two runs, no evaluations, or scores that are not finite.
     """
     scores = np.asarray(scores, np.float64)
+    if not np.isfinite(scores).all():
+        raise ConfigError("Scores that are not finite have no variance; leave these runs out.")
     if len(scores) < 2 or not scores.shape[1]:
         raise ConfigError(
             f"{len(scores)} runs with {scores.shape[1]} evaluations in common tell nothing about "
@@ -90,5 +94,6 @@ def stability(scores: Float[np.ndarray, "s e"]) -> Stability:
     order = np.argsort(variance, kind="stable")
     means = np.cumsum(scores[:, order], axis=1) / np.arange(1, scores.shape[1] + 1)
     spread = means.std(axis=0, ddof=1)
-    kept = int(np.flatnonzero(spread == spread.min())[-1]) + 1
+    least = spread.min() + _ROUNDING * np.abs(scores).max()
+    kept = int(np.flatnonzero(spread <= least)[-1]) + 1
     return Stability(order, variance[order], spread, kept)

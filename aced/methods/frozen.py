@@ -155,6 +155,7 @@ class FrozenCoCaConfig(UncachedConfig):
 class EncoderConfig(UncachedConfig):
     """A trained two-tower model, of which the tokens of the image tower are read."""
 
+    # Assumed until there is a checkpoint; how it is computed is the reading model's to say.
     model: TwoTowerConfig | None = None
 
     KIND: ClassVar[type[ModelConfig]] = TwoTowerConfig
@@ -193,7 +194,7 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
             "aced.main or at what python -m aced.convert wrote."
         )
     try:
-        model = record.read(file.parent)[0]["method"]["model"]
+        model = record.read(file.parent).settings["method"]["model"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} names no method.model; point .checkpoint at a workdir of aced.main."

@@ -46,6 +46,11 @@ class LitDecoderConfig(CoCaTaskConfig):
         """None: nobody keeps all tokens of a data set."""
         return {}
 
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """Of its task. There are no embeddings: the encoder's own are its run's to evaluate."""
+        return (self.task,)
+
     def resolve(self, workdir: str) -> "LitDecoderConfig":
         """Returns the same with the image tower as it was trained.
 

@@ -38,6 +38,11 @@ class MethodConfig:
         return False
 
     @property
+    def evaluations(self) -> tuple[str, ...]:
+        """The kinds of evaluations that say something of what is trained; none: all of them."""
+        return ()
+
+    @property
     def score_micro_batch(self) -> int:
         """Examples that are embedded without gradient at a time; 0: all at once."""
         return self.train_micro_batch

@@ -144,7 +144,7 @@ def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
     """Returns `model` with the teacher's words, answers, embeddings and preprocessing.
 
     Raises:
-        ConfigError: it would cut pictures into other patches, or has more layers.
+        ConfigError: it would cut or read pictures otherwise, or has more layers.
     """
     text = dataclasses.replace(
         model.text,
@@ -153,6 +153,15 @@ def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
         eos_id=teacher.text.eos_id,
     )
     own, other = model.image, teacher.image
+    for key, ours, theirs in (
+        ("image.pool", own.pool, other.pool),
+        ("queries > 0", model.queries > 0, teacher.queries > 0),
+    ):
+        if ours != theirs:
+            raise ConfigError(
+                f"Student and teacher read pictures alike: method.model.{key} is {ours}, and the "
+                f"teacher's is {theirs}; set it to that."
+            )
     if (own.resolution, own.patch) != (other.resolution, other.patch):
         raise ConfigError(
             "Hidden states are matched token by token: method.model.image.resolution and .patch = "

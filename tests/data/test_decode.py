@@ -122,14 +122,17 @@ def test_scaled_jpegs_are_averages(side):
     assert np.abs(out[..., 0] - expected).mean() < 0.4
 
 
-@pytest.mark.parametrize("quality", [75, 90, 95])
-def test_colours_at_half_the_size_are_nearly_the_accurate_ones(quality):
-    data = encode(smooth(64, 96), "JPEG", quality=quality)
-    accurate = simplejpeg.decode_jpeg(data, min_height=32, min_width=48).astype(int)
-    difference = decode(data, at_least=32) - accurate
-    assert np.abs(difference).max() <= 4
-    assert 0 < np.abs(difference).mean() < 1
-    assert np.abs(difference.mean((0, 1))).max() < 1
+@pytest.mark.parametrize("side", [2, 4, 8])
+@pytest.mark.parametrize(
+    "colours", [((255, 0, 0), (0, 255, 255)), ((255, 255, 0), (0, 0, 255))], ids=str
+)
+def test_saturated_colours_that_meet(colours, side):
+    """libjpeg's fast DCT overflows there: wrong by 79 levels on average at half the size."""
+    fields = np.indices((32, 32)).sum(axis=0) % 2
+    pixels = np.array(colours, np.uint8)[fields.repeat(8, 0).repeat(8, 1)]
+    data = encode(pixels, "JPEG", quality=90, subsampling=2)
+    expected = pixels.reshape(256 // side, side, 256 // side, side, 3).mean((1, 3))
+    assert np.abs(decode(data, at_least=256 // side) - expected).mean() < 8
 
 
 def test_scaled_jpegs_are_the_smallest_that_do():

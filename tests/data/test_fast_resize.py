@@ -70,9 +70,7 @@ def test_the_difference_of_scaled_jpegs(config, resolution):
     (exact,), (fast,) = (Viewer(looks, how, 10**6)(record) for how in ("exact", "fast"))
     difference = fast.astype(int) - exact
     assert np.abs(difference).mean() < (3.8 if config.interpolation == "bicubic" else 5.8)
-    # The fast DCT of the colours at half the size: less red and blue, more green.
-    assert abs(difference.mean()) < 0.5
-    assert np.abs(difference.mean((0, 1))).max() < 1.0
+    assert np.abs(difference.mean((0, 1))).max() < 0.3
 
 
 @pytest.mark.parametrize("name", ["bicubic", "bilinear"])

@@ -35,12 +35,17 @@ def test_the_rule_by_hand():
 def test_opposite_errors_are_worth_having_and_the_largest_set_wins():
     up, down = np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.2, 0.1])
     assert suites.stability(np.stack([up, down], axis=1)).kept == 2
+    for value in (0.1, 0.5, 0.7):  # whatever they round to
+        assert suites.stability(np.full((3, 4), value)).kept == 4
+    both = np.stack([[0.11, 0.22, 0.33], [0.33, 0.22, 0.11]] * 2, axis=1)
+    assert suites.stability(both).kept == 4
     constant = np.full((3, 4), 0.5)
-    assert suites.stability(constant).kept == 4
     with pytest.raises(ConfigError, match="1 runs with 4 evaluations"):
         suites.stability(constant[:1])
     with pytest.raises(ConfigError, match="3 runs with 0 evaluations"):
         suites.stability(constant[:, :0])
+    with pytest.raises(ConfigError, match="not finite"):
+        suites.stability(np.where(np.eye(3, 4), np.nan, constant))
 
 
 def test_averages_of_what_was_made_just_now(monkeypatch):
@@ -117,20 +122,44 @@ def test_the_command_chooses_from_runs(runs):
     assert "classes" not in suite.choose(folders, regex)
 
 
-def test_what_is_not_another_seed_of_the_same_run(runs, tmp_path):
-    first, second = str(runs / "seed0"), str(runs / "seed1")
-    with pytest.raises(ConfigError, match="have the same seed, 0"):
-        suite.choose([first, second, first], SuiteConfig())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({record.FILE: ('"batch_size": 16', '"batch_size": 32')}, r"batch_size is 32, not 16"),
+        ({record.FILE: ('"data_fingerprint": "', '"data_fingerprint": "x')}, "data's fingerprint"),
+        ({record.FILE: ('"model_fingerprints": {}', '"model_fingerprints": {"a": "b"}')}, "frozen"),
+        ({record.FILE: ('"max_examples": 1000', '"max_examples": 9')}, r"evals.\S+ is 9, not 1000"),
+        ({record.FILE: ('"seed": 1,', '"seed": 0,')}, "have the same seed, 0"),
+        ({metrics.FILE: ('"step": 2', '"step": 3')}, r"is at step 3 and \S+ at 2; finish both"),
+        ({metrics.FILE: ('"classes/top1": ', '"classes/top1": "NaN", "x": ')}, "no finite classes"),
+        ({metrics.FILE: ("classes/top1", "classes/top2")}, "no finite classes/top1"),
+        ({record.FILE: ('"log_steps": 1,', '"log_steps": 7,')}, None),
+    ],
+)
+def test_runs_that_are_not_the_same_but_for_the_seed(runs, tmp_path, changes, message):
+    folders = [str(runs / "seed0"), str(tmp_path)]
+    for file in (record.FILE, metrics.FILE):
+        text = (runs / "seed1" / file).read_text()
+        then, now = changes.get(file, ("", ""))
+        assert then in text
+        (tmp_path / file).write_text(text.replace(then, now))
+    if message is None:
+        assert "config.suites.stable" in suite.choose(folders, SuiteConfig())
+        return
+    with pytest.raises(ConfigError, match=message):
+        suite.choose(folders, SuiteConfig())
+
+
+def test_what_cannot_be_chosen_from(runs, tmp_path):
+    folders = [str(runs / f"seed{seed}") for seed in range(2)]
     with pytest.raises(ConfigError, match="is not the workdir of a run"):
-        suite.choose([first, str(tmp_path)], SuiteConfig())
+        suite.choose([*folders, str(tmp_path)], SuiteConfig())
     with pytest.raises(ConfigError, match="1 runs"):
-        suite.choose([first], SuiteConfig())
+        suite.choose(folders[:1], SuiteConfig())
+    with pytest.raises(ConfigError, match="No runs"):
+        suite.choose([], SuiteConfig())
     with pytest.raises(ConfigError, match=r"--numbers='\(' is no regex"):
         SuiteConfig(numbers="(")
-    other = tmp_path / "other"
-    other.mkdir()
-    text = (runs / "seed1" / record.FILE).read_text()
-    (other / record.FILE).write_text(text.replace('"batch_size": 16', '"batch_size": 32'))
-    (other / metrics.FILE).write_text((runs / "seed1" / metrics.FILE).read_text())
-    with pytest.raises(ConfigError, match=r"in more than the seed: \S*batch_size is 32, not 16"):
-        suite.choose([first, str(other)], SuiteConfig())
+    for regex in ("nope", "suite/.*", "loss", "wall/.*"):
+        with pytest.raises(ConfigError, match=r"matches no number of .*retrieval/mean_r1"):
+            suite.choose(folders, SuiteConfig(numbers=regex))

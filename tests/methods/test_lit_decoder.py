@@ -22,8 +22,9 @@ from aced.methods.lit_decoder import LitDecoder, LitDecoderConfig, reading
 from aced.models import coca, two_tower
 from aced.models.coca import CoCaConfig
 from aced.models.swin_config import SwinConfig
+from aced.models.transformer import Compute
 from aced.models.two_tower import TwoTowerConfig
-from aced.models.vit import ImageConfig
+from aced.models.vit import ImageConfig, MapHead
 from configs import lit_decoder
 from tests.models import coca_by_hand, tiny_coca
 
@@ -67,10 +68,13 @@ def test_the_tokens_are_those_that_the_encoder_pools(name):
     tokens = coca.CoCa(model).apply({"params": params}, image, method=lambda m, x: m.image(x))
     z = two_tower.TwoTower(encoder).apply({"params": theirs}, image, method="encode_image")
     assert tokens.shape == (3, 4 + (name == "cls"), 24)
-    if name != "map":
+    if name == "map":
+        head = MapHead(encoder.image, Compute())
+        pooled = head.apply({"params": theirs["image"]["map"]}, tokens)
+    else:
         pooled = tokens[:, 0] if name == "cls" else tokens.mean(axis=1)
         pooled = pooled @ theirs["image"]["head"]["kernel"]
-        np.testing.assert_allclose(two_tower.l2_normalize(pooled), z, atol=1e-5)
+    np.testing.assert_allclose(two_tower.l2_normalize(pooled), z, atol=1e-5)
 
 
 def test_the_decoder_reads_the_tokens_themselves():
@@ -195,6 +199,10 @@ def test_encoders_that_cannot_be_read(tmp_path):
         reading(OWN, TwoTowerConfig(image=swin))
     with pytest.raises(ConfigError, match=r"method.encoder.checkpoint is empty"):
         LitDecoderConfig(task="captioning").resolve(str(tmp_path))
+    config = lit_decoder.get_config("tiny")
+    config.evals.val.kind = "retrieval"
+    with pytest.raises(ConfigError, match=r"config.evals.val.kind is 'retrieval', for which"):
+        train.parse(config)
     config = lit_decoder.get_config("tiny")
     config.before, config.method.encoder.checkpoint = {}, str(tmp_path / "none")
     with pytest.raises(ConfigError, match="holds no run"):
