@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from aced import plan, record
+from aced import plan, record, train
 from aced.config import ConfigError, to_config
 from aced.parallel import mesh as meshes
 from aced.train import TrainConfig
@@ -28,8 +28,7 @@ def test_a_reference_that_a_run_before_trains_has_its_model(tmp_path):
 def test_a_reference_that_is_there_is_read(tmp_path):
     run = siglip_b16.get_config("tiny")
     run.method.model.image.depth = 3
-    (tmp_path / "reference").mkdir()
-    (tmp_path / "reference" / record.FILE).write_text(run.to_json_best_effort())
+    record.write(tmp_path / "reference", train.parse(run), "of its data")
     config = acid_b16.get_config("tiny")
     wanted = plan.read(config, str(tmp_path))
     assert wanted.settings.method.reference.model.image.dims.depth == 3
