@@ -1,5 +1,6 @@
 import jax
 import pytest
+from etils import epath
 
 from aced import plan, record, train
 from aced.config import ConfigError, to_config
@@ -28,7 +29,7 @@ def test_a_reference_that_a_run_before_trains_has_its_model(tmp_path):
 def test_a_reference_that_is_there_is_read(tmp_path):
     run = siglip_b16.get_config("tiny")
     run.method.model.image.depth = 3
-    record.write(tmp_path / "reference", train.parse(run), "of its data")
+    record.write(epath.Path(tmp_path / "reference"), train.parse(run), "of its data")
     config = acid_b16.get_config("tiny")
     wanted = plan.read(config, str(tmp_path))
     assert wanted.settings.method.reference.model.image.dims.depth == 3
