@@ -62,10 +62,10 @@ class Batches(Iterator[Any]):
 
     def __init__(
         self,
-        row: Callable[[int], Row],
+        row: Callable[[int], Any],
         numbers: range,
         batch_size: int,
-        stack: Callable[[Sequence[Row]], Any],
+        stack: Callable[[Sequence[Any]], Any],
         config: DataConfig,
     ):
         """Makes `row(k)` of each k of `numbers`, which fill whole batches, in turn.
@@ -75,10 +75,10 @@ class Batches(Iterator[Any]):
         """
         size = max(size for size in range(1, _AT_ONCE + 1) if batch_size % size == 0)
 
-        def some(i: int) -> list[Row]:
+        def some(i: int) -> list[Any]:
             return [row(k) for k in numbers[i * size : (i + 1) * size]]
 
-        def stack_all(parts: Sequence[list[Row]]) -> Any:
+        def stack_all(parts: Sequence[list[Any]]) -> Any:
             return stack(list(itertools.chain.from_iterable(parts)))
 
         threads = config.num_threads
