@@ -82,7 +82,7 @@ def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:
     found, others = {}, []
     for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
         folder = epath.Path(name).expanduser()
-        if (folder / record.FILE).exists() and (folder / metrics.FILE).exists():
+        if summary.is_run(folder):
             found[name] = Run(folder, *record.read(folder)[:2], metrics.read(folder))
         else:
             others.append(name)

@@ -51,11 +51,12 @@ def choose(folders: Sequence[str], config: SuiteConfig) -> str:
         raise ConfigError("No runs: give the workdirs of some that differ in their seed.")
     runs = [epath.Path(folder).expanduser() for folder in folders]
     for run in runs:
-        if not (run / record.FILE).exists() or not (run / metrics.FILE).exists():
+        if not summary.is_run(run):
             raise ConfigError(f"{run} is not the workdir of a run.")
-    _check_alike(runs)
+    records = [record.read(run) for run in runs]
+    _check_alike(runs, records)
     found = [metrics.last_values(run) for run in runs]
-    names = _wanted(record.read(runs[0]).settings["evals"], found[0], config.numbers)
+    names = _wanted(records[0].settings["evals"], found[0], config.numbers)
     for run, values in zip(runs, found, strict=True):
         if values["step"] != found[0]["step"]:
             raise ConfigError(
@@ -97,14 +98,16 @@ def _wanted(evals: Collection[str], found: Iterable[str], regex: str) -> list[st
     return chosen
 
 
-def _check_alike(runs: Sequence[epath.Path]) -> None:
+def _check_alike(runs: Sequence[epath.Path], records: Sequence[record.Record]) -> None:
     """Refuses runs that are not the same but for the seed, or that have the same seed."""
     seeds: dict[int, epath.Path] = {}
-    for run in runs:
-        now, first = record.read(run), record.read(runs[0])
-        ours, theirs = flatten(now.settings), flatten(first.settings)
-        ours |= {"the data's fingerprint": now.data, "the frozen models": now.models}
-        theirs |= {"the data's fingerprint": first.data, "the frozen models": first.models}
+    everything = [
+        flatten(found.settings)
+        | {"the data's fingerprint": found.data, "the frozen models": found.models}
+        for found in records
+    ]
+    theirs = everything[0]
+    for run, ours in zip(runs, everything, strict=True):
         for key in sorted(ours.keys() | theirs.keys()):
             counts = key != "seed" and (key.startswith("evals.") or not record.may_change(key))
             if counts and ours.get(key) != theirs.get(key):
@@ -112,7 +115,7 @@ def _check_alike(runs: Sequence[epath.Path]) -> None:
                     f"{run} differs from {runs[0]} in more than the seed: {key} is "
                     f"{ours.get(key)!r}, not {theirs.get(key)!r}."
                 )
-        seed = now.settings["seed"]
+        seed = ours["seed"]
         if seed in seeds:
             raise ConfigError(
                 f"{run} and {seeds[seed]} have the same seed, {seed}: they tell nothing about how "

@@ -58,6 +58,11 @@ def scores(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def is_run(folder: epath.Path) -> bool:
+    """Whether `folder` is the workdir of a run that has told something."""
+    return (folder / record.FILE).exists() and (folder / metrics.FILE).exists()
+
+
 def values(workdir: epath.PathLike) -> dict[str, int | float]:
     """The last value of every metric; of the share of noisy picks, the last quarter's mean."""
     found = metrics.last_values(workdir)

@@ -23,7 +23,6 @@ Columns: retrieval (R@1, mean of both directions) and zero-shot accuracy on held
 retrieval on held-out drawings, all also as a share of the teacher's; `flops`, of training alone.
 """
 
-import csv
 import pathlib
 import random
 
@@ -39,6 +38,7 @@ from aced.data.shapes import Shapes, ShapesConfig
 from aced.data.sources import MemberConfig
 from aced.methods.dime import DimeConfig
 from aced.text_selection.config import SelectTextConfig
+from benchmarks import table
 from configs import small
 
 _DATA = flags.DEFINE_string("data", None, "What openclipart.py made.", required=True)
@@ -203,7 +203,7 @@ def write_probes(work: pathlib.Path) -> None:
     runs = [("teacher", 0, work / "teacher")]
     for seed in range(_SEEDS.value):
         runs += [(name, seed, folder(work, name, seed)) for name in _RUNS.value or STUDENTS]
-    write([probe(*run) for run in runs])
+    table.write(_OUT.value, [probe(*run) for run in runs])
 
 
 def main(argv: list[str]) -> None:
@@ -224,16 +224,8 @@ def main(argv: list[str]) -> None:
             train.run(student(name, seed, work), str(workdir))
             rows.append(row(name, seed, workdir, best))
             print(rows[-1], flush=True)
-            write(rows)
+            table.write(_OUT.value, rows)
     print_means(rows)
-
-
-def write(rows: list[dict]) -> None:
-    """Writes the table."""
-    with pathlib.Path(_OUT.value).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def print_means(rows: list[dict]) -> None:

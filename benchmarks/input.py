@@ -27,7 +27,6 @@ median of the rounds, which other work on the machine moves least); `records`, r
 `rss_mib`, the resident memory then. What does not apply is empty.
 """
 
-import csv
 import io
 import multiprocessing
 import os
@@ -51,6 +50,7 @@ from aced.data.sources import ArrayRecordConfig, DataConfig, open_source
 from aced.data.thumbnails import make_thumbnail
 from aced.data.tokenizers import TokenizerConfig
 from aced.data.transforms import ResizeConfig
+from benchmarks import table
 
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of every way.")
@@ -278,10 +278,7 @@ def main(_: Sequence[str]) -> None:
         large.mkdir(), small.mkdir()
         rows += piping(large, _ROUNDS.value)
         rows += memory(small, _RECORDS.value)
-    with open(_OUT.value, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    table.write(_OUT.value, rows, COLUMNS)
 
 
 if __name__ == "__main__":

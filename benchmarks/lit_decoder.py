@@ -10,7 +10,6 @@ seeds. Columns: the encoder's own `mean_r1`; of the decoder on held-out scenes, 
 decoder's training, the frozen encoder's forward passes included.
 """
 
-import csv
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -26,14 +25,13 @@ from aced.methods.lit_decoder import LitDecoderConfig
 from aced.models.coca import CoCaConfig
 from aced.models.decoder import DecoderConfig
 from aced.train import TrainConfig
+from benchmarks import table
 from configs import smoke, tiny
 
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Decoders of each encoder.")
 _STEPS = flags.DEFINE_integer("decoder_steps", 400, "Of 64 scenes, of each decoder.")
 _ENCODERS = flags.DEFINE_multi_integer("steps", [1, 50, 500], "Of the encoders' training.")
-
-COLUMNS = ("steps", "seed", "mean_r1", "cider", "exact", "loss", "flops")
 
 
 def encoder(steps: int) -> ml_collections.ConfigDict:
@@ -79,10 +77,7 @@ def main(_: Sequence[str]) -> None:
     """Measures and writes the CSV."""
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(pathlib.Path(folder))
-    with open(_OUT.value, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    table.write(_OUT.value, rows)
 
 
 if __name__ == "__main__":

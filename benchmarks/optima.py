@@ -19,7 +19,6 @@ and what it was worth.
 """
 
 import collections
-import csv
 import dataclasses
 import os
 import pathlib
@@ -45,6 +44,7 @@ from aced.models.coca import CoCaConfig
 from aced.models.decoder import DecoderConfig
 from aced.models.vit import ImageConfig
 from aced.train import TrainConfig
+from benchmarks import table
 from configs import small, tiny
 
 _DATA = flags.DEFINE_string("data", None, "What openclipart.py made.", required=True)
@@ -256,14 +256,6 @@ def pulls(task: str, name: str, seed: int, workdir: pathlib.Path) -> list[dict]:
     return rows
 
 
-def write(path: str, rows: list[dict]) -> None:
-    """Writes a table."""
-    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(argv: list[str]) -> None:
     """Runs what is missing, and writes the tables after every run."""
     del argv
@@ -291,8 +283,8 @@ def main(argv: list[str]) -> None:
                 scores.append(row(task, name, seed, workdir, best))
                 played += pulls(task, name, seed, workdir)
                 print(scores[-1], flush=True)
-                write(_OUT.value, scores)
-                write(_ARMS.value, played)
+                table.write(_OUT.value, scores)
+                table.write(_ARMS.value, played)
     print_means(scores)
 
 

@@ -88,8 +88,8 @@ def load(data: bytes, max_pixels: int, at_least: Sequence[int | None]) -> list[P
     A JPEG that comes out k times smaller is the full one's averages over k x k pixels, but for the
     colours of a subsampled one, which are not smoothed on the way. libjpeg's fast approximations
     are not used: with SIMD code its fast DCT overflows where saturated colours meet (half of the
-    pixels of such a picture are then far off, on some machines), for 2 % less time, and the fast
-    way to upsample colours saves nothing.
+    pixels of such a picture are then far off, on some machines), and all of them together save a
+    percent (benchmarks/input.py).
 
     Returns:
         One picture for each of `at_least`, which depends on that one alone; the same object where

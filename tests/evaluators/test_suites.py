@@ -11,7 +11,7 @@ from aced import evaluate, metrics, record, suite, train
 from aced.config import ConfigError
 from aced.evaluators import suites
 from aced.suite import SuiteConfig
-from configs import smoke
+from tests.test_evaluate import config
 from tests.test_main import aced
 
 
@@ -75,12 +75,6 @@ def test_averages_of_what_was_made_just_now(monkeypatch):
 def test_suites_of_what_is_never_measured(changes, message):
     with pytest.raises(ConfigError, match=message):
         train.parse(config(**changes))
-
-
-def config(**changes):
-    out = smoke.get_config("tiny,method=iid")
-    out.update_from_flattened_dict(changes)
-    return out
 
 
 @pytest.fixture(scope="module", name="runs")
