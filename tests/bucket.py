@@ -1,14 +1,15 @@
-"""A bucket of Google Cloud Storage on this machine: fake-gcs-server, objects as files."""
+"""Buckets on this machine: gs:// by fake-gcs-server, objects as files, and s3:// by moto."""
 
 import contextlib
 import importlib.util
 import json
 import pathlib
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -18,7 +19,7 @@ NAME = "bucket"
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[tuple[pathlib.Path, dict[str, str]]]:
+def serve_gs() -> Iterator[tuple[pathlib.Path, dict[str, str]]]:
     """Gives the folder in which gs://bucket's objects lie, and the variables that lead to it.
 
     gcsfs, google-cloud-storage and TensorStore read them, each as it would Google's own address.
@@ -34,9 +35,12 @@ def serve() -> Iterator[tuple[pathlib.Path, dict[str, str]]]:
     with tempfile.TemporaryDirectory() as root:
         command = [program, "-scheme=http", "-host=127.0.0.1", f"-port={port}"]
         command += ["-backend=filesystem", f"-filesystem-root={root}", f"-external-url={url}"]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            _make_bucket(url)
+        request = urllib.request.Request(
+            f"{url}/storage/v1/b?project=test",
+            data=json.dumps({"name": NAME}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with _running(command, request):
             yield (
                 pathlib.Path(root) / NAME,
                 {
@@ -47,22 +51,39 @@ def serve() -> Iterator[tuple[pathlib.Path, dict[str, str]]]:
                     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
                 },
             )
-        finally:
-            server.kill()
-            server.wait()
 
 
-def _make_bucket(url: str) -> None:
-    request = urllib.request.Request(
-        f"{url}/storage/v1/b?project=test",
-        data=json.dumps({"name": NAME}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    for wait in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, None):
-        try:
-            with urllib.request.urlopen(request):
-                return
-        except OSError:
-            if wait is None:
-                raise
-            time.sleep(wait)
+@contextlib.contextmanager
+def serve_s3() -> Iterator[dict[str, str]]:
+    """Gives the variables that lead s3fs to s3://bucket, as they would to any store of that API."""
+    for package in ("moto.server", "s3fs"):
+        pytest.importorskip(package)
+    port = many_processes.free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _running(command, urllib.request.Request(f"{url}/{NAME}", method="PUT")):
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextlib.contextmanager
+def _running(command: Sequence, bucket: urllib.request.Request) -> Iterator[None]:
+    """Runs a server, whose `bucket` is made as soon as it answers."""
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for wait in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, None):
+            try:
+                with urllib.request.urlopen(bucket):
+                    break
+            except OSError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+        yield
+    finally:
+        server.kill()
+        server.wait()

@@ -1,6 +1,6 @@
-"""Runs and data in gs://, by the API that they meet on a TPU VM."""
+"""Runs in gs:// and data there and in s3://, by the APIs that they meet on a TPU VM."""
 
-import os
+import posixpath
 
 import fsspec
 import pytest
@@ -24,20 +24,30 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def server():
-    with bucket.serve() as found:
+    with bucket.serve_gs() as found:
         yield found
 
 
-@pytest.fixture
-def gcs(server, monkeypatch):
-    """The bucket's folder, with this process able to reach it."""
-    for name, value in server[1].items():
+@pytest.fixture(scope="module")
+def s3():
+    with bucket.serve_s3() as found:
+        yield found
+
+
+@pytest.fixture(params=["gs", "s3"])
+def scheme(request, monkeypatch):
+    """That of a bucket which this process and those it starts are able to reach."""
+    if request.param == "gs":
+        variables = request.getfixturevalue("server")[1]
+    else:
+        variables = request.getfixturevalue("s3")
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     storage._file_system.cache_clear()
-    fsspec.filesystem("gs").clear_instance_cache()
-    yield server[0]
+    fsspec.filesystem(request.param).clear_instance_cache()
+    yield request.param
     storage._file_system.cache_clear()
-    fsspec.filesystem("gs").clear_instance_cache()
+    fsspec.filesystem(request.param).clear_instance_cache()
 
 
 def command(workdir, steps=120):
@@ -90,41 +100,43 @@ def test_two_processes_share_a_run_and_one_goes_on_with_it(server, on_disk, tmp_
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet", "mixture"])
-def test_data_is_read_as_from_a_disk(gcs, tmp_path, monkeypatch, kind):
+def test_data_is_read_as_from_a_disk(scheme, tmp_path, monkeypatch, kind):
     monkeypatch.setenv("HOME", str(tmp_path))  # where copies of indices are kept
     places = {"array_record": "", "tfds": ""}
     (tmp_path / "webdataset").mkdir(), (tmp_path / "parquet").mkdir()
     many.write_tars(tmp_path / "webdataset", [20, 0, 22])
     many.write_parquet(tmp_path / "parquet", [25, 17], 4)
+    root, store = f"{scheme}://bucket/{kind}", fsspec.filesystem(scheme)
     here = places | {name: str(tmp_path / name) for name in ("webdataset", "parquet")}
-    there = places | {name: f"gs://bucket/{kind}/{name}" for name in ("webdataset", "parquet")}
+    there = places | {name: f"{root}/{name}" for name in ("webdataset", "parquet")}
     for name in ("webdataset", "parquet"):
-        fsspec.filesystem("gs").put(f"{here[name]}/", f"{there[name]}/", recursive=True)
+        store.put(f"{here[name]}/", f"{there[name]}/", recursive=True)
     expected = batches(data_config(here, kind), STEPS)
     assert_same(batches(data_config(there, kind), STEPS), expected)
     assert_same(batches(data_config(there, kind), STEPS - 4, start_step=4), expected[4:])
     if kind == "webdataset":  # beside the tars, for every host
-        files = [path.name for path in (gcs / kind / kind).rglob("*") if path.is_file()]
-        assert sorted(files)[:3] == ["00000.tar", "00001.tar", "00002.tar"]
-        assert [name.partition("-")[0] for name in sorted(files)[3:]] == ["INDEX"]
+        store.invalidate_cache()
+        names = sorted(posixpath.basename(path) for path in store.find(f"{root}/webdataset"))
+        assert names[:3] == ["00000.tar", "00001.tar", "00002.tar"]
+        assert [name.partition("-")[0] for name in names[3:]] == ["INDEX"]
 
 
-def test_prepared_in_a_bucket_are_the_bytes_of_a_disk(gcs, tmp_path):
+def test_prepared_in_a_bucket_are_the_bytes_of_a_disk(scheme, tmp_path):
     (tmp_path / "tars").mkdir()
     many.write_tars(tmp_path / "tars", [6, 5])
-    fsspec.filesystem("gs").put(f"{tmp_path}/tars/", "gs://bucket/tars/", recursive=True)
-    for tars, out in (("gs://bucket/tars", "gs://bucket/prepared"), (tmp_path / "tars", "here")):
-        out = out if "://" in out else tmp_path / out
+    root, store = f"{scheme}://bucket", fsspec.filesystem(scheme)
+    store.put(f"{tmp_path}/tars/", f"{root}/tars/", recursive=True)
+    for tars, out in ((f"{root}/tars", f"{root}/prepared"), (tmp_path / "tars", tmp_path / "here")):
         arguments = ["-m", "aced.prepare", f"--tars={tars}/*.tar", f"--out={out}", "--val=2"]
         with many_processes.start(1, 1, arguments, tmp_path / "logs") as started:
             assert started.exit_codes() == [0], started.output(0)
-    files = {
-        path.relative_to(tmp_path / "here")
+    store.invalidate_cache()
+    here = {
+        str(path.relative_to(tmp_path / "here")): path.read_bytes()
         for path in (tmp_path / "here").rglob("*")
         if path.is_file()
     }
-    assert len([path for path in files if path.suffix == ".array_record"]) >= 2
-    for path in files:
-        there, here = gcs / "prepared" / path, tmp_path / "here" / path
-        if path.suffix != ".json" and os.path.getsize(here):
-            assert there.read_bytes() == here.read_bytes(), path
+    assert len([name for name in here if name.endswith(".array_record")]) >= 2
+    for name, data in here.items():
+        if not name.endswith(".json") and data:
+            assert store.cat_file(f"{root}/prepared/{name}") == data, name
