@@ -36,7 +36,8 @@ class ParquetConfig:
     # A file, a folder of them, or a pattern: /data/coco/data/train-*.parquet, s3://bucket/*.parquet.
     path: str = ""
     image: str = "image"  # column of the encoded pictures
-    captions: tuple[str, ...] = ("caption",)  # columns of strings, or of lists of strings
+    # Columns of strings, or of lists of strings; of classified pictures alone maybe none.
+    captions: tuple[str, ...] = ("caption",)
     label: str = ""  # column with the number of a class; none: no labels
     second: str = ""  # column of a second picture, where examples are about two; none: one
     # The window of the shuffle, in MiB of unpacked row groups: examples mix only within it. Every
@@ -44,8 +45,10 @@ class ParquetConfig:
     window_mib: int = 1024
 
     def __post_init__(self) -> None:
-        if not self.captions:
-            raise ConfigError("data.parquet.captions is empty; name the columns with captions.")
+        if not self.captions and not self.label:
+            raise ConfigError(
+                "data.parquet.captions is empty; name the columns with captions, or a .label."
+            )
         if self.window_mib < 1:
             raise ConfigError(f"data.parquet.window_mib must be at least 1, got {self.window_mib}.")
 

@@ -7,7 +7,10 @@ nothing is downloaded here. Its own reader does the rest, so that splits are TFD
 import dataclasses
 import hashlib
 import operator
+from collections.abc import Sequence
 from typing import Any, SupportsIndex
+
+import numpy as np
 
 from aced.config import ConfigError
 from aced.data import records
@@ -23,7 +26,8 @@ class TfdsConfig:
     split: str = "train"
     data_dir: str = ""  # with `name`: where data sets are kept; empty: TFDS's default
     image: str = "image"  # feature with the picture
-    captions: tuple[str, ...] = ("caption",)  # features with texts, or with several
+    # Features with texts, or with several, or with classes, whose names are the texts then.
+    captions: tuple[str, ...] = ("caption",)
     label: str = ""  # feature with the number of a class; none: no labels
     second: str = ""  # feature with a second picture, where examples are about two; none: one
 
@@ -74,6 +78,11 @@ class TfdsSource:
                 raise DatasetError(f"{path} is missing; copy it again or prepare it again.")
         self._check_features(builder.info.features, tfds)
         self.name = f"{builder.info.full_name}/{config.split}"
+        self._names_of = {  # of captions that are classes
+            name: list(names)
+            for name in config.captions
+            if (names := _names(_feature(builder.info.features, name)))
+        }
         self.class_names = self._class_names(builder.info.features)
         digest = hashlib.sha256()
         for fact in (
@@ -103,7 +112,11 @@ class TfdsSource:
             out = {"image": _picture(example, self._config.image)}
             if self._config.second:
                 out["second"] = _picture(example, self._config.second)
-            texts = [text for name in self._config.captions for text in _texts(example, name)]
+            texts = [
+                text
+                for name in self._config.captions
+                for text in _texts(_value(example, name), self._names_of.get(name))
+            ]
             out |= {"texts": tuple(texts[: records.MAX_ITEMS]), "id": index}
             if self._config.label:
                 out["label"] = int(_value(example, self._config.label))
@@ -116,15 +129,17 @@ class TfdsSource:
         """Refuses features that are missing or of a wrong type, with a list of what is there."""
         config, types = self._config, tfds.features
         wanted = [("image", config.image, (types.Image,), "a picture")]
-        wanted += [("captions", name, (types.Text,), "texts") for name in config.captions]
+        wanted += [
+            ("captions", name, (types.Text, types.ClassLabel), "texts") for name in config.captions
+        ]
         if config.second:
             wanted.append(("second", config.second, (types.Image,), "a picture"))
         if config.label:
             wanted.append(("label", config.label, (types.ClassLabel, types.Scalar), "a class"))
         for key, name, classes, what in wanted:
             feature = _feature(features, name)
-            while key == "captions" and isinstance(feature, types.Sequence):
-                feature = feature.feature
+            if key == "captions":
+                feature = _of_sequence(feature)
             if not isinstance(feature, classes):
                 found = "does not exist" if feature is None else f"is {type(feature).__name__}"
                 raise ConfigError(
@@ -133,9 +148,10 @@ class TfdsSource:
                 )
 
     def _class_names(self, features: Any) -> list[str] | None:
-        feature = _feature(features, self._config.label) if self._config.label else None
-        names = getattr(feature, "names", None)
-        return list(names) if names else None
+        """Those of the labels, or else of the captions that are classes."""
+        if self._config.label and (names := _names(_feature(features, self._config.label))):
+            return list(names)
+        return next(iter(self._names_of.values()), None)
 
 
 def _whole(info: Any) -> list[Any]:
@@ -145,8 +161,7 @@ def _whole(info: Any) -> list[Any]:
 
 def _inner(feature: Any) -> dict[str, Any]:
     """The features of a feature: of a dict, or of a sequence of dicts."""
-    while hasattr(feature, "feature"):
-        feature = feature.feature
+    feature = _of_sequence(feature)
     return dict(feature.items()) if hasattr(feature, "items") else {}
 
 
@@ -186,8 +201,21 @@ def _picture(example: Any, name: str) -> bytes:
     return image
 
 
-def _texts(example: Any, name: str) -> list[str]:
-    value = _value(example, name)
+def _of_sequence(feature: Any) -> Any:
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature
+
+
+def _names(feature: Any) -> Sequence[str] | None:
+    """Of a class, or of each of a sequence of them."""
+    return getattr(_of_sequence(feature), "names", None)
+
+
+def _texts(value: Any, names: Sequence[str] | None) -> list[str]:
+    """One text or several; `names` are those of classes, by number."""
+    if names is not None:
+        return [names[number] for number in np.ravel(value) if number >= 0]  # -1: not known
     if isinstance(value, bytes | str):
         value = [value]
     return [text.decode() if isinstance(text, bytes) else str(text) for text in value]

@@ -5,7 +5,6 @@ symbols. Numbers published for COCO are of words that the Penn Treebank tokenize
 evaluation makes, which needs Java; they differ a little.
 """
 
-import concurrent.futures
 import functools
 import unicodedata
 from collections.abc import Sequence
@@ -17,13 +16,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from aced.config import ConfigError
-from aced.data.reader import Example, InputCounters, Reader
 from aced.data.sources import open_source
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import whole
 from aced.evaluators.bleu import bleu
 from aced.evaluators.cider import cider
 from aced.evaluators.config import EvalConfig
+from aced.evaluators.references import References
 from aced.losses import captioning
 from aced.models import coca, generation
 from aced.models.coca import CoCaConfig
@@ -48,7 +47,7 @@ class Captioning:
         self._source = open_source(config.data)
         self._tokenizer = get_tokenizer(model.tokenizer)
         coca.check_tokenizer(model, self._tokenizer)
-        self._references: dict[int, tuple[str, ...]] = {}  # by id; read once
+        self._references = References(self._source, config.data)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
         """Returns `cider`, `bleu4`, `exact`, `loss`, `words` and `examples`.
@@ -71,26 +70,11 @@ class Captioning:
 
         found = whole.through(write, self._source, self._model, self._mesh, self._config)
         captions = self._tokenizer.decode(found["ids"])
-        pairs = zip(captions, self._read_references(found["id"]), strict=True)
-        numbers = compared(self._referenced(list(pairs)))
+        references = [texts[: self._config.captions] for texts in self._references(found["id"])]
+        pairs = list(zip(captions, references, strict=True))
+        numbers = compared(self._referenced(pairs))
         total, words = np.sum(np.array(losses, np.float64), axis=0)
         return numbers | {"loss": float(total / words)}
-
-    def _read_references(self, ids: Int[np.ndarray, " n"]) -> list[tuple[str, ...]]:
-        """The captions of these examples as they are in the data set: not cut, no word unknown."""
-        data = self._config.data
-        reader = Reader(self._source, data, InputCounters(), looks=[])
-
-        def read(index: int) -> tuple[str, ...]:
-            example = reader.read(index, need_caption=False)
-            if not isinstance(example, Example):
-                return ()
-            return tuple(example.texts[i] for i in example.captions[: self._config.captions])
-
-        new = [int(i) for i in ids if int(i) not in self._references]
-        with concurrent.futures.ThreadPoolExecutor(max(data.num_threads, 1)) as pool:
-            self._references |= dict(zip(new, pool.map(read, new), strict=True))
-        return [self._references[int(i)] for i in ids]
 
     def _referenced(self, pairs: Pairs) -> Pairs:
         """Those that have references; the first are logged, as are those without."""

@@ -1,12 +1,19 @@
 """What classifications of pictures share: the names and prompts of classes, labels, numbers."""
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from absl import logging
+from jaxtyping import Bool, Float, Int, PyTree
 
 from aced.config import ConfigError
 from aced.data.records import Source
+from aced.evaluators.average_precision import mean_average_precision
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
+from aced.evaluators.references import References
+
+# The class of each picture by its number, or whether each picture shows each class.
+Truth = Int[np.ndarray, " n"] | Bool[np.ndarray, "n classes"]
 
 
 def class_names(config: EvalConfig, source: Source) -> tuple[str, ...]:
@@ -24,25 +31,86 @@ def class_weights(
     return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
 
-def labelled(
-    embed: Embedder, params: PyTree, source: Source, names: tuple[str, ...]
-) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
-    """Embeddings and labels of the pictures that have a label.
+class Labelled:
+    """The pictures of a data set whose classes are known."""
 
-    Raises:
-        ConfigError: the data set has no labels, or labels beyond the class names, if there are any.
+    def __init__(self, config: EvalConfig, source: Source, names: tuple[str, ...], embed: Embedder):
+        """Refuses what could never be told apart.
+
+        Raises:
+            ConfigError: classes are in the captions, and have no names.
+        """
+        self._source, self._names, self._embed = source, names, embed
+        self._shown = None
+        if config.classes_in == "captions":
+            if not names:
+                raise ConfigError(
+                    f"classes_in = 'captions' needs class names, and {source.name} brings none; "
+                    "set class_names of the evaluation."
+                )
+            self._shown = References(source, config.data)
+
+    def __call__(self, params: PyTree) -> tuple[Float[np.ndarray, "n d"], Truth]:
+        """Their embeddings and classes; the others are left out, and their number is logged.
+
+        Raises:
+            ConfigError: the data set has no labels, or others than the class names.
+        """
+        found = self._embed.data_set(params, self._source, captions=0)
+        if self._shown is None:
+            truth = found.get("label", np.zeros(0, int))
+            known = truth >= 0
+        else:
+            truth = self._multi_hot(self._shown(found["id"]))
+            known = truth.any(axis=1)
+        if not known.any():
+            raise ConfigError(f"Classification needs labels, and {self._source.name} has none.")
+        if not known.all():
+            logging.warning(
+                "An evaluation leaves out %d of %d pictures of %s: they have no label.",
+                *(np.sum(~known), len(known), self._source.name),
+            )
+        if self._shown is None and self._names and truth.max() >= len(self._names):
+            raise ConfigError(
+                f"{self._source.name} has label {truth.max()}, but there are only "
+                f"{len(self._names)} class names; set class_names to all of them."
+            )
+        return found["zimg"][known], truth[known]
+
+    def _multi_hot(self, texts: list[tuple[str, ...]]) -> Bool[np.ndarray, "n classes"]:
+        place = {name: i for i, name in enumerate(self._names)}
+        truth = np.zeros((len(texts), len(self._names)), bool)
+        for shown, captions in zip(truth, texts, strict=True):
+            for caption in captions:
+                if caption not in place:
+                    raise ConfigError(
+                        f"{self._source.name} has the caption {caption!r:.100}, which is no class "
+                        "name; correct class_names of the evaluation, or its classes_in."
+                    )
+                shown[place[caption]] = True
+        return truth
+
+
+def numbers(scores: Float[np.ndarray, "n classes"], truth: Truth) -> dict[str, float]:
+    """Numbers of a classification by `scores`; ties never help.
+
+    Returns:
+        Of one class for each picture: see `accuracy`. Of several: `map_11point` and `map`, the mean
+        over the classes of VOC2007's average precision at 11 points and of the area under the
+        curve; `top1`, the share of pictures whose best class is one that they show. All in [0, 1];
+        and `examples`.
     """
-    found = embed.data_set(params, source, captions=0)
-    label = found.get("label", np.zeros(0, int))
-    known = label >= 0
-    if not known.any():
-        raise ConfigError(f"Classification needs labels, and {source.name} has none.")
-    if names and label.max() >= len(names):
-        raise ConfigError(
-            f"{source.name} has label {label.max()}, but there are only {len(names)} class names; "
-            "set class_names to all of them."
-        )
-    return found["zimg"][known], label[known]
+    if truth.ndim == 1:
+        return accuracy(scores, truth)
+    scores = np.nan_to_num(scores, nan=-np.inf)  # a broken model finds nothing
+    found = mean_average_precision(jnp.asarray(scores, jnp.float32), jnp.asarray(truth))
+    others = np.where(truth, -np.inf, scores).max(axis=1)
+    return {
+        "map_11point": float(found.eleven_points),
+        "map": float(found.area),
+        "top1": float(np.mean(np.where(truth, scores, -np.inf).max(axis=1) > others)),
+        "examples": float(len(truth)),
+    }
 
 
 def accuracy(scores: Float[np.ndarray, "n classes"], label: np.ndarray) -> dict[str, float]:

@@ -51,8 +51,13 @@ class EvalConfig:
     data: DataConfig = DataConfig()
     batch_size: int = 256  # over all devices; rounded up to a multiple of their number
     max_examples: int | None = None  # the first so many of the data set; None: all
+    # How pictures become squares; "model": as in its training
+    resize: Literal["model", "squash", "crop"] = "model"
     # retrieval, captioning: captions per picture, where it has so many (COCO, Flickr: 5)
     captions: int = 5
+    # zeroshot, linear_probe: where a picture's class is. "label": its number, one for each picture;
+    # "captions": its captions are the names of the classes that it shows, several or one
+    classes_in: Literal["label", "captions"] = "label"
     # zeroshot, linear_probe; none: those that the data set brings
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("a photo of a {}.",)  # prompts, averaged per class

@@ -3,7 +3,9 @@
 DIME-FM's protocol (arXiv 2303.18232, by ELEVATER's, 2204.08790), but for the one thing that makes
 its toolkit's numbers too good: there the best epoch is chosen on the test data. Here learning rate,
 weight decay and number of epochs are chosen on a part of the training data, the head is trained
-again on all of it, and the test data are looked at once.
+again on all of it, and the test data are looked at once. Where pictures show several classes, the
+loss is binary cross-entropy, its mean over the classes (an assumption), and the choice is by mean
+average precision.
 """
 
 import dataclasses
@@ -16,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from aced.config import ConfigError
 from aced.data.sources import open_source
 from aced.evaluators import classification
+from aced.evaluators.average_precision import mean_average_precision
+from aced.evaluators.classification import Truth
 from aced.evaluators.config import EvalConfig, ProbeConfig
 from aced.evaluators.embed import Embedder
 from aced.models import two_tower
@@ -39,10 +43,10 @@ class Head(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Features of pictures, and their classes."""
+    """Features of pictures, and their classes: one of each, or whether it shows each."""
 
     x: Float[Array, "n d"]
-    label: Int[Array, " n"]
+    truth: Int[Array, " n"] | Bool[Array, "n classes"]
 
 
 class LinearProbe:
@@ -66,22 +70,26 @@ class LinearProbe:
             )
         self._embed = Embedder(config, model, mesh)
         training = dataclasses.replace(config, data=probe.data, max_examples=probe.max_examples)
-        self._embed_train = Embedder(training, model, mesh)
+        embed_train = Embedder(training, model, mesh)
+        labelled = classification.Labelled
+        self._pictures = labelled(config, self._test, self._names, self._embed)
+        self._training = labelled(training, self._train, self._names, embed_train)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
-        """Returns what `classification.accuracy` says of the test data, and what was chosen.
+        """Returns what `classification.numbers` says of the test data, and what was chosen.
 
         That is `learning_rate`, `weight_decay`, `epochs` (0: the head as it starts) and
-        `validation_top1`, the accuracy that they were chosen by; `trained_on`, pictures.
+        `validation_top1`, the accuracy that they were chosen by, or `validation_map_11point`;
+        `trained_on`, pictures.
 
         Raises:
             ConfigError: a data set has no labels, or others than the class names; or too few
                 pictures to leave some out.
         """
         probe, names = self._config.probe, self._names
-        zimg, label = classification.labelled(self._embed_train, params, self._train, names)
-        test, right = classification.labelled(self._embed, params, self._test, names)
-        classes = len(names) or 1 + max(label.max(), right.max())
+        zimg, truth = self._training(params)
+        test, right = self._pictures(params)
+        classes = len(names) or 1 + max(truth.max(), right.max())
         head = Head(np.zeros((zimg.shape[1], classes), np.float32), np.zeros(classes, np.float32))
         if probe.start == "text":
             scale, bias = map(np.asarray, two_tower.logit_parameters(params))
@@ -89,13 +97,13 @@ class LinearProbe:
                 self._embed, params, names, self._config.templates
             )
             head = Head(scale * weights.T, np.full(classes, bias, np.float32))
-        chosen, head = fit(zimg, label, head, probe)
-        found = classification.accuracy(test @ head.kernel + head.bias, right)
-        return found | chosen | {"trained_on": float(len(label))}
+        chosen, head = fit(zimg, truth, head, probe)
+        found = classification.numbers(test @ head.kernel + head.bias, right)
+        return found | chosen | {"trained_on": float(len(truth))}
 
 
 def fit(
-    zimg: Float[np.ndarray, "n d"], label: Int[np.ndarray, " n"], head: Head, probe: ProbeConfig
+    zimg: Float[np.ndarray, "n d"], truth: Truth, head: Head, probe: ProbeConfig
 ) -> tuple[dict[str, float], Head]:
     """Searches on a part of the examples, trains on all; the choice, and a head for `zimg`.
 
@@ -105,7 +113,7 @@ def fit(
     Raises:
         ConfigError: too few examples to leave some out.
     """
-    n = len(label)
+    n = len(truth)
     left_out = round(n * probe.validation_percent / 100)
     if not 0 < left_out < n:
         raise ConfigError(
@@ -118,23 +126,24 @@ def fit(
     settings = list(itertools.product(probe.learning_rates, probe.weight_decays, [probe.momentum]))
     grid = np.array(settings, np.float32)
     scaling = Scaling.of(zimg[kept])
-    accuracy = _search(
-        *(key, scaling.standardise(zimg[kept], label[kept]), scaling.into(head), grid),
-        scaling.standardise(zimg[held], label[held]),
+    quality = _search(
+        *(key, scaling.standardise(zimg[kept], truth[kept]), scaling.into(head), grid),
+        scaling.standardise(zimg[held], truth[held]),
         epochs=probe.epochs,
         size=probe.batch_size,
     )
-    accuracy = np.asarray(accuracy)  # [epochs + 1, grid]
+    quality = np.asarray(quality)  # [epochs + 1, grid]
     # Of equal ones the first: the fewest epochs, then in the order of the settings.
-    epochs, best = np.unravel_index(np.argmax(accuracy), accuracy.shape)
+    epochs, best = np.unravel_index(np.argmax(quality), quality.shape)
     scaling = Scaling.of(zimg)
     trained = _train(
-        *(key, scaling.standardise(zimg, label), scaling.into(head), grid[best], epochs),
+        *(key, scaling.standardise(zimg, truth), scaling.into(head), grid[best], epochs),
         size=probe.batch_size,
     )
     learning_rate, weight_decay, _ = settings[best]
     chosen = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-    chosen |= {"epochs": float(epochs), "validation_top1": float(accuracy[epochs, best])}
+    by = "validation_top1" if truth.ndim == 1 else "validation_map_11point"
+    chosen |= {"epochs": float(epochs), by: float(quality[epochs, best])}
     return chosen, scaling.out_of(trained)
 
 
@@ -151,9 +160,9 @@ class Scaling:
         std = zimg.std(axis=0)
         return cls(zimg.mean(axis=0), np.where(std > 0, std, 1).astype(np.float32))
 
-    def standardise(self, zimg: Float[np.ndarray, "n d"], label: np.ndarray) -> Examples:
+    def standardise(self, zimg: Float[np.ndarray, "n d"], truth: Truth) -> Examples:
         """The examples, standardised."""
-        return Examples((zimg - self.mean) / self.std, label)
+        return Examples((zimg - self.mean) / self.std, truth)
 
     def into(self, head: Head) -> Head:
         """The head of standardised features that says what `head` says of the others."""
@@ -176,7 +185,7 @@ def _search(
     epochs: int,
     size: int,
 ) -> Float[Array, "lengths g"]:
-    """Accuracy on `held` after every number of epochs, by each of `grid`: learning rate,
+    """`_quality` on `held` after every number of epochs, by each of `grid`: learning rate,
     weight decay and momentum."""
 
     def one(setting: Float[Array, " 3"]) -> Float[Array, " lengths"]:
@@ -184,10 +193,10 @@ def _search(
 
         def epoch(state, number):
             state = _epoch(key, number, state, train, setting, size)
-            return state, _accuracy(state[0], held, size)
+            return state, _quality(state[0], held, size)
 
         _, found = jax.lax.scan(epoch, state, jnp.arange(epochs))
-        return jnp.concatenate([_accuracy(head, held, size)[None], found])
+        return jnp.concatenate([_quality(head, held, size)[None], found])
 
     return jax.vmap(one, out_axes=1)(grid)
 
@@ -230,7 +239,7 @@ def _epoch(
 ) -> tuple[Head, optax.OptState]:
     """One pass over the examples, in an order of its own; the last batch may be a smaller one."""
     tx = _optimizer(setting)
-    order = jax.random.permutation(jax.random.fold_in(key, number), len(train.label))
+    order = jax.random.permutation(jax.random.fold_in(key, number), len(train.truth))
 
     def step(state, rows):
         head, opt_state = state
@@ -248,17 +257,27 @@ def _batches(order: Int[Array, " n"], size: int) -> Int[Array, "steps size"]:
 
 def _loss(head: Head, batch: Examples, is_there: Array) -> Float[Array, ""]:
     """Mean cross-entropy of those that are there."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(head(batch.x), batch.label)
+    if batch.truth.ndim == 1:
+        loss = optax.softmax_cross_entropy_with_integer_labels(head(batch.x), batch.truth)
+    else:
+        loss = optax.sigmoid_binary_cross_entropy(head(batch.x), batch.truth).mean(axis=1)
     return jnp.sum(loss * is_there) / jnp.sum(is_there)
 
 
-def _accuracy(head: Head, examples: Examples, size: int) -> Float[Array, ""]:
-    """As `classification.accuracy` counts, in pieces: there may be many examples and classes."""
+def _quality(head: Head, examples: Examples, size: int) -> Float[Array, ""]:
+    """What `classification.numbers` calls `top1`, or `map_11point` where classes are several.
+
+    Logits are made in pieces: there may be many examples and classes.
+    """
+    n = len(examples.truth)
+    if examples.truth.ndim == 2:
+        logits = jax.lax.map(lambda rows: head(examples.x[rows]), _batches(jnp.arange(n), size))
+        logits = logits.reshape(-1, logits.shape[-1])[:n]
+        return mean_average_precision(logits, examples.truth).eleven_points
 
     def right(rows: Int[Array, " size"]) -> Int[Array, ""]:
         logits = head(examples.x[rows])
-        own = jnp.take_along_axis(logits, examples.label[rows][:, None], axis=1)
+        own = jnp.take_along_axis(logits, examples.truth[rows][:, None], axis=1)
         return jnp.sum((jnp.sum(logits >= own, axis=1) == 1) & (rows >= 0))
 
-    n = len(examples.label)
     return jax.lax.map(right, _batches(jnp.arange(n), size)).sum() / n

@@ -1,5 +1,6 @@
 """A whole data set through a model, every example once, with any number of devices."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -51,11 +52,14 @@ def through(
         `function`'s arrays [n ...], the same in every process; `id` [n]; and `label` [n] where the
         source has labels.
     """
-    size = rounded_batch(config.batch_size, mesh)
+    size, view = rounded_batch(config.batch_size, mesh), pipeline.View.of(model)
+    if config.resize != "model":
+        resize = dataclasses.replace(view.resize, mode=config.resize)
+        view = dataclasses.replace(view, resize=resize)
     parts: dict[str, list[np.ndarray]] = {}
     batches = pipeline.eval_batches(
         source,
-        pipeline.View.of(model),
+        view,
         batch_size=size,
         max_examples=config.max_examples,
         captions=captions,

@@ -24,15 +24,16 @@ class ZeroShot:
                 "none; set class_names of the evaluation."
             )
         self._embed = Embedder(config, model, mesh)
+        self._pictures = classification.Labelled(config, self._source, self._names, self._embed)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
-        """Returns what `classification.accuracy` says of all pictures with a label.
+        """Returns what `classification.numbers` says of all pictures whose class is known.
 
         Raises:
-            ConfigError: the data set has no labels, or labels beyond the class names.
+            ConfigError: the data set has no labels, or others than the class names.
         """
         weights = classification.class_weights(
             self._embed, params, self._names, self._config.templates
         )
-        zimg, label = classification.labelled(self._embed, params, self._source, self._names)
-        return classification.accuracy(zimg @ weights.T, label)
+        zimg, truth = self._pictures(params)
+        return classification.numbers(zimg @ weights.T, truth)

@@ -110,6 +110,7 @@ def write_tfds(folder, size):
                     "title": tfds.features.Text(),
                     "captions": texts,
                     "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
+                    "shown": tfds.features.Sequence(tfds.features.ClassLabel(names=["x", "y"])),
                 }
                 return tfds.core.DatasetInfo(
                     builder=self, features=tfds.features.FeaturesDict(features)
@@ -130,6 +131,7 @@ def write_tfds(folder, size):
                                 {"text": "a star", "by": 2},
                             ],
                             "label": i % 3,
+                            "shown": [["x"], ["y"], ["x", "y"], []][i % 4],
                         },
                     )
 

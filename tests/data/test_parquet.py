@@ -71,6 +71,14 @@ def test_missing_and_empty_values(tmp_path):
             read[i]
 
 
+def test_classified_pictures_need_no_captions(tmp_path):
+    many.write_parquet(tmp_path, [4], 2)
+    read = source(tmp_path, captions=(), label="class")
+    assert [(read[i]["texts"], read[i]["label"]) for i in range(4)] == [
+        ((), i % 3) for i in range(4)
+    ]
+
+
 def test_second_pictures_are_of_a_column_of_their_own(tmp_path):
     left, right = ([{"bytes": many.jpeg(i), "path": "x"} for i in (k, k + 1)] for k in (0, 10))
     right[1]["bytes"] = None

@@ -1,0 +1,56 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aced.evaluators import average_precision
+from aced.evaluators.classification import numbers
+
+RNG = np.random.default_rng(0)
+
+
+def both(scores, shown):
+    found = average_precision.mean_average_precision(jnp.float32(scores), jnp.asarray(shown))
+    return np.array(found)
+
+
+def by_thresholds(scores, shown):
+    """Of one class, as it is defined, over every threshold in float64: 11 points, and area."""
+    curve = []
+    for threshold in sorted(set(scores), reverse=True):
+        found = scores >= threshold
+        curve.append((shown[found].sum() / shown.sum(), shown[found].mean()))
+    eleven = [max(p for r, p in curve if r >= k / 10 - 1e-9) for k in range(11)]
+    recalls = [0.0] + [r for r, _ in curve]
+    area = sum((b - a) * p for a, b, (_, p) in zip(recalls[:-1], recalls[1:], curve, strict=True))
+    return np.mean(eleven), area
+
+
+@pytest.mark.parametrize("decimals", [1, 8])  # with ties, and without
+@pytest.mark.parametrize("n", [7, 10, 300])
+def test_equals_every_threshold_by_hand(decimals, n):
+    shown = RNG.random((n, 5)) < [0.1, 0.5, 0.9, 0.3, 0.0]
+    shown[0, :3], shown[:, 4] = True, False  # the last class is never shown, and does not count
+    scores = np.round(RNG.normal(size=(n, 5)) + shown, decimals).astype(np.float32)
+    seen = [c for c in range(5) if shown[:, c].any()]
+    expected = np.mean([by_thresholds(scores[:, c], shown[:, c]) for c in seen], axis=0)
+    assert both(scores, shown) == pytest.approx(expected, abs=1e-6)
+    order = RNG.permutation(n)
+    assert both(scores[order], shown[order]) == pytest.approx(expected)
+
+
+def test_of_a_perfect_ranking_of_a_useless_one_and_of_nothing():
+    shown = RNG.random((40, 3)) < 0.25
+    assert both(shown, shown) == pytest.approx([1, 1])
+    useless = both(np.zeros((40, 3)), shown)
+    assert useless == pytest.approx([shown.mean(), shown.mean()])
+    assert both(np.zeros((4, 3)), np.zeros((4, 3), bool)).tolist() == [0, 0]
+
+
+def test_numbers_of_several_classes():
+    shown = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], bool)
+    scores = np.array([[0, 2, 1], [2, 1, 0], [1, 0, 1], [0, 0, 0]], float)
+    found = numbers(scores, shown)
+    assert found["top1"] == 0.5  # the first; what shows all; of the third the best two are equal
+    assert found["examples"] == 4
+    assert found["map"] == pytest.approx(both(scores, shown)[1])
+    assert numbers(np.full((4, 3), np.nan), shown)["map"] == pytest.approx(shown.mean())
