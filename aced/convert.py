@@ -96,7 +96,7 @@ def convert(config: ConvertConfig) -> Converted:
         CheckpointError: the run has no such checkpoint.
     """
     out = pathlib.Path(config.out).expanduser()
-    _check_out(out, pathlib.Path(config.source), config.overwrite)
+    _check_out(out, pathlib.Path(config.source).expanduser(), config.overwrite)
     kind, model = read(config)
     write: Callable[[Model, pathlib.Path], list[str] | None] = {
         "aced": model_folder.write,
@@ -127,7 +127,15 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
     Raises:
         InteropError, ConfigError, CheckpointError: as `convert`.
     """
-    path, source = pathlib.Path(config.source), config.source
+    source = config.source
+    if storage.is_remote(source):
+        if not (epath.Path(source) / checkpoint.FOLDER).is_dir():
+            raise InteropError(
+                f"{source} has no {checkpoint.FOLDER}/: it is no run, and of what is not on a disk "
+                "only runs are read; correct it, or copy the model."
+            )
+        return "a run", _read_run(config, source)
+    path = pathlib.Path(source).expanduser()
     if path.is_file() and path.suffix == ".npz":
         return "big_vision's .npz", big_vision.read(path, config.model, config.tokenizer, source)
     if not path.exists() and hub.is_name(source):
@@ -139,7 +147,7 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
     if model_folder.is_model_folder(str(path)):
         return "a model folder", model_folder.read(str(path))
     if (path / checkpoint.FOLDER).is_dir():
-        return "a run", _read_run(config)
+        return "a run", _read_run(config, str(path))
     if huggingface.is_folder(path):
         return "transformers' layout", huggingface.read(path, source)
     if open_clip.is_folder(path):
@@ -151,11 +159,9 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
     )
 
 
-def _read_run(config: ConvertConfig) -> Model:
-    settings = trained_model(config.source)
-    params = checkpoint.load_params(
-        config.source, which=config.which, key=config.parameters, part="model"
-    )
+def _read_run(config: ConvertConfig, folder: str) -> Model:
+    settings = trained_model(folder)
+    params = checkpoint.load_params(folder, which=config.which, key=config.parameters, part="model")
     tokens, content = settings.tokenizer, b""
     if tokens.path:
         try:
@@ -260,6 +266,8 @@ def main(argv: list[str]) -> None:
         print(summary(convert(config), config))
     except (ConfigError, CheckpointError) as error:  # InteropError is a ConfigError
         sys.exit(f"error: {error}")
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        sys.exit(f"error: --out={config.out} cannot be written: {error}")
 
 
 if __name__ == "__main__":

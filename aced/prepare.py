@@ -135,7 +135,9 @@ def _found(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any] | 
         return None
     found = json.loads(storage.read(description.path, 0, description.size))
     if found.get("settings") == json.loads(json.dumps(settings)):
-        print(f"{out} is made of this input with these settings already; nothing to do.")
+        print(f"{out} is made with these settings already; nothing to do.")
+        if missing := found["statistics"]["rejected"].get("missing_file"):
+            print(f"Of {missing} images there was no file then; --overwrite looks again.")
         return found["statistics"]
     raise PrepareError(
         f"{out} exists, with other settings or of another input; choose another --out, or replace "
@@ -195,6 +197,8 @@ def main(argv: list[str]) -> None:
         _report(prepare(flag_settings.read(PrepareConfig), argv[1:]), out)
     except (PrepareError, ConfigError, records.DatasetError, storage.StorageError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        sys.exit(f"error: --out={out} cannot be written, or an input not read: {error}")
     if not flags.FLAGS.val:
         print("The recipes evaluate on a split 'val': prepare again with --val=N to hold some out.")
     print(f"Next: python -m aced.main --config=configs/small.py:method=iid,data={out}")

@@ -7,6 +7,7 @@ import pytest
 
 from aced import metrics
 from aced.data import storage
+from aced.data.storage import StorageError
 from aced.preemption import EXIT_CODE
 from tests import bucket, many_processes
 from tests.data import many
@@ -86,6 +87,12 @@ def test_a_run_that_is_killed_and_preempted_goes_on_bit_for_bit(server, on_disk,
     finish(workdir, tmp_path, **variables)
     assert_same_run(on_disk, folder)
     assert list((folder / "tensorboard").iterdir())
+    for source, out in ((workdir, tmp_path / "there"), (on_disk, tmp_path / "here")):
+        arguments = ["-m", "aced.convert", f"--source={source}", f"--out={out}", "--to=aced"]
+        with many_processes.start(1, 1, arguments, tmp_path, **variables) as started:
+            assert started.exit_codes() == [0], started.output(0)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("here", "there")]
+    assert weights[0] == weights[1]
     assert saved(folder / "reference")
 
 
@@ -97,6 +104,24 @@ def test_two_processes_share_a_run_and_one_goes_on_with_it(server, on_disk, tmp_
     assert metrics.read_picks(folder) == metrics.read_picks(on_disk)
     for a, b in zip(lines(folder), lines(on_disk), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_what_a_store_says_comes_with_the_path(monkeypatch):
+    """The first mistake that one makes there."""
+    s3fs = pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nowhere")
+    storage._file_system.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+    for ask in (lambda path: storage.find(path, ".tar"), storage.stat):
+        with pytest.raises(StorageError, match=r"s3://some/0.tar cannot be .*NoCredentials"):
+            ask("s3://some/0.tar")
+    with pytest.raises(StorageError, match=r"s3://some/0.tar cannot be read: NoCredentials"):
+        storage.read("s3://some/0.tar", 0, 10)
+    storage._file_system.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet", "mixture"])

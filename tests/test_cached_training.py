@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -137,6 +138,18 @@ def other_weights(config, models, tmp_path):
     config.method.reference.checkpoint = cached.write_model(tmp_path / "other", seed=3)
 
 
+def other_settings(config, models, tmp_path):
+    """The same weights, as another library's files may have them."""
+    folder = tmp_path / "other"
+    shutil.copytree(models["reference"], folder)
+    file = folder / "model.json"
+    settings = json.loads(file.read_text())
+    settings["model"]["resize"]["mode"] = "crop"
+    settings["model"]["tokenizer"]["length"] -= 1
+    file.write_text(json.dumps(settings))
+    config.method.reference.checkpoint = str(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -145,6 +158,11 @@ def other_weights(config, models, tmp_path):
             r"  data: here [0-9a-f]{64}, there [0-9a-f]{64}\n  examples: here 91, there 90",
         ),
         (other_decoding, r"  decode: here .*12345.*, there .*89478485"),
+        (
+            other_settings,
+            r"  tokenizer.length: here \d+, there \d+\n  resize.mode: here 'crop', there 'squash'"
+            r"\n  tokenizer: shapes has other ids",
+        ),
         (other_weights, r"  weights: here [0-9a-f]{64}, there [0-9a-f]{64}"),
     ],
 )

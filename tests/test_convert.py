@@ -246,3 +246,8 @@ def test_the_command(ours, tmp_path):
     assert again.stderr.startswith("error: ")
     assert "give --overwrite" in again.stderr
     assert "Traceback" not in again.stderr
+    file = tmp_path / "file"
+    file.touch()
+    nowhere = command(f"--source={ours}", f"--out={file}/out", "--to=huggingface")
+    assert nowhere.returncode == 1
+    assert nowhere.stderr.startswith(f"error: --out={file}/out cannot be written")

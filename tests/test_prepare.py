@@ -207,6 +207,18 @@ def test_integer_labels_and_lists_of_captions(tmp_path, folder):
     assert records.open_dataset(tmp_path / "out", "train").class_names is None
 
 
+def test_a_column_of_numbers_with_gaps_has_numbers(tmp_path, folder):
+    """As pandas writes it: 2.0, and nothing where there is none."""
+    lines = rows(5)
+    for row, label in zip(lines, (10.0, 2.0, None, "3.", 0.5), strict=True):
+        row["label"] = label
+    run(tmp_path, folder, lines, label_column="label")
+    found = {key: e.get("label") for key, e in read(tmp_path).items()}
+    assert found == {"sub/0.png": 10, "sub/1.png": 2, "sub/2.png": None, "sub/3.png": 3}
+    (entry,) = rejected(tmp_path)
+    assert "label 0.5 is neither whole nor a name" in entry["detail"]
+
+
 def test_second_pictures_and_answers_about_them(tmp_path, folder):
     """Two statements about one pair, and one about another pair with the same first picture."""
     (folder / "broken.png").write_bytes(b"no picture")
@@ -378,6 +390,25 @@ def test_a_table_that_is_not_csv(tmp_path, folder, text, message):
         run(tmp_path, folder, str(tmp_path / "t.csv"))
 
 
+def test_a_field_that_is_too_long_costs_its_line(tmp_path, folder):
+    text = f"image,caption\nsub/0.png,{'x' * 2_000_000}\nsub/1.png,a dog\n"
+    (tmp_path / "t.csv").write_text(text)
+    run(tmp_path, folder, str(tmp_path / "t.csv"))
+    assert list(read(tmp_path)) == ["sub/1.png"]
+    (entry,) = rejected(tmp_path)
+    assert (entry["reason"], entry["line"]) == ("malformed_line", 2)
+
+
+def test_done_already_but_pictures_were_missing(tmp_path, folder, capsys):
+    lines = [*rows(2), {"image": "late.png", "caption": "c"}]
+    run(tmp_path, folder, lines)
+    capsys.readouterr()
+    run(tmp_path, folder, lines)
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "Of 1 images there was no file then; --overwrite looks again." in said
+
+
 def test_nothing_left_is_an_error(tmp_path, folder):
     with pytest.raises(PrepareError, match="No image is left"):
         run(tmp_path, folder, [{"image": "elsewhere.png", "caption": "c"}])
@@ -410,3 +441,6 @@ def test_command(tmp_path, folder):
     assert again.returncode == 1
     assert again.stderr.strip().startswith("error:")
     assert "--overwrite" in again.stderr
+    nowhere = subprocess.run([*command, f"--out={captions}/out"], capture_output=True, text=True)
+    assert nowhere.returncode == 1
+    assert nowhere.stderr.strip().startswith(f"error: --out={captions}/out cannot be written")

@@ -8,12 +8,17 @@ import csv
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fsspec
 
 from aced.data import records
+
+_DECIMAL = re.compile(r"[+-]?\d+\.\d*")
+# A longer field is rejected by `_text`, and not with the whole table by the csv module.
+csv.field_size_limit(1 << 30)
 
 
 class PrepareError(ValueError):
@@ -134,6 +139,16 @@ def _flag(value: Any) -> bool | None:
     return known[name]
 
 
+def _label(value: Any) -> str | None:
+    """A class's name or number; pandas writes 2.0 for 2 where a column has gaps."""
+    text = _text("" if value is None else str(value), "the label")
+    if text and _DECIMAL.fullmatch(text):
+        if not float(text).is_integer():
+            raise RejectedError("malformed_line", f"label {text} is neither whole nor a name")
+        return str(int(float(text)))
+    return text or None
+
+
 def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
     """One line of the table, as an image with its captions (empty ones left out)."""
     captions = row[columns.caption]
@@ -146,11 +161,10 @@ def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
             raise RejectedError("malformed_line", f"{name} is {value!r:.80}, not a scalar")
         if isinstance(value, str):
             extra[name] = _text(value, name)
-    label = row[columns.label] if columns.label else None
     return CaptionedImage(
         key=_key(row[columns.image]),
         texts=[text.lower() if columns.lower else text for text in texts if text],
-        label=None if label is None else _text(str(label), "the label") or None,
+        label=_label(row[columns.label]) if columns.label else None,
         is_noisy=_flag(row[columns.noisy]) if columns.noisy else None,
         extra=extra,
         line=line,

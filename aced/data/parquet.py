@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MAX_FOOTER_BYTES = 1 << 28
 _THREADS = 16
+_BATCH_ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ class ParquetSource:
             )[: records.MAX_ITEMS]
             if self._config.label:
                 out["label"] = _label(table[self._config.label][row].as_py())
-        except (ValueError, OSError) as error:  # pyarrow's errors are among them
+        except (ValueError, OSError, _pyarrow().ArrowException) as error:
             if storage.is_passing(error):
                 raise storage.StorageError(f"{where} cannot be read: {error}") from error
             raise RecordError(f"{where}, row {row}: {error}") from error
@@ -231,14 +232,18 @@ def _unpacked_bytes(group: Any, columns: Sequence[str]) -> int:
     return sum(
         leaf.total_uncompressed_size
         for leaf in leaves
-        if leaf.path_in_schema.partition(".")[0] in columns
+        if any(f"{leaf.path_in_schema}.".startswith(f"{column}.") for column in columns)
     )
 
 
 def _read_group(group: _Group, columns: Sequence[str]) -> "pa.Table":
     parquet = _pyarrow().parquet
     with storage.open_file(group.path) as file, parquet.ParquetFile(file, pre_buffer=True) as whole:
-        return whole.read_row_group(group.number, columns=list(columns), use_threads=False)
+        # Not whole: a group with more than 2 GiB in a struct cannot be one array.
+        batches = whole.iter_batches(
+            _BATCH_ROWS, row_groups=[group.number], columns=list(columns), use_threads=False
+        )
+        return _pyarrow().Table.from_batches(batches)
 
 
 def _picture(value: Any) -> bytes:

@@ -97,17 +97,16 @@ def find(pattern: str, suffix: str) -> list[File]:
     for path in expand(pattern):
         store, inner = _store(path)
         try:
-            if not _GLOB.search(inner) and store.isdir(inner):
-                inner = posixpath.join(inner, f"*{suffix}")
-            if _GLOB.search(inner):
-                listed = store.glob(inner, detail=True)
-                infos = [listed[name] for name in sorted(listed)]
-            else:
-                infos = [store.info(inner)]
+            with _named_errors(path, "listed"):
+                if not _GLOB.search(inner) and store.isdir(inner):
+                    inner = posixpath.join(inner, f"*{suffix}")
+                if _GLOB.search(inner):
+                    listed = store.glob(inner, detail=True)
+                    infos = [listed[name] for name in sorted(listed)]
+                else:
+                    infos = [store.info(inner)]
         except FileNotFoundError as error:
             raise StorageError(f"{path} does not exist; correct the path, or copy it.") from error
-        except OSError as error:
-            raise StorageError(f"{path} cannot be listed: {error}") from error
         for info in infos:
             if info["type"] == "file":
                 file = _file(path, store, info)
@@ -129,13 +128,32 @@ def _file(path: str, store: fsspec.AbstractFileSystem, info: dict) -> File:
 
 
 def stat(path: str) -> File | None:
-    """The file `path` as it is now, or None where there is none."""
+    """The file `path` as it is now, or None where there is none.
+
+    Raises:
+        StorageError: that cannot be told.
+    """
     store, inner = _store(path)
     store.invalidate_cache(posixpath.dirname(inner))  # a kept listing knows nothing of other hosts
     try:
-        return _file(path, store, store.info(inner))
+        with _named_errors(path, "looked up"):
+            return _file(path, store, store.info(inner))
     except FileNotFoundError:
         return None
+
+
+@contextlib.contextmanager
+def _named_errors(path: str, what: str) -> Iterator[None]:
+    """Every error but that of a missing file says of which path it is.
+
+    Stores let out those of their own libraries, missing credentials to begin with.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise StorageError(f"{path} cannot be {what}: {type(error).__name__}: {error}") from error
 
 
 def common_folder(paths: Sequence[str]) -> str:
@@ -166,7 +184,10 @@ def read(path: str, start: int, length: int) -> bytes:
             with open(path, "rb", buffering=0) as file:
                 return _read_all(file.fileno(), start, length)
         store, inner = _store(path)
-        return store.cat_file(inner, start=start, end=start + length) if length else b""
+        with _named_errors(path, "read"):
+            return store.cat_file(inner, start=start, end=start + length) if length else b""
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
 
@@ -197,7 +218,7 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     part.replace(path)
 
 
-def write(path: str, data: bytes) -> None:
+def write(path: str, data: bytes | bytearray) -> None:
     """Writes a file that is there whole, or not at all; its folder is made where it is missing.
 
     Raises:

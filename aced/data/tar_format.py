@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 BLOCK = 512
 _MAX_NAME_BYTES = 1 << 20  # of a long name or a pax header
-_MAX_END_BYTES = 1 << 20  # of zeros behind the last member
+_MAX_END_BYTES = 1 << 16  # of zeros behind the last member
+_PIECE = 1 << 16  # read at once, of zeros
 _REGULAR = b"0\x007"
 _ZEROS = bytes(BLOCK)
 
@@ -53,7 +54,15 @@ def members(
     while position < size:
         block = read(position, BLOCK)
         if block == _ZEROS:
-            return
+            end = _end_of_zeros(read, position, size)
+            if end == size and end - position <= _MAX_END_BYTES:
+                return
+            reason = f"{end - position} bytes of zeros: it was not written, or copied, completely"
+            yield Damage(f"byte {position}", reason)
+            if end == size:
+                return
+            position, overrides = _next_header(read, end - BLOCK, size), {}
+            continue
         if not _is_header(block):
             if position == 0:
                 _refuse(block)
@@ -129,12 +138,26 @@ def _pax(data: bytes) -> dict[str, str]:
 
 def _next_header(read: Callable[[int, int], bytes], position: int, size: int) -> int:
     """The place of the next header that is surely one, or of the end mark, or the end."""
-    for place in range(position + BLOCK, size, BLOCK):
+    place = position + BLOCK
+    while place < size:
         block = read(place, BLOCK)
         if block[257:262] == b"ustar" and _is_header(block):
             return place
-        if block == _ZEROS and size - place <= _MAX_END_BYTES and not any(read(place, size)):
+        if block != _ZEROS:
+            place += BLOCK
+        elif (end := _end_of_zeros(read, place, size)) < size:
+            place = end
+        else:
             return place
+    return size
+
+
+def _end_of_zeros(read: Callable[[int, int], bytes], position: int, size: int) -> int:
+    """The place of the first block from `position` on with something in it, or the end."""
+    for place in range(position, size, _PIECE):
+        data = read(place, min(_PIECE, size - place))
+        if rest := data.lstrip(b"\0"):
+            return place + (len(data) - len(rest)) // BLOCK * BLOCK
     return size
 
 

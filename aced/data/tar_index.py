@@ -1,9 +1,10 @@
 """The index of a set of WebDataset tars: which bytes of which tar are which example.
 
 A tar can only be read from front to back; with this index, any example is one read. It is built
-once and kept in a file: beside the tars, for every machine, or else in a folder of this machine. It
-is mapped, not loaded, so that 10^8 examples cost no memory. It holds the size and the stamp (time
-of change, or ETag) of every tar, and is built again when one of them differs.
+once and kept in a file: beside the tars, for every machine, or else in a folder of this machine.
+It is mapped, not loaded, so that 10^8 examples cost no memory; whoever builds it needs twice its
+size once, which is some 80 bytes and the name of each example. It holds the size and the stamp
+(time of change, or ETag) of every tar, and is built again when one of them differs.
 
 While it is built, each tar has a file of its own, of the same form. So whoever was killed goes on
 where it was, and the hosts of a pod, which all start at once, share the tars without a word: each
@@ -27,7 +28,7 @@ from aced.data import storage
 from aced.data.storage import File
 from aced.data.tar_scan import ENTRY, scan
 
-MAGIC = b"aced-tar-index-1"
+MAGIC = b"aced-tar-index-2"
 _HEADER = struct.Struct("<16sQ")  # MAGIC, bytes of the JSON that follows
 _THREADS = 16
 
@@ -106,7 +107,7 @@ def _state(place: str) -> File | None:
     return None
 
 
-def _keep(place: str, data: bytes) -> bool:
+def _keep(place: str, data: bytes | bytearray) -> bool:
     try:
         storage.write(place, data)
     except Exception as error:  # stores raise errors of many kinds, and none is worth a run
@@ -167,7 +168,9 @@ def _parse(data: memoryview, table: list) -> TarIndex:
     return TarIndex(entries, data[keys:], str(header["digest"]))
 
 
-def _build(files: Sequence[File], table: list, places: Sequence[str], before: File | None) -> bytes:
+def _build(
+    files: Sequence[File], table: list, places: Sequence[str], before: File | None
+) -> bytearray:
     """The index of all tars, from what each has, which is kept in the first place that lets it.
 
     Raises:
@@ -198,21 +201,38 @@ def _build(files: Sequence[File], table: list, places: Sequence[str], before: Fi
     return _join([parts[number] for number in range(len(files))], table)
 
 
-def _join(parts: Sequence[TarIndex], table: list) -> bytes:
-    keys, base, entries = [], 0, []
-    for number, part in enumerate(parts):
-        own = part.entries.copy()
-        own["tar"], own["key"] = number, own["key"] + base
-        entries.append(own)
-        keys.append(part.keys)
-        base += len(part.keys)
+def _join(parts: Sequence[TarIndex], table: list) -> bytearray:
+    """The index of all tars; each part is let into its place, so that nothing is there thrice."""
     digest = _sha256(*(f"{row[0]} {part.digest}" for row, part in zip(table, parts, strict=True)))
-    return _pack(table, np.concatenate(entries), b"".join(keys), digest)
+    sizes = sum(len(part.entries) for part in parts), sum(len(part.keys) for part in parts)
+    data, entries, keys = _laid_out(table, *sizes, digest)
+    first = base = 0
+    for number, part in enumerate(parts):
+        own = entries[first : first + len(part.entries)]
+        own[:] = part.entries
+        own["tar"] = number
+        own["key"] += base
+        keys[base : base + len(part.keys)] = part.keys
+        first, base = first + len(own), base + len(part.keys)
+    return data
 
 
-def _pack(table: list, entries: np.ndarray, keys: bytes, digest: str) -> bytes:
-    header = {"tars": table, "entries": len(entries), "key_bytes": len(keys), "digest": digest}
+def _pack(table: list, entries: np.ndarray, keys: bytes, digest: str) -> bytearray:
+    data, to_entries, to_keys = _laid_out(table, len(entries), len(keys), digest)
+    to_entries[:], to_keys[:] = entries, keys
+    return data
+
+
+def _laid_out(
+    table: list, entries: int, key_bytes: int, digest: str
+) -> tuple[bytearray, np.ndarray, memoryview]:
+    """An index with room for entries and keys, and where these go."""
+    header = {"tars": table, "entries": entries, "key_bytes": key_bytes, "digest": digest}
     text = json.dumps(header).encode()
     # Arrays are read faster from where a number may begin.
     text += b" " * (-(_HEADER.size + len(text)) % 64)
-    return _HEADER.pack(MAGIC, len(text)) + text + entries.tobytes() + keys
+    start = _HEADER.size + len(text)
+    data = bytearray(start + entries * ENTRY.itemsize + key_bytes)
+    data[:start] = _HEADER.pack(MAGIC, len(text)) + text
+    room = np.frombuffer(data, ENTRY, entries, start)
+    return data, room, memoryview(data)[start + room.nbytes :]

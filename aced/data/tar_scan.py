@@ -1,7 +1,7 @@
 """What is in one tar: its examples, where their parts stand, and the hash of its headers."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -11,7 +11,7 @@ from aced.data.records import DatasetError
 from aced.data.storage import File
 from aced.data.tar_format import Damage
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _KINDS = dict.fromkeys(PICTURES, "image") | {"txt": "text", "json": "json"}
 # Where parts of an example are in its tar; start -1: there is none. `key` is a place in the keys;
 # that of a damaged example is its name and the reason, and `damaged` is 1.
@@ -53,37 +53,47 @@ def _examples(members: Iterator) -> Iterator[tuple[str, str | None, dict[str, tu
     """Key, damage if any, and parts: what stands together under one name up to its first dot.
 
     A damaged example is one too: it is met in training, and counted and skipped there like any
-    record that cannot be read. The captions of a picture that was lost belong to the damage.
+    record that cannot be read. The captions of a picture that was lost belong to the damage. So is
+    a picture with a second dot in its name, unless it is another one of an example (KEY.seg.png).
     """
-    key, parts, damage, debris = "", {}, None, None
+    key, parts, damage, debris, others = "", {}, None, None, []
     for member in members:
         if isinstance(member, Damage):
-            yield from _finished(key, damage, parts)
-            key, parts, damage, debris = member.name, {}, member.reason, None
+            if "image" in parts or others or damage is not None:  # else the damage was the picture
+                yield from _finished(key, damage, parts, others)
+            key, parts, damage, debris, others = member.name, {}, member.reason, None, []
             continue
         folder, _, base = member.name.rpartition("/")
         stem, _, ending = base.partition(".")
         stem = f"{folder}/{stem}" if folder else stem
         kind = _KINDS.get(ending.lower())
-        if kind is None:
+        if kind is None and _KINDS.get(ending.rpartition(".")[2].lower()) != "image":
             continue
-        if damage is not None and kind != "image" and debris in (None, stem):
-            debris = stem
+        if damage is not None and kind not in ("image", None) and debris in (None, stem):
+            debris = stem  # unless its own picture is still to come
+            parts[kind] = member.start, member.size
             continue
         if stem != key or kind in parts or damage is not None:
-            yield from _finished(key, damage, parts)
-            key, parts, damage = stem, {}, None
-        parts[kind] = member.start, member.size
-    yield from _finished(key, damage, parts)
+            yield from _finished(key, damage, parts, others)
+            key, parts, others = stem, parts if debris == stem else {}, []
+            damage = debris = None
+        if kind is None:
+            others.append(member.name)
+        else:
+            parts[kind] = member.start, member.size
+    yield from _finished(key, damage, parts, others)
 
 
-def _finished(key: str, damage: str | None, parts: dict) -> Iterator[tuple]:
+def _finished(key: str, damage: str | None, parts: dict, others: Sequence[str]) -> Iterator[tuple]:
     if damage is not None:
         yield key, damage, {}
-    elif parts and "image" not in parts:
-        yield key, f"it has no picture ({', '.join(PICTURES)})", {}
-    elif parts:
+    elif "image" in parts:
         yield key, None, parts
+    elif others:
+        for name in others:
+            yield name, "a name ends at its first dot, so that this picture belongs to none", {}
+    elif parts:
+        yield key, f"it has no picture ({', '.join(PICTURES)})", {}
 
 
 class _Window:

@@ -18,6 +18,7 @@ from aced.data import records, storage, tar_index
 from aced.data.records import DatasetError, RecordError
 
 _LOOKED_AT = 1000  # first examples that are searched for captions when the data set is opened
+_SEARCHED = 100  # of these, whose KEY.json is searched for fields
 _SLACK = 1 << 16  # bytes between the parts of an example that are read rather than asked for apart
 
 
@@ -114,7 +115,10 @@ class TarSource:
         for name in self._config.captions:
             value = fields.get(name)
             texts += value if isinstance(value, list) else [value]
-        return tuple(text for text in texts if isinstance(text, str))[: records.MAX_ITEMS]
+        texts = tuple(text for text in texts if isinstance(text, str))[: records.MAX_ITEMS]
+        for text in texts:
+            text.encode()  # JSON can hold half a character, which no tokenizer takes
+        return texts
 
     def _check_captions(self) -> None:
         """Refuses settings that no example fits, and says what there is."""
@@ -128,7 +132,10 @@ class TarSource:
             )
         json_at = first[(first["json"] >= 0) & (first["damaged"] == 0)]
         known: set[str] = set()
-        for entry in json_at[:10]:
+        wanted = {*self._config.captions, *filter(None, [self._config.label])}
+        for entry in json_at[:_SEARCHED]:
+            if known and wanted <= known:
+                break
             start, size = int(entry["json"]), int(entry["json_size"])
             if 0 <= size <= records.MAX_STRING_BYTES:
                 data = storage.read(self._paths[int(entry["tar"])], start, size)
@@ -142,11 +149,10 @@ class TarSource:
                 f"{self.name} has no KEY.txt; set data.webdataset.captions to the fields of "
                 f"KEY.json with captions. {there}."
             )
-        wanted = {*self._config.captions, *filter(None, [self._config.label])}
         if missing := sorted(wanted - known):
             raise ConfigError(
-                f"{self.name} has no field {missing[0]!r}; correct data.webdataset.captions and "
-                f".label. {there}."
+                f"{self.name} has no field {missing[0]!r} in its first {len(json_at[:_SEARCHED])} "
+                f"examples; correct data.webdataset.captions and .label. {there}."
             )
 
 

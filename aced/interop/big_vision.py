@@ -9,6 +9,7 @@ import math
 import pathlib
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 
 from aced.config import from_config
@@ -24,6 +25,7 @@ SETTINGS = "settings.json"
 _PREFIX = "params/"
 _MAX_BYTES = 1 << 36
 _BLOCK = "encoderblock"
+_BFLOAT16 = np.dtype("V2")  # as numpy reads what it has no name for
 
 Shape = tuple[int, ...]
 
@@ -146,6 +148,8 @@ def _load(file: pathlib.Path) -> dict[str, np.ndarray]:
         raise InteropError(f"{file} is not an .npz of plain arrays: {error}") from error
     out: dict[str, np.ndarray] = {}
     for name, value in found.items():
+        if value.dtype == _BFLOAT16:
+            value = value.view(jnp.bfloat16).astype(np.float32)
         if name.split("/")[0] == "opt" or not np.issubdtype(value.dtype, np.floating):
             continue  # a training checkpoint has the optimizer's state and a step, too
         if f"/{_BLOCK}/" in name:

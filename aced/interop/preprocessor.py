@@ -40,7 +40,8 @@ def read(folder: pathlib.Path, resolution: int) -> tuple[ResizeConfig, Triple, T
     if not settings.get("do_resize", True):
         raise InteropError(f"{file}: do_resize is false; ours always resizes to the tower's size.")
     scale = settings.get("rescale_factor", _RESCALE)
-    if not settings.get("do_rescale", True) or abs(scale - _RESCALE) > 1e-9:
+    is_ours = isinstance(scale, int | float) and abs(scale - _RESCALE) <= 1e-9
+    if not settings.get("do_rescale", True) or not is_ours:
         raise InteropError(f"{file}: pixels must be rescaled by 1/255, found {scale!r}.")
     resample = settings.get("resample", 3)
     if resample not in _FILTERS:

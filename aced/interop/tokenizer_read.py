@@ -13,6 +13,7 @@ from aced.interop import tensors, tokenizer_build
 from aced.interop.model import TOKENIZER_FILES, InteropError
 
 _MAX_BYTES = 1 << 28
+_LEFT = ("Siglip2Tokenizer", "GemmaTokenizer")  # pad there, unless their files say otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _names(folder: pathlib.Path, positions: int, model_type: str) -> _Names:
             settings |= tensors.read_json(folder / file)
     default = {"clip": "CLIPTokenizer", "siglip": "SiglipTokenizer"}.get(model_type, "")
     kind = str(settings.get("tokenizer_class") or default).removesuffix("Fast")
-    side = settings.get("padding_side", "left" if kind == "Siglip2Tokenizer" else "right")
+    side = settings.get("padding_side", "left" if kind in _LEFT else "right")
     if side != "right" or settings.get("truncation_side", "right") != "right":
         raise InteropError(
             f"{folder}: padding_side = {side!r}; ours pads and cuts on the right alone, as these "
@@ -87,8 +88,8 @@ def _siglip(content: bytes, names: _Names) -> tuple[TokenizerConfig, bytes]:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
     except (RuntimeError, OSError) as error:
         raise InteropError(f"spiece.model is not a sentencepiece model: {error}") from error
-    eos = pieces.piece_to_id(names.token("eos_token", "</s>"))
-    pad = pieces.piece_to_id(names.token("pad_token", "</s>"))
+    eos = pieces.piece_to_id(names.token("eos_token", "</s>") or "</s>")
+    pad = pieces.piece_to_id(names.token("pad_token", "</s>") or "</s>")
     config = TokenizerConfig(
         kind="sentencepiece",
         path=TOKENIZER_FILES["sentencepiece"],

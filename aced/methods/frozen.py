@@ -86,6 +86,8 @@ class FrozenConfig(CheckpointOf):
                 f"{folder} holds {plan.towers} embeddings alone, but {missing[0]} embeddings are "
                 "needed; make it with --towers=both."
             )
+        if self.checkpoint and holds_model(own := self.folder(workdir)):
+            description.refuse(folder, _other_model(trained_model(own), plan))
         model = as_trained(self.model, plan.model, folder)
         if plan.bias is None:
             model = dataclasses.replace(model, init_bias=None)
@@ -243,6 +245,14 @@ def check_same_model(
             "another checkpoint, or take its model over in a config file: config.method.model = "
             f"to_config(trained_model({folder!r})), with aced.config and aced.methods.frozen."
         )
+
+
+def _other_model(model: ModelConfig, plan: description.Plan) -> list[str]:
+    """In what a cached model differs from `model`, its weights apart."""
+    lines = _differences(model, plan.model, (*_FREE, "tokenizer.path"))
+    if fingerprint.of_tokenizer(model.tokenizer) != plan.fingerprint["tokenizer"]:
+        lines.append(f"tokenizer: {model.tokenizer.path or model.tokenizer.kind} has other ids")
+    return lines
 
 
 def _differences(wanted: ModelConfig, found: ModelConfig, free: Sequence[str]) -> list[str]:

@@ -71,6 +71,18 @@ def test_missing_and_empty_values(tmp_path):
             read[i]
 
 
+def test_a_window_counts_columns_with_a_dot_in_their_name(tmp_path):
+    table = many.parquet_table(range(300), nested=False).rename_columns(
+        ["image.jpg", "caption", "captions", "class"]
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+    read = source(tmp_path, image="image.jpg")
+    assert read.group_bytes[0] > 100_000
+    assert [read[i]["image"] for i in (0, 127, 128, 299)] == [
+        many.jpeg(i) for i in (0, 127, 128, 299)
+    ]
+
+
 def test_classified_pictures_need_no_captions(tmp_path):
     many.write_parquet(tmp_path, [4], 2)
     read = source(tmp_path, captions=(), label="class")

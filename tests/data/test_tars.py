@@ -127,6 +127,78 @@ def test_a_damaged_header_costs_one_example(tmp_path, ending):
         assert good[f"0.tar/{i:09d}"]["image"] == many.jpeg(i)
 
 
+@pytest.mark.parametrize("length", [512, 4096, 1 << 17])
+@pytest.mark.parametrize("where", ["000000003.jpg", "000000003.json", "000000000.jpg"])
+def test_zeros_in_the_middle_cost_what_they_cover_and_are_named(tmp_path, where, length):
+    """Of a file that was preallocated and written in part, or after a crash."""
+    covered = set()
+
+    def change(data, members):
+        start = members[where].offset
+        data[start : start + length] = bytes(len(data[start : start + length]))
+        for name, member in members.items():
+            if start <= member.offset < start + length or member.offset == start:
+                covered.add(f"0.tar/{name.partition('.')[0]}")
+        return data
+
+    good, bad = damaged(tmp_path, change, count=40)
+    assert len(bad) == 1
+    first = "byte 0" if where == "000000000.jpg" else "byte"
+    assert first in bad[0]
+    assert "bytes of zeros" in bad[0]
+    whole = {key for key in good if good[key]["texts"]}
+    assert whole >= {f"0.tar/{i:09d}" for i in range(40)} - covered
+    assert len(whole) < 40 or where.endswith("json")
+
+
+def test_a_tar_of_nothing_but_zeros_was_never_written(tmp_path):
+    (tmp_path / "0.tar").write_bytes(bytes(3 << 20))
+    with pytest.raises(DatasetError, match="byte 0: 3145728 bytes of zeros"):
+        source(tmp_path)
+
+
+def test_concatenated_tars_are_read_on(tmp_path):
+    tars = [many.tar_bytes(many.sample(i)) for i in range(3)]
+    (tmp_path / "0.tar").write_bytes(b"".join(tars))
+    read = source(tmp_path)
+    assert [read[i]["image"] for i in (0, 2, 4)] == [many.jpeg(i) for i in range(3)]
+    for i in (1, 3):
+        with pytest.raises(RecordError, match="bytes of zeros"):
+            read[i]
+
+
+def test_damage_leaves_the_next_example_its_captions(tmp_path):
+    """Where endings are sorted, a WebP comes behind its captions."""
+
+    def members(i):
+        picture, text, fields = many.sample(i)
+        return [fields, text, (picture[0].replace("jpg", "webp"), picture[1])]
+
+    data = bytearray(many.tar_bytes([m for i in range(4) for m in members(i)]))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        data[tar.getmember("000000001.webp").offset] ^= 0xFF
+    (tmp_path / "0.tar").write_bytes(data)
+    read = source(tmp_path, captions=("caption",))
+    found = [read[i]["texts"] for i in (0, 2, 3)]
+    assert found == [(many.caption(i),) for i in (0, 2, 3)]
+    with pytest.raises(RecordError, match="damaged header"):
+        read[1]
+
+
+def test_pictures_whose_names_have_two_dots_are_named_or_are_second_ones(tmp_path):
+    members = [("IMG.06.3.jpg", many.jpeg(0)), ("IMG.06.3.txt", b"a"), ("IMG.06.4.png", b"x")]
+    members += [("1.depth.png", b"x"), *many.sample(1, key="1"), ("1.seg.PNG", b"x")]
+    members += [("2.gif", many.jpeg(2)), ("2.txt", b"c"), ("3.tiff", many.jpeg(3)), ("3.txt", b"d")]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    read = source(tmp_path)
+    assert len(read) == 5
+    for i, name in enumerate(("IMG.06.3.jpg", "IMG.06.4.png")):
+        with pytest.raises(RecordError, match=rf"0.tar, {name}: .*ends at its first dot"):
+            read[i]
+    assert [read[i]["image"] for i in (2, 3, 4)] == [many.jpeg(i) for i in (1, 2, 3)]
+    assert [read[i]["texts"] for i in (2, 3, 4)] == [(many.caption(1),), ("c",), ("d",)]
+
+
 def test_a_tar_cut_off_in_a_picture(tmp_path):
     def change(data, members):
         return data[: members["000000002.jpg"].offset_data + 100]
@@ -175,6 +247,7 @@ def test_bad_json_and_texts_are_the_records_alone(tmp_path):
         *many.sample(0),
         *[("1.jpg", many.jpeg(1)), ("1.txt", b"\xff\xfe"), ("1.json", deep)],
         *[("2.jpg", many.jpeg(2)), ("2.txt", b"x" * 2_000_000), ("2.json", b"[1]")],
+        *[("3.jpg", many.jpeg(3)), ("3.json", b'{"caption": "cut off in an emoji \\ud83d"}')],
     ]
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
     read = source(tmp_path)
@@ -184,6 +257,6 @@ def test_bad_json_and_texts_are_the_records_alone(tmp_path):
         read[2]
     read = source(tmp_path, captions=("caption",))
     assert read[0]["texts"] == ("red circle",)
-    for i, reason in ((1, "recursion"), (2, "JSON is list")):
+    for i, reason in ((1, "recursion"), (2, "JSON is list"), (3, "3: .*surrogates not allowed")):
         with pytest.raises(RecordError, match=reason):
             read[i]

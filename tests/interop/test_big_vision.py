@@ -5,6 +5,7 @@ import json
 import types
 
 import foreign
+import jax.numpy as jnp
 import numpy as np
 import ours
 import pytest
@@ -113,6 +114,17 @@ def test_blocks_stacked_for_a_scan_and_a_training_checkpoint(tmp_path):
     assert_equal_outputs(by_open_clip(tmp_path / "stacked.npz", model.config), model)
     again = read(tmp_path / "stacked.npz", settings)
     foreign.assert_same_tensors(flat(model.params), flat(again.params))
+
+
+def test_bfloat16_as_numpy_stores_it(tmp_path):
+    model = MODEL("shapes")
+    file, settings = written(model, tmp_path / "out")
+    with np.load(file) as archive:
+        halves = {name: value.astype(jnp.bfloat16) for name, value in archive.items()}
+    np.savez(tmp_path / "half.npz", **halves)
+    again = read(tmp_path / "half.npz", settings)
+    rounded = {k: v.astype(jnp.bfloat16).astype(np.float32) for k, v in flat(model.params).items()}
+    foreign.assert_same_tensors(rounded, flat(again.params))
 
 
 def test_a_tokenizer_of_its_own(tmp_path):

@@ -300,6 +300,27 @@ def test_padding_on_the_left_is_refused(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
     with pytest.raises(InteropError, match="padding_side = 'left'"):
         huggingface.read(folder, "it")
+    settings = {k: v for k, v in settings.items() if k != "padding_side"}
+    for kind in ("GemmaTokenizer", "Siglip2Tokenizer"):  # which pad there by default
+        changed = settings | {"tokenizer_class": kind}
+        (folder / "tokenizer_config.json").write_text(json.dumps(changed))
+        with pytest.raises(InteropError, match="padding_side = 'left'"):
+            huggingface.read(folder, "it")
+
+
+def test_settings_that_are_null(tmp_path):
+    folder = copied("siglip", tmp_path / "a")
+    expected = huggingface.read(folder, "it").config.tokenizer
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    nulls = {"pad_token": None, "eos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | nulls))
+    assert huggingface.read(folder, "it").config.tokenizer == expected
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"]["rescale_factor"] = None
+    file.write_text(json.dumps(settings))
+    with pytest.raises(InteropError, match="rescaled by 1/255, found None"):
+        huggingface.read(folder, "it")
 
 
 def test_old_clip_with_tokens_behind_the_end_of_text(tmp_path):
