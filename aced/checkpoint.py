@@ -41,7 +41,7 @@ class CheckpointConfig:
     keep_best: int = 0  # the best so many by `best_metric`, besides
     best_metric: str | None = None  # a name in the metrics handed to `save`
     best_mode: Literal["max", "min"] = "max"
-    keep_every_steps: int | None = None  # and all at multiples of this, for ever
+    keep_every_steps: int | None = None  # at multiples of this, too, and these are kept for ever
     compress: bool = False  # zstd: a tenth smaller, several times slower on weights
     max_failed_saves: int = 3  # in a row; then the run stops. At the end of the run, one is enough
     timeout_minutes: float = 20.0  # a save that takes longer has failed
@@ -59,6 +59,11 @@ class CheckpointConfig:
             )
         if self.keep_best and not self.best_metric:
             raise ConfigError("keep_best needs best_metric, the name of the metric to go by.")
+
+    def is_due(self, step: int) -> bool:
+        """Whether one is written at `step`, were it not the last."""
+        periods = self.every_steps, self.keep_every_steps
+        return any(step % period == 0 for period in periods if period)
 
 
 class Checkpointer:
@@ -142,7 +147,7 @@ class Checkpointer:
             state: pytree of arrays, typed keys and Nones.
             metrics: numbers that `keep_best` and `load_params(which="best")` go by; those that
                 are not finite are left out.
-            force: save although `step` is not a multiple of `every_steps`.
+            force: save although none is due at `step`.
 
         Returns:
             Whether a save was started. A step that is already there is not saved again.
@@ -151,7 +156,7 @@ class Checkpointer:
             CheckpointError: `max_failed_saves` saves failed in a row, or this process, of several,
                 could not begin one.
         """
-        due = force or step % self._config.every_steps == 0
+        due = force or self._config.is_due(step)
         if not due and not (jax.process_count() == 1 and self._is_done()):
             return False
         self._settle()

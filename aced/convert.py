@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 from absl import app
+from etils import epath
 
 from aced import checkpoint, flag_settings, record
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
+from aced.data import storage
 from aced.flag_settings import setting
 from aced.interop import (
     big_vision,

@@ -93,7 +93,10 @@ def drop_after(path: epath.Path, step: int | None) -> None:
         size = part.stat().length
         kept = _end_of(part, step) if step is not None and size else 0
         if kept < size:
-            logging.info("%s: %d of %d bytes go on from here.", part, kept, size)
+            logging.info(
+                "%s: lines after step %s are dropped, %d of %d bytes.",
+                *(part, step or 0, size - kept, size),
+            )
             _cut(part, kept)
         if kept:
             return

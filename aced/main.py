@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -16,6 +17,7 @@ from aced.config import ConfigError
 from aced.data.pipeline import InputError
 from aced.data.records import DatasetError
 from aced.data.storage import StorageError
+from aced.preemption import INTERRUPTED
 from aced.quiet_logs import quiet_libraries
 from aced.train import TrainingError
 
@@ -44,6 +46,8 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 )
 
 
+_NONE = re.compile(r"--?config\.([\w.]+)=None")
+
 # What a user can set right; everything else shows where in the code it happened.
 _ERRORS = (ConfigError, TrainingError, CheckpointError, DatasetError, StorageError, InputError)
 
@@ -56,6 +60,7 @@ def main(argv: list[str]) -> None:
         train.run(_CONFIG.value, folder)
         if jax.process_index() == 0:
             print(summary.table(folder))
+            print(f"It is in {folder}. To look at what was chosen: python -m aced.report {folder}")
 
 
 @contextlib.contextmanager
@@ -70,6 +75,9 @@ def running(argv: list[str]) -> Iterator[None]:
             yield
         except _ERRORS as error:
             sys.exit(f"\n{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            logging.warning("Interrupted; the same command goes on from what is saved.")
+            sys.exit(INTERRUPTED)
 
 
 def workdir() -> str:
@@ -84,30 +92,51 @@ def run_name() -> str:
     return re.sub(r"[^\w.-]+", "_", f"{name}_{argument}").strip("_")
 
 
+def _no_setting(said: str) -> str:
+    """In a sentence what ml_collections says of a setting that does not exist."""
+    name, _, hint = said.replace("\\n", "\n").replace("\\'", "'").strip("\"'").partition("\n")
+    name = name.strip("\"'")
+    return f"There is no {name!r} in the config. " + (
+        hint
+        or "Evaluations, members of a mixture and teachers are added in a config file: see "
+        "configs/mine.py in README.md."
+    )
+
+
+def _set_to_none(config: ml_collections.ConfigDict, path: str) -> None:
+    """What ml_collections cannot do: the type of a flag is that of the value in the config."""
+    *folders, name = path.split(".")
+    for folder in folders:
+        config = config[folder]
+    if name not in config:
+        raise KeyError(name)
+    config[name] = None
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with errors of one line."""
     command = os.path.splitext(os.path.basename(argv[0]))[0]
     try:
-        left = flags.FLAGS(argv)
+        nones = [match[1] for arg in argv if (match := _NONE.fullmatch(arg))]
+        left = flags.FLAGS([arg for arg in argv if not _NONE.fullmatch(arg)])
         file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         if not os.path.isfile(file):
             raise ConfigError(
                 f"There is no config file {file} in {os.getcwd()}. Start from the root of the "
                 "repository, where configs/ is."
             )
+        for path in nones:
+            _set_to_none(_CONFIG.value, path)
         return left
     except ModuleNotFoundError as error:
         message = f"{error}. Start from the root of the repository, where configs/ is."
-    except KeyError as error:
-        name = str(error).strip("\"'")
-        message = (
-            f"There is no {name!r} in the config. Evaluations, members of a mixture and teachers "
-            "are added in a config file: see configs/mine.py in README.md."
-        )
-    except (flags.Error, AttributeError, TypeError, ConfigError) as error:
+    except (KeyError, AttributeError) as error:
+        message = _no_setting(str(error))
+    except (flags.Error, TypeError, ConfigError) as error:
         # What goes wrong in a config file arrives with its traceback; the last line says it all.
-        message = str(error).strip().splitlines()[-1]
-        message = message.replace("\\n", ": ").replace("\\'", "'").strip("'")
+        message = str(error).strip().splitlines()[-1].replace("\\n", ": ").replace("\\'", "'")
+        if "--config must have a value" in message:
+            message = "--config is missing: give a recipe, such as --config=configs/smoke.py."
     sys.exit(f"\n{message}\nSee python -m aced.{command} --help.")
 
 

@@ -98,15 +98,20 @@ class Progress:
         self._seconds = 0.0 if self._in_place else seconds
         self._clock = clock
         self._shown = float("-inf")
+        self._first: tuple[int, float] | None = None  # step, and when it was shown
         self._width = 0
 
     def show(self, step: int, values: Mapping[str, Any]) -> None:
         """Shows the step, the loss, and what a `Meter` measured."""
         now = self._clock()
+        self._first = self._first or (step, now)
         if self._stream is None or (now - self._shown < self._seconds and step < self._total):
             return
         self._shown = now
-        line = describe(step, self._total, values)
+        since, then = self._first
+        # By all that went on since the first line, evaluations and saves too.
+        pace = (now - then) / (step - since) if step > since else None
+        line = describe(step, self._total, values, pace)
         if self._in_place:
             self._stream.write(f"\r{line:<{self._width}}")
             self._width = len(line)
@@ -128,12 +133,16 @@ class Progress:
         self.close()
 
 
-def describe(step: int, total_steps: int, values: Mapping[str, Any]) -> str:
-    """The line itself; what `values` does not have is left out."""
+def describe(
+    step: int, total_steps: int, values: Mapping[str, Any], pace: float | None = None
+) -> str:
+    """The line itself; what `values` does not have is left out.
+
+    `pace` are the seconds that a step takes with all that is around it, if that is known.
+    """
     parts = [f"step {step:,}/{total_steps:,}"]
-    if speed := values.get("wall/steps_per_s"):
-        left = datetime.timedelta(seconds=round((total_steps - step) / speed))
-        parts.append(f"ETA {left}")
+    if pace is not None:
+        parts.append(f"ETA {datetime.timedelta(seconds=round((total_steps - step) * pace))}")
     formats = {
         "loss": "loss {:.4f}",
         "wall/examples_per_s": "{:,.0f} examples/s",

@@ -22,7 +22,9 @@ _MAY_CHANGE = re.compile(
     # Where the data are; what they are is in their fingerprint.
     r"|(.*\.)?data\.(.*\.)?(array_record|webdataset|parquet)\.path|(.*\.)?tfds\.data_dir"
     r"|method\.((score|train)_micro_batch|form)"
-    r"|method\..*(model\.(scan|remat|attention)|tokenizer\.path|checkpoint|cache)"
+    # Models have fingerprints, too; but an encoder that is part of the model is read only at first.
+    r"|method\.(?!encoder\.checkpoint).*"
+    r"(model\.(scan|remat|attention)|tokenizer\.path|checkpoint|cache)"
 )
 
 

@@ -4,10 +4,11 @@ A method says which models it holds, what it reads of a record, and how one step
 else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from aced import (
     program,
     progress,
     record,
+    starting_model,
     state,
 )
 from aced.caching import CacheConfig
@@ -41,12 +43,7 @@ from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
 from aced.embedding_cache import fingerprint
 from aced.evaluators import suites
-from aced.methods.frozen import (
-    CheckpointOf,
-    check_same_model,
-    load_model,
-    trained_model,
-)
+from aced.methods.frozen import CheckpointOf, load_model
 from aced.models.kinds import kind_of
 from aced.optimizer import OptimizerConfig
 from aced.parallel import mesh as meshes
@@ -183,7 +180,14 @@ def parse(config: Any) -> TrainConfig:
             )
     # Both refuse what does not fit; how long an epoch is will be known with the data.
     candidates = settings.method.super_batch_size(settings.batch_size)
-    durations.steps(settings, "total", batch_size=settings.batch_size, data_size=candidates)
+    sizes = {"batch_size": settings.batch_size, "data_size": candidates}
+    if (total := durations.steps(settings, "total", **sizes)) < 1:
+        raise ConfigError("The run has no steps; set total_steps (or _examples, _epochs) above 0.")
+    for name, evaluation in settings.evals.items():
+        try:
+            durations.steps(evaluation, "every", **sizes, total_steps=total, default=total)
+        except ConfigError as error:
+            raise ConfigError(f"config.evals.{name}: {error}") from error
     for name, earlier in settings.before.items():
         try:
             parse(earlier)
@@ -232,6 +236,7 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         for prefix, stream in prog.streams.items()
     }
     for prefix, model in prog.method.models.items():
+        _warn_of_rest(prefix.rstrip("/") or "method.model", model.image)
         try:
             kind_of(model).check_tokenizer(model, get_tokenizer(model.tokenizer))
         except ConfigError as error:
@@ -245,6 +250,9 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
 
     # The record of a run: what it was started with, which a run that goes on may not change.
     digests = {f"{name}'s weights": fingerprint.of_placed(p) for name, p in frozen.items()}
+    for prefix, model in prog.method.models.items():
+        name = f"{prefix.rstrip('/') or 'model'}'s tokenizer"
+        digests[name] = fingerprint.of_tokenizer(model.tokenizer)
     for prefix, stream in caches.items():
         for name, cache in stream.items():
             digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
@@ -256,8 +264,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     if restored is None:
         start = None
         train_state = prog.new_state(jax.random.key(settings.seed), frozen)
-        train_state = _with_initial_model(train_state, settings, folder)
-        train_state = _with_given_parts(train_state, prog.method.given)
+        train_state = starting_model.with_initial_model(train_state, settings, folder)
+        train_state = starting_model.with_given_parts(train_state, prog.method.given)
     else:
         train_state, start = restored
         logging.info("%s goes on after step %d of %d.", folder, start, prog.total_steps)
@@ -287,7 +295,7 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
 
 
 def loop(run: Run, watchdog: Watchdog) -> bool:
-    """Takes the steps that are left. Returns whether SIGTERM came in the last one.
+    """Takes the steps that are left. Returns whether it was to stop after the last one.
 
     At most two steps are in flight; only a line of metrics, an evaluation or a checkpoint waits
     for the devices. All processes take the same way through it.
@@ -322,7 +330,8 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
         train_state, previous = run.state, None
         for step in range(start + 1, prog.total_steps + 1):
             batch = batches.next(previous and previous["loss"])
-            train_state, out = prog.step(train_state, run.frozen, batch)
+            with compiling(meter) if previous is None else contextlib.nullcontext():
+                train_state, out = prog.step(train_state, run.frozen, batch)
             if previous is not None:
                 _check_finite(step - 1, previous, settings, writer)
             previous, last, measured = out, step == prog.total_steps, {}
@@ -340,31 +349,87 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
             if settings.picks_steps and (step % settings.picks_steps == 0 or last):
                 writer.write_picks(step, np.asarray(out["picks"]))
             due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
-            found = {}
-            for name in due:
-                with meter.paused():
-                    values = run.evals[name][1](train_state.eval_params["model"])
-                watchdog.alive()
-                found |= {f"{name}/{key}": value for key, value in values.items()}
-            measured |= found | suites.averages(found, settings.suites)
+            preempted = preemption.reached(step)
+            if due and preempted and not last:  # saved first: evaluations may take too long
+                writer.write(step, measured)
+                writer.flush()
+                checkpoints.save(step, train_state, measured, force=True)
+                checkpoints.wait()
+                measured = {}
+            if due:
+                jax.block_until_ready(out)  # steps in flight are training's time
+                with meter.paused(), _saved_first(checkpoints, step, train_state, measured):
+                    measured |= evaluate(run, due, train_state, watchdog)
             if measured:
                 writer.write(step, measured)
                 line.show(step, measured)
 
             # Checkpoints. The metrics are on disk before the checkpoint that claims them.
-            preempted = preemption.reached(step)
             force = last or preempted or bool(due and settings.checkpoint.keep_best)
-            if force or step % settings.checkpoint.every_steps == 0:
+            if force or settings.checkpoint.is_due(step):
                 writer.flush()
             checkpoints.save(step, train_state, measured, force=force)
             if preempted and not last:
                 checkpoints.wait()
                 logging.warning("Step %d is saved; start the same command again.", step)
-                sys.exit(EXIT_CODE)
+                sys.exit(preemption.exit_code)
             watchdog.alive()
         if previous is not None:
             _check_finite(prog.total_steps, previous, settings, writer)
     return preempted
+
+
+def _warn_of_rest(name: str, tower: Any) -> None:
+    """Says what a model never looks at; some are made so (So400m/14 at 384 px)."""
+    if rest := tower.resolution % tower.patch:
+        logging.warning(
+            "%s: image.resolution = %d is no multiple of patch = %d; the last %d pixels of each "
+            "row and column are not looked at.",
+            *(name, tower.resolution, tower.patch, rest),
+        )
+
+
+@contextlib.contextmanager
+def compiling(meter: progress.Meter) -> Iterator[None]:
+    """Says what the first step waits for, which does not count as training time."""
+    logging.info("Compiling the step, once a start: large models take minutes ...")
+    with meter.paused():
+        yield
+    logging.info("The step is compiled.")
+
+
+def evaluate(
+    run: Run, names: Sequence[str], train_state: state.TrainState, watchdog: Watchdog
+) -> dict[str, float]:
+    """The numbers of these evaluations, as "<evaluation>/<number>", and the suites of them."""
+    found = {}
+    for name in names:
+        values = run.evals[name][1](train_state.eval_params["model"])
+        watchdog.alive()
+        found |= {f"{name}/{key}": value for key, value in values.items()}
+    return found | suites.averages(found, run.settings.suites)
+
+
+@contextlib.contextmanager
+def _saved_first(
+    checkpoints: Checkpointer, step: int, train_state: state.TrainState, measured: dict
+) -> Iterator[None]:
+    """Saves the state if an evaluation fails: that must not cost what was trained.
+
+    Only where all processes fail alike, since they save together.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ConfigError) or jax.process_count() == 1:
+            checkpoints.save(step, train_state, measured, force=True)
+            checkpoints.wait()
+            logging.error(
+                "An evaluation failed. Step %d is saved: correct config.evals and start again, or "
+                "evaluate it with python -m aced.evaluate.",
+                step,
+            )
+        raise
 
 
 def input_batches(run: Run, start: int, counters: pipeline.InputCounters) -> SideBySide:
@@ -395,53 +460,6 @@ def left_out(data: sources.DataConfig, counters: pipeline.InputCounters) -> dict
     reasons = data.filters.reasons
     counts |= {f"wall/records_filtered/{name}": counters.filtered[name] for name in reasons}
     return {name: distributed.total(count) for name, count in counts.items()}
-
-
-def _with_initial_model(
-    train_state: state.TrainState, settings: TrainConfig, folder: epath.Path
-) -> state.TrainState:
-    """The state, its model taken over from the run that `settings.init` names."""
-    if not settings.init.checkpoint:
-        return train_state
-    init = dataclasses.replace(settings.init, checkpoint=settings.init.folder(str(folder)))
-    model = settings.method.model
-    kind = kind_of(model)
-    trained = trained_model(init.checkpoint, type(model))
-    check_same_model(model, trained, init.checkpoint, kind.FREE_TO_START_FROM)
-    shared = kind.shared_parts(model, trained)
-    if shared is not None:
-        return _with_given_parts(train_state, (init, shared))
-    old = train_state.params["model"]
-    places = jax.tree.map(lambda x: x.sharding, old)
-    model = load_model(init, program.placed(old, places))
-    logging.info("The model starts from %s.", init.checkpoint)
-    return _with_model(train_state, model)
-
-
-def _with_given_parts(
-    train_state: state.TrainState, given: tuple[CheckpointOf, Sequence[str]] | None
-) -> state.TrainState:
-    """The state, parts of its model taken over from another one that is perhaps larger."""
-    if given is None:
-        return train_state
-    item, names = given
-    model, theirs = train_state.params["model"], load_model(item, None)
-    parts = {name: _taken(theirs[name], part) for name, part in model.items() if name in names}
-    logging.info("%s of the model are those of %s.", ", ".join(parts), item.checkpoint)
-    return _with_model(train_state, model | parts)
-
-
-def _taken(theirs: PyTree, ours: PyTree) -> PyTree:
-    """Their parameters under our names; what else they have, such as a pooling head, is left."""
-    if isinstance(ours, Mapping):
-        return {name: _taken(theirs[name], part) for name, part in ours.items()}
-    return jax.device_put(theirs, ours.sharding)
-
-
-def _with_model(train_state: state.TrainState, model: PyTree) -> state.TrainState:
-    params = {**train_state.params, "model": model}
-    ema = None if train_state.ema is None else jax.tree.map(lambda x: x.copy(), params)
-    return train_state.replace(params=params, ema=ema)
 
 
 def _check_finite(

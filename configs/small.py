@@ -26,6 +26,7 @@ from aced.data import tokenizers
 from aced.evaluators import EvalConfig
 from configs import methods, smoke, tiny
 
+DATA, CLEAN = "/data/all", "/data/clean"  # of the command above
 RESOLUTION = 48
 LENGTH = 16  # tokens; titles are short
 
@@ -33,8 +34,8 @@ LENGTH = 16  # tokens; titles are short
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     arg = parse_arg(
         arg,
-        data="/data/all",
-        clean="/data/clean",
+        data=DATA,
+        clean="",
         val="",
         method="aced",
         steps=600,
@@ -46,6 +47,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     val = arg.val or arg.data
     config = run(arg.data, val, depth=2, width=64, steps=arg.steps, seed=arg.seed)
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
+    sources = [name for name in ("clean", "reference", "cache") if arg[name]]
+    if methods.uses_reference(arg.method) and not sources and arg.data != DATA:
+        raise ConfigError(
+            f"method={arg.method} needs a reference: give clean=PATH (pairs that you trust, to "
+            "train one on first), reference=PATH (a finished run or a converted model) or "
+            "cache=PATH; or choose method=iid."
+        )
+    if sources and not methods.uses_reference(arg.method):
+        raise ConfigError(
+            f"method={arg.method} uses no reference: leave out {sources[0]}=, or choose another "
+            "method, such as method=aced."
+        )
     config.method.selection.chunks = 8
     config.method.selection.gain = 10.0  # remembered for ACID; see configs/smoke.py
     if methods.uses_reference(arg.method) and arg.cache:
@@ -54,7 +67,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
     if config.method.reference.checkpoint and not arg.reference:
         config.before.reference = run(
-            arg.clean, val, depth=4, width=128, steps=1000, seed=1000 + arg.seed
+            arg.clean or CLEAN, val, depth=4, width=128, steps=1000, seed=1000 + arg.seed
         )
     return tiny.shrink(config) if arg.tiny else config
 

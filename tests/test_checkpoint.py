@@ -99,6 +99,12 @@ def test_only_due_steps_are_saved_and_none_twice(tmp_path):
         assert not checkpointer.save(7, state, force=True)
         checkpointer.wait()
         assert checkpointer.steps() == [3, 6, 7]
+    config = CheckpointConfig(every_steps=4, keep_every_steps=3, keep_last=1)
+    with Checkpointer(tmp_path / "kept", config) as checkpointer:
+        saved = [step for step in range(1, 10) if checkpointer.save(step, state)]
+        checkpointer.wait()
+        assert saved == [3, 4, 6, 8, 9]  # those to be kept for ever are written, too
+        assert checkpointer.steps() == [3, 6, 9]
 
 
 def folders(workdir):

@@ -59,6 +59,8 @@ def test_a_converted_model_is_evaluated_as_its_run(runs, tmp_path):
 def test_what_cannot_be_evaluated(runs, tmp_path):
     with pytest.raises(ConfigError, match="has no evaluations"):
         evaluate.run(config(evals={}), EvaluateConfig(), str(runs / "plain"))
+    with pytest.raises(ConfigError, match=r"nowhere does not exist, .*--workdir"):
+        evaluate.run(config(), EvaluateConfig(), str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="holds no run"):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path))
     with pytest.raises(ConfigError, match="--which must be one of last, best"):

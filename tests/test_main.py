@@ -2,11 +2,14 @@
 
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from aced import metrics
 from tests import many_processes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -40,7 +43,16 @@ def test_one_config_trains_a_reference_and_a_learner_and_prints_both(tmp_path):
 
 def test_wrong_settings_end_in_one_clear_line(tmp_path):
     for arguments, message in [
-        (["--config=configs/smoke.py:tiny", "--config.batch_siez=8"], "batch_siez"),
+        (
+            ["--config=configs/smoke.py:tiny", "--config.batch_siez=8"],
+            "\nThere is no 'batch_siez' in the config. Did you mean \"batch_size\"",
+        ),
+        (["--config=configs/smoke.py:tiny", "--config.seed=abc"], "base 10: 'abc'\n"),
+        (["--config=configs/smoke.py:tiny", "--config.sede=None"], "There is no 'sede' in the"),
+        (["--config=configs/smoke.py:tiny", "--config.suites.x=1"], "There is no 'x' in the"),
+        (["--config=configs/smoke.py:tiny", "--config.seed=None"], "seed must be int, got None"),
+        (["--config=configs/smoke.py:tiny", "--config.total_steps=0"], "The run has no steps"),
+        ([], "--config is missing: give a recipe, such as --config=configs/smoke.py."),
         (["--config=configs/smoke.py:tiny,typo"], "'typo' is unknown; known: method"),
         (
             ["--config=configs/smoke.py:tiny", "--config.batch_size=0"],
@@ -60,6 +72,41 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
         assert done.returncode != 0
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_duration_in_another_unit(tmp_path):
+    done = aced(
+        "--config=configs/smoke.py:tiny,method=iid",
+        f"--workdir={tmp_path}",
+        "--config.total_steps=None",
+        "--config.total_examples=48",
+        "--config.evals.retrieval.every_percent=None",
+        "--config.evals.retrieval.every_steps=2",
+    )
+    assert done.returncode == 0, done.stderr
+    found = metrics.read(tmp_path)
+    assert [line["step"] for line in found] == [1, 2, 3]
+    assert ["retrieval/mean_r1" in line for line in found] == [False, True, True]
+    assert f"python -m aced.report {tmp_path}" in done.stdout
+
+
+def test_ctrl_c_saves_and_goes_on(tmp_path):
+    command = [sys.executable, "-m", "aced.main", "--config=configs/smoke.py:tiny,method=iid"]
+    command += [f"--workdir={tmp_path}", "--config.total_steps=100000"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        file = tmp_path / metrics.FILE
+        if file.exists() and file.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    saved = metrics.read(tmp_path)[-1]["step"]
+    assert f"Step {saved} is saved; start the same command again." in stderr
+    assert (tmp_path / "checkpoints" / str(saved)).is_dir()
 
 
 def test_help_says_how_to_change_settings():

@@ -1,21 +1,25 @@
-"""SIGTERM in one process; in several, see test_distributed.py."""
+"""SIGTERM and Ctrl-C in one process; in several, see test_distributed.py."""
 
 import os
 import signal
 import threading
 
+import pytest
+
 from aced.preemption import Preemption
 
 
-def test_sigterm_is_noticed_and_the_handler_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_a_signal_is_noticed_and_the_handler_put_back(number, code):
+    before = signal.getsignal(number)
     with Preemption() as preemption:
         assert not preemption.reached(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert preemption.reached(2)
         assert preemption.reached(3)
-        assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert preemption.exit_code == code
+        assert signal.getsignal(number) == before  # a second one ends the process
+    assert signal.getsignal(number) == before
     with Preemption() as another:
         assert not another.reached(1)
 

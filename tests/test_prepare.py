@@ -443,4 +443,5 @@ def test_command(tmp_path, folder):
     assert "--overwrite" in again.stderr
     nowhere = subprocess.run([*command, f"--out={captions}/out"], capture_output=True, text=True)
     assert nowhere.returncode == 1
-    assert nowhere.stderr.strip().startswith(f"error: --out={captions}/out cannot be written")
+    assert nowhere.stderr.strip().startswith(f"error: {captions}/")
+    assert "Not a directory" in nowhere.stderr

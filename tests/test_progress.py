@@ -67,10 +67,22 @@ VALUES = {
 
 
 def test_the_line():
-    assert progress.describe(1200, 10_000, VALUES) == (
+    assert progress.describe(1200, 10_000, VALUES, pace=2.0) == (
         "step 1,200/10,000  ETA 4:53:20  loss 1.2346  1,234 examples/s  data wait 3%  MFU 41.2%"
     )
     assert progress.describe(1, 2, {}) == "step 1/2"
+
+
+def test_the_time_left_counts_all_that_goes_on_and_not_what_came_first():
+    clock, stream = Clock(), io.StringIO()
+    line = progress.Progress(100, stream=stream, seconds=0.0, clock=clock)
+    clock.now = 50.0  # compiling
+    line.show(10, VALUES)
+    clock.now = 80.0  # 1 s a step by the metrics, and an evaluation of 20 s
+    line.show(20, VALUES | {"wall/steps_per_s": 1.0})
+    first, second = stream.getvalue().splitlines()
+    assert "ETA" not in first
+    assert "ETA 0:04:00" in second
 
 
 def test_a_line_now_and_then_where_there_is_no_terminal():
@@ -91,11 +103,11 @@ class Terminal(io.StringIO):
 
 def test_one_line_is_rewritten_on_a_terminal():
     stream = Terminal()
-    line = progress.Progress(100, stream=stream)
+    line = progress.Progress(100, stream=stream, clock=lambda: 1.0)
     line.show(1, VALUES)
     line.show(2, {})
     line.close()
-    first, second = progress.describe(1, 100, VALUES), "step 2/100"
+    first, second = progress.describe(1, 100, VALUES), "step 2/100  ETA 0:00:00"
     assert stream.getvalue() == f"\r{first}\r{second}{' ' * (len(first) - len(second))}\n"
 
 

@@ -42,6 +42,11 @@ def test_the_second_stream_may_be_read_by_fewer_threads(tmp_path):
         record.check(folder, parse(config), "data")
 
 
+def test_where_an_encoder_of_the_model_came_from_must_stay():
+    assert record.may_change("method.teacher.checkpoint")
+    assert not record.may_change("method.encoder.checkpoint")
+
+
 def test_frozen_models_must_stay_the_same(tmp_path):
     folder = epath.Path(tmp_path)
     record.write(folder, settings(), "data")

@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from aced import checkpoint, metrics, preemption, train
+from aced import checkpoint, evaluators, metrics, preemption, train
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
 from aced.data import shapes
@@ -197,6 +197,57 @@ def long_run(workdir, reference):
     settings = with_reference(config(steps=2000), reference)
     settings.checkpoint.every_steps = 1000
     run(settings, workdir)
+
+
+def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
+    settings = config("iid", steps=3)
+    settings.evals.retrieval = smoke.get_config().evals.retrieval
+    settings.evals.retrieval.data.shapes.size = 20
+
+    def fail(self, params):
+        raise ConfigError("no such data")
+
+    monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", fail)
+    with pytest.raises(ConfigError, match="no such data"):
+        run(settings, tmp_path)
+    assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["2"]
+    monkeypatch.undo()
+    assert run(settings, tmp_path)["step"] == 3  # from there
+
+
+def test_who_is_to_stop_saves_before_it_evaluates(tmp_path, monkeypatch):
+    settings = config("iid", steps=4)
+    settings.evals.retrieval = smoke.get_config().evals.retrieval
+    settings.evals.retrieval.data.shapes.size = 20
+    saved, evaluate = [], evaluators.retrieval.Retrieval.__call__
+
+    def look(self, params):
+        saved.append(sorted(path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()))
+        return evaluate(self, params)
+
+    monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", look)
+    monkeypatch.setattr(preemption.Preemption, "reached", lambda self, step: step == 2)
+    with pytest.raises(SystemExit):
+        run(settings, tmp_path)
+    assert saved == [["2"]]
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [1, 2, 2]
+    assert "loss" in found[1]
+    assert "retrieval/mean_r1" in found[2]
+    monkeypatch.undo()
+    assert run(settings, tmp_path)["step"] == 4
+
+
+def test_a_tokenizer_with_other_ids_is_another_run(tmp_path, monkeypatch):
+    run(config("iid", steps=1), tmp_path)
+    monkeypatch.setattr(train.fingerprint, "of_tokenizer", lambda tokenizer: "other")
+    with pytest.raises(ConfigError, match=r"model_fingerprints\.model's tokenizer"):
+        run(config("iid", steps=2), tmp_path)
+
+
+def test_pixels_that_are_not_looked_at_are_told(tmp_path, caplog):
+    run(config("iid", steps=1, **{"method.model.image.resolution": 35}), tmp_path)
+    assert "resolution = 35 is no multiple of patch = 8; the last 3 pixels" in caplog.text
 
 
 def test_non_finite_steps_are_skipped_counted_and_stop_the_run(reference, tmp_path):

@@ -128,6 +128,12 @@ def test_the_recipe_takes_tars_and_parquet_by_its_arguments():
     prepared = train.parse(small.get_config("method=iid,data=/d"))
     assert prepared.data.array_record.split == "train"
     assert prepared.evals["retrieval"].data.array_record.split == "val"
+    with pytest.raises(ConfigError, match="method=aced needs a reference: give clean=PATH"):
+        small.get_config("data=/d")
+    assert small.get_config("data=/d,clean=/c").before.reference.data.array_record.path == "/c"
+    for name in ("clean", "reference", "cache"):
+        with pytest.raises(ConfigError, match=f"method=iid uses no reference: leave out {name}="):
+            small.get_config(f"data=/d,method=iid,{name}=/c")
     with pytest.raises(ConfigError, match="set `val` to other files"):
         small.get_config("method=iid,data=/d/*.tar")
 

@@ -169,7 +169,8 @@ def train_batches(
     if batch_size > len(source):
         logging.warning(
             "A super-batch of %d rows is larger than the data set %s of %d examples: it holds "
-            "examples more than once.",
+            "examples more than once, each the wrong partner of its copy. Lower batch_size, or "
+            "method.selection.filter_ratio.",
             *(batch_size, source.name, len(source)),
         )
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)

@@ -6,6 +6,7 @@ from absl import logging
 from jaxtyping import Bool, Float, Int, PyTree
 
 from aced.config import ConfigError
+from aced.data.reader import known_fields
 from aced.data.records import Source
 from aced.evaluators.average_precision import mean_average_precision
 from aced.evaluators.config import EvalConfig
@@ -35,13 +36,15 @@ class Labelled:
     """The pictures of a data set whose classes are known."""
 
     def __init__(self, config: EvalConfig, source: Source, names: tuple[str, ...], embed: Embedder):
-        """Refuses what could never be told apart.
+        """Refuses, before anything is trained, what could never be told apart.
 
         Raises:
-            ConfigError: classes are in the captions, and have no names.
+            ConfigError: there are no labels; or classes are in the captions, and have no names.
         """
         self._source, self._names, self._embed = source, names, embed
         self._shown = None
+        if config.classes_in == "label" and "label" not in known_fields(source, config.data):
+            raise ConfigError(f"Classification needs labels, and {source.name} has none.")
         if config.classes_in == "captions":
             if not names:
                 raise ConfigError(

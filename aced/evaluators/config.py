@@ -34,8 +34,9 @@ class ProbeConfig:
             raise ConfigError(
                 f"probe.validation_percent = {self.validation_percent} must be between 0 and 100."
             )
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError("probe.epochs and probe.batch_size must be at least 1.")
+        for name in ("epochs", "batch_size", "max_examples"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"probe.{name} must be at least 1, got {value}.")
         if not self.learning_rates or not self.weight_decays:
             raise ConfigError("probe.learning_rates and probe.weight_decays need one value each.")
 
@@ -70,8 +71,9 @@ class EvalConfig:
     every_percent: float | None = None  # of the run, 0 to 100
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.captions < 1:
-            raise ConfigError("batch_size and captions of an evaluation must be at least 1.")
+        for name in ("batch_size", "captions", "max_examples"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} of an evaluation must be at least 1, got {value}.")
         for name in ("every_steps", "every_examples", "every_epochs", "every_percent"):
             period = getattr(self, name)
             if period is not None and period <= 0:

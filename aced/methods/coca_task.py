@@ -25,6 +25,7 @@ from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import captioning
 from aced.losses.captioning import Words
+from aced.methods.by_source import by_source
 from aced.methods.method import Method, MethodConfig
 from aced.models import coca
 from aced.models.coca import CoCaConfig
@@ -200,7 +201,7 @@ class CoCaTask(Method):
 
         `batch` holds `image`, `text`, `id` and, by the task, `label` and `second/image`.
         """
-        del frozen, sources
+        del frozen
         config = self.config
 
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -210,6 +211,7 @@ class CoCaTask(Method):
 
         (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
         new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
+        parts |= by_source(sources, batch, batch)
         return new_state, {"loss": loss, "picks": batch["id"], **parts, **update}
 
     def _said(self, params: PyTree, batch: dict[str, Array]) -> Answers:

@@ -10,6 +10,7 @@ caches that `python -m aced.cache` wrote.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -25,6 +26,7 @@ from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import similarity
 from aced.losses.similarity import SimilarityConfig
+from aced.methods.by_source import by_source
 from aced.methods.frozen import FrozenConfig
 from aced.methods.method import Method, MethodConfig
 from aced.models import two_tower
@@ -176,14 +178,14 @@ class Dime(Method):
         *,
         tx: optax.GradientTransformation,
         ema_decay: float = 0.0,
-        sources: tuple[str, ...] = (),
+        sources: Sequence[str] = (),
     ) -> tuple[state.TrainState, dict[str, Array]]:
         """Returns the state after one step, and its metrics; see `Method`.
 
         `batch` holds `image` [b ...], `id` [b], `teacher/zimg` [b d], the teacher's features of the
         whole pictures, and `sentences/ztxt` [m d], its features of some sentences.
         """
-        del frozen, sources
+        del frozen
         config = self.config
         # Of caches of low precision the length is not exactly 1.
         u = two_tower.l2_normalize(batch["teacher/zimg"])
@@ -201,6 +203,7 @@ class Dime(Method):
         (loss, metrics), of_image = jax.value_and_grad(loss_fn, has_aux=True)(params["image"])
         grads = {"model": jax.tree.map(jnp.zeros_like, params) | {"image": of_image}}
         new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
+        metrics |= by_source(sources, batch, batch)
         return new_state, {"loss": loss, "picks": batch["id"], **metrics, **update}
 
     def _embed(self, params: PyTree, image: Array) -> Float[Array, "b d"]:

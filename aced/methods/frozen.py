@@ -189,6 +189,11 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
     if kind is TwoTowerConfig and model_folder.is_model_folder(folder):
         return model_folder.read_config(folder)
     file = epath.Path(folder) / record.FILE
+    if not epath.Path(folder).exists():
+        raise ConfigError(
+            f"{folder} does not exist, but a model should be there: a run of aced.main, or what "
+            "python -m aced.convert wrote. Correct the path (--workdir, --model or .checkpoint)."
+        )
     if not file.exists():
         raise ConfigError(
             f"{folder} holds no run (no {record.FILE}) and no model (no {model_folder.FILE}). "

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -31,6 +32,7 @@ from aced.losses import layerwise
 from aced.losses.layerwise import Errors, LayerMap
 from aced.methods import bandit, coca_task
 from aced.methods.bandit import BanditConfig, BanditState
+from aced.methods.by_source import by_source
 from aced.methods.coca_task import Answers, Task
 from aced.methods.frozen import FrozenCoCaConfig
 from aced.methods.method import Method, MethodConfig
@@ -290,7 +292,6 @@ class Optima(Method):
 
         `batch` is that of the task; see `aced.methods.coca_task`.
         """
-        del sources
         config, teacher = self.config, frozen[TEACHER]
         pull = self._next_pull(train_state, teacher, batch)
         on = jnp.asarray(self._arms)[pull.arm]
@@ -316,6 +317,7 @@ class Optima(Method):
             **_by_name("bandit/mean", config.names, mean),
             **_by_name("bandit/width", config.names, width),
             **_by_name("bandit/pulls", config.names, pull.bandit.pulls),
+            **by_source(sources, batch, batch),
         }
         return new_state.replace(method=pull), {
             "loss": loss,
@@ -391,12 +393,18 @@ def from_teacher(student: PyTree, teacher: PyTree, how: LayerMap) -> PyTree:
     Of stacked blocks, those layers that `layerwise.layer_map` pairs with the student's.
     """
 
+    taken = []
+
     def one(path: tuple, own: Array, other: Array) -> Array:
         if own.shape[1:] == other.shape[1:] and _is_stacked(path):
             other = other[jnp.asarray(layerwise.layer_map(len(own), len(other), how))]
+        taken.append(own.size * (own.shape == other.shape))
         return other.astype(own.dtype) if own.shape == other.shape else own
 
-    return jax.tree.map_with_path(one, student, teacher)
+    out = jax.tree.map_with_path(one, student, teacher)
+    share = sum(taken) / sum(x.size for x in jax.tree.leaves(student))
+    logging.info("%.1f %% of the student's numbers are the teacher's to begin with.", 100 * share)
+    return out
 
 
 def _is_stacked(path: tuple) -> bool:

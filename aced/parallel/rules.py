@@ -78,17 +78,18 @@ def _sharding(name: str, x: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Nam
 def gathered(params: PyTree) -> PyTree:
     """The parameters without the sharing over `fsdp`, for code in a loop that would gather anew.
 
-    Under jit, in the context of a mesh; without one, they are as they were.
-
-    Raises:
-        ConfigError: as `shardings`, of which the rules are `RULES`.
+    Under jit, in the context of a mesh; without one, they are as they were. So are those that
+    `RULES` cannot cut: a run's own rules say where they lie.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.shape.get(FSDP, 1) == 1:
         return params
 
     def one(path: tuple, x: jax.Array) -> jax.Array:
-        spec = _sharding(name_of(path), x, mesh, ()).spec
+        try:
+            spec = _sharding(name_of(path), x, mesh, ()).spec
+        except ConfigError:
+            return x
         kept = PartitionSpec(*(axis if axis == TENSOR else None for axis in spec))
         return jax.lax.with_sharding_constraint(x, kept)
 

@@ -36,10 +36,10 @@ def batch_of(model, labels=True):
     return batch
 
 
-def step(method, batch, params=None):
+def step(method, batch, params=None, sources=()):
     params = params or {"model": tiny_coca.params(method.config.model)}
     start = state.create(params, TX, jax.random.key(1))
-    return jax.jit(functools.partial(method.train_step, tx=TX))(start, {}, batch)
+    return jax.jit(functools.partial(method.train_step, tx=TX, sources=sources))(start, {}, batch)
 
 
 def test_answers_average_over_known_labels():
@@ -121,6 +121,15 @@ def test_the_same_step_in_pieces_and_on_eight_devices(model, task):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), found.params, whole.params
     )
+
+
+def test_members_of_a_mixture_have_their_shares():
+    batch = batch_of(ONE, labels=True)
+    batch["source"] = np.arange(len(batch["id"])) % 4 // 3  # a quarter is of the second
+    method = CoCaTask(CoCaTaskConfig(model=ONE, task="answers"))
+    _, metrics = step(method, batch, sources=("a", "b"))
+    assert metrics["sources/a/share"] == metrics["sources/a/picked_share"] == 0.75
+    assert metrics["sources/b/share"] == 0.25
 
 
 def test_what_the_task_does_not_use_has_no_gradient_and_is_fixed():

@@ -97,6 +97,14 @@ def test_gathered_parameters_are_shared_over_tensor_alone():
     np.testing.assert_array_equal(found["fc1"]["kernel"], params["fc1"]["kernel"])
 
 
+def test_what_the_common_rules_cannot_cut_stays_as_the_runs_own_have_it():
+    mesh = meshes.make_mesh(devices=jax.devices()[:2], config=MeshConfig(fsdp=2))
+    odd = {"image": {"blocks": {"attention": {"k": {"kernel": jnp.ones((2, 33, 3, 11))}}}}}
+    with jax.set_mesh(mesh):
+        found = jax.jit(rules.gathered)(odd)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, odd)
+
+
 def test_unknown_parameters_and_odd_sizes_are_errors():
     with pytest.raises(ConfigError, match="No sharding rule matches the parameter 'tower/gate'"):
         rules.shardings({"tower": {"gate": jnp.zeros(3)}}, MESH)
