@@ -6,9 +6,10 @@ else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -350,15 +351,15 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
                 writer.write_picks(step, np.asarray(out["picks"]))
             due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
             preempted = preemption.reached(step)
-            if due and preempted and not last:  # saved first: evaluations may take too long
-                writer.write(step, measured)
-                writer.flush()
-                checkpoints.save(step, train_state, measured, force=True)
-                checkpoints.wait()
-                measured = {}
             if due:
                 jax.block_until_ready(out)  # steps in flight are training's time
-                with meter.paused(), _saved_first(checkpoints, step, train_state, measured):
+                save = functools.partial(
+                    _save_now, writer, checkpoints, step, train_state, measured
+                )
+                if preempted and not last:  # evaluations may take longer than there is
+                    save()
+                    measured = {}
+                with meter.paused(), _saving_after_failure(save):
                     measured |= evaluate(run, due, train_state, watchdog)
             if measured:
                 writer.write(step, measured)
@@ -410,24 +411,35 @@ def evaluate(
     return found | suites.averages(found, run.settings.suites)
 
 
-@contextlib.contextmanager
-def _saved_first(
-    checkpoints: Checkpointer, step: int, train_state: state.TrainState, measured: dict
-) -> Iterator[None]:
-    """Saves the state if an evaluation fails: that must not cost what was trained.
+def _save_now(
+    writer: metrics.Writer,
+    checkpoints: Checkpointer,
+    step: int,
+    train_state: state.TrainState,
+    measured: dict[str, Any],
+) -> None:
+    """Everything of this step, on disk when it returns."""
+    if measured:
+        writer.write(step, measured)
+    writer.flush()
+    checkpoints.save(step, train_state, measured, force=True)
+    checkpoints.wait()
 
-    Only where all processes fail alike, since they save together.
+
+@contextlib.contextmanager
+def _saving_after_failure(save: Callable[[], None]) -> Iterator[None]:
+    """An evaluation that fails must not cost what was trained.
+
+    Only where all processes fail alike is the state saved, since they save together.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, ConfigError) or jax.process_count() == 1:
-            checkpoints.save(step, train_state, measured, force=True)
-            checkpoints.wait()
+            save()
             logging.error(
-                "An evaluation failed. Step %d is saved: correct config.evals and start again, or "
-                "evaluate it with python -m aced.evaluate.",
-                step,
+                "An evaluation failed; the step before it is saved. Correct config.evals and start "
+                "again, or evaluate with python -m aced.evaluate."
             )
         raise
 

@@ -211,8 +211,10 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no such data"):
         run(settings, tmp_path)
     assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["2"]
+    assert "loss" in lines(tmp_path)[-1]
     monkeypatch.undo()
     assert run(settings, tmp_path)["step"] == 3  # from there
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
 
 
 def test_who_is_to_stop_saves_before_it_evaluates(tmp_path, monkeypatch):
