@@ -353,7 +353,7 @@ def test_a_corrupt_record_is_skipped_counted_and_named(tmp_path):
     [
         ({"data.shapes.size": 0}, r"shapes/train is empty"),
         ({"batch_size": 20}, r"not divisible by selection\.strata"),
-        ({"method.reference.checkpoint": "/nowhere"}, r"/nowhere holds no run"),
+        ({"method.reference.checkpoint": "/nowhere"}, r"/nowhere does not exist"),
         ({"method.reference.checkpoint": ""}, r"set method\.reference\.checkpoint"),
         ({"method.model.text.vocab_size": 20}, r"raise it to that"),
         ({"total_examples": 100}, r"Set exactly one of total_steps, total_examples"),

@@ -205,5 +205,5 @@ def test_encoders_that_cannot_be_read(tmp_path):
         train.parse(config)
     config = lit_decoder.get_config("tiny")
     config.before, config.method.encoder.checkpoint = {}, str(tmp_path / "none")
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="none does not exist"):
         train.run(config, str(tmp_path), devices=jax.devices()[:1])
