@@ -144,8 +144,8 @@ def other_settings(config, models, tmp_path):
     shutil.copytree(models["reference"], folder)
     file = folder / "model.json"
     settings = json.loads(file.read_text())
-    settings["model"]["resize"]["mode"] = "crop"
-    settings["model"]["tokenizer"]["length"] -= 1
+    settings["model"]["resize.mode"] = "crop"
+    settings["model"]["tokenizer.length"] -= 1
     file.write_text(json.dumps(settings))
     config.method.reference.checkpoint = str(folder)
 
@@ -160,8 +160,8 @@ def other_settings(config, models, tmp_path):
         (other_decoding, r"  decode: here .*12345.*, there .*89478485"),
         (
             other_settings,
-            r"  tokenizer.length: here \d+, there \d+\n  resize.mode: here 'crop', there 'squash'"
-            r"\n  tokenizer: shapes has other ids",
+            r"  resize.mode: here 'crop', there 'squash'\n  tokenizer.length: here 11, there 12\n"
+            r"  tokenizer: shapes has other ids",
         ),
         (other_weights, r"  weights: here [0-9a-f]{64}, there [0-9a-f]{64}"),
     ],
