@@ -103,7 +103,7 @@ def _check_alike(runs: Sequence[epath.Path], records: Sequence[record.Record]) -
     seeds: dict[int, epath.Path] = {}
     everything = [
         flatten(found.settings)
-        | {"the data's fingerprint": found.data, "the frozen models": found.models}
+        | {"the data's fingerprint": found.data, "the frozen models and tokenizers": found.models}
         for found in records
     ]
     theirs = everything[0]

@@ -64,8 +64,9 @@ def main(argv: list[str]) -> None:
 
 
 def _learner(method: str, seed: int, steps: int) -> ml_collections.ConfigDict:
-    reference = pathlib.Path(_WORK.value) / "reference"
-    arg = f"method={method},seed={seed},steps={steps},reference={reference}"
+    arg = f"method={method},seed={seed},steps={steps}"
+    if methods.uses_reference(method):
+        arg += f",reference={pathlib.Path(_WORK.value) / 'reference'}"
     return (
         small.get_config(f"{arg},data={_DATA.value}/all") if _DATA.value else smoke.get_config(arg)
     )

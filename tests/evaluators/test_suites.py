@@ -121,7 +121,7 @@ def test_the_command_chooses_from_runs(runs):
     [
         ({record.FILE: ('"batch_size": 16', '"batch_size": 32')}, r"batch_size is 32, not 16"),
         ({record.FILE: ('"data_fingerprint": "', '"data_fingerprint": "x')}, "data's fingerprint"),
-        ({record.FILE: ('"model_fingerprints": {}', '"model_fingerprints": {"a": "b"}')}, "frozen"),
+        ({record.FILE: ('"model_fingerprints": {', '"model_fingerprints": {"a": "b",')}, "frozen"),
         ({record.FILE: ('"max_examples": 1000', '"max_examples": 9')}, r"evals.\S+ is 9, not 1000"),
         ({record.FILE: ('"seed": 1,', '"seed": 0,')}, "have the same seed, 0"),
         ({metrics.FILE: ('"step": 2', '"step": 3')}, r"is at step 3 and \S+ at 2; finish both"),
