@@ -48,7 +48,7 @@ _MARKS = (model_folder.FILE, huggingface.CONFIG, open_clip.CONFIG, big_vision.WE
 class ConvertConfig:
     """The command's settings; each is a flag of the same name."""
 
-    source: str = setting("", "Folder, .npz file, or owner/name on the Hugging Face hub.")
+    source: str = setting("", "Folder, .npz file, gs:// run, or owner/name on the hub.")
     out: str = setting("", "Folder to make.")
     to: str = setting(
         "",
@@ -269,7 +269,7 @@ def main(argv: list[str]) -> None:
     except (ConfigError, CheckpointError) as error:  # InteropError is a ConfigError
         sys.exit(f"error: {error}")
     except OSError as error:  # a disk that is full, a folder that may not be written to
-        sys.exit(f"error: --out={config.out} cannot be written: {error}")
+        sys.exit(f"error: --out={config.out} cannot be written, or the source not read: {error}")
 
 
 if __name__ == "__main__":

@@ -117,15 +117,15 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with errors of one line."""
     command = os.path.splitext(os.path.basename(argv[0]))[0]
     try:
-        nones = [match[1] for arg in argv if (match := _NONE.fullmatch(arg))]
-        left = flags.FLAGS([arg for arg in argv if not _NONE.fullmatch(arg)])
+        nones = {arg: match[1] for arg in argv if (match := _NONE.fullmatch(arg))}
+        left = flags.FLAGS([arg for arg in argv if arg not in nones])
         file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         if not os.path.isfile(file):
             raise ConfigError(
                 f"There is no config file {file} in {os.getcwd()}. Start from the root of the "
                 "repository, where configs/ is."
             )
-        for path in nones:
+        for path in nones.values():
             _set_to_none(_CONFIG.value, path)
         return left
     except ModuleNotFoundError as error:

@@ -11,13 +11,13 @@ the pairs are the embedded `shapes`, of whose captions half are wrong. An interr
 goes on where it stopped.
 """
 
-import csv
 import pathlib
 
 import ml_collections
 from absl import app, flags
 
 from aced import summary, train
+from benchmarks import table
 from configs import methods, small, smoke
 
 _WORK = flags.DEFINE_string("work", None, "Folder for the runs.", required=True)
@@ -29,7 +29,7 @@ _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each learner, of 64 exampl
 _REFERENCE_STEPS = flags.DEFINE_integer("reference_steps", 1500, "Steps of the reference.")
 _EQUAL_FLOPS = flags.DEFINE_bool("equal_flops", True, "IID at the FLOPs of H-ACID, too.")
 
-COLUMNS = (
+NUMBERS = (
     "examples_trained",
     "examples_scored",
     "flops",
@@ -39,6 +39,7 @@ COLUMNS = (
     "retrieval/mean_r1",
     "classes/top1",  # shapes only
 )
+COLUMNS = ("run", "seed", *NUMBERS)
 
 
 def main(argv: list[str]) -> None:
@@ -55,12 +56,12 @@ def main(argv: list[str]) -> None:
         for method in _METHODS.value:
             config = _learner(method, seed, _STEPS.value)
             rows.append(_row(method, seed, config, work / f"{method}-{seed}"))
-            _write(rows)
+            table.write(_OUT.value, rows, COLUMNS)
     if _EQUAL_FLOPS.value:
         flops = {row["run"]: float(row["flops"]) for row in rows}
         steps = round(_STEPS.value * flops["h_acid"] / flops["iid"])
         rows.append(_row("iid, equal FLOPs", 0, _learner("iid", 0, steps), work / "iid-flops"))
-        _write(rows)
+        table.write(_OUT.value, rows, COLUMNS)
 
 
 def _learner(method: str, seed: int, steps: int) -> ml_collections.ConfigDict:
@@ -75,17 +76,10 @@ def _learner(method: str, seed: int, steps: int) -> ml_collections.ConfigDict:
 def _row(run: str, seed: int, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     train.run(config, str(workdir))
     values = summary.values(workdir)
-    found = {name: values[name] for name in COLUMNS if name in values}
+    found = {name: values[name] for name in NUMBERS if name in values}
     row = {k: v if isinstance(v, int) else f"{v:.4f}" for k, v in found.items()}
     print(run, seed, row, flush=True)
     return {"run": run, "seed": seed, **row}
-
-
-def _write(rows: list[dict]) -> None:
-    with open(_OUT.value, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["run", "seed", *COLUMNS])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

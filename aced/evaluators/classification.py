@@ -61,7 +61,7 @@ class Labelled:
         """
         found = self._embed.data_set(params, self._source, captions=0)
         if self._shown is None:
-            truth = found.get("label", np.zeros(0, int))
+            truth = found["label"]
             known = truth >= 0
         else:
             truth = self._multi_hot(self._shown(found["id"]))
