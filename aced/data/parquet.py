@@ -10,11 +10,12 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from aced.config import ConfigError
@@ -37,9 +38,12 @@ class ParquetConfig:
     # A file, a folder of them, or a pattern: /data/coco/data/train-*.parquet, s3://bucket/*.parquet.
     path: str = ""
     image: str = "image"  # column of the encoded pictures
-    # Columns of strings, or of lists of strings; of classified pictures alone maybe none.
+    # Columns of strings, of lists of strings, or of classes that `datasets` has named, whose names
+    # are the captions; of classified pictures alone maybe none.
     captions: tuple[str, ...] = ("caption",)
-    label: str = ""  # column with the number of a class; none: no labels
+    # Column with the number of a class, or with its name: then names are numbered in their order;
+    # none: no labels.
+    label: str = ""
     second: str = ""  # column of a second picture, where examples are about two; none: one
     # The window of the shuffle, in MiB of unpacked row groups: examples mix only within it. Every
     # process keeps up to twice as much in memory. Part of the order: the same on all machines.
@@ -70,17 +74,21 @@ class ParquetSource:
         groups: rows of every row group, in order.
         group_bytes: of every row group, unpacked.
         window_bytes: of the window of the shuffle.
+        class_names: of the labels, or else of captions that are classes; None: there are none.
     """
 
     def __init__(self, config: ParquetConfig):
         """Reads the footers of all files.
 
         Raises:
-            ConfigError: pyarrow or a column is missing, or a column has another type.
+            ConfigError: pyarrow or a column is missing, or a column has another type, or labels
+                have too many names to be classes.
             DatasetError: a file is no parquet file, or has other columns than the first.
             StorageError: no file is there, or one cannot be read.
         """
         _pyarrow()
+        from aced.data import parquet_classes
+
         files = storage.find(config.path, ".parquet")
         names = storage.names([file.path for file in files])
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -93,9 +101,11 @@ class ParquetSource:
         self.group_bytes: list[int] = []
         self.window_bytes = config.window_mib << 20
         digest = hashlib.sha256(repr(self._columns).encode())
+        full = []
         for file, name, (metadata, sha256) in zip(files, names, footers, strict=True):
             if metadata.num_rows:  # a file without rows may have columns without a type
-                _check_columns(file.path, metadata.schema.to_arrow_schema(), config)
+                full.append((file, metadata.schema.to_arrow_schema()))
+                _check_columns(*full[-1], config)
             digest.update(f"{name} {sha256}\n".encode())
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
@@ -106,6 +116,11 @@ class ParquetSource:
         self.name = config.path
         self.fingerprint = f"parquet {digest.hexdigest()}"
         self._ends = [0, *itertools.accumulate(self.groups)]
+        self._names_of = parquet_classes.names_of(full, config.label, config.captions)
+        self.class_names = next(iter(self._names_of.values()), None)
+        self._numbers = None  # of labels that are names
+        if full and config.label and parquet_classes.are_names(full[0][1], config.label):
+            self._numbers = {n: i for i, n in enumerate(self._names_of[config.label])}
         self._kept: collections.OrderedDict[int, concurrent.futures.Future] = (
             collections.OrderedDict()
         )
@@ -133,11 +148,14 @@ class ParquetSource:
             out = {"image": _picture(table[self._config.image][row].as_py()), "id": index}
             if self._config.second:
                 out["second"] = _picture(table[self._config.second][row].as_py())
-            out["texts"] = tuple(
-                itertools.chain(*(_captions(table[c][row].as_py()) for c in self._config.captions))
-            )[: records.MAX_ITEMS]
+            texts = [
+                text
+                for column in self._config.captions
+                for text in _captions(table[column][row].as_py(), self._names_of.get(column))
+            ]
+            out["texts"] = tuple(texts[: records.MAX_ITEMS])
             if self._config.label:
-                out["label"] = _label(table[self._config.label][row].as_py())
+                out["label"] = _label(table[self._config.label][row].as_py(), self._numbers)
         except (ValueError, OSError, _pyarrow().ArrowException) as error:
             if storage.is_passing(error):
                 raise storage.StorageError(f"{where} cannot be read: {error}") from error
@@ -196,8 +214,10 @@ def _footer(file: File) -> tuple[Any, str]:
         raise DatasetError(f"{file.path} cannot be used: {error}.") from error
 
 
-def _check_columns(path: str, schema: "pa.Schema", config: ParquetConfig) -> None:
+def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> None:
     """Refuses columns that are missing or of a wrong type, with a list of what is there."""
+    from aced.data import parquet_classes
+
     types = _pyarrow().types
 
     def is_picture(kind: "pa.DataType") -> bool:
@@ -205,24 +225,32 @@ def _check_columns(path: str, schema: "pa.Schema", config: ParquetConfig) -> Non
             kind = kind.field("bytes").type
         return types.is_binary(kind) or types.is_large_binary(kind)
 
-    def is_text(kind: "pa.DataType") -> bool:
+    def is_text(kind: "pa.DataType", name: str) -> bool:
         if types.is_list(kind) or types.is_large_list(kind):
             kind = kind.value_type
+        if types.is_integer(kind):
+            return parquet_classes.described(schema, name) is not None
         return types.is_string(kind) or types.is_large_string(kind)
+
+    def is_class(kind: "pa.DataType") -> bool:
+        return types.is_integer(kind) or parquet_classes.are_names(schema, config.label)
 
     there = ", ".join(f"{field.name} ({field.type})" for field in schema)
     wanted = [("image", config.image, is_picture, "bytes, or a struct with `bytes`")]
-    wanted += [("captions", c, is_text, "strings, or lists of strings") for c in config.captions]
+    wanted += [
+        ("captions", c, functools.partial(is_text, name=c), "strings, or lists of strings")
+        for c in config.captions
+    ]
     if config.second:
         wanted.append(("second", config.second, is_picture, "bytes, or a struct with `bytes`"))
     if config.label:
-        wanted.append(("label", config.label, types.is_integer, "whole numbers"))
+        wanted.append(("label", config.label, is_class, "whole numbers, or names"))
     for key, name, fits, what in wanted:
         index = schema.get_field_index(name)
         if index < 0 or not fits(schema.field(index).type):
             found = "does not exist" if index < 0 else f"is {schema.field(index).type}"
             raise ConfigError(
-                f"data.parquet.{key} = {name!r} must be a column of {what}, and in {path} it "
+                f"data.parquet.{key} = {name!r} must be a column of {what}, and in {file.path} it "
                 f"{found}. There are: {there}."
             )
 
@@ -256,12 +284,19 @@ def _picture(value: Any) -> bytes:
     return value
 
 
-def _captions(value: Any) -> list[str]:
-    texts = value if isinstance(value, list) else [value]
-    return [text for text in texts if text is not None]
+def _captions(value: Any, names: Sequence[str] | None) -> list[str]:
+    """One or several; `names` are those of classes, by number."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
+    if names is None:
+        return texts
+    if texts and max(texts) >= len(names):
+        raise ValueError(f"class {max(texts)} has no name; there are {len(names)}")
+    return [names[number] for number in texts if number >= 0]  # -1: not known
 
 
-def _label(value: Any) -> int:
+def _label(value: Any, numbers: Mapping[str, int] | None) -> int:
+    if numbers is not None:
+        value = numbers.get(value)
     if value is None or not -(1 << 31) <= value < 1 << 31:
         raise ValueError(f"its label is no number of a class: {value!r}")
     return value

@@ -1,5 +1,6 @@
 """Parquet read by row group, against pyarrow's own rows; groups are read once and let go."""
 
+import json
 import os
 import threading
 
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aced.config import ConfigError
-from aced.data import parquet, storage
+from aced.data import parquet, parquet_classes, storage
 from aced.data.parquet import ParquetConfig, ParquetSource
 from aced.data.records import DatasetError, RecordError
 from tests.data import many
@@ -106,6 +107,76 @@ def test_second_pictures_are_of_a_column_of_their_own(tmp_path):
     assert alone.fingerprint != read.fingerprint
 
 
+def noted(table, column, feature):
+    """`table` with what `datasets` notes about a column."""
+    note = {"info": {"features": {column: feature}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(note)})
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_classes_that_datasets_has_named(tmp_path, several):
+    numbers = [2, -1, 0, 2]
+    table = pa.table(
+        {
+            "image": [many.jpeg(i) for i in range(4)],
+            "class": [[n, 1] for n in numbers] if several else numbers,
+            "number": numbers,
+        }
+    )
+    feature = {"names": ["cat", "dog", "owl"], "_type": "ClassLabel"}
+    feature = {"feature": feature, "_type": "List"} if several else feature
+    pq.write_table(noted(table, "class", feature), tmp_path / "a.parquet")
+    read = source(tmp_path, captions=("class",), label="number")
+    second = ("dog",) if several else ()
+    assert [(read[i]["texts"], read[i]["label"]) for i in range(4)] == [
+        *((("owl", *second), 2), (second, -1), (("cat", *second), 0), (("owl", *second), 2)),
+    ]
+    assert read.class_names == ("cat", "dog", "owl")
+    if not several:
+        assert source(tmp_path, captions=(), label="class").class_names == ("cat", "dog", "owl")
+    assert source(tmp_path, captions=(), label="number").class_names is None
+
+    other = {"names": ["dog", "cat", "owl"], "_type": "ClassLabel"}
+    other = {"feature": other, "_type": "List"} if several else other
+    pq.write_table(noted(table, "class", other), tmp_path / "b.parquet")
+    with pytest.raises(DatasetError, match=r"a.parquet and .*b.parquet name the classes .*'class'"):
+        source(tmp_path, captions=("class",))
+
+
+def test_a_class_without_a_name_is_a_damaged_record(tmp_path):
+    table = pa.table({"image": [many.jpeg(0), many.jpeg(1)], "class": [0, 1]})
+    table = noted(table, "class", {"names": ["cat"], "_type": "ClassLabel"})
+    pq.write_table(table, tmp_path / "a.parquet")
+    read = source(tmp_path, captions=("class",))
+    assert read[0]["texts"] == ("cat",)
+    with pytest.raises(RecordError, match="row 1: class 1 has no name; there are 1"):
+        read[1]
+
+
+@pytest.mark.parametrize("encode", [pa.array, lambda names: pa.array(names).dictionary_encode()])
+def test_labels_that_are_names_are_numbered_in_their_order(tmp_path, encode):
+    for number, names in enumerate([["owl", "cat"], [None, "dog", "cat"]]):
+        pictures = [many.jpeg(i) for i in range(len(names))]
+        table = pa.table({"image": pictures, "class": encode(names)})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    read = source(tmp_path, captions=(), label="class")
+    assert read.class_names == ("cat", "dog", "owl")
+    assert [read[i]["label"] for i in (0, 1, 3, 4)] == [2, 0, 1, 0]
+    with pytest.raises(RecordError, match=r"1.parquet, row group 0, row 0: its label"):
+        read[2]
+
+    pq.write_table(pa.table({"image": [many.jpeg(0)], "class": [1]}), tmp_path / "2.parquet")
+    with pytest.raises(DatasetError, match=r"1.parquet and .*2.parquet name the classes"):
+        source(tmp_path, captions=(), label="class")
+
+
+def test_captions_are_no_names_of_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_classes, "MOST", 2)
+    many.write_parquet(tmp_path, [4], 2)
+    with pytest.raises(ConfigError, match="'caption' has more than 2 different names"):
+        source(tmp_path, label="caption")
+
+
 def test_wrong_columns_are_refused_and_the_right_ones_listed(tmp_path):
     many.write_parquet(tmp_path, [2], 2)
     there = r"There are: image \(struct.*\), caption \(string\), captions \(list.*\), class"
@@ -113,7 +184,7 @@ def test_wrong_columns_are_refused_and_the_right_ones_listed(tmp_path):
         ({"image": "jpg"}, rf"image = 'jpg' .* does not exist. {there}"),
         ({"image": "caption"}, r"image = 'caption' must be a column of bytes.* is string"),
         ({"captions": ("class",)}, r"captions = 'class' must be a column of strings.* is int64"),
-        ({"label": "caption"}, r"label = 'caption' must be .*numbers"),
+        ({"label": "captions"}, r"label = 'captions' must be .*numbers, or names"),
         ({"second": "right"}, rf"second = 'right' .* does not exist. {there}"),
         ({"second": "class"}, r"second = 'class' must be a column of bytes"),
     ]:
