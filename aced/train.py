@@ -49,7 +49,7 @@ from aced.models.kinds import kind_of
 from aced.optimizer import OptimizerConfig
 from aced.parallel import mesh as meshes
 from aced.parallel.mesh import MeshConfig
-from aced.preemption import EXIT_CODE, Preemption
+from aced.preemption import Preemption
 from aced.watchdog import Watchdog
 
 
@@ -135,7 +135,8 @@ def run(
         ConfigError: a setting is wrong, or is not what the run in `workdir` started with. What
             can be told from the settings alone is checked before anything runs.
         TrainingError: too many non-finite steps in a row.
-        SystemExit: with `preemption.EXIT_CODE`, after SIGTERM, when everything is saved.
+        SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C, when
+            everything is saved.
     """
     check_place(workdir)
     folder = epath.Path(os.path.expanduser(workdir))
@@ -143,16 +144,18 @@ def run(
     return metrics.last_values(folder) if jax.process_index() == 0 else {}
 
 
-def _train(settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Device] | None) -> bool:
-    """The run, and those before it. Returns whether SIGTERM came in its last step."""
+def _train(
+    settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Device] | None
+) -> int | None:
+    """The run, and those before it. Returns how to exit if it was to stop in its last step."""
     mesh = meshes.make_mesh(devices, settings.mesh)
     program.check_batch(settings, mesh)
     distributed.check_shared(folder)
     for name, earlier in settings.before.items():
         logging.info("%s runs first, in %s", name, folder / name)
-        if _train(parse(earlier), folder / name, devices):
+        if exit_code := _train(parse(earlier), folder / name, devices):
             logging.warning("%s is finished; start the same command again.", name)
-            sys.exit(EXIT_CODE)
+            sys.exit(exit_code)
 
     # Before the watchdog: a first index of tars in a store may take hours, which is no hang.
     source = sources.open_source(settings.data)
@@ -295,8 +298,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     )
 
 
-def loop(run: Run, watchdog: Watchdog) -> bool:
-    """Takes the steps that are left. Returns whether it was to stop after the last one.
+def loop(run: Run, watchdog: Watchdog) -> int | None:
+    """Takes the steps that are left. Returns how to exit if it was to stop after the last one.
 
     At most two steps are in flight; only a line of metrics, an evaluation or a checkpoint waits
     for the devices. All processes take the same way through it.
@@ -309,7 +312,7 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
             *(run.folder, start),
         )
         run.checkpoints.close()
-        return False
+        return None
     budget = metrics.Budget(
         examples_trained=settings.batch_size,
         examples_scored=prog.candidates if settings.method.selects else 0,
@@ -356,10 +359,10 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
                 save = functools.partial(
                     _save_now, writer, checkpoints, step, train_state, measured
                 )
-                if preempted and not last:  # evaluations may take longer than there is
+                if saved := preempted and not last:  # evaluations may take longer than there is
                     save()
                     measured = {}
-                with meter.paused(), _saving_after_failure(save):
+                with meter.paused(), _saving_after_failure(None if saved else save):
                     measured |= evaluate(run, due, train_state, watchdog)
             if measured:
                 writer.write(step, measured)
@@ -377,7 +380,7 @@ def loop(run: Run, watchdog: Watchdog) -> bool:
             watchdog.alive()
         if previous is not None:
             _check_finite(prog.total_steps, previous, settings, writer)
-    return preempted
+    return preemption.exit_code if preempted else None
 
 
 def _warn_of_rest(name: str, tower: Any) -> None:
@@ -427,16 +430,17 @@ def _save_now(
 
 
 @contextlib.contextmanager
-def _saving_after_failure(save: Callable[[], None]) -> Iterator[None]:
-    """An evaluation that fails must not cost what was trained.
+def _saving_after_failure(save: Callable[[], None] | None) -> Iterator[None]:
+    """An evaluation that fails must not cost what was trained; None: that is saved already.
 
     Only where all processes fail alike is the state saved, since they save together.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, ConfigError) or jax.process_count() == 1:
-            save()
+        if save is None or isinstance(error, ConfigError) or jax.process_count() == 1:
+            if save is not None:
+                save()
             logging.error(
                 "An evaluation failed; the step before it is saved. Correct config.evals and start "
                 "again, or evaluate with python -m aced.evaluate."

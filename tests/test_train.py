@@ -217,6 +217,44 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
 
 
+def test_who_is_to_stop_and_fails_to_evaluate_writes_its_step_once(tmp_path, monkeypatch):
+    settings = config("iid", steps=4)
+    settings.evals.retrieval = smoke.get_config().evals.retrieval
+    settings.evals.retrieval.data.shapes.size = 20
+
+    def fail(self, params):
+        raise ConfigError("no such data")
+
+    monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", fail)
+    monkeypatch.setattr(preemption.Preemption, "reached", lambda self, step: step == 2)
+    with pytest.raises(ConfigError, match="no such data"):
+        run(settings, tmp_path)
+    assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["2"]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("code", [preemption.EXIT_CODE, preemption.INTERRUPTED])
+def test_who_is_to_stop_in_the_last_step_of_an_earlier_run_exits_as_asked(
+    tmp_path, monkeypatch, code
+):
+    settings = config("iid", steps=1)
+    settings.before = {"reference": config("iid", steps=2)}
+    settings.before.reference.before = {}
+
+    def reached(self, step):
+        self.exit_code = code
+        return step == 2
+
+    monkeypatch.setattr(preemption.Preemption, "reached", reached)
+    with pytest.raises(SystemExit) as error:
+        run(settings, tmp_path)
+    assert error.value.code == code
+    assert lines(tmp_path / "reference")[-1]["step"] == 2
+    assert not (tmp_path / metrics.FILE).exists()
+    monkeypatch.undo()
+    assert run(settings, tmp_path)["step"] == 1
+
+
 def test_who_is_to_stop_saves_before_it_evaluates(tmp_path, monkeypatch):
     settings = config("iid", steps=4)
     settings.evals.retrieval = smoke.get_config().evals.retrieval

@@ -56,12 +56,15 @@ def _examples(members: Iterator) -> Iterator[tuple[str, str | None, dict[str, tu
     record that cannot be read. The captions of a picture that was lost belong to the damage. So is
     a picture with a second dot in its name, unless it is another one of an example (KEY.seg.png).
     """
-    key, parts, damage, debris, others = "", {}, None, None, []
+    key: str | None = ""  # None: nothing stands behind the last damage yet
+    parts: dict[str, tuple[int, int]] = {}
+    others: list[str] = []
+    lost = False  # the damage before this example may have been its picture
     for member in members:
         if isinstance(member, Damage):
-            if "image" in parts or others or damage is not None:  # else the damage was the picture
-                yield from _finished(key, damage, parts, others)
-            key, parts, damage, debris, others = member.name, {}, member.reason, None, []
+            yield from _finished(key, parts, others, lost=True)
+            yield member.name, member.reason, {}
+            key, parts, others = None, {}, []
             continue
         folder, _, base = member.name.rpartition("/")
         stem, _, ending = base.partition(".")
@@ -69,30 +72,26 @@ def _examples(members: Iterator) -> Iterator[tuple[str, str | None, dict[str, tu
         kind = _KINDS.get(ending.lower())
         if kind is None and _KINDS.get(ending.rpartition(".")[2].lower()) != "image":
             continue
-        if damage is not None and kind not in ("image", None) and debris in (None, stem):
-            debris = stem  # unless its own picture is still to come
-            parts[kind] = member.start, member.size
-            continue
-        if stem != key or kind in parts or damage is not None:
-            yield from _finished(key, damage, parts, others)
-            key, parts, others = stem, parts if debris == stem else {}, []
-            damage = debris = None
+        if stem != key or kind in parts:
+            yield from _finished(key, parts, others, lost)
+            lost = key is None
+            key, parts, others = stem, {}, []
         if kind is None:
             others.append(member.name)
         else:
             parts[kind] = member.start, member.size
-    yield from _finished(key, damage, parts, others)
+    yield from _finished(key, parts, others, lost)
 
 
-def _finished(key: str, damage: str | None, parts: dict, others: Sequence[str]) -> Iterator[tuple]:
-    if damage is not None:
-        yield key, damage, {}
-    elif "image" in parts:
+def _finished(
+    key: str | None, parts: dict[str, tuple[int, int]], others: Sequence[str], lost: bool
+) -> Iterator[tuple]:
+    if "image" in parts:
         yield key, None, parts
     elif others:
         for name in others:
             yield name, "a name ends at its first dot, so that this picture belongs to none", {}
-    elif parts:
+    elif parts and not lost:
         yield key, f"it has no picture ({', '.join(PICTURES)})", {}
 
 
