@@ -35,13 +35,15 @@ class BanditConfig:
     epsilon: float = 0.1  # epsilon_greedy: how often an arm is random
     fixed_arm: int = 0  # fixed: the number of the arm
     rms_discount: float = 0.98  # of the running mean square that rewards are divided by
+    reward_limit: float = 1.0  # what they are clipped to then, both ways; inf: no limit
 
     def __post_init__(self):
         for name in ("discount", "rms_discount"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be above 0 and at most 1.")
-        if self.tau_max <= 0:
-            raise ConfigError(f"tau_max must be positive, got {self.tau_max}.")
+        for name in ("tau_max", "reward_limit"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
         if not 0 <= self.epsilon <= 1:
             raise ConfigError(f"epsilon must be in [0, 1], got {self.epsilon}.")
         if self.warm_up < 1 or self.fixed_arm < 0:
@@ -73,7 +75,7 @@ def init(arms: int) -> BanditState:
 def normalise(
     state: BanditState, raw: Float[Array, ""], config: BanditConfig
 ) -> tuple[BanditState, Float[Array, ""]]:
-    """Returns the state and the reward in [-1, 1] that a raw one is.
+    """Returns the state and the reward within `reward_limit` that a raw one is.
 
     It is divided by the root of the discounted mean square of all raw rewards, this one included,
     so that neither their scale nor its drift matters. One that is not finite counts as 0.
@@ -82,7 +84,8 @@ def normalise(
     square = config.rms_discount * state.mean_square + raw**2
     weight = config.rms_discount * state.weight + 1
     rms = jnp.sqrt(square / weight)
-    reward = jnp.clip(raw / jnp.where(rms > 0, rms, 1.0), -1.0, 1.0)
+    limit = config.reward_limit
+    reward = jnp.clip(raw / jnp.where(rms > 0, rms, 1.0), -limit, limit)
     return state.replace(mean_square=square, weight=weight), reward
 
 

@@ -4,7 +4,7 @@
 
 with the task's own loss and the words' or answers' KL (`aced.methods.coca_task`) and the layerwise
 losses L_m (`aced.losses.layerwise`) of image encoder, unimodal and multimodal decoder. An arm is a
-module or a set of them; a pull is `pull_steps` steps with one arm. Its reward is how much all
+module or a set of them; a pull is `pull_steps` steps with one arm. Its reward is how much the
 modules' losses have fallen since the pull began, on the batch that comes next: parameters from then
 and from now are measured on the same examples, which neither has been trained on.
 
@@ -84,6 +84,9 @@ class OptimaConfig(MethodConfig):
     arms: Arms = "single"
     bandit: BanditConfig = BanditConfig()
     pull_steps: int = 100  # P; our reading
+    # Whose losses' fall a pull is worth: those of "all" modules, or of the "played" ones alone,
+    # which is as well what the abstract says; our reading.
+    reward: Literal["all", "played"] = "all"
 
     def __post_init__(self):
         super().__post_init__()
@@ -337,8 +340,10 @@ class Optima(Method):
             # By one program, twice: rewards are rare, and compiling takes long.
             both = jax.tree.map(lambda *p: jnp.stack(p), pull.began, train_state.params)
             before, after = jax.lax.map(lambda p: self._compare(p, teacher, batch)[2].means(), both)
-            # Of all modules, relative to each one's own: no module's scale matters.
-            raw = ((before - after) / before).mean()
+            counted = jnp.asarray(self._arms)[pull.arm] if config.reward == "played" else 1.0
+            # Relative to each one's own: no module's scale matters. Of no module it is not a
+            # number, which counts as 0.
+            raw = jnp.average((before - after) / before, weights=counted * jnp.ones(len(before)))
             known, reward = bandit.normalise(pull.bandit, raw, config.bandit)
             known = bandit.update(known, pull.arm, reward, config.bandit)
             return pull.replace(bandit=known, reward=reward)

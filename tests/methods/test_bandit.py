@@ -1,6 +1,7 @@
 """The bandit against loops in plain Python, and on arms that drift, over many seeds."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,9 @@ def test_rewards_are_free_of_scale():
     np.testing.assert_allclose(rewards(raw), np.clip(raw / rms, -1, 1), rtol=1e-5)
     np.testing.assert_allclose(rewards(1000 * raw), rewards(raw), rtol=1e-4)
     np.testing.assert_array_equal(rewards([0.0, np.nan, np.inf]), 0)
+    config = BanditConfig(rms_discount=0.9, reward_limit=math.inf)
+    assert abs(raw / rms).max() > 1.5
+    np.testing.assert_allclose(rewards(raw), raw / rms, rtol=1e-5)
 
 
 def test_subsets():

@@ -72,15 +72,19 @@ class Trial:
         return self.method._compare(params, self.teacher["teacher"], rows)[2].means()
 
 
-@pytest.fixture(scope="module", name="played")
-def _played():
-    """Nine steps: states before each, metrics, and the trial itself."""
-    trial = Trial(config())
+def steps_of(settings, count):
+    """The trial, the states before each step, and the steps' metrics."""
+    trial = Trial(settings)
     before, metrics = [], []
-    for i in range(9):
+    for i in range(count):
         before.append(trial.state)
         metrics.append(trial.step(batch(i)))
     return trial, before, metrics
+
+
+@pytest.fixture(scope="module", name="played")
+def _played():
+    return steps_of(config(), 9)
 
 
 def test_pulls_are_of_two_steps_and_every_arm_is_tried_first(played):
@@ -95,17 +99,19 @@ def test_pulls_are_of_two_steps_and_every_arm_is_tried_first(played):
     assert trial.jitted._cache_size() == 1
 
 
-def test_a_reward_is_the_fall_of_all_modules_on_the_next_batch(played):
+def check_rewards(played, modules):
     """Replayed by hand: parameters of the pull's first step and of now, on the batch of now."""
     trial, before, metrics = played
     settings = trial.method.config.bandit
     known = bandit.init(3)
-    for t in (2, 4, 6, 8):
+    for t in range(2, len(metrics), 2):
         old, new = before[t - 2].params, before[t].params
         a, b = (np.float64(trial.module_losses(params, batch(t))) for params in (old, new))
-        known, reward = bandit.normalise(known, jnp.float32(np.mean((a - b) / a)), settings)
+        arm = int(metrics[t - 1]["bandit/arm"])
+        fall = ((a - b) / a)[modules(arm)].mean()
+        known, reward = bandit.normalise(known, jnp.float32(fall), settings)
         np.testing.assert_allclose(metrics[t]["bandit/reward"], reward, rtol=2e-3, atol=2e-4)
-        known = bandit.update(known, metrics[t - 1]["bandit/arm"], reward, settings)
+        known = bandit.update(known, jnp.int32(arm), reward, settings)
         mean, width = bandit.posterior(known, settings)
         for i, module in enumerate(MODULES):
             np.testing.assert_allclose(
@@ -118,6 +124,19 @@ def test_a_reward_is_the_fall_of_all_modules_on_the_next_batch(played):
             assert metrics[t]["bandit/arm"] == chosen + 1
     # Between, nothing of it changes.
     assert metrics[3]["bandit/reward"] == metrics[2]["bandit/reward"]
+
+
+def test_a_reward_is_the_fall_of_all_modules_on_the_next_batch(played):
+    check_rewards(played, lambda arm: slice(None))
+
+
+def test_a_reward_of_the_played_module_alone():
+    check_rewards(steps_of(config(reward="played"), 5), lambda arm: [arm])
+
+
+def test_without_layerwise_losses_there_is_no_reward_of_what_was_played():
+    _, _, metrics = steps_of(config(reward="played", arms="none"), 3)
+    assert metrics[2]["bandit/reward"] == 0
 
 
 def test_only_what_is_played_moves_its_projections(played):
