@@ -1,8 +1,9 @@
 """config.json: what a run was started with, and which of it may change when the run goes on."""
 
+import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +52,9 @@ def check(
     # Runs of before there were any of these go on.
     differing = [key for key in differing if key in then or not key.startswith(f"{_MODELS}.")]
     lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
-    serious = [line for key, line in lines.items() if not may_change(key)]
+    # A setting that there was not yet, and that is not used: what it leaves alone is as it was.
+    unset = set(_unset(settings)) - then.keys()
+    serious = [line for key, line in lines.items() if not may_change(key) and key not in unset]
     if serious:
         raise ConfigError(
             f"{folder} holds a run with other settings:\n" + "\n".join(serious[:10]) + "\n"
@@ -59,6 +62,20 @@ def check(
         )
     if lines:
         logging.warning("%s goes on with other settings:\n%s", folder, "\n".join(lines.values()))
+
+
+def _unset(settings: Any, path: str = "") -> Iterator[str]:
+    """The paths of the settings that have their default."""
+    if dataclasses.is_dataclass(settings):
+        for field in dataclasses.fields(settings):
+            value, name = getattr(settings, field.name), f"{path}{field.name}"
+            if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+                yield from _unset(value, f"{name}.")
+            elif value == field.default:
+                yield name
+    elif isinstance(settings, Mapping):
+        for name, value in settings.items():
+            yield from _unset(value, f"{path}{name}.")
 
 
 class Record(NamedTuple):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from etils import epath
 
@@ -40,6 +42,23 @@ def test_the_second_stream_may_be_read_by_fewer_threads(tmp_path):
     data.shuffle = False
     with pytest.raises(ConfigError, match=r"method\.sentences\.data\.shuffle"):
         record.check(folder, parse(config), "data")
+
+
+def test_a_setting_that_there_was_not_yet_must_have_its_default(tmp_path, caplog):
+    """So that a run can go on with newer code."""
+    folder = epath.Path(tmp_path)
+    record.write(folder, settings(), "data")
+    written = json.loads((folder / record.FILE).read_text())
+    del written["method"]["selection"]["draw"], written["data"]["shuffle"]
+    (folder / record.FILE).write_text(json.dumps(written))
+    record.check(folder, settings(), "data")
+    assert "method.selection.draw: None then, 'sample' now" in caplog.text
+    with pytest.raises(ConfigError, match=r"shuffle: None then, False now"):
+        record.check(folder, settings(**{"data.shuffle": False}), "data")
+    del written["batch_size"]  # not its default
+    (folder / record.FILE).write_text(json.dumps(written))
+    with pytest.raises(ConfigError, match=r"settings:\n  batch_size: None then, 16 now\nSet"):
+        record.check(folder, settings(), "data")
 
 
 def test_where_an_encoder_of_the_model_came_from_must_stay():
