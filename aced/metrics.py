@@ -8,7 +8,6 @@ picks.jsonl holds the ids of the examples that were trained on.
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +17,13 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jaxtyping import Int
-from tensorboardX import event_file_writer, record_writer, summary
-from tensorboardX.proto import event_pb2
 
 from aced import jsonl
 
 FILE = "metrics.jsonl"
 PICKS_FILE = "picks.jsonl"
 _REMOTE_SECONDS = 30.0  # between uploads to an object store, which write a part anew
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as they are written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +78,17 @@ class Writer:
         kept = jsonl.read(folder / FILE)
         self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)
         self._sinks = {name: jsonl.Lines(folder / name) for name in (FILE, PICKS_FILE)}
-        if str(folder).startswith("gs://") and not record_writer.GCS_ENABLED:
+        # Not above: it imports torch where that is there, which takes longer than all else.
+        from aced import tensorboard
+
+        if tensorboard.can_write_to(str(folder)):
+            first = 0 if step is None else step + 1
+            self._sinks["tensorboard"] = tensorboard.Events(str(folder / "tensorboard"), first)
+        else:
             logging.warning(
                 "No TensorBoard files: tensorboardX needs the package google-cloud-storage to "
                 "write to %s. All numbers are in %s.", folder, FILE,
             )  # fmt: skip
-        else:
-            first = 0 if step is None else step + 1
-            self._sinks["tensorboard"] = _Events(str(folder / "tensorboard"), first)
         self._pending = {name: [] for name in self._sinks}
         self._seconds = _REMOTE_SECONDS if jsonl.is_remote(folder) else 0.0
         self._flushed = -math.inf
@@ -179,7 +179,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
         FileNotFoundError: `workdir` holds no metrics.
     """
     lines = jsonl.read(_file(workdir, FILE))
-    return [{name: _NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
+    return [{name: NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
 
 
 def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:
@@ -234,52 +234,3 @@ def _number(name: str, value: Any) -> int | float | str:
     if math.isinf(number):
         return "Infinity" if number > 0 else "-Infinity"
     return number
-
-
-class _Events:
-    """TensorBoard's files.
-
-    Written here and now, not by `SummaryWriter`: its thread dies of a full disk, and then its
-    queue fills up and blocks the run.
-    """
-
-    def __init__(self, folder: str, first_step: int):
-        self._folder = folder
-        self._first_step = first_step
-        self._file: event_file_writer.EventsWriter | None = None
-
-    def _open(self) -> event_file_writer.EventsWriter:
-        record_writer.directory_check(self._folder)
-        file = event_file_writer.EventsWriter(
-            os.path.join(self._folder, "events"),
-            f".{time.time_ns()}",  # tells restarts apart
-        )
-        # TensorBoard hides what earlier files have from this step on.
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        file.write_event(event_pb2.Event(step=self._first_step, session_log=restart))
-        return file
-
-    def write(self, lines: list[dict]) -> None:
-        file = self._file or self._open()
-        self._file = (
-            None  # a file that failed is not written to again: the rest would be unreadable
-        )
-        for line in lines:
-            values = [
-                value
-                for name, number in line.items()
-                if name != "step"
-                for value in summary.scalar(name, _NOT_FINITE.get(number, number)).value
-            ]
-            event = event_pb2.Event(
-                step=line["step"], wall_time=time.time(), summary=summary.Summary(value=values)
-            )
-            file.write_event(event)
-        file.flush()
-        self._file = file
-        self._first_step = lines[-1]["step"] + 1
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None

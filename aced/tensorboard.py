@@ -1,0 +1,63 @@
+"""The numbers of a run as TensorBoard reads them."""
+
+import os
+import time
+
+from tensorboardX import event_file_writer, record_writer, summary
+from tensorboardX.proto import event_pb2
+
+from aced.metrics import NOT_FINITE
+
+
+def can_write_to(folder: str) -> bool:
+    """Whether the packages for that store are there."""
+    return not folder.startswith("gs://") or record_writer.GCS_ENABLED
+
+
+class Events:
+    """TensorBoard's files.
+
+    Written here and now, not by `SummaryWriter`: its thread dies of a full disk, and then its
+    queue fills up and blocks the run.
+    """
+
+    def __init__(self, folder: str, first_step: int):
+        self._folder = folder
+        self._first_step = first_step
+        self._file: event_file_writer.EventsWriter | None = None
+
+    def _open(self) -> event_file_writer.EventsWriter:
+        record_writer.directory_check(self._folder)
+        file = event_file_writer.EventsWriter(
+            os.path.join(self._folder, "events"),
+            f".{time.time_ns()}",  # tells restarts apart
+        )
+        # TensorBoard hides what earlier files have from this step on.
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        file.write_event(event_pb2.Event(step=self._first_step, session_log=restart))
+        return file
+
+    def write(self, lines: list[dict]) -> None:
+        """Writes lines of metrics; they are on the way to the disk when it returns."""
+        file = self._file or self._open()
+        self._file = None  # one that failed is not written to again: the rest would be unreadable
+        for line in lines:
+            values = [
+                value
+                for name, number in line.items()
+                if name != "step"
+                for value in summary.scalar(name, NOT_FINITE.get(number, number)).value
+            ]
+            event = event_pb2.Event(
+                step=line["step"], wall_time=time.time(), summary=summary.Summary(value=values)
+            )
+            file.write_event(event)
+        file.flush()
+        self._file = file
+        self._first_step = lines[-1]["step"] + 1
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
