@@ -118,9 +118,10 @@ class ParquetSource:
         self._ends = [0, *itertools.accumulate(self.groups)]
         self._names_of = parquet_classes.names_of(full, config.label, config.captions)
         self.class_names = next(iter(self._names_of.values()), None)
-        self._numbers = None  # of labels that are names
+        self._numbers = None  # of labels that are names, which as captions are what they are
         if full and config.label and parquet_classes.are_names(full[0][1], config.label):
-            self._numbers = {n: i for i, n in enumerate(self._names_of[config.label])}
+            names = self._names_of.pop(config.label)
+            self._numbers = {name: number for number, name in enumerate(names)}
         self._kept: collections.OrderedDict[int, concurrent.futures.Future] = (
             collections.OrderedDict()
         )

@@ -44,7 +44,7 @@ def names_of(
         for named, names in said:
             if named:
                 names = occurring([file for file, _ in files], column)
-            if names:
+            if names is not None:
                 found[column] = names
     return found
 

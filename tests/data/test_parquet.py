@@ -164,10 +164,23 @@ def test_labels_that_are_names_are_numbered_in_their_order(tmp_path, encode):
     assert [read[i]["label"] for i in (0, 1, 3, 4)] == [2, 0, 1, 0]
     with pytest.raises(RecordError, match=r"1.parquet, row group 0, row 0: its label"):
         read[2]
+    if encode is pa.array:
+        both = source(tmp_path, captions=("class",), label="class")
+        assert [(both[i]["texts"], both[i]["label"]) for i in (0, 3)] == [
+            (("owl",), 2),
+            (("dog",), 1),
+        ]
 
     pq.write_table(pa.table({"image": [many.jpeg(0)], "class": [1]}), tmp_path / "2.parquet")
     with pytest.raises(DatasetError, match=r"1.parquet and .*2.parquet name the classes"):
         source(tmp_path, captions=(), label="class")
+
+
+def test_labels_that_are_all_missing(tmp_path):
+    table = pa.table({"image": [many.jpeg(0)], "class": pa.array([None], pa.string())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(RecordError, match="its label is no number of a class: None"):
+        source(tmp_path, captions=(), label="class")[0]
 
 
 def test_captions_are_no_names_of_classes(tmp_path, monkeypatch):
