@@ -43,6 +43,13 @@ def test_the_index_is_kept_and_built_again_where_a_tar_has_changed(tmp_path, mon
     assert len(builds) == 4
 
 
+def test_tars_that_are_cut_into_examples_otherwise_are_other_data(tmp_path, monkeypatch):
+    many.write_tars(tmp_path, [2])
+    before = source(tmp_path).fingerprint
+    monkeypatch.setattr(tar_index, "MAGIC", b"aced-tar-index-0")
+    assert source(tmp_path).fingerprint != before
+
+
 def test_copies_have_the_same_fingerprint(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
