@@ -199,14 +199,21 @@ def long_run(workdir, reference):
     run(settings, workdir)
 
 
-def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
-    settings = config("iid", steps=3)
+def evaluated(steps):
+    """A run that is evaluated halfway and at its end, on a few examples."""
+    settings = config("iid", steps=steps)
     settings.evals.retrieval = smoke.get_config().evals.retrieval
     settings.evals.retrieval.data.shapes.size = 20
+    return settings
 
-    def fail(self, params):
-        raise ConfigError("no such data")
 
+def fail(self, params):
+    """In the place of an evaluation."""
+    raise ConfigError("no such data")
+
+
+def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
+    settings = evaluated(steps=3)
     monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", fail)
     with pytest.raises(ConfigError, match="no such data"):
         run(settings, tmp_path)
@@ -218,13 +225,7 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
 
 
 def test_who_is_to_stop_and_fails_to_evaluate_writes_its_step_once(tmp_path, monkeypatch):
-    settings = config("iid", steps=4)
-    settings.evals.retrieval = smoke.get_config().evals.retrieval
-    settings.evals.retrieval.data.shapes.size = 20
-
-    def fail(self, params):
-        raise ConfigError("no such data")
-
+    settings = evaluated(steps=4)
     monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", fail)
     monkeypatch.setattr(preemption.Preemption, "reached", lambda self, step: step == 2)
     with pytest.raises(ConfigError, match="no such data"):
@@ -256,9 +257,7 @@ def test_who_is_to_stop_in_the_last_step_of_an_earlier_run_exits_as_asked(
 
 
 def test_who_is_to_stop_saves_before_it_evaluates(tmp_path, monkeypatch):
-    settings = config("iid", steps=4)
-    settings.evals.retrieval = smoke.get_config().evals.retrieval
-    settings.evals.retrieval.data.shapes.size = 20
+    settings = evaluated(steps=4)
     saved, evaluate = [], evaluators.retrieval.Retrieval.__call__
 
     def look(self, params):

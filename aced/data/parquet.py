@@ -10,7 +10,6 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import itertools
 import operator
@@ -119,7 +118,7 @@ class ParquetSource:
         self._names_of = parquet_classes.names_of(full, config.label, config.captions)
         self.class_names = next(iter(self._names_of.values()), None)
         self._numbers = None  # of labels that are names, which as captions are what they are
-        if full and config.label and parquet_classes.are_names(full[0][1], config.label):
+        if full and config.label and parquet_classes.are_names(full[0][1].field(config.label)):
             names = self._names_of.pop(config.label)
             self._numbers = {name: number for number, name in enumerate(names)}
         self._kept: collections.OrderedDict[int, concurrent.futures.Future] = (
@@ -221,34 +220,33 @@ def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> No
 
     types = _pyarrow().types
 
-    def is_picture(kind: "pa.DataType") -> bool:
+    def is_picture(field: "pa.Field") -> bool:
+        kind = field.type
         if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         return types.is_binary(kind) or types.is_large_binary(kind)
 
-    def is_text(kind: "pa.DataType", name: str) -> bool:
+    def is_text(field: "pa.Field") -> bool:
+        kind = field.type
         if types.is_list(kind) or types.is_large_list(kind):
             kind = kind.value_type
         if types.is_integer(kind):
-            return parquet_classes.described(schema, name) is not None
+            return parquet_classes.described(schema, field.name) is not None
         return types.is_string(kind) or types.is_large_string(kind)
 
-    def is_class(kind: "pa.DataType") -> bool:
-        return types.is_integer(kind) or parquet_classes.are_names(schema, config.label)
+    def is_class(field: "pa.Field") -> bool:
+        return types.is_integer(field.type) or parquet_classes.are_names(field)
 
     there = ", ".join(f"{field.name} ({field.type})" for field in schema)
     wanted = [("image", config.image, is_picture, "bytes, or a struct with `bytes`")]
-    wanted += [
-        ("captions", c, functools.partial(is_text, name=c), "strings, or lists of strings")
-        for c in config.captions
-    ]
+    wanted += [("captions", c, is_text, "strings, or lists of strings") for c in config.captions]
     if config.second:
         wanted.append(("second", config.second, is_picture, "bytes, or a struct with `bytes`"))
     if config.label:
         wanted.append(("label", config.label, is_class, "whole numbers, or names"))
     for key, name, fits, what in wanted:
         index = schema.get_field_index(name)
-        if index < 0 or not fits(schema.field(index).type):
+        if index < 0 or not fits(schema.field(index)):
             found = "does not exist" if index < 0 else f"is {schema.field(index).type}"
             raise ConfigError(
                 f"data.parquet.{key} = {name!r} must be a column of {what}, and in {file.path} it "

@@ -32,10 +32,10 @@ def names_of(
     """
     found = {}
     for column in filter(None, (label, *captions)):
-        said = {
-            (column == label and are_names(schema, column), described(schema, column)): file.path
-            for file, schema in files
-        }
+        said = {}
+        for file, schema in files:
+            named = column == label and are_names(schema.field(column))
+            said[named, described(schema, column)] = file.path
         if len(said) > 1:
             raise DatasetError(
                 f"{' and '.join(said.values())} name the classes of their column {column!r} "
@@ -49,9 +49,9 @@ def names_of(
     return found
 
 
-def are_names(schema: pa.Schema, column: str) -> bool:
+def are_names(field: pa.Field) -> bool:
     """Whether the values of a column are strings, and may be names of classes."""
-    kind = schema.field(column).type
+    kind = field.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -107,8 +107,10 @@ def test_second_pictures_are_of_a_column_of_their_own(tmp_path):
     assert alone.fingerprint != read.fingerprint
 
 
-def noted(table, column, feature):
-    """`table` with what `datasets` notes about a column."""
+def noted(table, column, names, several=False):
+    """`table` with what `datasets` notes about a column of classes, or of lists of them."""
+    feature = {"names": names, "_type": "ClassLabel"}
+    feature = {"feature": feature, "_type": "List"} if several else feature
     note = {"info": {"features": {column: feature}}}
     return table.replace_schema_metadata({"huggingface": json.dumps(note)})
 
@@ -123,9 +125,8 @@ def test_classes_that_datasets_has_named(tmp_path, several):
             "number": numbers,
         }
     )
-    feature = {"names": ["cat", "dog", "owl"], "_type": "ClassLabel"}
-    feature = {"feature": feature, "_type": "List"} if several else feature
-    pq.write_table(noted(table, "class", feature), tmp_path / "a.parquet")
+    named = noted(table, "class", ["cat", "dog", "owl"], several)
+    pq.write_table(named, tmp_path / "a.parquet")
     read = source(tmp_path, captions=("class",), label="number")
     second = ("dog",) if several else ()
     assert [(read[i]["texts"], read[i]["label"]) for i in range(4)] == [
@@ -136,17 +137,15 @@ def test_classes_that_datasets_has_named(tmp_path, several):
         assert source(tmp_path, captions=(), label="class").class_names == ("cat", "dog", "owl")
     assert source(tmp_path, captions=(), label="number").class_names is None
 
-    other = {"names": ["dog", "cat", "owl"], "_type": "ClassLabel"}
-    other = {"feature": other, "_type": "List"} if several else other
-    pq.write_table(noted(table, "class", other), tmp_path / "b.parquet")
+    named = noted(table, "class", ["dog", "cat", "owl"], several)
+    pq.write_table(named, tmp_path / "b.parquet")
     with pytest.raises(DatasetError, match=r"a.parquet and .*b.parquet name the classes .*'class'"):
         source(tmp_path, captions=("class",))
 
 
 def test_a_class_without_a_name_is_a_damaged_record(tmp_path):
     table = pa.table({"image": [many.jpeg(0), many.jpeg(1)], "class": [0, 1]})
-    table = noted(table, "class", {"names": ["cat"], "_type": "ClassLabel"})
-    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(noted(table, "class", ["cat"]), tmp_path / "a.parquet")
     read = source(tmp_path, captions=("class",))
     assert read[0]["texts"] == ("cat",)
     with pytest.raises(RecordError, match="row 1: class 1 has no name; there are 1"):
