@@ -1,4 +1,4 @@
-"""Eight CPU devices stand in for a mesh; processes of one device compile nothing twice."""
+"""Eight CPU devices stand in for a mesh; programs of one device are compiled once."""
 
 import os
 import pathlib
@@ -16,5 +16,21 @@ os.environ["XLA_FLAGS"] = (
     f"{FAST_COMPILER} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # see `many_processes.environment`
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+from jax._src import compiler  # after the settings, which it reads  # noqa: E402
+
+_cache_key = compiler._get_cache_key
+
+
+def _key_of_one_device(options, backend, computation, devices, *args, **kwargs):
+    """The key of the compilation cache; None, which compiles anew, for several devices.
+
+    See `many_processes.environment`.
+    """
+    if devices.size > 1:
+        return None
+    return _cache_key(options, backend, computation, devices, *args, **kwargs)
+
+
+compiler._get_cache_key = _key_of_one_device

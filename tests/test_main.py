@@ -10,7 +10,7 @@ import time
 import pytest
 
 from aced import metrics
-from tests import many_processes
+from tests import commands, many_processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -68,7 +68,7 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
             "not divisible by selection.chunks = 16",
         ),
     ]:
-        done = aced(*arguments, f"--workdir={tmp_path}")
+        done = commands.call("main", *arguments, f"--workdir={tmp_path}")
         assert done.returncode != 0
         assert message in done.stderr
         assert "Traceback" not in done.stderr
@@ -129,7 +129,7 @@ def test_help_says_how_to_change_settings():
     ],
 )
 def test_help_lists_the_flags_of_a_command(command, names):
-    done = aced("--help", command=command)
+    done = commands.call(command, "--help")
     listed = re.findall(r"^ +--(?:\[no\])?(\w+): ", done.stdout, re.MULTILINE)
     missing = sorted(set(names) - set(listed))
     assert not missing, done.stdout
