@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 # Each in a process of its own, since their flags have the same names.
@@ -30,6 +32,7 @@ def test_the_commands_that_are_named_exist():
     assert not re.findall(r"python\s+benchmarks/", read)  # finds no configs
 
 
+@pytest.mark.slow
 def test_they_can_be_imported_from_a_clone():
     names = {path.stem for path in SCRIPTS}
     if importlib.util.find_spec("matplotlib") is None:

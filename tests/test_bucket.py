@@ -73,6 +73,7 @@ def saved(folder):
     return {int(path.parent.name) for path in folder.glob("checkpoints/*/commit_success.txt")}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_preempted_goes_on_bit_for_bit(server, on_disk, tmp_path):
     objects, variables = server
     workdir, folder = "gs://bucket/runs/one", objects / "runs" / "one"
@@ -96,6 +97,7 @@ def test_a_run_that_is_killed_and_preempted_goes_on_bit_for_bit(server, on_disk,
     assert saved(folder / "reference")
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run_and_one_goes_on_with_it(server, on_disk, tmp_path):
     objects, variables = server
     finish("gs://bucket/runs/two", tmp_path, processes=2, steps=60, **variables)
@@ -146,6 +148,7 @@ def test_data_is_read_as_from_a_disk(scheme, tmp_path, monkeypatch, kind):
         assert [name.partition("-")[0] for name in names[3:]] == ["INDEX"]
 
 
+@pytest.mark.slow
 def test_prepared_in_a_bucket_are_the_bytes_of_a_disk(scheme, tmp_path):
     (tmp_path / "tars").mkdir()
     many.write_tars(tmp_path / "tars", [6, 5])

@@ -72,6 +72,7 @@ def truth(data, reference):
     return dict(zip(out, zip(zimg, np.split(ztxt, ends[:-1]), strict=True), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_entries_are_what_the_model_says_in_any_order(
     devices, whole, truth, data, reference, tmp_path
@@ -143,6 +144,7 @@ def interrupt_at(monkeypatch, places):
     monkeypatch.setattr(making.entries.EntryWriter, "write", fails)
 
 
+@pytest.mark.slow
 def test_an_interrupted_pass_gives_the_same_bytes(whole, data, reference, tmp_path, monkeypatch):
     interrupt_at(monkeypatch, {1, 22, 45, 85, 110})
     starts = 1
@@ -243,6 +245,7 @@ def command(data, reference, out, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_five_times_it_is_as_if_undisturbed(data, reference, tmp_path):
     out, rng = tmp_path / "out", random.Random(0)
 
@@ -266,6 +269,7 @@ def test_killed_five_times_it_is_as_if_undisturbed(data, reference, tmp_path):
     assert len(described["shards"]) == 18
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_shards(data, reference, tmp_path):
     two = command(data, reference, tmp_path / "two", "--distributed")
     with many_processes.start(2, 1, two, tmp_path) as started:

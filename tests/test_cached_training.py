@@ -64,6 +64,7 @@ def with_teacher(config, models, method):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_the_picks_are_those_of_the_online_run(devices, data, models, caches, tmp_path):
     online = cached.run_config(data, models["reference"], steps=5)
@@ -79,6 +80,7 @@ def test_the_picks_are_those_of_the_online_run(devices, data, models, caches, tm
     assert not seen & {cached.BROKEN, cached.SILENT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "method"), [("large", "aced_iid"), ("both", "kd")])
 def test_cached_and_online_models_together(which, method, data, models, caches, tmp_path):
     online = with_teacher(cached.run_config(data, models["reference"], steps=3), models, method)
@@ -92,6 +94,7 @@ def test_cached_and_online_models_together(which, method, data, models, caches, 
     assert values[1]["loss/distillation"] == pytest.approx(values[0]["loss/distillation"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_int8_picks_nearly_the_same(data, models, caches, tmp_path):
     """Measured: 39 of 40. An error of 0.006 in an embedding moves few draws."""
     run(cached.run_config(data, models["reference"], steps=5), tmp_path / "online")
@@ -101,6 +104,7 @@ def test_int8_picks_nearly_the_same(data, models, caches, tmp_path):
     assert np.mean(kept) > 0.8
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, caches, tmp_path, monkeypatch):
     config = cached.run_config(data, "", steps=6, cache=caches / "int8")
     run(config, tmp_path / "whole")
@@ -119,6 +123,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, caches, tmp_path, monk
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_cache(data, caches, tmp_path):
     run(cached.run_config(data, "", steps=2, cache=caches / "float32"), tmp_path)
     config = cached.run_config(data, "", steps=3, cache=caches / "int8")
@@ -175,6 +180,7 @@ def test_embeddings_of_something_else_are_refused(change, message, data, models,
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_assumed_wrongly_gives_way_to_the_cached_one(data, caches, tmp_path):
     """Recipes assume a reference, and any other may have been cached."""
     right = cached.run_config(data, "", steps=2, cache=caches / "float32")
@@ -185,6 +191,7 @@ def test_a_model_that_is_assumed_wrongly_gives_way_to_the_cached_one(data, cache
     assert metrics.read_picks(tmp_path / "right") == metrics.read_picks(tmp_path / "wrong")
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_and_model_are_accepted(data, models, caches, tmp_path):
     config = cached.run_config(data, models["reference"], steps=1, cache=caches / "float32")
     config.method.reference.checkpoint = models["reference"]
@@ -198,6 +205,7 @@ def test_a_cache_of_one_tower_is_no_reference(data, models, tmp_path):
         run(cached.run_config(data, "", cache=tmp_path / "images"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_model_without_bias_needs_one(data, tmp_path):
     """CLIP in a run with the sigmoid loss: refused, then with the numbers that were fitted."""
     clip = cached.write_model(tmp_path / "clip", cached.model(bias=None))
@@ -218,6 +226,7 @@ def test_a_model_without_bias_needs_one(data, tmp_path):
     assert run(off, tmp_path / "softmax")["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_mixture_has_a_cache_whatever_its_weights(models, tmp_path):
     def mixture(weight):
         config = cached.run_config("", models["reference"], steps=3)
@@ -254,6 +263,7 @@ def test_preflight_needs_no_cache(data, models, tmp_path):
     assert "reference/image" not in shapes
 
 
+@pytest.mark.slow
 def test_shards_that_are_damaged(data, models, tmp_path):
     out = tmp_path / "cache"
     make(cached.run_config(data, models["reference"]), out)

@@ -7,11 +7,14 @@ import re
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from aced import durations, methods, metrics, summary, train
+from aced import durations, methods, metrics, plan, summary, train
 from aced.config import ConfigError
 from aced.methods.frozen import FrozenConfig
+from aced.parallel import mesh as meshes
+from aced.parallel.mesh import MeshConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(
@@ -35,7 +38,32 @@ def tiny_recipes():
     return sorted(found.values())
 
 
-@pytest.mark.parametrize("name", tiny_recipes())
+# One of each method; the others are traced, and run with the slow tests.
+EXECUTED = ("acid_b16", "dime_b32", "coca_base", "optima_coca_tiny6", "lit_decoder")
+
+
+@pytest.mark.parametrize("name", sorted(set(tiny_recipes()) - set(EXECUTED)))
+def test_tiny_is_traced(name, tmp_path):
+    """The step's shapes, by the settings alone: neither data nor a checkpoint is there."""
+    config = load(name).get_config("tiny")
+    if config.method.name == "dime":  # whose caches are not there either
+        teacher = config.before.teacher.method.model.copy_and_resolve_references()
+        config.method.teacher.model = teacher
+    settings = plan.read(config, str(tmp_path))
+    built = plan.first_program(settings, meshes.make_mesh(jax.devices()[:1], MeshConfig()))
+    after, found = jax.eval_shape(built.step, built.state, built.frozen, built.batch())
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, built.state)
+    assert found["loss"].shape == ()
+    assert (built.batch_size, built.total_steps) == (16, 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EXECUTED else pytest.mark.slow)
+        for name in sorted({*tiny_recipes(), *EXECUTED})
+    ],
+)
 def test_tiny_runs_two_steps(name, tmp_path):
     last = train.run(load(name).get_config("tiny"), str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2
@@ -65,6 +93,7 @@ def test_the_config_of_ones_own_in_the_readme(tmp_path):
     assert "cifar10" in config.evals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arg", "number"),
     [

@@ -18,7 +18,7 @@ from aced.convert import ConvertConfig
 from aced.data import shapes
 from aced.interop import big_vision, huggingface, model_folder
 from aced.interop.model import InteropError, flat
-from tests import many_processes
+from tests import commands, many_processes
 from tests.interop import hub_server
 
 
@@ -65,6 +65,7 @@ def test_the_moving_average_is_a_choice(run, ours, tmp_path):
     assert any((found[name] != first[name]).any() for name in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 def test_from_a_run_to_zero_shot_in_transformers(run, ours, tmp_path, monkeypatch, capsys):
@@ -124,6 +125,7 @@ def test_there_and_back(target, ours, tmp_path):
     assert done.kind == expected[target]
 
 
+@pytest.mark.slow
 def test_a_model_folder_is_reference_and_starting_point_of_a_run(ours, tmp_path):
     config = small_run.get_config(f"reference={ours}")
     config.total_steps, config.evals = 1, ml_collections.ConfigDict()
@@ -138,6 +140,7 @@ def test_a_model_folder_is_reference_and_starting_point_of_a_run(ours, tmp_path)
         np.testing.assert_allclose(learner[name], value, atol=3e-3)
 
 
+@pytest.mark.slow
 def test_a_name_of_the_hub(ours, tmp_path):
     """Over HTTP, as the hub serves it: what is no weights, settings or tokenizer stays there."""
     pytest.importorskip("huggingface_hub")
@@ -227,27 +230,21 @@ def test_flags_that_contradict(changes, message):
 
 
 def test_the_command(ours, tmp_path):
-    def command(*flags):
-        return subprocess.run(
-            [sys.executable, "-m", "aced.convert", *flags],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-
     out = tmp_path / "out"
-    done = command(f"--source={ours}", f"--out={out}", "--to=huggingface")
+    flags = [f"--source={ours}", f"--out={out}", "--to=huggingface"]
+    done = subprocess.run(
+        [sys.executable, "-m", "aced.convert", *flags], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "a model folder" in done.stdout
     assert f"{out}: written for huggingface" in done.stdout
-    again = command(f"--source={ours}", f"--out={out}", "--to=huggingface")
+    again = commands.call("convert", *flags)
     assert again.returncode == 1
     assert again.stderr.startswith("error: ")
     assert "give --overwrite" in again.stderr
     assert "Traceback" not in again.stderr
     file = tmp_path / "file"
     file.touch()
-    nowhere = command(f"--source={ours}", f"--out={file}/out", "--to=huggingface")
+    nowhere = commands.call("convert", flags[0], f"--out={file}/out", flags[2])
     assert nowhere.returncode == 1
     assert nowhere.stderr.startswith(f"error: --out={file}/out cannot be written")

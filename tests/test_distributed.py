@@ -235,6 +235,7 @@ distributed.check_shared(os.path.join(os.environ["SHARED"], str(jax.process_inde
     assert "ConfigError: Processes [1] do not see what process 0 writes" in started.output(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_on_one_ends_all(tmp_path, failing):
     program = together(

@@ -33,6 +33,7 @@ def logged(workdir):
     return {name: x for name, x in last.items() if name.startswith(("retrieval/", "classes/"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("name", ["plain", "averaged"])
 def test_numbers_are_those_that_training_logged(runs, name, devices):
@@ -42,12 +43,14 @@ def test_numbers_are_those_that_training_logged(runs, name, devices):
     assert len(found) > 4
 
 
+@pytest.mark.slow
 def test_other_parameters_have_others(runs):
     some, workdir = jax.devices()[:1], str(runs / "averaged")
     found = evaluate.run(config(), EvaluateConfig(parameters="params"), workdir, devices=some)
     assert found != pytest.approx(logged(runs / "averaged"), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_converted_model_is_evaluated_as_its_run(runs, tmp_path):
     source, out = str(runs / "plain"), str(tmp_path / "model")
     convert(ConvertConfig(source=source, out=out, to="aced"))
@@ -56,6 +59,7 @@ def test_a_converted_model_is_evaluated_as_its_run(runs, tmp_path):
     assert found == pytest.approx(logged(runs / "plain"), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated(runs, tmp_path):
     with pytest.raises(ConfigError, match="has no evaluations"):
         evaluate.run(config(evals={}), EvaluateConfig(), str(runs / "plain"))
@@ -67,6 +71,7 @@ def test_what_cannot_be_evaluated(runs, tmp_path):
         EvaluateConfig(which="first")
 
 
+@pytest.mark.slow
 def test_the_command(runs):
     flags = [
         "--config=configs/smoke.py:tiny,method=iid",

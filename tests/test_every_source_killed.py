@@ -1,6 +1,7 @@
 """Every source through the command, in two processes, one of which dies."""
 
 import numpy as np
+import pytest
 
 from aced import checkpoint, distributed, metrics
 from tests import every_source_run, many_processes
@@ -8,6 +9,7 @@ from tests import every_source_run, many_processes
 SOURCES = ("array_record", "parquet", "tfds", "webdataset")  # numbered by name
 
 
+@pytest.mark.slow
 def test_two_processes_share_every_source_and_go_on_after_a_kill(tmp_path):
     data, workdir = tmp_path / "data", tmp_path / "run"
     data.mkdir()

@@ -51,6 +51,7 @@ def compiled_step(config):
     return compiled, built.method.flops_per_step(built.batch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iid", "kd", "h_acid", "aced"])
 def test_flops_of_a_step_are_what_xla_counts(name):
     compiled, ours = step_of(name)
@@ -77,6 +78,7 @@ def coca_of(method, **changes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -1,5 +1,6 @@
 """The command as a user types it."""
 
+import json
 import pathlib
 import re
 import signal
@@ -24,9 +25,20 @@ def aced(*arguments, command="main", **variables):
     )  # fmt: skip
 
 
-def test_one_config_trains_a_reference_and_a_learner_and_prints_both(tmp_path):
-    done = aced("--config=configs/smoke.py:tiny", f"--workdir={tmp_path / 'learner'}")
+TINY = "--config=configs/smoke.py:tiny"
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The workdir of the tiny run, with what the command printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "learner"
+    done = aced(TINY, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_one_config_trains_a_reference_and_a_learner_and_prints_both(first):
+    workdir, done = first
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
     assert rows["run"][:3] == ["trained", "scored", "FLOPs"]
     assert rows["reference"][:2] == ["32", "0"]
@@ -35,10 +47,33 @@ def test_one_config_trains_a_reference_and_a_learner_and_prints_both(tmp_path):
         ["learner", "32", "160"]
     ]
     assert "step 2/2" in done.stderr
-    again = aced("--config=configs/smoke.py:tiny", f"--workdir={tmp_path / 'learner'}")
+    again = aced(TINY, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout  # finished: nothing is trained again
     assert "step 2/2" not in again.stderr
+
+
+def test_a_run_is_evaluated_by_the_command(first):
+    workdir, _ = first
+    done = aced(TINY, f"--workdir={workdir}", "--json", command="evaluate")
+    assert done.returncode == 0, done.stderr
+    found, logged = json.loads(done.stdout), metrics.last_values(workdir)
+    assert "retrieval/mean_r1" in found
+    assert found == pytest.approx({name: logged[name] for name in found}, abs=1e-6)
+
+
+def test_a_run_is_reported_by_the_command(first, tmp_path):
+    workdir, _ = first
+    page = tmp_path / "page.html"
+    done = aced(str(workdir), f"--out={page}", "--pictures=2", command="report")
+    assert done.returncode == 0, done.stderr
+    assert "What learner chose" in page.read_text()
+
+
+def test_what_a_run_will_cost_is_told_by_the_command():
+    done = aced("--config=configs/acid_b16.py", "--topology=gpu:h200x8", command="preflight")
+    assert done.returncode == 0, done.stderr
+    assert "by roofline alone" in done.stdout
 
 
 def test_wrong_settings_end_in_one_clear_line(tmp_path):
@@ -74,6 +109,7 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_duration_in_another_unit(tmp_path):
     done = aced(
         "--config=configs/smoke.py:tiny,method=iid",
@@ -90,6 +126,7 @@ def test_a_duration_in_another_unit(tmp_path):
     assert f"python -m aced.report {tmp_path}" in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "aced.main", "--config=configs/smoke.py:tiny,method=iid"]
     command += [f"--workdir={tmp_path}", "--config.total_steps=100000"]
@@ -135,6 +172,7 @@ def test_help_lists_the_flags_of_a_command(command, names):
     assert not missing, done.stdout
 
 
+@pytest.mark.slow
 def test_a_home_folder_is_spelled_out(tmp_path):
     """bash leaves the ~ of `--workdir=~/run` alone."""
     done = aced("--config=configs/smoke.py:tiny,method=iid", "--workdir=~/run", HOME=tmp_path)

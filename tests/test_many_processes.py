@@ -77,6 +77,7 @@ def wait_for_a_checkpoint(started, workdir):
     started.wait_for(lambda: max(saved(workdir), default=0) > before)
 
 
+@pytest.mark.slow
 def test_four_processes_of_two_devices(start, undisturbed, tmp_path):
     with start(4, 2) as started:
         assert started.exit_codes() == [0] * 4, started.output(0)
@@ -85,6 +86,7 @@ def test_four_processes_of_two_devices(start, undisturbed, tmp_path):
     assert tables == [True, False, False, False]  # the first one alone prints it
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_moved_and_killed(start, undisturbed, tmp_path):
     workdir = tmp_path / "run"
 

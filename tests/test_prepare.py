@@ -16,6 +16,7 @@ from aced.config import ConfigError
 from aced.data import records
 from aced.data.captions import PrepareError
 from aced.prepare import PrepareConfig, prepare
+from tests import commands
 
 
 def encoded(image, form="PNG", **kwargs):
@@ -431,17 +432,18 @@ def test_what_exists_is_replaced_only_when_asked_and_only_a_data_set(tmp_path, f
 
 def test_command(tmp_path, folder):
     captions = table(tmp_path, rows())
-    command = [sys.executable, "-m", "aced.prepare", f"--images={folder}", f"--captions={captions}"]
+    flags = [f"--images={folder}", f"--captions={captions}"]
     done = subprocess.run(
-        [*command, f"--out={tmp_path}/out", "--val=2"], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-m", "aced.prepare", *flags, f"--out={tmp_path}/out", "--val=2"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert "10 images with 10 captions are kept" in done.stdout
     assert "Next: python -m aced.main" in done.stdout
-    again = subprocess.run([*command, f"--out={tmp_path}/out"], capture_output=True, text=True)
+    again = commands.call("prepare", *flags, f"--out={tmp_path}/out")
     assert again.returncode == 1
     assert again.stderr.strip().startswith("error:")
     assert "--overwrite" in again.stderr
-    nowhere = subprocess.run([*command, f"--out={captions}/out"], capture_output=True, text=True)
+    nowhere = commands.call("prepare", *flags, f"--out={captions}/out")
     assert nowhere.returncode == 1
     assert nowhere.stderr.strip().startswith(f"error: {captions}/")
     assert "Not a directory" in nowhere.stderr

@@ -15,7 +15,7 @@ from aced.data import pipeline
 from aced.data.sources import open_source
 from aced.report import ReportConfig
 from aced.reporting import chosen, curves
-from tests import many_processes
+from tests import commands, many_processes
 from tests.data.test_every_source import VIEW
 from tests.preparation.test_page import EVIL, Reader
 from tests.test_train import config
@@ -41,6 +41,7 @@ def super_batches(folder, places, count):
     return chosen.super_batches(folder, settings_of(folder), fingerprint, places, count)
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_the_super_batch_of_the_step(runs):
     settings = settings_of(runs / "hard")
     size = settings.method.super_batch_size(settings.batch_size)
@@ -66,6 +67,7 @@ def test_what_is_shown_is_the_super_batch_of_the_step(runs):
             assert example.is_noisy == record_["is_noisy"]
 
 
+@pytest.mark.slow
 def test_few_of_them_and_the_same_ones_again(runs):
     ids = []
     for _ in range(2):
@@ -77,6 +79,7 @@ def test_few_of_them_and_the_same_ones_again(runs):
     assert (len(batch.chosen), batch.left) == (3, [])
 
 
+@pytest.mark.slow
 def test_the_page(runs, tmp_path):
     page = Reader(
         report.report([str(runs / "hard"), f"{runs}/iid/", str(tmp_path)], ReportConfig())
@@ -98,6 +101,7 @@ def test_the_page(runs, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_data_out_of_reach_cost_the_pictures_alone(runs, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -112,6 +116,7 @@ def test_data_out_of_reach_cost_the_pictures_alone(runs, tmp_path):
     assert "No pictures" not in report.report([str(folder)], ReportConfig(pictures=0))
 
 
+@pytest.mark.slow
 def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -127,6 +132,7 @@ def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
     assert "has no picks on file; picks_steps says how often they are" in page
 
 
+@pytest.mark.slow
 def test_names_of_runs_are_no_language_of_the_page(runs, tmp_path):
     evil = tmp_path / EVIL.replace("/", "")
     evil.mkdir()
@@ -146,14 +152,13 @@ def test_curves_of_long_runs_are_the_means_of_neighbours():
     np.testing.assert_allclose(x, 2.0 * (4 * np.arange(1000) + 1.5))
 
 
+@pytest.mark.slow
 def test_the_command(runs, tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "aced.report", *arguments],
-            capture_output=True, text=True, timeout=300, env=many_processes.environment(1),
-        )  # fmt: skip
-
-    done = run(f"{runs}/hard", f"{runs}/iid", f"--out={tmp_path}/page.html", "--pictures=2")
+    arguments = [f"{runs}/hard", f"{runs}/iid", f"--out={tmp_path}/page.html", "--pictures=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "aced.report", *arguments],
+        capture_output=True, text=True, timeout=300, env=many_processes.environment(1),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "What hard chose" in (tmp_path / "page.html").read_text()
     for arguments, message in (
@@ -161,12 +166,13 @@ def test_the_command(runs, tmp_path):
         ([], "None of no folders is"),
         ([str(runs / "iid"), "--pictures=-1"], "--pictures must be at least 0"),
     ):
-        done = run(*arguments)
+        done = commands.call("report", *arguments)
         assert done.returncode == 1
         assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_matplotlib(runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"Curves need `pip install '.\[plots\]'`"):

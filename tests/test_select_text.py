@@ -181,6 +181,7 @@ def kill_after(monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_a_killed_selection_goes_on_on_other_devices_and_gives_the_same(
     bench, tmp_path, kill_after
 ):
@@ -279,6 +280,7 @@ def command(config, *more):
     return ["-m", "aced.select_text", *flags, f"--corpus={config.corpus[0]}", *more]
 
 
+@pytest.mark.slow
 def test_two_processes_choose_what_one_does_and_survive_signals(bench, tmp_path):
     config = bench.config(tmp_path / "out", save_minutes=1e-9, block=16)
     state = tmp_path / ".out.selecting" / "state.json"

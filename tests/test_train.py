@@ -98,6 +98,7 @@ def with_reference(settings, reference):
     return settings
 
 
+@pytest.mark.slow
 def test_same_picks_and_losses_on_1_2_and_8_devices(reference, tmp_path):
     for devices in (1, 2, 8):
         settings = with_reference(config("aced"), reference)
@@ -119,6 +120,7 @@ def resumable(reference):
     return settings
 
 
+@pytest.mark.slow
 def test_a_reference_that_was_trained_further_is_refused(reference, tmp_path):
     """`which="last"` is found anew at every start: it must find the same weights."""
     copy = tmp_path / "reference"
@@ -169,6 +171,7 @@ def test_a_killed_run_goes_on_bit_for_bit(reference, tmp_path):
     assert_same_run(whole, killed)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_its_own_code(reference, tmp_path):
     settings = with_reference(config(steps=2000), reference)
     settings.checkpoint.every_steps = 1000
@@ -212,6 +215,7 @@ def fail(self, params):
     raise ConfigError("no such data")
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     settings = evaluated(steps=3)
     monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", fail)
@@ -224,6 +228,7 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_who_is_to_stop_and_fails_to_evaluate_writes_its_step_once(tmp_path, monkeypatch):
     settings = evaluated(steps=4)
     monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", fail)
@@ -234,6 +239,7 @@ def test_who_is_to_stop_and_fails_to_evaluate_writes_its_step_once(tmp_path, mon
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [preemption.EXIT_CODE, preemption.INTERRUPTED])
 def test_who_is_to_stop_in_the_last_step_of_an_earlier_run_exits_as_asked(
     tmp_path, monkeypatch, code
@@ -256,6 +262,7 @@ def test_who_is_to_stop_in_the_last_step_of_an_earlier_run_exits_as_asked(
     assert run(settings, tmp_path)["step"] == 1
 
 
+@pytest.mark.slow
 def test_who_is_to_stop_saves_before_it_evaluates(tmp_path, monkeypatch):
     settings = evaluated(steps=4)
     saved, evaluate = [], evaluators.retrieval.Retrieval.__call__
@@ -277,6 +284,7 @@ def test_who_is_to_stop_saves_before_it_evaluates(tmp_path, monkeypatch):
     assert run(settings, tmp_path)["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_other_ids_is_another_run(tmp_path, monkeypatch):
     run(config("iid", steps=1), tmp_path)
     monkeypatch.setattr(train.fingerprint, "of_tokenizer", lambda tokenizer: "other")
@@ -284,11 +292,13 @@ def test_a_tokenizer_with_other_ids_is_another_run(tmp_path, monkeypatch):
         run(config("iid", steps=2), tmp_path)
 
 
+@pytest.mark.slow
 def test_pixels_that_are_not_looked_at_are_told(tmp_path, caplog):
     run(config("iid", steps=1, **{"method.model.image.resolution": 35}), tmp_path)
     assert "resolution = 35 is no multiple of patch = 8; the last 3 pixels" in caplog.text
 
 
+@pytest.mark.slow
 def test_non_finite_steps_are_skipped_counted_and_stop_the_run(reference, tmp_path):
     settings = with_reference(config(steps=20), reference)
     settings.method.model.init_scale = 1e38  # logits overflow: the loss is not finite
@@ -301,6 +311,7 @@ def test_non_finite_steps_are_skipped_counted_and_stop_the_run(reference, tmp_pa
     assert len({line["param_norm"] for line in found}) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_another_ones_model(reference, tmp_path):
     settings = config("iid", steps=1)
     settings.before = {}
@@ -314,6 +325,7 @@ def test_a_run_that_starts_from_another_ones_model(reference, tmp_path):
     assert not np.array_equal(before["text"]["token"], after["text"]["token"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_shape(reference, tmp_path):
     settings = with_reference(config("iid", steps=2), reference)
     run(settings, tmp_path)
@@ -323,6 +335,7 @@ def test_a_checkpoint_of_another_shape(reference, tmp_path):
         run(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_run(reference, tmp_path):
     settings = with_reference(config("iid", steps=2), reference)
     run(settings, tmp_path)
@@ -336,6 +349,7 @@ def test_a_workdir_of_another_run(reference, tmp_path):
     assert (tmp_path / "config.json").read_text() == written
 
 
+@pytest.mark.slow
 def test_a_reference_of_another_shape_than_assumed(reference, tmp_path, caplog):
     """It is used as it was trained, and computed as the settings say."""
     run(with_reference(config("i_acid", steps=2), reference), tmp_path / "right")
@@ -348,6 +362,7 @@ def test_a_reference_of_another_shape_than_assumed(reference, tmp_path, caplog):
     assert lines(tmp_path / "right") == lines(tmp_path / "wrong")
 
 
+@pytest.mark.slow
 def test_a_start_from_a_model_of_another_shape(reference, tmp_path):
     settings = config("iid", steps=2)
     settings.method.model.image.patch = 16
@@ -356,6 +371,7 @@ def test_a_start_from_a_model_of_another_shape(reference, tmp_path):
         run(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_corrupt_record_is_skipped_counted_and_named(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -426,6 +442,7 @@ def test_batches_that_devices_cannot_share(reference, tmp_path):
         run(settings, tmp_path, devices=8)
 
 
+@pytest.mark.slow
 def test_evaluations_and_the_best_checkpoint(reference, tmp_path):
     settings = config("iid", steps=6)
     settings.before = {}

@@ -61,6 +61,7 @@ def run(paths, steps, workdir):
     return train.run(get_config(paths, steps), str(workdir), devices=jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_four_steps_are_two_and_two(paths, tmp_path):
     run(paths, 4, tmp_path / "whole")
     run(paths, 2, tmp_path / "parts")
@@ -78,6 +79,7 @@ def test_four_steps_are_two_and_two(paths, tmp_path):
     assert whole[-1]["examples_scored"] == 0
 
 
+@pytest.mark.slow
 def test_the_caches_must_be_of_these_data(paths, tmp_path):
     swapped = {**paths, "teacher_cache": paths["sentences_cache"]}
     with pytest.raises(CacheError, match="image embeddings are needed"):

@@ -35,6 +35,7 @@ def _teacher(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_ten_steps_are_four_and_six_of_pulls_of_three(teacher, tmp_path):
     train.run(get_config(teacher, 10), str(tmp_path / "whole"), devices=DEVICE)
     for steps in (4, 10):
@@ -51,6 +52,7 @@ def test_ten_steps_are_four_and_six_of_pulls_of_three(teacher, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
+@pytest.mark.slow
 def test_a_head_of_another_task_is_new_and_the_rest_goes_on(teacher, tmp_path):
     first = load_params(teacher + "/start", part="model")
     config = coca_base.get_config("tiny,task=vqa")
@@ -66,6 +68,7 @@ def test_a_head_of_another_task_is_new_and_the_rest_goes_on(teacher, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, first)
 
 
+@pytest.mark.slow
 def test_teacher_and_student_are_evaluated_on_their_task(teacher, tmp_path):
     config = get_config(teacher, 1)
     config.evals.val = to_config(EvalConfig(kind="answers", max_examples=32))

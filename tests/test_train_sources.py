@@ -59,6 +59,7 @@ def config(tmp_path, steps=6):
     return out
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_on_counted_and_resumed(tmp_path):
     settings, device = config(tmp_path), jax.devices()[:1]
     train.run(settings, str(tmp_path / "whole"), devices=device)
@@ -101,6 +102,7 @@ def parsed(monkeypatch, *arguments):
     return train.parse(values["config"].value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections' own
 def test_the_command_takes_tars_by_flags(monkeypatch):
     settings = parsed(
@@ -138,6 +140,7 @@ def test_the_recipe_takes_tars_and_parquet_by_its_arguments():
         small.get_config("method=iid,data=/d/*.tar")
 
 
+@pytest.mark.slow
 def test_two_steps_on_tars_by_the_command(tmp_path):
     many.write_tars(tmp_path, [70, 20])
     command = [sys.executable, "-m", "aced.main", f"--workdir={tmp_path}/run"]

@@ -200,6 +200,7 @@ def test_bad_records_are_counted_named_and_replaced(tmp_path):
     assert counters.skipped == counters.by_source.total() >= 10
 
 
+@pytest.mark.slow
 def test_in_a_mixture_a_bad_record_is_replaced_in_its_member(tmp_path, folders):
     write_bad_tars(tmp_path)
     config = DataConfig(

@@ -108,6 +108,7 @@ def test_answers_are_those_of_the_scene():
     assert len(set(data.class_names)) == len(data.class_names) == 40
 
 
+@pytest.mark.slow
 def test_kinds_of_questions_have_fixed_shares():
     data = task("questions", seed=3)
     counts = {True: collections.Counter(), False: collections.Counter()}
@@ -148,6 +149,7 @@ def words_of(text):
     return {*words, *itertools.pairwise(words)}
 
 
+@pytest.mark.slow
 def test_yes_and_no_are_even_whatever_is_asked():
     data, counts = task("questions", size=20_000, seed=1), collections.Counter()
     for i in range(6000):
@@ -204,6 +206,7 @@ def test_classes_are_what_can_be_seen():
     assert min(hidden_truths[key] for key in [(h, t) for h in (0, 1) for t in (0, 1)]) > 20
 
 
+@pytest.mark.slow
 def test_the_text_does_not_tell_the_class():
     data, counts, texts = task("entailment", size=20_000), collections.Counter(), []
     for i in range(5000):
@@ -224,6 +227,7 @@ def test_the_text_does_not_tell_the_class():
     assert abs(right / 2500 - 1 / 3) < 4 * (2 / 9 / 2500) ** 0.5
 
 
+@pytest.mark.slow
 def test_the_picture_alone_does_not_tell_the_class():
     data, counts = task("entailment"), collections.Counter()
     for i in range(4000):
@@ -327,6 +331,7 @@ def test_statements_are_true_or_false_of_both_pictures():
     assert kinds == set(STATEMENTS) == set(shapes_pairs.TEXTS)
 
 
+@pytest.mark.slow
 def test_neither_the_text_nor_one_picture_tells_the_truth():
     data, n = task("two_pictures", size=30_000, seed=2), 12_000
     by_text, by_one = collections.Counter(), collections.Counter()

@@ -165,6 +165,7 @@ def test_every_text_of_the_embedded_data_is_in_its_vocabulary():
     assert (ids[:, -1] == 0).all(), "a caption was cut off at 64 words"
 
 
+@pytest.mark.slow
 def test_scenes_extend_the_vocabulary_of_captions_and_have_every_text_of_every_task():
     few, all_ = (Tokenizer(TokenizerConfig(kind=k, length=24)) for k in ("shapes", "scenes"))
     captions = [*map(shapes.describe, map(shapes.Shapes(shapes.ShapesConfig()).scene, range(200)))]

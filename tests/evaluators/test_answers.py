@@ -59,6 +59,7 @@ def by_hand(model, params, records):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", [1, 2])
 def test_answers_equal_those_example_by_example(pictures, monkeypatch):
     """Of what can be read, has a question and a label; and the same on eight devices."""

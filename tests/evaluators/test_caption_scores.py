@@ -84,6 +84,7 @@ def right_for_some(records, captions):
     return readable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [GREEDY, GenerationConfig(beams=2, length=6)])
 def test_captions_and_losses_equal_those_picture_by_picture(how, monkeypatch, caplog):
     """Of what can be read and has a reference; and the same on eight devices."""

@@ -41,6 +41,7 @@ def embeddings(images, texts):
     return np.asarray(both.zimg), np.asarray(both.ztxt)
 
 
+@pytest.mark.slow
 def test_retrieval_by_coca_equals_that_of_its_embeddings(monkeypatch):
     records = task_records.Records()
     monkeypatch.setattr(retrieval, "open_source", lambda config: records)

@@ -153,6 +153,7 @@ def evaluate(monkeypatch, config, mesh):
         return evaluators.build(config, model, mesh)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes_in", ["label", "captions"])
 def test_a_head_from_texts_that_is_not_trained_is_the_zero_shot_classifier(monkeypatch, classes_in):
     probe = dataclasses.replace(CONFIG.probe, learning_rates=(0.0,))

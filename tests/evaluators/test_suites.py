@@ -91,6 +91,7 @@ def _runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_runs_and_evaluations_give_the_average(runs):
     wanted = config(suites={"both": ("retrieval/mean_r1", "classes/top1")})
     found = evaluate.run(wanted, evaluate.EvaluateConfig(which="best"), str(runs / "seed1"))

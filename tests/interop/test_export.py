@@ -115,6 +115,7 @@ def test_pictures_through_torchvision_are_within_a_grey_level(tmp_path):
     assert max(x.mean() for x in differences) < 0.01
 
 
+@pytest.mark.slow
 def test_it_can_be_read_again(tmp_path):
     (tmp_path / "out").mkdir()
     huggingface.write(ours.siglip("clip_bpe"), tmp_path / "out")

@@ -182,6 +182,7 @@ def timm_model():
     return ours.changed(model, image=image)
 
 
+@pytest.mark.slow
 def test_siglip_with_timms_tower(tmp_path):
     model = timm_model()
     (tmp_path / "out").mkdir()
@@ -197,6 +198,7 @@ def test_siglip_with_timms_tower(tmp_path):
     np.testing.assert_allclose(resized, theirs, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_siglip_with_a_tokenizer_that_open_clip_cleans_for(tmp_path):
     """HFTokenizer over a tokenizer.json, as open_clip's SigLIPs have it."""
     foreign.transformers()

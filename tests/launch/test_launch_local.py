@@ -150,6 +150,7 @@ def test_impossible_processes(world, flag, words):
     assert words in result.text
 
 
+@pytest.mark.slow
 def test_a_real_run(world):
     """The command at the top of local.sh, on a recipe's smallest form."""
     workdir = world.folder / "run"

@@ -54,23 +54,27 @@ def check(settings, **options):
     assert gradients[1] == pytest.approx(gradients[0], rel=1e-4, abs=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("h_acid", 4), ("aced", 1), ("aced_iid", 2)])
 def test_with_selection_and_distillation(name, size):
     check(by_hand.settings(name, train_micro_batch=size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("kd", ["softmax", "sigmoid", "feature"])
 def test_every_loss(loss, kd):
     check(by_hand.settings("kd", loss=loss, kd=kd, train_micro_batch=8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_with_rematerialised_blocks(remat):
     settings = by_hand.settings("aced", train_micro_batch=2)
     check(dataclasses.replace(settings, model=dataclasses.replace(settings.model, remat=remat)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 2)])
 def test_on_several_devices(devices, fsdp):
     check(by_hand.settings("aced", train_micro_batch=4), devices=devices, fsdp=fsdp)

@@ -50,12 +50,17 @@ def cached(config, names):
     ("case", "names"),
     [
         (0, ["reference"]),
-        (1, ["reference"]),
-        (2, ["reference", "large"]),
-        (2, ["large"]),  # and the reference runs
-        (3, ["reference"]),  # and the teacher runs
-        (3, ["large"]),
-        (4, ["large"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (1, ["reference"]),
+                (2, ["reference", "large"]),
+                (2, ["large"]),  # and the reference runs
+                (3, ["reference"]),  # and the teacher runs
+                (3, ["large"]),
+                (4, ["large"]),
+            )
+        ),
     ],
 )
 def test_a_step_with_a_cache_is_the_step_by_hand(case, names):
@@ -104,6 +109,7 @@ def test_cached_models_cost_nothing(name, teachers, changes):
     assert method.models == {"": config.model}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_cached", [True, False])
 def test_another_scale_and_bias(is_cached):
     """Logits of 2 c - 1 instead of the model's own: the picks and the losses are those."""

@@ -64,7 +64,14 @@ def test_answers_average_over_known_labels():
     assert found.kl == pytest.approx(9 * (p * np.log(p / q)).sum(axis=1)[known].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("model", [ONE, TWO, HIDDEN], ids=["one", "two", "hidden"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(ONE, id="one", marks=pytest.mark.slow),
+        pytest.param(TWO, id="two", marks=pytest.mark.slow),
+        pytest.param(HIDDEN, id="hidden"),
+    ],
+)
 def test_what_the_head_reads(model):
     """Padding and, of two pictures, each one: the head by hand, from the decoder's states."""
     params, batch = tiny_coca.params(model), batch_of(model)
@@ -104,6 +111,7 @@ def test_what_the_head_reads(model):
         coca.answer(model, params, images + images, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "task"), [(ONE, "answers"), (TWO, "answers"), (tiny_coca.TINY, "captioning")]
 )
@@ -123,6 +131,7 @@ def test_the_same_step_in_pieces_and_on_eight_devices(model, task):
     )
 
 
+@pytest.mark.slow
 def test_members_of_a_mixture_have_their_shares():
     batch = batch_of(ONE, labels=True)
     batch["source"] = np.arange(len(batch["id"])) % 4 // 3  # a quarter is of the second
@@ -132,6 +141,7 @@ def test_members_of_a_mixture_have_their_shares():
     assert metrics["sources/b/share"] == 0.25
 
 
+@pytest.mark.slow
 def test_what_the_task_does_not_use_has_no_gradient_and_is_fixed():
     for model, task in ((ONE, "answers"), (tiny_coca.TINY, "captioning")):
         method = CoCaTask(CoCaTaskConfig(model=model, task=task))

@@ -74,6 +74,7 @@ def test_both_losses_are_those_by_hand(batch):
     np.testing.assert_array_equal(metrics["picks"], rows["id"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, ACID], ids=["iid", "acid"])
 def test_the_same_step_in_pieces_and_on_eight_devices(batch, changes):
     settings = CoCaTrainConfig(model=tiny_coca.TINY, **changes)
@@ -92,6 +93,7 @@ def test_the_same_step_in_pieces_and_on_eight_devices(batch, changes):
     )
 
 
+@pytest.mark.slow
 def test_acid_chooses_by_the_contrastive_head(batch):
     settings = CoCaTrainConfig(model=tiny_coca.TINY, **ACID)
     _, metrics = step(settings, batch)
@@ -110,6 +112,7 @@ def test_acid_chooses_by_the_contrastive_head(batch):
     np.testing.assert_array_equal(metrics["picks"], np.sort(ids) + 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scoring",
     [ScoringConfig(text_length=4), ScoringConfig(precision="bfloat16"), ScoringConfig(patch=10)],
@@ -138,6 +141,7 @@ def test_flops_are_those_of_the_parts():
     assert acid.flops_per_step(8) == trained + scored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_out", ["contrastive", "captioning"])
 def test_a_loss_of_weight_0_is_left_out_and_its_parameters_frozen(batch, left_out):
     """Exactly what the other loss has no gradient of is frozen: nothing decays untrained."""

@@ -1,5 +1,6 @@
 """Devices, meshes and micro-batches change nothing of a step; few pixels move, or none."""
 
+import functools
 import re
 
 import by_hand
@@ -72,37 +73,42 @@ def assert_same(found, expected):
 
 @pytest.fixture(scope="module")
 def alone():
-    """The step on one device, with 8 strata and with one."""
-    found = {strata: run(1, 16, strata) for strata in (STRATA, 1)}
-    for (_, metrics), hlo in found.values():
+    """The step on one device, by the number of strata."""
+
+    @functools.cache
+    def numbers(strata):
+        found, hlo = run(1, 16, strata)
         assert not exchanged(hlo)
-        assert len(set(metrics["picks"])) == 16
-    return {strata: numbers for strata, (numbers, _) in found.items()}
+        assert len(set(found[1]["picks"])) == 16
+        return found
+
+    return numbers
 
 
 @pytest.mark.parametrize(
     ("devices", "micro_batch", "axes"),
     [
-        (2, 0, {}),
         (8, 0, {}),
-        (8, 16, {}),
-        (8, 16, {"fsdp": 4}),
-        (8, 0, {"fsdp": 2, "tensor": 2}),
+        pytest.param(2, 0, {}, marks=pytest.mark.slow),
+        pytest.param(8, 16, {}, marks=pytest.mark.slow),
+        pytest.param(8, 16, {"fsdp": 4}, marks=pytest.mark.slow),
+        pytest.param(8, 0, {"fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_same_step_on_any_mesh_in_any_micro_batches(alone, devices, micro_batch, axes):
     numbers, hlo = run(devices, micro_batch, **axes)
-    assert_same(numbers, alone[STRATA])
+    assert_same(numbers, alone(STRATA))
     # Gradients and embeddings do cross; pixels stay where they were read.
     assert "f32" in exchanged(hlo)
     assert "u8" not in exchanged(hlo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{}, {"fsdp": 2, "tensor": 2}])
 def test_the_papers_draw_exchanges_the_chosen_between_neighbours(alone, axes):
     numbers, hlo = run(8, 0, strata=1, **axes)
-    assert_same(numbers, alone[1])
-    assert not np.array_equal(alone[1][1]["picks"], alone[STRATA][1]["picks"])
+    assert_same(numbers, alone(1))
+    assert not np.array_equal(alone(1)[1]["picks"], alone(STRATA)[1]["picks"])
     assert exchanged(hlo)["u8"] == {"collective-permute"}
 
 

@@ -13,13 +13,15 @@ ZERO = [(1, np.zeros((B, B))), (-1, np.zeros((B, B)))]  # learnability of equals
 CASES = [
     ("iid", {}),
     ("kd", {}),
-    ("kd", {"kd": "sigmoid", "loss": "softmax"}),
-    ("kd", {"kd": "feature"}),
     ("hard", {"loss": "softmax"}),
     ("i_acid", {}),
     ("h_acid", {}),
     ("aced", {}),
     ("aced_iid", {}),
+]
+MORE_CASES = [
+    ("kd", {"kd": "sigmoid", "loss": "softmax"}),
+    ("kd", {"kd": "feature"}),
     ("aced", {"form": "full"}),
     ("aced", {"loss": "softmax", "kd": "sigmoid", "train_micro_batch": 4}),
     ("aced_iid", {"train_micro_batch": 2, "score_micro_batch": 8}),
@@ -65,7 +67,10 @@ def check_step(settings):
     return method, batch, set(metrics)
 
 
-@pytest.mark.parametrize(("name", "changes"), CASES)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)],
+)
 def test_one_step_equals_the_step_by_hand(name, changes):
     method, batch, metrics = check_step(by_hand.settings(name, **changes))
     assert ("selection/score_selected" in metrics) == (name not in ("iid", "kd"))
@@ -74,6 +79,7 @@ def test_one_step_equals_the_step_by_hand(name, changes):
     assert set(batch) == {"id", "image", "text", "is_noisy"}
 
 
+@pytest.mark.slow
 def test_models_that_see_other_pixels_and_other_tokens():
     settings = by_hand.settings(
         "aced",
@@ -119,6 +125,7 @@ def test_a_learner_that_is_its_own_reference_has_nothing_to_learn(loss):
     np.testing.assert_array_equal(picks, batch["id"][np.sort(ids)])
 
 
+@pytest.mark.slow
 def test_no_gradient_through_scores_nor_into_frozen_models():
     method = Contrastive(by_hand.settings("aced"))
     train_state, frozen = by_hand.state_of(method), by_hand.frozen_of(method)

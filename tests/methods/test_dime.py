@@ -87,6 +87,7 @@ def test_the_step_is_the_loss_of_its_embeddings(batch):
     np.testing.assert_array_equal(metrics["picks"], batch["id"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"form": "full"}, {"train_micro_batch": 8}], ids=str)
 def test_same_step_on_eight_devices(batch, changes):
     method = Dime(config(**changes))

@@ -56,6 +56,7 @@ def random_params(encoder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_tokens_are_those_that_the_encoder_pools(name):
     """Its own image tower, with its own parameters, but for what comes after the last norm."""
@@ -91,7 +92,7 @@ def test_the_decoder_reads_the_tokens_themselves():
         np.testing.assert_allclose(found.embeddings.zimg[row], zimg, atol=1e-5)
 
 
-@pytest.mark.parametrize("classes", [0, 4])
+@pytest.mark.parametrize("classes", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_step_moves_the_decoder_alone(classes):
     config = settings(ENCODERS["cls"], classes=classes, task="answers" if classes else "captioning")
     method, whole = (
@@ -119,6 +120,7 @@ def step(method, params, batch):
     return jax.jit(functools.partial(method.train_step, tx=TX))(start, {}, batch)
 
 
+@pytest.mark.slow
 def test_nothing_goes_back_through_the_encoder():
     """XLA counts two forward passes of it less per example than where it is trained."""
     image = ImageConfig(width=256, depth=2, mlp=1024, heads=4, patch=8, resolution=64)
@@ -143,6 +145,7 @@ def counted(method):
     return run.lower(start, {}, batch).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_encoder(tmp_path):
     """That of a run of two towers, bit for bit; two pictures, two devices, in two pieces."""
     config = lit_decoder.get_config("tiny,task=nlvr2")
@@ -159,6 +162,7 @@ def test_a_run_keeps_its_encoder(tmp_path):
     assert found["val/loss"] == pytest.approx(last["val/loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_encoder_may_be_a_converted_model(tmp_path):
     """A CLIP: a class token, another resolution, means and ways to resize than the recipe's."""
     clip = dataclasses.replace(

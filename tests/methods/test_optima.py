@@ -87,6 +87,7 @@ def _played():
     return steps_of(config(), 9)
 
 
+@pytest.mark.slow
 def test_pulls_are_of_two_steps_and_every_arm_is_tried_first(played):
     trial, _, metrics = played
     arms = [int(m["bandit/arm"]) for m in metrics]
@@ -130,10 +131,12 @@ def test_a_reward_is_the_fall_of_all_modules_on_the_next_batch(played):
     check_rewards(played, lambda arm: slice(None))
 
 
+@pytest.mark.slow
 def test_a_reward_of_the_played_module_alone():
     check_rewards(steps_of(config(reward="played"), 5), lambda arm: [arm])
 
 
+@pytest.mark.slow
 def test_without_layerwise_losses_there_is_no_reward_of_what_was_played():
     _, _, metrics = steps_of(config(reward="played", arms="none"), 3)
     assert metrics[2]["bandit/reward"] == 0
@@ -195,6 +198,7 @@ def test_hidden_states_are_those_by_hand():
     np.testing.assert_allclose(losses, [np.mean(each[m]) for m in MODULES], rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_module_of_another_scale_has_the_same_reward():
     """The teacher's image states ten times as large, and the projections onto them.
 

@@ -360,6 +360,7 @@ MODEL = TwoTowerConfig(
 )
 
 
+@pytest.mark.slow
 def test_a_run_with_a_swin_image_tower_trains_and_evaluates(tmp_path):
     config = smoke.get_config("method=iid")
     image = ImageConfig(architecture="swin", resolution=224)

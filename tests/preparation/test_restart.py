@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from aced.data import records
@@ -46,6 +47,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path, monkeypatch):
     images = tmp_path / "images"
     images.mkdir()
