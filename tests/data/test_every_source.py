@@ -173,6 +173,7 @@ def write_bad_tars(folder):
     (folder / "00001.tar").write_bytes(many.tar_bytes([]))
 
 
+@pytest.mark.slow
 def test_bad_records_are_counted_named_and_replaced(tmp_path):
     write_bad_tars(tmp_path)
     config = DataConfig(

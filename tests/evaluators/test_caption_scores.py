@@ -124,6 +124,7 @@ def test_words_are_separated_by_punctuation_of_any_script():
     assert words_of("नमस्ते।") == ["नमस्ते"]
 
 
+@pytest.mark.slow
 def test_a_data_set_without_references_is_refused(monkeypatch):
     records = task_records.Records(n=3, broken=(), silent=range(3))
     with pytest.raises(ConfigError, match=r"references, and some records has none"):

@@ -57,6 +57,7 @@ def test_retrieval_by_coca_equals_that_of_its_embeddings(monkeypatch):
         assert found["pairs"] == len(pairs)
 
 
+@pytest.mark.slow
 def test_zero_shot_classification_by_coca_equals_that_of_its_embeddings(monkeypatch):
     records = task_records.Records(unknown=(), classes=3)
     monkeypatch.setattr(zeroshot, "open_source", lambda config: records)

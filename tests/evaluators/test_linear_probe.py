@@ -164,6 +164,7 @@ def test_a_head_from_texts_that_is_not_trained_is_the_zero_shot_classifier(monke
         assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_pictures_of_several_classes(monkeypatch, caplog):
     config = dataclasses.replace(CONFIG, classes_in="captions")
     first, second = (evaluate(monkeypatch, config, mesh) for mesh in meshes_to_try())
@@ -180,6 +181,7 @@ def test_pictures_of_several_classes(monkeypatch, caplog):
         evaluate(monkeypatch, dataclasses.replace(config, class_names=()), mesh)
 
 
+@pytest.mark.slow
 def test_any_mesh_gives_the_same_numbers_and_names_what_was_chosen(monkeypatch):
     first, second = (evaluate(monkeypatch, CONFIG, mesh) for mesh in meshes_to_try())
     assert first == pytest.approx(second)

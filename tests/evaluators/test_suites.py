@@ -99,6 +99,7 @@ def test_runs_and_evaluations_give_the_average(runs):
     assert found["suite/both"] == pytest.approx(logged["suite/both"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_chooses_from_runs(runs):
     folders = [str(runs / f"seed{seed}") for seed in range(3)]
     done = aced(*folders, "--name=mine", command="suite")

@@ -87,6 +87,7 @@ def assert_equal_outputs(theirs, model):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["shapes", "sentencepiece"])
 def test_written_it_is_the_same_to_open_clip_and_to_us(tokenizer, tmp_path):
     model = MODEL(tokenizer)

@@ -34,6 +34,7 @@ def their_outputs(loaded, processor, pictures, captions):
     return found.image_embeds, found.text_embeds, found.logits_per_image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ours.TOKENIZERS)
 def test_from_pictures_and_captions_to_equal_logits(tokenizer, tmp_path):
     model = ours.siglip(tokenizer)

@@ -117,6 +117,7 @@ def test_settings_that_make_no_loss():
         SimilarityConfig(score_temperature=0.0)
 
 
+@pytest.mark.slow
 def test_ring_holds_one_block_of_similarities():
     """Compiled temporary memory of the ring is below a third of the full form's."""
     n, d = 4096, 64
