@@ -76,6 +76,17 @@ def test_what_a_run_will_cost_is_told_by_the_command():
     assert "by roofline alone" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("suite", "error: No runs: give the workdirs of some"), ("select_text", "--out is empty")],
+)
+def test_commands_without_arguments_ask_for_them(command, message):
+    done = aced(command=command)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_wrong_settings_end_in_one_clear_line(tmp_path):
     for arguments, message in [
         (

@@ -118,6 +118,7 @@ def test_the_command_chooses_from_runs(runs):
     assert "classes" not in suite.choose(folders, regex)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -146,6 +147,7 @@ def test_runs_that_are_not_the_same_but_for_the_seed(runs, tmp_path, changes, me
         suite.choose(folders, SuiteConfig())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_chosen_from(runs, tmp_path):
     folders = [str(runs / f"seed{seed}") for seed in range(2)]
     with pytest.raises(ConfigError, match="is not the workdir of a run"):
