@@ -22,7 +22,6 @@ CORE = [
     "simplejpeg>=1.8.2,<2",
     "pillow>=11,<14",
     "opencv-python-headless>=4.10,<6",
-    "instant-clip-tokenizer==0.1.1",
     "ftfy>=6.3,<7",
     "sentencepiece>=0.2.1,<0.3",
     "tokenizers>=0.22,<0.24",
@@ -45,6 +44,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["aced", "aced.*"]),
+    package_data={"aced.data.clip_bpe": ["merges.txt", "LICENSE"]},
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10.1,<0.13"],

@@ -14,17 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import ftfy
-import instant_clip_tokenizer
 import numpy as np
 import sentencepiece
 import tokenizers
 from jaxtyping import Int
 
 from aced.config import ConfigError
-from aced.data import shapes, shapes_tasks
+from aced.data import clip_bpe, shapes, shapes_tasks
 
-CLIP_EOS = 49407
-_CLIP_VOCAB_SIZE = 49408
+CLIP_EOS = clip_bpe.END_ID
 # Names under which a `tokenizer.json` usually holds its end-of-text token, most telling first.
 _HF_EOS_TOKENS = ("</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "[SEP]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -195,16 +193,12 @@ Loaded = tuple[Encode, Decode, int, int | None, int]
 
 
 def _load_clip(config: TokenizerConfig) -> Loaded:
-    bpe = instant_clip_tokenizer.Tokenizer()
-    start = _CLIP_VOCAB_SIZE - 2
+    bpe = clip_bpe.load()
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return [[start, *bpe.encode(text)] for text in texts]
+        return [[clip_bpe.START_ID, *bpe.encode(text)] for text in texts]
 
-    def decode(ids: list[int]) -> str:
-        return bpe.decode([i for i in ids if i != start]).strip()
-
-    return encode, decode, _CLIP_VOCAB_SIZE, CLIP_EOS, 0
+    return encode, bpe.decode, CLIP_EOS + 1, CLIP_EOS, 0
 
 
 def _load_sentencepiece(config: TokenizerConfig) -> Loaded:

@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram
 
+from aced.data import clip_bpe
 from aced.data.tokenizers import TokenizerConfig, closed_tokenizer
 from aced.interop import clip_vocabulary, sentencepiece_file
 from aced.interop.model import InteropError
@@ -95,7 +96,7 @@ def clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizer
     if not {start, end} <= set(vocabulary):
         raise InteropError(f"The vocabulary has no {start} and {end}; it is not CLIP's.")
     model = tokenizers.Tokenizer(
-        BPE(vocabulary, merges, end_of_word_suffix=clip_vocabulary.END_OF_WORD, unk_token=end)
+        BPE(vocabulary, merges, end_of_word_suffix=clip_bpe.END_OF_WORD, unk_token=end)
     )
     model.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

@@ -1,4 +1,8 @@
+import concurrent.futures
 import dataclasses
+import pydoc_data.topics
+import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -6,7 +10,7 @@ import sentencepiece
 import tokenizers as hf
 
 from aced.config import ConfigError, from_config, to_config
-from aced.data import shapes, shapes_tasks
+from aced.data import clip_bpe, shapes, shapes_tasks
 from aced.data.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
 
 # Made with open_clip 3.3.0's SimpleTokenizer (padding left out).
@@ -38,7 +42,31 @@ CLIP_GOLDEN = {
     ],
     "Å ＡＢＣ full width": [49406, 127, 354, 5334, 1476, 23571, 49407],
     "&nbsp;x&#39;s": [49406, 343, 568, 49407],
+    "they’ll 'd'm''re 'LL": [49406, 889, 1342, 1896, 880, 8445, 810, 1342, 49407],
+    "2½٣² １２x3": [49406, 273, 33613, 149, 352, 41175, 272, 273, 343, 274, 49407],
+    "नमस्ते สวัสดี שָׁלוֹם 👍🏽": [
+        *(49406, 3124, 101, 48254, 28505, 19389, 27263, 25130, 37883, 30245, 14978, 37883, 38825),
+        *(20278, 147, 358, 146, 116, 147, 479, 147, 250, 147, 499, 146, 373, 147, 507, 43722),
+        49407,
+    ],
+    "\ufffd \ue000 \x85 \u2028 \u200b": [49406, 39802, 36288, 478, 959, 9844, 49407],
+    "x" * 100: [49406, *[32035] * 24, 22819, 49407],
+    "日" * 70: [49406, *[39121] * 69, 37156, 49407],
+    # Special tokens that a caption spells out, where the pattern finds them; not transformers'.
+    "<start_of_text>a<end_of_text>'s <|endoftext|>": [
+        *(49406, 49406, 320, 49407, 568, 27, 347, 40786, 4160, 91, 285, 49407)
+    ],
+    "!<start_of_text>": [49406, 0, 283, 1572, 318, 539, 318, 4160, 285, 49407],
+    # What open_clip's pattern does to letters that are others' forms.
+    "<ſtart_of_text> 'ſ it'S": [
+        *(49406, 27, 129, 123, 16707, 62, 684, 62, 18169, 285, 6, 129, 379, 585, 568, 49407)
+    ],
+    "a\u0345! \u1fb3 ﬅ": [49406, 320, 256, 157, 122, 367, 129, 123, 339, 49407],
 }
+SPECIAL = (
+    "'s ’ll 'S 'ſ İ Σ &amp;amp;lt; &#x27;s \u200d \x1b[31m \x1c \xa0 Ã¶ Ａ １ ½ ﬁ </w> Ġ "
+    "<start_of_text> <end_of_text>! <|endoftext|>"
+).split(" ")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +97,45 @@ def test_clip_ids_are_open_clips(caption):
     ids = Tokenizer(TokenizerConfig(length=77))([caption])
     assert ids.dtype == np.int32
     assert ids.tolist() == [padded(CLIP_GOLDEN[caption], 77, 0)]
+
+
+def many_captions(seed, number):
+    """Of the embedded data, English texts, and random characters: a third of each."""
+    rng = random.Random(seed)
+    scenes = shapes.Shapes(shapes.ShapesConfig())
+    words = " ".join(pydoc_data.topics.topics.values()).split()
+    # Of Unicode 3.2: libraries differ in how many of the newer letters they know.
+    category = unicodedata.ucd_3_2_0.category
+    known = [char for char in map(chr, range(0x20000)) if category(char) != "Cn"]
+    emoji = [chr(code) for code in range(0x1F300, 0x1FB00)]  # newer, but no letters
+    for i in range(number // 3):
+        yield shapes.describe(scenes.scene(i))
+        start = rng.randrange(len(words) - 20)
+        yield " ".join(words[start : start + rng.randint(1, 20)])
+        script = rng.randrange(len(known) - 100)
+        some = [*known[script : script + 100], *rng.choices(known + emoji, k=20), *SPECIAL, " "]
+        yield "".join(rng.choices(some, k=rng.randint(1, 30))) + "."
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_clip_ids_of_many_captions_are_open_clips():
+    theirs = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer()
+    captions = list(many_captions(0, 21_000))
+    np.testing.assert_array_equal(
+        Tokenizer(TokenizerConfig(length=77))(captions), theirs(captions, context_length=77).numpy()
+    )
+
+
+def test_clip_ids_are_the_same_in_many_threads():
+    captions = list(many_captions(1, 300))
+    alone = Tokenizer(TokenizerConfig(length=77))(captions)
+    clip_bpe.load.cache_clear()  # the threads are the first to see these words
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(Tokenizer(TokenizerConfig(length=77)), [captions] * 8))
+    for ids in found:
+        np.testing.assert_array_equal(ids, alone)
 
 
 def test_clip_truncation_keeps_the_end_of_text():
@@ -218,6 +285,12 @@ def test_decoding_takes_no_word_for_padding():
         "cat ! a !",
         "cat",
     ]
+
+
+def test_decoding_clip_shows_parts_of_characters_and_no_starts():
+    tokenizer = Tokenizer(TokenizerConfig(length=5))
+    ids = np.array([[49406, 320, 127, 320, 49407], [320, 49406, 2368, 49407, 0]])
+    assert tokenizer.decode(ids) == ["a \ufffda", "a cat"]
 
 
 def test_decoding_shows_what_the_vocabulary_does_not_know():

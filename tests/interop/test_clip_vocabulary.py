@@ -1,10 +1,13 @@
-"""CLIP's vocabulary, rebuilt: against the file that open_clip ships."""
+"""CLIP's vocabulary: against the file that open_clip ships."""
 
 import gzip
+import hashlib
+import pathlib
 
 import foreign
 import pytest
 
+from aced.data import clip_bpe
 from aced.interop import clip_vocabulary
 
 
@@ -21,6 +24,14 @@ def test_merges_and_ids_are_those_of_open_clips_file():
     theirs = SimpleTokenizer().encoder
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     assert vocabulary == {special.get(token, token): i for token, i in theirs.items()}
+
+
+def test_the_file_is_whole():
+    content = pathlib.Path(clip_bpe.__file__).with_name("merges.txt").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in clip_bpe.__doc__
+    vocabulary, merges = clip_vocabulary.vocabulary()
+    assert (len(vocabulary), len(merges)) == (49408, 48894)
+    assert sorted(vocabulary.values()) == list(range(49408))
 
 
 @pytest.mark.parametrize("pair", [("i", "n"), ("t", "h")])
