@@ -1,4 +1,8 @@
-"""Trains and evaluates any method: `python -m aced.main --config=configs/smoke.py`."""
+"""Trains and evaluates any method: `python -m aced.main --config=configs/smoke.py`.
+
+JAX, and what is built on it, is imported in functions: it takes seconds, and `--help` and the
+error of a misspelt flag do without it.
+"""
 
 import contextlib
 import os
@@ -6,20 +10,12 @@ import re
 import sys
 from collections.abc import Iterator
 
-import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from aced import distributed, summary, train
-from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
-from aced.data.pipeline import InputError
-from aced.data.records import DatasetError
-from aced.data.storage import StorageError
-from aced.preemption import INTERRUPTED
 from aced.quiet_logs import quiet_libraries
-from aced.train import TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -48,12 +44,13 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 
 _NONE = re.compile(r"--?config\.([\w.]+)=None")
 
-# What a user can set right; everything else shows where in the code it happened.
-_ERRORS = (ConfigError, TrainingError, CheckpointError, DatasetError, StorageError, InputError)
-
 
 def main(argv: list[str]) -> None:
     """Flags -> config -> train.run."""
+    import jax
+
+    from aced import summary, train
+
     folder = workdir()
     with running(argv):
         logging.info("workdir: %s", folder)
@@ -68,16 +65,30 @@ def running(argv: list[str]) -> Iterator[None]:
     """What is around the work of a command with these flags: processes, logs, errors of a line."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
+    from aced import distributed
+    from aced.preemption import INTERRUPTED
+
     quiet_libraries()
     with distributed.ending_together():
         try:
             distributed.begin(_DISTRIBUTED.value)
             yield
-        except _ERRORS as error:
+        except _errors_of_users() as error:
             sys.exit(f"\n{type(error).__name__}: {error}")
         except KeyboardInterrupt:
             logging.warning("Interrupted; the same command goes on from what is saved.")
             sys.exit(INTERRUPTED)
+
+
+def _errors_of_users() -> tuple[type[Exception], ...]:
+    """What a user can set right; everything else shows where in the code it happened."""
+    from aced.checkpoint import CheckpointError
+    from aced.data.pipeline import InputError
+    from aced.data.records import DatasetError
+    from aced.data.storage import StorageError
+    from aced.train import TrainingError
+
+    return ConfigError, TrainingError, CheckpointError, DatasetError, StorageError, InputError
 
 
 def workdir() -> str:

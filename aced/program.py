@@ -76,14 +76,18 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
     sizes = {"batch_size": batch_size, "data_size": epoch}
     sizes["total_steps"] = durations.steps(settings, "total", **sizes)
 
-    key = _key()
+    key = placed(_key(), meshes.replicated(mesh))  # as the key that a run starts with
+    # Tracing takes most of a second. What is jitted is traced once, for its shapes as for the
+    # program that is compiled, which inlining leaves as it would be without.
+    init_params = jax.jit(method.init_params, inline=True)
     fixed = tuple((name, 0.0) for name in method.fixed)
     how = dataclasses.replace(settings.optimizer, lr_rules=(*fixed, *settings.optimizer.lr_rules))
-    tx, learning_rate = optimizer.build(how, jax.eval_shape(method.init_params, key), **sizes)
+    tx, learning_rate = optimizer.build(how, jax.eval_shape(init_params, key), **sizes)
 
+    @functools.partial(jax.jit, inline=True)
     def new_state(key: jax.Array, frozen: dict[str, PyTree]) -> state.TrainState:
         params_key, step_key = jax.random.split(key)
-        params = method.start(method.init_params(params_key), frozen)
+        params = method.start(init_params(params_key), frozen)
         memory = method.init_memory(params)
         return state.create(params, tx, step_key, ema=settings.ema_decay > 0, method=memory)
 

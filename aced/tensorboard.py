@@ -1,12 +1,31 @@
 """The numbers of a run as TensorBoard reads them."""
 
+import contextlib
 import os
+import sys
 import time
-
-from tensorboardX import event_file_writer, record_writer, summary
-from tensorboardX.proto import event_pb2
+from collections.abc import Iterator
 
 from aced.metrics import NOT_FINITE
+
+
+@contextlib.contextmanager
+def _as_if_not_there(package: str) -> Iterator[None]:
+    """Lets `import package` fail, unless it has been imported already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+# tensorboardX does without torch, but imports it where it is there: seconds, and for nothing.
+with _as_if_not_there("torch"):
+    from tensorboardX import event_file_writer, record_writer, summary
+    from tensorboardX.proto import event_pb2
 
 
 def can_write_to(folder: str) -> bool:

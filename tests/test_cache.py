@@ -115,6 +115,7 @@ def test_a_complete_cache_is_left_alone(whole, data, reference):
     assert content(whole) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("towers", ["image", "text"])
 def test_one_tower_alone(towers, data, reference, truth, tmp_path):
     made = make(data, reference, tmp_path / "out", towers=towers, precision="bfloat16")

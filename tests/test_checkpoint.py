@@ -437,6 +437,7 @@ with distributed.ending_together():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_full_disk_of_one_process_of_two(tmp_path, failing):
     settings = {"FOLDER": tmp_path / "run", "FAILING": failing}

@@ -11,6 +11,7 @@ IMPORT_EACH = """
 import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
+print(*{"tensorflow", "torch"} & set(sys.modules))
 """
 
 
@@ -25,3 +26,12 @@ def test_every_module_in_a_process_of_its_own():
         timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert not done.stdout.strip()  # what takes seconds to import, and we never use
+
+
+def test_help_does_without_jax():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, aced.main; print('jax' in sys.modules)"],
+        cwd=many_processes.ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == "False\n"

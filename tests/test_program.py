@@ -58,6 +58,15 @@ def test_a_state_is_born_where_the_rules_lay_it():
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
 
 
+def test_init_is_traced_once(monkeypatch):
+    traced, init = [], two_tower.init
+    monkeypatch.setattr(two_tower, "init", lambda *args: traced.append(args) or init(*args))
+    mesh = meshes.make_mesh(jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        program.build(settings(), mesh).new_state.trace(jax.random.key(0), {})
+    assert len(traced) == 1
+
+
 def test_frozen_kernels_in_the_compute_type_change_no_bit():
     model = settings(
         **{"method.model.dtype": "bfloat16", "method.model.image.pool": "map"}

@@ -92,6 +92,7 @@ def test_the_decoder_reads_the_tokens_themselves():
         np.testing.assert_allclose(found.embeddings.zimg[row], zimg, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_step_moves_the_decoder_alone(classes):
     config = settings(ENCODERS["cls"], classes=classes, task="answers" if classes else "captioning")
