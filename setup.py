@@ -41,7 +41,7 @@ setuptools.setup(
     description="TPU-first pretraining of small, inference-efficient image-text models in JAX",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="Apache-2.0 AND MIT",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["aced", "aced.*"]),
     package_data={"aced.data.clip_bpe": ["merges.txt", "LICENSE"]},

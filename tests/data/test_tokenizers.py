@@ -63,10 +63,10 @@ CLIP_GOLDEN = {
     ],
     "a\u0345! \u1fb3 ﬅ": [49406, 320, 256, 157, 122, 367, 129, 123, 339, 49407],
 }
-SPECIAL = (
+HARD_PARTS = (
     "'s ’ll 'S 'ſ İ Σ &amp;amp;lt; &#x27;s \u200d \x1b[31m \x1c \xa0 Ã¶ Ａ １ ½ ﬁ </w> Ġ "
     "<start_of_text> <end_of_text>! <|endoftext|>"
-).split(" ")
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +107,14 @@ def many_captions(seed, number):
     # Of Unicode 3.2: libraries differ in how many of the newer letters they know.
     category = unicodedata.ucd_3_2_0.category
     known = [char for char in map(chr, range(0x20000)) if category(char) != "Cn"]
-    emoji = [chr(code) for code in range(0x1F300, 0x1FB00)]  # newer, but no letters
+    all_ = known + [chr(code) for code in range(0x1F300, 0x1FB00)]  # newer emoji are no letters
+    hard = [*HARD_PARTS.split(" "), " "]
     for i in range(number // 3):
         yield shapes.describe(scenes.scene(i))
         start = rng.randrange(len(words) - 20)
         yield " ".join(words[start : start + rng.randint(1, 20)])
         script = rng.randrange(len(known) - 100)
-        some = [*known[script : script + 100], *rng.choices(known + emoji, k=20), *SPECIAL, " "]
+        some = [*known[script : script + 100], *rng.choices(all_, k=20), *hard]
         yield "".join(rng.choices(some, k=rng.randint(1, 30))) + "."
 
 

@@ -57,8 +57,7 @@ class ClipBpe:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        # The decoder of bytes knows the space, too, by its character of the alphabet.
-        space = decoders.Replace(END_OF_WORD, "Ġ")
+        space = decoders.Replace(END_OF_WORD, "Ġ")  # which stands for the byte of a space
         self._decoder = decoders.Sequence([space, decoders.ByteLevel()])
         self._kept = functools.lru_cache(_KEPT_PARTS)(self._encode_part)
 
