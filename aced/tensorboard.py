@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ def _as_if_not_there(package: str) -> Iterator[None]:
 
 # tensorboardX does without torch, but imports it where it is there: seconds, and for nothing.
 with _as_if_not_there("torch"):
-    from tensorboardX import event_file_writer, record_writer, summary
+    from tensorboardX import record_writer, summary
     from tensorboardX.proto import event_pb2
 
 
@@ -43,35 +44,33 @@ class Events:
     def __init__(self, folder: str, first_step: int):
         self._folder = folder
         self._first_step = first_step
-        self._file: event_file_writer.EventsWriter | None = None
+        self._file: record_writer.RecordWriter | None = None
 
-    def _open(self) -> event_file_writer.EventsWriter:
+    def _open(self) -> record_writer.RecordWriter:
         record_writer.directory_check(self._folder)
-        file = event_file_writer.EventsWriter(
-            os.path.join(self._folder, "events"),
-            f".{time.time_ns()}",  # tells restarts apart
-        )
+        # TensorBoard sorts files by their names; the nanoseconds tell restarts apart.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
+        file = record_writer.RecordWriter(os.path.join(self._folder, name))
+        version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
         # TensorBoard hides what earlier files have from this step on.
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        file.write_event(event_pb2.Event(step=self._first_step, session_log=restart))
+        for event in (version, event_pb2.Event(step=self._first_step, session_log=restart)):
+            file.write(event.SerializeToString())
         return file
 
     def write(self, lines: list[dict]) -> None:
         """Writes lines of metrics; they are on the way to the disk when it returns."""
         file = self._file or self._open()
         self._file = None  # one that failed is not written to again: the rest would be unreadable
-        for line in lines:
-            values = [
-                value
-                for name, number in line.items()
-                if name != "step"
-                for value in summary.scalar(name, NOT_FINITE.get(number, number)).value
-            ]
-            event = event_pb2.Event(
-                step=line["step"], wall_time=time.time(), summary=summary.Summary(value=values)
-            )
-            file.write_event(event)
-        file.flush()
+        try:
+            for line in lines:
+                file.write(_event(line).SerializeToString())
+            file.flush()
+        except OSError:
+            # Left open, Python would complain about what is unwritten when it deletes the file.
+            with contextlib.suppress(OSError):
+                file.close()
+            raise
         self._file = file
         self._first_step = lines[-1]["step"] + 1
 
@@ -80,3 +79,16 @@ class Events:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _event(line: dict) -> event_pb2.Event:
+    """A line of metrics as TensorBoard's scalars."""
+    values = [
+        value
+        for name, number in line.items()
+        if name != "step"
+        for value in summary.scalar(name, NOT_FINITE.get(number, number)).value
+    ]
+    return event_pb2.Event(
+        step=line["step"], wall_time=time.time(), summary=summary.Summary(value=values)
+    )
