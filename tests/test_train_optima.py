@@ -79,6 +79,7 @@ def test_teacher_and_student_are_evaluated_on_their_task(teacher, tmp_path):
     assert last["val/examples"] == 32
 
 
+@pytest.mark.slow
 def test_data_without_answers_are_refused_before_the_first_step(teacher, tmp_path):
     config = get_config(teacher, 1)
     config.data.source = "array_record"
@@ -87,6 +88,7 @@ def test_data_without_answers_are_refused_before_the_first_step(teacher, tmp_pat
         train.run(config, str(tmp_path / "run"), devices=DEVICE)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_kind_is_refused(teacher, tmp_path):
     captions = optima_coca_tiny12.get_config("tiny,task=coco_caption")
     captions.before = {}

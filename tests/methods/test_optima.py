@@ -57,11 +57,12 @@ class Trial:
         # Copies of the dicts, which a test may change.
         teacher = tiny_coca.params(settings.teacher.model, seed=5)
         self.teacher = {"teacher": jax.tree.map(jnp.asarray, teacher)}
-        params = self.method.init_params(jax.random.key(3))
+        params = jax.jit(self.method.init_params)(jax.random.key(3))
         params["model"] = tiny_coca.params(settings.model, seed=1)
         memory = self.method.init_memory(params)
         self.state = state.create(params, TX, jax.random.key(1), method=memory)
         self.jitted = jax.jit(functools.partial(self.method.train_step, tx=TX))
+        self._losses = jax.jit(lambda *args: self.method._compare(*args)[2].means())
 
     def step(self, rows):
         self.state, metrics = self.jitted(self.state, self.teacher, rows)
@@ -69,7 +70,7 @@ class Trial:
 
     def module_losses(self, params, rows):
         """Of every module, from the parts."""
-        return self.method._compare(params, self.teacher["teacher"], rows)[2].means()
+        return self._losses(params, self.teacher["teacher"], rows)
 
 
 def steps_of(settings, count):
@@ -152,6 +153,7 @@ def test_only_what_is_played_moves_its_projections(played):
     del trial
 
 
+@pytest.mark.slow
 def test_the_loss_is_its_parts(played):
     trial, before, metrics = played
     rows, params = batch(0), before[0].params
@@ -221,6 +223,7 @@ def test_a_module_of_another_scale_has_the_same_reward():
     assert a["bandit/reward"] != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", [1, 2])
 def test_the_same_steps_in_pieces_and_on_eight_devices(pictures):
     teacher = dataclasses.replace(TEACHER, pictures=pictures)
@@ -237,6 +240,7 @@ def test_the_same_steps_in_pieces_and_on_eight_devices(pictures):
         np.testing.assert_allclose(found["bandit/reward"], expected["bandit/reward"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_arms():
     assert config().names == MODULES
     assert config(arms="subsets").names[3:] == (
