@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from aced.config import ConfigError
@@ -33,6 +34,7 @@ LOST_PEER = 128 + 6  # exit code, as of a process that JAX aborts for another's 
 
 _HEARTBEAT_SECONDS, _START_SECONDS = 100, 300  # JAX's own defaults
 _GRACE_SECONDS = 2.0  # for other processes to report their errors
+_LEAVING_SECONDS = 0.5  # for the calls of other processes to come to their ends
 _SHARED_SECONDS = 30.0  # network file systems show a new file late
 _BY_HAND = (
     f"To start the processes by hand set {COORDINATOR}=host:port of the first one, "
@@ -200,9 +202,11 @@ def ending_together() -> Iterator[None]:
     """
     try:
         yield
+        _leave()
     except BaseException as error:
         number = isinstance(error, SystemExit) and not isinstance(error.code, str)
         if number or not jax.distributed.is_initialized():
+            _leave()
             raise
         try:
             _report(error)
@@ -210,6 +214,23 @@ def ending_together() -> Iterator[None]:
                 time.sleep(_GRACE_SECONDS)  # the others lose their coordinator with it, and die
         finally:  # also when there is no room for a report
             os._exit(LOST_PEER if _is_of_a_peer(error) else 1)
+
+
+def _leave() -> None:
+    """Disconnects from the others, and ends the coordinator a moment after all have left it.
+
+    JAX itself ends it at once: with jaxlib 0.12, a call of another process that is still in it
+    then aborts process 0, which holds it.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    coordinator = jax_distributed.global_state.service
+    jax_distributed.global_state.service = None
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one died meanwhile
+        jax.distributed.shutdown()
+    if coordinator is not None:
+        time.sleep(_LEAVING_SECONDS)
+        coordinator.shutdown()
 
 
 def _is_of_a_peer(error: BaseException) -> bool:
