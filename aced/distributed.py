@@ -202,11 +202,9 @@ def ending_together() -> Iterator[None]:
     """
     try:
         yield
-        _leave()
     except BaseException as error:
         number = isinstance(error, SystemExit) and not isinstance(error.code, str)
         if number or not jax.distributed.is_initialized():
-            _leave()
             raise
         try:
             _report(error)
@@ -214,6 +212,8 @@ def ending_together() -> Iterator[None]:
                 time.sleep(_GRACE_SECONDS)  # the others lose their coordinator with it, and die
         finally:  # also when there is no room for a report
             os._exit(LOST_PEER if _is_of_a_peer(error) else 1)
+    finally:
+        _leave()
 
 
 def _leave() -> None:

@@ -78,7 +78,7 @@ class Writer:
         kept = jsonl.read(folder / FILE)
         self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)
         self._sinks = {name: jsonl.Lines(folder / name) for name in (FILE, PICKS_FILE)}
-        # Not above: tensorboardX takes half a second to import, and only a writer needs it.
+        # Not above: tensorboardX is slow to import, and only a writer needs it.
         from aced import tensorboard
 
         if tensorboard.can_write_to(str(folder)):

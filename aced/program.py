@@ -77,8 +77,8 @@ def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> 
     sizes["total_steps"] = durations.steps(settings, "total", **sizes)
 
     key = placed(_key(), meshes.replicated(mesh))  # as the key that a run starts with
-    # Tracing takes most of a second. What is jitted is traced once, for its shapes as for the
-    # program that is compiled, which inlining leaves as it would be without.
+    # What is jitted is traced once, for its shapes as for the program that is compiled, which
+    # inlining leaves as it would be without.
     init_params = jax.jit(method.init_params, inline=True)
     fixed = tuple((name, 0.0) for name in method.fixed)
     how = dataclasses.replace(settings.optimizer, lr_rules=(*fixed, *settings.optimizer.lr_rules))

@@ -17,9 +17,13 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Processes that a test starts do without, unless it asks for it: they may have several devices.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # see `many_processes.environment`
 
-from jax._src import compiler  # after the settings, which it reads  # noqa: E402
+import jax  # after the settings, which it reads  # noqa: E402
+from jax._src import compiler  # noqa: E402
 
+jax.config.update("jax_enable_compilation_cache", True)
 _cache_key = compiler._get_cache_key
 
 

@@ -38,11 +38,12 @@ def tiny_recipes():
     return sorted(found.values())
 
 
+TINY = tiny_recipes()
 # Beside smoke, which test_main.py runs; the others are traced, and run with the slow tests.
 EXECUTED = ("dime_b32", "coca_base", "lit_decoder")
 
 
-@pytest.mark.parametrize("name", sorted(set(tiny_recipes()) - set(EXECUTED)))
+@pytest.mark.parametrize("name", sorted(set(TINY) - set(EXECUTED)))
 def test_tiny_is_traced(name, tmp_path):
     """The step's shapes, by the settings alone: neither data nor a checkpoint is there."""
     config = load(name).get_config("tiny")
@@ -59,10 +60,7 @@ def test_tiny_is_traced(name, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in EXECUTED else pytest.mark.slow)
-        for name in sorted({*tiny_recipes(), *EXECUTED})
-    ],
+    [pytest.param(name, marks=[] if name in EXECUTED else pytest.mark.slow) for name in TINY],
 )
 def test_tiny_runs_two_steps(name, tmp_path):
     last = train.run(load(name).get_config("tiny"), str(tmp_path), devices=jax.devices()[:1])
