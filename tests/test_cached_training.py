@@ -155,6 +155,7 @@ def other_settings(config, models, tmp_path):
     config.method.reference.checkpoint = str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -39,11 +39,9 @@ def tiny_recipes():
 
 
 TINY = tiny_recipes()
-# Beside smoke, which test_main.py runs; the others are traced, and run with the slow tests.
-EXECUTED = ("dime_b32", "coca_base", "lit_decoder")
 
 
-@pytest.mark.parametrize("name", sorted(set(TINY) - set(EXECUTED)))
+@pytest.mark.parametrize("name", TINY)
 def test_tiny_is_traced(name, tmp_path):
     """The step's shapes, by the settings alone: neither data nor a checkpoint is there."""
     config = load(name).get_config("tiny")
@@ -58,10 +56,8 @@ def test_tiny_is_traced(name, tmp_path):
     assert (built.batch_size, built.total_steps) == (16, 2)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in EXECUTED else pytest.mark.slow) for name in TINY],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
 def test_tiny_runs_two_steps(name, tmp_path):
     last = train.run(load(name).get_config("tiny"), str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2

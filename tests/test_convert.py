@@ -44,6 +44,7 @@ def ours(run):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_model_folder(run, ours):
     params = checkpoint.load_params(str(run), part="model")
     again = model_folder.read(str(ours))

@@ -108,6 +108,7 @@ def test_prompts_of_what_is_unknown_are_refused(prompts, tmp_path):
         elevater.get_config(f"prompts={tmp_path}/prompts.json")
 
 
+@pytest.mark.slow
 def test_an_evaluation_may_resize_as_it_wants(workdir, tmp_path):
     """Wide pictures, whose class is what stands at their sides: a crop does not see it."""
     (tmp_path / "images").mkdir()

@@ -53,6 +53,7 @@ def counted(method, *inputs):
     return compiled.cost_analysis()["flops"] / 2 / B
 
 
+@pytest.mark.slow
 def test_multiply_adds_are_what_xla_counts():
     image = jax.ShapeDtypeStruct((B, 90, 90, 3), jnp.float32)
     text = jax.ShapeDtypeStruct((B, 24), jnp.int32)
@@ -69,6 +70,7 @@ def test_multiply_adds_are_what_xla_counts():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pictures", "hidden"), [(1, 0), (2, 0), (2, 1024)])
 def test_multiply_adds_of_answers(pictures, hidden):
     config = dataclasses.replace(CONFIG, classes=3000, pictures=pictures, head_hidden=hidden)

@@ -27,6 +27,7 @@ def command(*flags):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_step_for_eight_tpus():
     pytest.importorskip("libtpu")
     done = command(

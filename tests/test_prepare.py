@@ -87,6 +87,7 @@ def test_bytes_captions_and_splits(tmp_path, folder):
     assert list(train) == order[3:]
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes_and_another_seed_another_order(tmp_path, folder):
     for out, seed, threads in (("a", 0, 2), ("b", 0, 5), ("c", 1, 2)):
         config = PrepareConfig(
@@ -220,6 +221,7 @@ def test_a_column_of_numbers_with_gaps_has_numbers(tmp_path, folder):
     assert "label 0.5 is neither whole nor a name" in entry["detail"]
 
 
+@pytest.mark.slow
 def test_second_pictures_and_answers_about_them(tmp_path, folder):
     """Two statements about one pair, and one about another pair with the same first picture."""
     (folder / "broken.png").write_bytes(b"no picture")
@@ -415,6 +417,7 @@ def test_nothing_left_is_an_error(tmp_path, folder):
         run(tmp_path, folder, [{"image": "elsewhere.png", "caption": "c"}])
 
 
+@pytest.mark.slow
 def test_what_exists_is_replaced_only_when_asked_and_only_a_data_set(tmp_path, folder):
     run(tmp_path, folder, rows(4))
     with pytest.raises(PrepareError, match="--overwrite"):

@@ -25,6 +25,7 @@ def settings(**changes):
     return train.parse(config)
 
 
+@pytest.mark.slow
 def test_a_batch_has_the_shapes_of_the_pipelines(tmp_path):
     parsed = settings()
     mesh = meshes.make_mesh()
@@ -67,6 +68,7 @@ def test_init_is_traced_once(monkeypatch):
     assert len(traced) == 1
 
 
+@pytest.mark.slow
 def test_frozen_kernels_in_the_compute_type_change_no_bit():
     model = settings(
         **{"method.model.dtype": "bfloat16", "method.model.image.pool": "map"}

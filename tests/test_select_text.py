@@ -99,6 +99,7 @@ def test_the_nearest_sentences_as_by_full_sorts(bench, tmp_path, devices):
     assert similarity["random"]["k_nearest"] < similarity["chosen"]["k_nearest"]
 
 
+@pytest.mark.slow
 def test_the_random_sample_that_is_compared_is_that_of_the_method_random(bench, tmp_path):
     found = select_text.run(bench.config(tmp_path / "nearest"), jax.devices()[:2])
     other = select_text.run(bench.config(tmp_path / "random", method="random"), jax.devices()[:2])
@@ -205,6 +206,7 @@ def test_a_killed_selection_goes_on_on_other_devices_and_gives_the_same(
     assert select_text.run(config, jax.devices()[:2]) == found
 
 
+@pytest.mark.slow
 def test_a_selection_with_other_settings_is_refused(bench, tmp_path, kill_after):
     kill_after(2)
     with pytest.raises(Killed):
@@ -314,6 +316,7 @@ def test_two_processes_choose_what_one_does_and_survive_signals(bench, tmp_path)
     }
 
 
+@pytest.mark.slow
 def test_kinds_of_files_hold_the_same_sentences(bench, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -22,6 +22,7 @@ from aced.config import ConfigError
 from aced.data import shapes
 from aced.prepare import PrepareConfig, prepare
 from configs import smoke, tiny
+from tests import many_processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
@@ -153,7 +154,7 @@ def in_a_process(function, *arguments):
     program = PROGRAM.format(root=str(ROOT), function=function, arguments=arguments)
     return subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        check=False,
+        check=False, env=many_processes.environment(1),
     )  # fmt: skip
 
 

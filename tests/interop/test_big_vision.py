@@ -99,6 +99,7 @@ def test_written_it_is_the_same_to_open_clip_and_to_us(tokenizer, tmp_path):
     assert again.config.tokenizer == model.config.tokenizer
 
 
+@pytest.mark.slow
 def test_blocks_stacked_for_a_scan_and_a_training_checkpoint(tmp_path):
     model = MODEL("shapes")
     file, settings = written(model, tmp_path / "out")

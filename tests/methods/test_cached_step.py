@@ -46,6 +46,7 @@ def cached(config, names):
     return dataclasses.replace(config, reference=reference, teachers=teachers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "names"),
     [

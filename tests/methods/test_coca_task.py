@@ -64,6 +64,7 @@ def test_answers_average_over_known_labels():
     assert found.kl == pytest.approx(9 * (p * np.log(p / q)).sum(axis=1)[known].mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

@@ -260,6 +260,7 @@ def test_arms():
     assert [int(fixed.step(batch(i))["bandit/arm"]) for i in range(4)] == [2] * 4
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_the_teachers_layers():
     wide = dataclasses.replace(
         TEACHER,
@@ -290,6 +291,7 @@ def test_a_student_starts_from_the_teachers_layers():
     assert same is random
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_embeddings_have_a_width_of_their_own():
     """The student embeds as its teacher does, so the two projections are there in both."""
     teacher = dataclasses.replace(TEACHER, embed_dim=10)
@@ -302,6 +304,7 @@ def test_a_teacher_whose_embeddings_have_a_width_of_their_own():
     assert np.isfinite(trial.step(batch(teacher=teacher))["loss"])
 
 
+@pytest.mark.slow
 def test_biases_of_projections_are_not_decayed():
     trial = Trial(config())
     names = {"bias": 0, "kernel": 0}

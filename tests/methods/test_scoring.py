@@ -166,6 +166,7 @@ def test_nothing_is_no_setting(changes):
 # Training at the scoring resolution.
 
 
+@pytest.mark.slow
 def test_one_in_every_few_is_trained_as_it_is_scored():
     every = 4
     params, image, text = inputs()
@@ -207,6 +208,7 @@ def test_a_batch_that_cannot_be_cut_is_refused(n, every):
         scoring.split_every(jnp.arange(n), every)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_nothing_leaves_its_device():
     params, image, text = inputs(16)
     expected = jax.jit(lambda *xs: scoring.embed_mixed(MODEL, FLEXI, 2, *xs))(params, image, text)

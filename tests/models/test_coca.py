@@ -73,6 +73,7 @@ def test_forward_and_losses_by_hand(embed_dim):
     assert out.embeddings.bias == 0
 
 
+@pytest.mark.slow
 def test_hidden_states_are_kept_on_request_only():
     image, text = tiny_coca.batch()
     out, plain = forward()(image, text), forward(hidden=False)(image, text)
@@ -86,6 +87,7 @@ def test_hidden_states_are_kept_on_request_only():
     }
 
 
+@pytest.mark.slow
 def test_hidden_states_have_gradients_layer_by_layer():
     image, text = tiny_coca.batch()
 
@@ -101,6 +103,7 @@ def test_hidden_states_have_gradients_layer_by_layer():
     assert not any(np.any(x) for x in jax.tree.leaves(grads["image"]))
 
 
+@pytest.mark.slow
 def test_scoring_does_without_the_multimodal_half():
     image, text = tiny_coca.batch()
     params = tiny_coca.params()
@@ -117,6 +120,7 @@ def test_scoring_does_without_the_multimodal_half():
     np.testing.assert_allclose(apply(text, method="encode_text"), expected.ztxt, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scoring_in_int8_stays_near():
     image, text = tiny_coca.batch()
     exact, params = forward()(image, text).embeddings, tiny_coca.params()
@@ -215,6 +219,7 @@ def gradient():
     return jax.jit(jax.value_and_grad(loss))
 
 
+@pytest.mark.slow
 def test_unrolled_is_scanned():
     image, text = tiny_coca.batch()
     params = tiny_coca.params()
@@ -225,6 +230,7 @@ def test_unrolled_is_scanned():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sharded_is_unsharded():
     params = tiny_coca.params()
     expected_value, expected = gradient()(params, *tiny_coca.batch(b=8))
@@ -239,6 +245,7 @@ def test_sharded_is_unsharded():
     assert all(np.any(x) for x in jax.tree.leaves(expected))  # every parameter is used
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_parameters_and_embeddings_float32():
     half = dataclasses.replace(TINY, dtype="bfloat16")
     shapes = jax.eval_shape(lambda key: coca.init(half, key), jax.random.key(0))

@@ -214,6 +214,7 @@ def open_clip_model():
     return model.eval(), torch
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 def test_equal_to_open_clip():

@@ -89,6 +89,7 @@ def filled(text):
     return [*text, *[EOS] * (LENGTH - len(text))]
 
 
+@pytest.mark.slow
 def test_greedy_is_the_likeliest_word_of_passes_without_cache():
     ids, words, score = written(GenerationConfig(kind="greedy"))
     for i, known in enumerate(tree()):
@@ -101,6 +102,7 @@ def test_greedy_is_the_likeliest_word_of_passes_without_cache():
     assert len(set(words.tolist())) > 1  # some end, at several places
 
 
+@pytest.mark.slow
 def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_texts():
     alpha = 1.5
     widest = len(WORDS) ** (LENGTH - 1)
@@ -142,6 +144,7 @@ def truncated(log_p, top_p, temperature):
     return out / out.sum()
 
 
+@pytest.mark.slow
 def test_sampled_texts_have_the_frequencies_of_the_truncated_distribution():
     top_p, temperature = 0.8, 1.3
     how = GenerationConfig(kind="top_p", length=2, top_p=top_p, temperature=temperature)
@@ -196,6 +199,7 @@ def test_writing_stops_when_all_texts_have_ended(how, monkeypatch):
     assert len(passes) == 2
 
 
+@pytest.mark.slow
 def test_sharded_is_unsharded():
     expected = written(NARROW)
     params, image = setting()

@@ -90,6 +90,7 @@ def model_inputs(seed=0):
     return params, jnp.asarray(image), jnp.asarray(text)
 
 
+@pytest.mark.slow
 def test_embeddings_stay_near_and_have_the_same_parameters():
     params, image, text = model_inputs()
     exact = apply(two_tower.TwoTower(MODEL), params, image, text)
@@ -155,6 +156,7 @@ print(apply.lower(*arguments).compile().as_text())
 """
 
 
+@pytest.mark.slow
 def test_tpu_multiplies_integers():
     pytest.importorskip("libtpu")
     environment = os.environ | {

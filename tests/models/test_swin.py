@@ -266,6 +266,7 @@ def test_published_sizes(size, parameters, gmacs):
     assert sum(jax.tree.leaves(held)) < 0.14 * parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [224, 320])  # maps of 14 and 7; of 20, padded to 21, and 10
 def test_multiply_adds_are_what_xla_counts(resolution):
     settings = {"patch": 16, "width": 384, "depths": (2, 2), "heads": (12, 24)}
@@ -308,11 +309,13 @@ def assert_plain_step(config, found):
     )
 
 
+@pytest.mark.slow
 def test_scan_and_remat_change_nothing():
     unrolled = step(DEEP, Compute(scan=False, remat="full"))
     assert_plain_step(DEEP, unrolled(build(DEEP), images(DEEP, 8)))
 
 
+@pytest.mark.slow
 def test_sharded_over_parameters_width_and_examples_changes_nothing():
     mesh = meshes.make_mesh(config=MeshConfig(fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
@@ -325,6 +328,7 @@ def test_sharded_over_parameters_width_and_examples_changes_nothing():
     assert_plain_step(SHIFTED, found)
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_parameters_and_results_float32():
     half = Swin(PADDED, None, Compute(dtype="bfloat16"))
     image = images(PADDED)
@@ -343,6 +347,7 @@ def test_uint8_is_normalised_on_the_device():
     np.testing.assert_allclose(z, apply(config, by_hand.astype(np.float32)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_are_computed_in_8_bits_where_asked_to():
     image, eight = images(PADDED), Compute(int8=True)
     z, exact = apply(PADDED, image, eight), apply(PADDED, image)

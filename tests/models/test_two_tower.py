@@ -112,6 +112,7 @@ def test_zero_embedding_has_no_nan():
     assert np.isfinite(grad).all()
 
 
+@pytest.mark.slow
 def test_unrolled_equals_scanned():
     unrolled = dataclasses.replace(SIGLIP, scan=False)
     params, inputs = init(SIGLIP), batch()
@@ -125,6 +126,7 @@ def test_unrolled_equals_scanned():
     assert "stablehlo.while" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rematerialisation_changes_the_work_and_not_the_gradient(remat):
     config = dataclasses.replace(SIGLIP, remat=remat)
@@ -141,6 +143,7 @@ def test_rematerialisation_changes_the_work_and_not_the_gradient(remat):
     assert 2 <= more <= 4 if remat == "dots" else more >= 2 * 6
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_float32_parameters_and_close_embeddings():
     half = dataclasses.replace(SIGLIP, dtype="bfloat16", remat="dots")
     params = init(half)

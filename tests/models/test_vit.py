@@ -129,6 +129,7 @@ def test_sincos_positions_by_hand():
             np.testing.assert_allclose(table[3 * y + x], expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["map", "cls"])
 def test_sincos_tower_equals_learned_one_that_holds_the_table(pool):
     learned = dataclasses.replace(TINY, pool=pool)

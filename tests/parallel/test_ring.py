@@ -147,6 +147,7 @@ for name in LOSSES:
 """
 
 
+@pytest.mark.slow
 def test_a_tpu_compiles_it():
     pytest.importorskip("libtpu")
     here = pathlib.Path(__file__)

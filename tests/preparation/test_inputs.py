@@ -135,6 +135,7 @@ def test_damaged_records_are_listed_by_their_place(tmp_path):
     assert len(kept) == statistics["images"] >= 10
 
 
+@pytest.mark.slow
 def test_stores_are_read_and_written(tmp_path):
     memory = fsspec.filesystem("memory")
     settings = write_folder(tmp_path)

@@ -48,6 +48,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
 
 
+@pytest.mark.slow
 def test_every_runner_gives_the_same_bytes(tmp_path, settings):
     runs = {
         "embedded": ("DirectRunner", []),

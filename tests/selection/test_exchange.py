@@ -114,6 +114,7 @@ def test_shares_must_be_equal(candidates, size, message):
         jax.jit(exchange).lower(batch(candidates), jnp.arange(size, dtype=jnp.int32))
 
 
+@pytest.mark.slow
 def test_it_compiles_for_tpus():
     pytest.importorskip("libtpu")
     script = pathlib.Path(__file__).with_name("exchange_v5e.py")

@@ -124,6 +124,7 @@ def test_one_chunk_is_one_draw_by_the_matching_pairs():
     check(n=60, size=20, config=SelectionConfig(chunks=1, strata=2, gain=GAIN), loss="sigmoid")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_same_picks_with_many_candidates_and_the_papers_gain(loss):
     check(n=512, size=128, config=SelectionConfig(chunks=8, strata=2, tile=100), loss=loss, seed=1)
