@@ -12,6 +12,7 @@ from aced.data import sources
 from aced.data.records import DatasetError
 from aced.embedding_cache import description
 from aced.methods.frozen import WORKDIR, FrozenConfig, UncachedConfig, holds_model
+from aced.models.kinds import ModelConfig
 from aced.parallel import mesh as meshes
 
 ASSUMED_DATA_SIZE = 10_000_000  # examples, for durations in epochs where there is no data set
@@ -92,15 +93,23 @@ def _frozen_model(out: Plan, name: str, workdir: str) -> FrozenConfig | Uncached
     if item.checkpoint and holds_model(item.folder(workdir)):
         return dataclasses.replace(item, checkpoint="", model=item.resolve(workdir).model)
     missing = f"{key}.checkpoint = {item.checkpoint!r} holds no run"
+    model, where = _architecture(out, item, key)
+    if model is None:
+        raise ConfigError(f"{missing}, and nothing says how large it is; set {key}.model, too.")
+    out.assumed.append(f"{missing}; the model is {where}")
+    return dataclasses.replace(item, checkpoint="", model=model)
+
+
+def _architecture(
+    out: Plan, item: FrozenConfig | UncachedConfig, key: str
+) -> tuple[ModelConfig | None, str]:
+    """A frozen model's architecture by the settings alone, and where it stands; None: nowhere."""
     if item.model is not None:
-        out.assumed.append(f"{missing}; the model is {key}.model")
-        return dataclasses.replace(item, checkpoint="")
+        return item.model, f"{key}.model"
     for earlier, run in out.settings.before.items():
         if item.checkpoint == f"{WORKDIR}/{earlier}":
-            out.assumed.append(f"{missing}; the model is that of before.{earlier}")
-            model = train.parse(run).method.model
-            return dataclasses.replace(item, checkpoint="", model=model)
-    raise ConfigError(f"{missing}, and nothing says how large it is; set {key}.model, too.")
+            return train.parse(run).method.model, f"that of before.{earlier}"
+    return None, ""
 
 
 def _cached_model(
@@ -109,13 +118,15 @@ def _cached_model(
     if description.is_complete(item.cache_folder(workdir)):
         return item.resolve(workdir, towers)
     missing = f"{key}.cache = {item.cache!r} is not here"
-    if item.model is None:
+    model, where = _architecture(out, item, key)
+    if model is None:
         raise ConfigError(
             f"{missing}, and nothing says how wide its embeddings are; set {key}.model, too."
         )
-    out.assumed.append(f"{missing}; its embeddings are as wide as those of {key}.model")
-    # Any scale does: no cost depends on it.
-    return dataclasses.replace(item, checkpoint="", scale=item.scale or 1.0)
+    out.assumed.append(f"{missing}; its embeddings are as wide as those of {where}")
+    # Any scale and bias do: no cost depends on them.
+    bias = item.bias if item.bias is not None or model.init_bias is None else 0.0
+    return dataclasses.replace(item, checkpoint="", model=model, scale=item.scale or 1.0, bias=bias)
 
 
 def first_program(out: Plan, mesh: Mesh) -> program.Program:

@@ -22,7 +22,14 @@ from aced.flag_settings import setting
 from aced.reporting import chosen, curves
 
 _PLACES = (0.0, 0.5, 1.0)  # in the file of picks: which are shown
-_CURVES = ("loss", "selection/noisy_share")  # besides the scores of evaluations
+_CURVES = (  # besides the scores of evaluations
+    "loss",
+    "selection/noisy_share",
+    "selection/variety",
+    "selection/perplexity",
+    "selection/near_copies",
+    "selection/easy_overlap",
+)
 _MOST_SETTINGS = 60  # that differ, and are listed
 _EARLIER = ("before", "before_caches")  # settings of what ran before the run
 

@@ -367,6 +367,8 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
             if measured:
                 writer.write(step, measured)
                 line.show(step, measured)
+                if warning := prog.method.warning(measured):
+                    logging.log_every_n_seconds(logging.WARNING, "Step %d: %s", 600, step, warning)
 
             # Checkpoints. The metrics are on disk before the checkpoint that claims them.
             force = last or preempted or bool(due and settings.checkpoint.keep_best)

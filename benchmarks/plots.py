@@ -4,22 +4,16 @@ Needs matplotlib (`pip install '.[plots]'`). A point is a run, a bar the mean ov
 """
 
 import collections
-import csv
-import pathlib
+import json
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+from benchmarks.table import RESULTS, read
+
 MODULES = ("image", "unimodal", "multimodal")
 COLOURS = ("#4477aa", "#ee6677", "#228833")
-
-
-def read(name: str) -> list[dict[str, str]]:
-    """The rows of a table."""
-    with (RESULTS / name).open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def bars(axis: mpl.axes.Axes, values: dict[str, list[float]], colour: str) -> None:
@@ -98,8 +92,50 @@ def arms() -> None:
     figure.savefig(RESULTS / "optima_arms.png", dpi=100)
 
 
+def gain() -> None:
+    """R@1 against how sharp the draws are, for each batch size: the paper's gain beside ours."""
+    sizes = (64, 256, 1024)
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5.5), layout="constrained", sharey="row")
+    for line, wrong in zip(axes, ("0.0", "0.5"), strict=True):
+        rows = [
+            row
+            for row in read("gain.csv")
+            if (row["wrong"], row["loss"], row["distillation"]) == (wrong, "sigmoid", "0.0")
+            and (row["examples"], row["reference"]) == ("128000", "reference")
+        ]
+        for axis, key in zip(line, ("gain", "perplexity_share"), strict=True):
+            for size, colour in zip(sizes, COLOURS, strict=True):
+                values, iid = collections.defaultdict(list), []
+                for row in rows:
+                    settings = json.loads(row["settings"])
+                    if int(row["batch_size"]) != size:
+                        continue
+                    if not row["score"]:
+                        iid.append(100 * float(row["r1"]))
+                    elif (
+                        row["score"] == "learnability"
+                        and key in settings
+                        and settings.get("reference_weight", 2.0) == 2.0
+                    ):
+                        values[settings[key]].append(100 * float(row["r1"]))
+                if not iid or not values:
+                    continue
+                places = sorted(values)
+                means = [np.mean(values[place]) for place in places]
+                axis.plot(places, means, "o-", color=colour, label=f"b = {size}")
+                axis.axhline(np.mean(iid), color=colour, linestyle=":", linewidth=1)
+            axis.set_title(f"{float(wrong):.0%} wrong captions", fontsize=9)
+        line[0].set_xscale("log")
+        line[0].set_ylabel("R@1, % (dotted: IID)", fontsize=8)
+        line[1].legend(fontsize=7)
+    axes[1][0].set_xlabel("selection.gain, the paper's rule", fontsize=8)
+    axes[1][1].set_xlabel("selection.perplexity_share, reference_weight 2", fontsize=8)
+    figure.savefig(RESULTS / "gain.png", dpi=100)
+
+
 if __name__ == "__main__":
     mpl.use("agg")
+    gain()
     dime()
     optima()
     arms()

@@ -72,11 +72,11 @@ def blocks_form(noise, learner, reference, config, size, loss="sigmoid"):
     return select_joint(noise, terms, config, loss=loss, size=size)[0]
 
 
-def softmax_form(start):
+def softmax_form(first):
     """The softmax version, with one of its two first chunks."""
 
     def form(noise, learner, reference, config, size):
-        config = dataclasses.replace(config, softmax_start=start)
+        config = dataclasses.replace(config, first_chunk=first)
         return blocks_form(noise, learner, reference, config, size, loss="softmax")
 
     return form
@@ -85,8 +85,8 @@ def softmax_form(start):
 FORMS = (
     ("sigmoid", "full matrix", matrix_form),  # first: the others are compared with it
     ("sigmoid", "blocks", blocks_form),
-    ("softmax, start alone", "blocks", softmax_form("alone")),
-    ("softmax, start super_batch", "blocks", softmax_form("super_batch")),
+    ("softmax, start alone", "blocks", softmax_form("uniform")),
+    ("softmax, start super_batch", "blocks", softmax_form("score")),
 )
 
 

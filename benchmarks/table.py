@@ -6,6 +6,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of a committed table."""
+    with (RESULTS / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
 
 def write(
     path: str | os.PathLike,

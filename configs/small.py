@@ -59,8 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             f"method={arg.method} uses no reference: leave out {sources[0]}=, or choose another "
             "method, such as method=aced."
         )
-    config.method.selection.chunks = 8
-    config.method.selection.gain = 10.0  # remembered for ACID; see configs/smoke.py
+    smoke.select(config.method.selection)
     if methods.uses_reference(arg.method) and arg.cache:
         config.method.reference.cache = arg.cache
     elif methods.uses_reference(arg.method):

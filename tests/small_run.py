@@ -15,7 +15,8 @@ STEPS = 30
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     arg = parse_arg(arg, reference="")
-    config = tiny.shrink(smoke.get_config("method=aced" if arg.reference else "method=iid"))
+    method = "aced,online,alone" if arg.reference else "iid"
+    config = tiny.shrink(smoke.get_config(f"method={method}"))
     config.total_steps = STEPS if arg.reference else 2
     config.checkpoint.every_steps = 3
     config.data.num_threads = 2

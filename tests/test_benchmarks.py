@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
+from benchmarks import tables
+
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
+PACKAGES = sorted(path.parent for path in (ROOT / "benchmarks").glob("*/__main__.py"))
 # Each in a process of its own, since their flags have the same names.
 IMPORT_EACH = """
 import importlib, os, sys
@@ -24,12 +27,19 @@ for name in sys.argv[1:]:
 
 
 def test_the_commands_that_are_named_exist():
-    texts = [ROOT / "README.md", *SCRIPTS, *(ROOT / "configs").glob("*.py")]
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *SCRIPTS]
+    texts += [*(ROOT / "configs").glob("*.py"), *(path / "__main__.py" for path in PACKAGES)]
     read = " ".join(path.read_text(encoding="utf-8") for path in texts)
     named = set(re.findall(r"python\s+-m\s+benchmarks\.(\w+)", read))
     assert {"compare", "dime", "optima", "step"} <= named
-    assert named <= {path.stem for path in SCRIPTS}
+    assert named <= {path.stem for path in (*SCRIPTS, *PACKAGES)}
     assert not re.findall(r"python\s+benchmarks/", read)  # finds no configs
+
+
+def test_documents_have_the_numbers_of_the_tables():
+    for path in tables.TEXTS:
+        text = path.read_text(encoding="utf-8")
+        assert tables.filled(text) == text, f"{path}: run python -m benchmarks.tables"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.data import many
 from tests.data.test_every_source import STEPS, assert_same, batches, data_config
 from tests.test_train import assert_same_run, lines
 
-CONFIG = "--config=configs/smoke.py:tiny,method=i_acid"
+CONFIG = "--config=configs/smoke.py:tiny,method=i_acid,online"
 SETTINGS = (
     "--config.checkpoint.every_steps=10",
     # A learning rate that does not depend on how long the run is to be.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from aced import durations, methods, metrics, plan, summary, train
+from aced import flops as costs
 from aced.config import ConfigError
 from aced.methods.frozen import FrozenConfig
 from aced.parallel import mesh as meshes
@@ -45,9 +46,6 @@ TINY = tiny_recipes()
 def test_tiny_is_traced(name, tmp_path):
     """The step's shapes, by the settings alone: neither data nor a checkpoint is there."""
     config = load(name).get_config("tiny")
-    if config.method.name == "dime":  # whose caches are not there either
-        teacher = config.before.teacher.method.model.copy_and_resolve_references()
-        config.method.teacher.model = teacher
     settings = plan.read(config, str(tmp_path))
     built = plan.first_program(settings, meshes.make_mesh(jax.devices()[:1], MeshConfig()))
     after, found = jax.eval_shape(built.step, built.state, built.frozen, built.batch())
@@ -123,12 +121,16 @@ def flops(config):
     settings = train.parse(config)
     earlier = {name: train.parse(run) for name, run in settings.before.items()}
     method = settings.method
+    cache = 0
     if "reference" in earlier:  # not trained yet, so that its size is not on disk
         model = earlier["reference"].method.model
-        method = dataclasses.replace(method, reference=FrozenConfig(model=model))
+        known = {"cache": "cache", "scale": 1.0, "bias": 0.0} if settings.before_caches else {}
+        method = dataclasses.replace(method, reference=FrozenConfig(model=model, **known))
+        cache = settings.data.shapes.size * costs.step_flops([], [(sum(costs.macs(model)), 1)])
     steps = durations.steps(settings, "total", batch_size=settings.batch_size)
     own = steps * methods.METHODS[method.name][1](method).flops_per_step(settings.batch_size)
-    return own + sum(flops(run) for run in settings.before.values())
+    cache = cache if settings.before_caches else 0
+    return own + cache + sum(flops(run) for run in settings.before.values())
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -37,7 +37,7 @@ test_train.{function}(*{arguments!r})
 
 def config(method="h_acid", steps=20, **changes):
     """A tiny run with a reference, a line of metrics and all picks of every step."""
-    out = smoke.get_config("method=" + method)
+    out = smoke.get_config(f"method={method},online,alone")
     out = tiny.shrink(out)
     out.batch_size = 32
     out.total_steps = steps

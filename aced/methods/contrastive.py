@@ -19,7 +19,8 @@ they say of an example never changes: their embeddings may come with the batch, 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
 from aced.models.kinds import ModelConfig
 from aced.parallel.micro_batch import map_micro_batches
-from aced.selection import scores, select, take
+from aced.selection import collapse, scores, select, take
 
 
 class Contrastive(Method):
@@ -179,6 +180,10 @@ class Contrastive(Method):
         new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
         return new_state, {"loss": loss, **parts, **update, **metrics}
 
+    def warning(self, measured: Mapping[str, Any]) -> str:
+        """Whether the sub-batch has collapsed, and which setting to change."""
+        return collapse(measured, self.config.selection) if self.config.selects else ""
+
     def _task(
         self, params: PyTree, batch: dict[str, Array]
     ) -> tuple[Embeddings, Float[Array, ""], dict[str, Array]]:
@@ -218,7 +223,7 @@ class Contrastive(Method):
         chosen = _sub_batch(batch, known, jnp.sort(selection.ids), config.strata)
         terms = None
         if self.config.loss == "sigmoid":  # the softmax loss of a pair has no part of its own
-            terms = scores.score_terms(config.score, learner, reference)
+            terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
         metrics = {
             **selection.metrics,
             "picks": chosen.batch["id"],

@@ -5,7 +5,7 @@ A method is a pure step and a config: which models it holds, what it reads, and 
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -165,3 +165,8 @@ class Method(abc.ABC):
         The metric `loss` is what the gradient is of; `picks` the ids [b] of the examples trained
         on; all others are scalars.
         """
+
+    def warning(self, measured: Mapping[str, Any]) -> str:
+        """What a user should know of a step with these metrics; empty: nothing."""
+        del measured
+        return ""

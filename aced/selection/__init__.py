@@ -6,13 +6,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from aced.config import ConfigError
 from aced.embeddings import Embeddings
+from aced.selection import scores
 from aced.selection.config import SelectionConfig
+from aced.selection.diagnostics import collapse, describe
 from aced.selection.gather import take
 from aced.selection.independent import select_independent
 from aced.selection.joint import select_joint
-from aced.selection.scores import score_terms
 
-__all__ = ["Selection", "SelectionConfig", "select", "take"]
+__all__ = ["Selection", "SelectionConfig", "collapse", "select", "take"]
 
 
 @struct.dataclass
@@ -24,7 +25,8 @@ class Selection:
     ids: Int[Array, " b"]
     # "selection/score_selected": mean score of the picks at the moment they were drawn, given
     # what had been chosen before; "selection/score_candidates": that of all that they were drawn
-    # from, which is what uniform draws would have got.
+    # from, which is what uniform draws would have got. "selection/perplexity": of the draws that
+    # sample, the effective number of candidates over their number; 1 is uniform.
     metrics: dict[str, Float[Array, ""]]
 
 
@@ -58,7 +60,7 @@ def select(
     """
     if loss not in ("sigmoid", "softmax"):
         raise ConfigError(f"Selection scores 'sigmoid' or 'softmax' losses, got {loss!r}.")
-    terms = score_terms(config.score, learner, reference)
+    terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
     n = terms[0][1].zimg.shape[0]
     config.check(n, size)
     config = config.for_batch(size, n)
@@ -68,4 +70,6 @@ def select(
     else:
         noise = jax.random.gumbel(key, (n,))
         ids, metrics = select_independent(noise, terms, config, loss=loss, size=size)
-    return Selection(ids=ids, metrics=metrics)
+    is_reference = scores.needs(config.score, "reference")
+    about = describe(ids, terms[-1][1], config.strata, is_reference=is_reference)
+    return Selection(ids=ids, metrics=metrics | about)

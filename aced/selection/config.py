@@ -26,18 +26,31 @@ class SelectionConfig:
     filter_ratio: float = 0.8
     # N, the number of chunks in which joint selection draws the sub-batch.
     chunks: int = 16
+    # w in loss(learner) - w * loss(reference), of score "learnability". 1 is the paper's;
+    # "easy_reference" is the limit of a large w. Ours: see docs/selection.md.
+    reference_weight: float = 1.0
     # Factor on the scores before sampling, an inverse temperature. 100 is printed in JEST; for
     # ACID a "temperature 10" is remembered, unverified.
     gain: float = 100.0
+    # The same for the softmax loss, whose scores are averages; None: as `gain`.
+    softmax_gain: float | None = None
+    # What the gain is measured in, at each draw; see gain.py. "none": nats, the paper's; "terms":
+    # nats of the mean pairwise loss, as SCID has it; "std": standard deviations of the candidates'
+    # scores; "perplexity": the gain is found with which a draw has an effective number of
+    # candidates (perplexity) that is `perplexity_share` of those that are left. All but "none" are
+    # ours.
+    normalization: Literal["none", "terms", "std", "perplexity"] = "none"
+    perplexity_share: float = 0.3
+    # What the first chunk is drawn by, before anything is chosen: each candidate's own "score", or
+    # "uniform". With the joint softmax loss, where a pair alone has no loss, "score" has the whole
+    # super-batch as negatives, which costs O(B^2 d); the paper leaves that open.
+    first_chunk: Literal["score", "uniform"] = "score"
     # Contiguous equal parts of the super-batch, each of which gives the same share of the
     # sub-batch: one that has given it is not drawn from. 1 is the paper's algorithm. Where it is a
     # multiple of the number of devices that share the examples, no pixel moves; otherwise the
     # chosen are exchanged. The picks depend on this number and not on the devices. None: by the
     # sizes, see `for_batch`.
     strata: int | None = None
-    # Softmax loss, joint: the scores of the first chunk, which the paper leaves open; see joint.py.
-    # "super_batch" costs O(B^2 d); "alone" does not, but 1/chunks of the sub-batch is then uniform.
-    softmax_start: Literal["alone", "super_batch"] = "super_batch"
     # Candidates of each stratum that are compared with a chunk at once: memory against speed.
     tile: int = 2048
     # Of the matrix products: "highest" is float32; the gain amplifies what lower ones round off.
@@ -53,13 +66,26 @@ class SelectionConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"selection.{name} must be at least 1, got {value}.")
-        if self.gain <= 0:
-            raise ConfigError(f"selection.gain must be positive, got {self.gain}.")
+        for name in ("gain", "softmax_gain", "reference_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"selection.{name} must be positive and finite, got {value}.")
+        if not 0 < self.perplexity_share < 1:
+            raise ConfigError(
+                f"selection.perplexity_share is a share of the candidates and must be in (0, 1), "
+                f"got {self.perplexity_share}; near 1 a draw is uniform, near 0 it takes the best."
+            )
         if self.method == "joint" and self.draw != "sample":
             raise ConfigError(
                 f"selection.draw={self.draw!r} is for selection.method='independent'; joint "
                 f"selection always samples. Change one of the two."
             )
+
+    def gain_of(self, loss: str) -> float:
+        """The gain for the scores of this loss, "sigmoid" or "softmax"."""
+        if loss == "softmax" and self.softmax_gain is not None:
+            return self.softmax_gain
+        return self.gain
 
     def for_batch(self, size: int, super_batch: int | None = None) -> "SelectionConfig":
         """Returns the same settings with `strata` a number, for a sub-batch of `size`.

@@ -82,3 +82,8 @@ def gather_rows(x: Shaped[Array, "B *rest"], ids: Int[Array, " k"]) -> Shaped[Ar
     return jax.shard_map(
         of_mine, in_specs=(PartitionSpec(EXAMPLES), PartitionSpec()), out_specs=PartitionSpec()
     )(x, ids)
+
+
+def replicated(x: Shaped[Array, "*dims"]) -> Shaped[Array, "*dims"]:
+    """The same array, whole on every device of the context's mesh."""
+    return x if data_shards() == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec())

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
-from aced.selection.gather import local_parts
+from aced.selection.gain import gain_of_draw, perplexity
+from aced.selection.gather import local_parts, replicated
 
 
 def select_independent(
@@ -45,14 +46,19 @@ def select_independent(
             scores.softmax_nll(e, strata=parts, width=width, precision=config.precision)
             for _, e in terms
         ]
-    score = scores.combine(terms, nlls).reshape(strata, rows)
-    logits = score
+    score = replicated(scores.combine(terms, nlls))
+    logits, metrics = score, {}
     if config.draw == "sample":
-        logits = config.gain * score + noise.reshape(strata, rows)
+        everyone = jnp.ones_like(score, bool)
+        gain = gain_of_draw(score, everyone, 1, config, gain=config.gain_of(loss))
+        logits = gain * score + noise
+        metrics["selection/perplexity"] = perplexity(gain * score, everyone) / score.size
+    score, logits = score.reshape(strata, rows), logits.reshape(strata, rows)
     picks = jax.lax.top_k(logits, quota)[1]
     ids = (picks + rows * jnp.arange(strata)[:, None]).reshape(size)
     selected = jnp.take_along_axis(score, picks, axis=1).mean()
     return ids, {
         "selection/score_selected": selected,
         "selection/score_candidates": score.mean(),
+        **metrics,
     }

@@ -30,7 +30,8 @@ from jaxtyping import Array, Bool, Float, Int
 from aced.embeddings import Embeddings
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
-from aced.selection.gather import gather_rows, local_parts
+from aced.selection.gain import gain_of_draw, perplexity
+from aced.selection.gather import gather_rows, local_parts, replicated
 
 # Of one model: what every candidate's image (first) and text (second) have met in C.
 Context = tuple[Float[Array, "parts rows"], Float[Array, "parts rows"]]
@@ -56,6 +57,7 @@ class _Carry(NamedTuple):
 
     contexts: list[Context]  # of each term
     available: Bool[Array, " B"]
+    chosen: Int[Array, ""]  # how many
     left: Int[Array, " strata"]  # how many each stratum has still to give
     score: Float[Array, " B"]
 
@@ -84,18 +86,26 @@ def select_joint(
     parts = local_parts(strata, n)
 
     def draw(carry: _Carry, noise: Float[Array, " B"]):
-        logits = jnp.where(carry.available, config.gain * carry.score + noise, -jnp.inf)
         # XLA does not partition top_k: on a mesh, these B numbers are gathered (not B x d).
+        score = replicated(carry.score)
+        terms = 1 + 2 * carry.chosen if loss == "sigmoid" else 1
+        gain = gain_of_draw(score, carry.available, terms, config, gain=config.gain_of(loss))
+        logits = jnp.where(carry.available, gain * score + noise, -jnp.inf)
         best, place = jax.lax.top_k(logits.reshape(strata, rows), min(share, chunk))
         best = jnp.where(jnp.arange(best.shape[1]) < carry.left[:, None], best, -jnp.inf)
         picks = jax.lax.top_k(best.reshape(-1), chunk)[1]
         stratum = picks // best.shape[1]
         ids = rows * stratum + place.reshape(-1)[picks]
-        means = carry.score[ids].mean(), jnp.mean(carry.score, where=carry.available)
-        return ids, carry.left.at[stratum].add(-1), means
+        candidates = carry.available.sum()
+        numbers = (
+            carry.score[ids].mean(),
+            jnp.mean(carry.score, where=carry.available),
+            perplexity(gain * score, carry.available) / candidates,
+        )
+        return ids, carry.left.at[stratum].add(-1), numbers
 
     def step(carry: _Carry, noise: Float[Array, " B"]):
-        ids, left, means = draw(carry, noise)
+        ids, left, numbers = draw(carry, noise)
         extended = []
         for context, (_, e) in zip(carry.contexts, terms, strict=True):
             # One after the other: XLA would merge what is exchanged into one large message.
@@ -103,10 +113,11 @@ def select_joint(
             extended.append(_extend(context, e, ids, loss, config))
         nlls = [_nll(context, e, loss) for context, (_, e) in zip(extended, terms, strict=True)]
         available = carry.available.at[ids].set(False)
-        return _Carry(extended, available, left, scores.combine(terms, nlls)), (ids, means)
+        score = scores.combine(terms, nlls)
+        return _Carry(extended, available, carry.chosen + chunk, left, score), (ids, numbers)
 
     empty = jnp.full((parts, n // parts), _LOSSES[loss].empty)
-    if loss == "softmax" and config.softmax_start == "super_batch":
+    if loss == "softmax" and config.first_chunk == "score":
         width = scores.softmax_width(n // parts, size // (config.chunks * parts), config.tile)
         start = [
             scores.softmax_nll(e, strata=parts, width=width, precision=config.precision)
@@ -114,20 +125,23 @@ def select_joint(
         ]
     else:
         start = [_nll((empty, empty), e, loss) for _, e in terms]
+    first = scores.combine(terms, start)
     carry = _Carry(
         contexts=[(empty, empty) for _ in terms],
         available=jnp.ones(n, bool),
+        chosen=jnp.int32(0),
         left=jnp.full(strata, share),
-        score=scores.combine(terms, start),
+        score=first if config.first_chunk == "score" else jnp.zeros_like(first),
     )
-    carry, (ids, means) = jax.lax.scan(step, carry, noise[:-1])
+    carry, (ids, numbers) = jax.lax.scan(step, carry, noise[:-1])
     # Nothing is drawn after the last chunk, so that its rows and columns are not needed.
-    last, _, last_means = draw(carry, noise[-1])
+    last, _, last_numbers = draw(carry, noise[-1])
     ids = jnp.concatenate([ids.reshape(-1), last])
-    selected, candidates = (
-        jnp.append(mean, value).mean() for mean, value in zip(means, last_means, strict=True)
-    )
-    return ids, {"selection/score_selected": selected, "selection/score_candidates": candidates}
+    names = ("score_selected", "score_candidates", "perplexity")
+    return ids, {
+        f"selection/{name}": jnp.append(before, after).mean()
+        for name, before, after in zip(names, numbers, last_numbers, strict=True)
+    }
 
 
 def _nll(context: Context, e: Embeddings, loss: str) -> Float[Array, " B"]:

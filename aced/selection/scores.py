@@ -29,8 +29,16 @@ def needs(score: str, model: str) -> bool:
     return any(owner == model for _, owner in SCORES[score])
 
 
-def score_terms(score: str, learner: Embeddings | None, reference: Embeddings | None) -> Terms:
-    """The (sign, embeddings) of every loss that `score` adds up. No gradient flows through them.
+def score_terms(
+    score: str,
+    learner: Embeddings | None,
+    reference: Embeddings | None,
+    reference_weight: float = 1.0,
+) -> Terms:
+    """The (factor, embeddings) of every loss that `score` adds up. No gradient flows through them.
+
+    `reference_weight` is that of the reference's loss beside the learner's; where the reference's
+    is the only one, a factor is the gain's to give, and it is -1.
 
     Raises:
         ConfigError: a model that the score needs is None, or the two saw different super-batches.
@@ -38,12 +46,13 @@ def score_terms(score: str, learner: Embeddings | None, reference: Embeddings | 
     models = {"learner": learner, "reference": reference}
     terms = []
     for sign, name in SCORES[score]:
+        beside = len(SCORES[score]) > 1 and name == "reference"
         if models[name] is None:
             raise ConfigError(
                 f"selection.score={score!r} needs the {name}'s embeddings, and there are none; "
                 f"configure a {name} or choose another score."
             )
-        terms.append((sign, models[name].frozen()))
+        terms.append((sign * reference_weight if beside else sign, models[name].frozen()))
     sizes = [e.zimg.shape[0] for _, e in terms]
     if len(set(sizes)) > 1:
         raise ConfigError(f"learner and reference must embed the same super-batch, got {sizes}.")

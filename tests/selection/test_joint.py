@@ -6,17 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import logsumexp
+from scipy.optimize import brentq
+from scipy.special import logsumexp, softmax
+from scipy.stats import entropy
 
 from aced.embeddings import Embeddings
 from aced.selection import SelectionConfig
+from aced.selection.gain import gain_of_draw
 from aced.selection.joint import select_joint
 from aced.selection.scores import score_terms
 from tests.many_processes import USERS_COMPILER
 
 GAIN = 10.0
-# The start is a setting of the softmax loss alone.
-LOSSES = [("sigmoid", "alone"), ("softmax", "alone"), ("softmax", "super_batch")]
+LOSSES = [(loss, first) for loss in ("sigmoid", "softmax") for first in ("score", "uniform")]
 
 
 def embeddings(seed: int, n: int, d: int, scale: float, bias: float, spread: float) -> Embeddings:
@@ -42,7 +44,7 @@ def logit_matrix(e: Embeddings) -> np.ndarray:
     return float(e.scale) * zimg @ ztxt.T + float(e.bias)
 
 
-def conditional_losses(logits: np.ndarray, chosen: list[int], loss: str, start: str) -> np.ndarray:
+def conditional_losses(logits: np.ndarray, chosen: list[int], loss: str) -> np.ndarray:
     """What every candidate adds to the batch `chosen`, one candidate at a time."""
     n = len(logits)
     out = np.zeros(n)
@@ -53,9 +55,28 @@ def conditional_losses(logits: np.ndarray, chosen: list[int], loss: str, start: 
             out[i] = nll[i, i] + nll[i, chosen].sum() + nll[chosen, i].sum()
         return out
     for i in range(n):
-        batch = [*chosen, i] if chosen or start == "alone" else list(range(n))
+        batch = [*chosen, i] if chosen else list(range(n))
         out[i] = (logsumexp(logits[i, batch]) + logsumexp(logits[batch, i])) / 2 - logits[i, i]
     return out
+
+
+def gain_by_definition(score: np.ndarray, chosen: int, config, loss: str) -> float:
+    """Of a draw among candidates of these scores."""
+    gain = config.softmax_gain if loss == "softmax" and config.softmax_gain else config.gain
+    if config.normalization == "none":
+        return gain
+    if config.normalization == "terms":
+        return gain / (1 + 2 * chosen if loss == "sigmoid" else 1)
+    if np.ptp(score) == 0:
+        return 1.0
+    if config.normalization == "std":
+        return gain / score.std()
+
+    def missing(log_gain: float) -> float:
+        return np.exp(entropy(softmax(np.exp(log_gain) * score))) / len(score) - wanted
+
+    wanted = config.perplexity_share
+    return np.exp(brentq(missing, -9, 9, xtol=1e-12))
 
 
 def oracle(noise, learner, reference, config, loss, size):
@@ -65,28 +86,31 @@ def oracle(noise, learner, reference, config, loss, size):
     learner, reference = logit_matrix(learner), logit_matrix(reference)
     chosen, chunks, means = [], [], []
     for chunk_noise in np.asarray(noise, np.float64):
-        of_learner = conditional_losses(learner, chosen, loss, config.softmax_start)
-        of_reference = conditional_losses(reference, chosen, loss, config.softmax_start)
+        of_learner = conditional_losses(learner, chosen, loss)
+        of_reference = conditional_losses(reference, chosen, loss)
         score = {
-            "learnability": of_learner - of_reference,
+            "learnability": of_learner - config.reference_weight * of_reference,
             "hard_learner": of_learner,
             "easy_reference": -of_reference,
         }[config.score]
+        if not chosen and config.first_chunk == "uniform":
+            score = np.zeros(n)
         free = np.setdiff1d(np.arange(n), chosen)
-        keys = config.gain * score + chunk_noise
+        keys = gain_by_definition(score[free], len(chosen), config, loss) * score + chunk_noise
         chunk = []
         for i in free[np.argsort(-keys[free])]:  # the best first, of strata that are not done
             done = sum(k // rows == i // rows for k in chosen + chunk) == share
             if not done and len(chunk) < size // config.chunks:
                 chunk.append(int(i))
         chunks.append(chunk)
-        means.append((score[chunk].mean(), score[free].mean()))
+        effective = np.exp(entropy(softmax(keys[free] - chunk_noise[free]))) / len(free)
+        means.append((score[chunk].mean(), score[free].mean(), effective))
         chosen += chunk
     return chunks, np.mean(means, axis=0)
 
 
 def chosen(noise, learner, reference, config, *, loss, size):
-    terms = score_terms(config.score, learner, reference)
+    terms = score_terms(config.score, learner, reference, config.reference_weight)
     return select_joint(noise, terms, config, loss=loss, size=size)
 
 
@@ -107,17 +131,45 @@ def check(n, size, config, loss, seed=0):
     assert set(shares) == {size // config.strata}
     np.testing.assert_allclose(metrics["selection/score_selected"], means[0], rtol=1e-4)
     np.testing.assert_allclose(metrics["selection/score_candidates"], means[1], rtol=1e-4)
+    np.testing.assert_allclose(metrics["selection/perplexity"], means[2], rtol=1e-3)
 
 
 @pytest.mark.parametrize(("chunks", "strata", "tile"), [(4, 1, 2048), (3, 4, 17)])
-@pytest.mark.parametrize(("loss", "start"), LOSSES)
+@pytest.mark.parametrize(("loss", "first"), LOSSES)
 @pytest.mark.parametrize("score", ["learnability", "hard_learner", "easy_reference"])
-def test_same_picks_as_the_matrix_form(score, loss, start, chunks, strata, tile):
+def test_same_picks_as_the_matrix_form(score, loss, first, chunks, strata, tile):
     config = SelectionConfig(
-        score=score, chunks=chunks, strata=strata, tile=tile, softmax_start=start, gain=GAIN
+        score=score, chunks=chunks, strata=strata, tile=tile, first_chunk=first, gain=GAIN
     )
     # 17 does not divide the 31 rows of each of 4 strata, so that the last tile overlaps.
     check(n=124, size=48, config=config, loss=loss)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalization": "terms"},
+        {"normalization": "std", "gain": 3.0},
+        {"normalization": "perplexity", "perplexity_share": 0.3},
+        {"reference_weight": 2.5},
+        {"softmax_gain": 2.0},
+    ],
+)
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_same_picks_however_the_gain_is_measured(loss, changes):
+    config = SelectionConfig(**{"chunks": 4, "strata": 2, "gain": GAIN} | changes)
+    check(n=124, size=48, config=config, loss=loss)
+
+
+@pytest.mark.parametrize("normalization", ["std", "perplexity"])
+def test_a_shift_and_a_scale_of_the_scores_change_no_draw(normalization):
+    score = jax.random.normal(jax.random.key(0), (200,))
+    available = jnp.arange(200) >= 50
+    config = SelectionConfig(normalization=normalization)
+    one, other = (
+        x * gain_of_draw(x, available, 1, config, gain=2.0) for x in (score, 40 * score + 7)
+    )
+    np.testing.assert_allclose(one - one.mean(), other - other.mean(), atol=1e-3)
 
 
 def test_one_chunk_is_one_draw_by_the_matching_pairs():
@@ -151,13 +203,14 @@ def test_candidates_that_only_help_each_other_are_chosen_together():
     assert len(set(topic[np.asarray(ids)])) == 1
 
 
-@pytest.mark.parametrize(("loss", "start"), LOSSES)
-def test_a_learner_that_is_its_reference_has_nothing_to_learn(loss, start):
+@pytest.mark.parametrize(("loss", "first"), LOSSES)
+def test_a_learner_that_is_its_reference_has_nothing_to_learn(loss, first):
     model, _ = models(96)
-    config = SelectionConfig(chunks=4, strata=1, softmax_start=start, tile=40)
+    config = SelectionConfig(chunks=4, strata=1, first_chunk=first, tile=40)
     noise = jax.random.gumbel(jax.random.key(2), (4, 96))
     ids, metrics = choose(noise, model, model, config, loss=loss, size=24)
     # Every score is exactly zero, so that what is left is the noise: uniform sampling.
+    assert metrics.pop("selection/perplexity") == pytest.approx(1)
     assert {float(x) for x in metrics.values()} == {0.0}
     free, expected = np.arange(96), []
     for chunk in np.asarray(noise):

@@ -35,18 +35,19 @@ def test_the_pattern_finds_pixels_where_they_move():
 
 @pytest.mark.parametrize("strata", [1, 8])
 @pytest.mark.parametrize(
-    ("loss", "method", "start"),
+    ("loss", "method", "changes"),
     [
-        ("sigmoid", "joint", "alone"),
-        ("softmax", "joint", "super_batch"),
-        ("softmax", "independent", "alone"),
+        ("sigmoid", "joint", {}),
+        ("sigmoid", "joint", {"normalization": "perplexity"}),
+        ("softmax", "joint", {}),
+        ("softmax", "independent", {"normalization": "std", "gain": 3.0}),
     ],
 )
-def test_eight_devices_choose_what_one_does(loss, method, start, strata):
+def test_eight_devices_choose_what_one_does(loss, method, changes, strata):
     mesh = meshes.make_mesh()
     by_example, everywhere = meshes.by_example(mesh), meshes.replicated(mesh)
     config = SelectionConfig(
-        filter_ratio=0.75, chunks=8, strata=strata, method=method, softmax_start=start, tile=100
+        filter_ratio=0.75, chunks=8, strata=strata, method=method, tile=100, **changes
     )
 
     def choose(key, learner, reference, image):

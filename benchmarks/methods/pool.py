@@ -1,0 +1,61 @@
+"""Pairs held whole in memory, as a model reads them, and what a frozen model says of them."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, PyTree, UInt8
+
+from aced.data.shapes import Shapes, ShapesConfig
+from aced.data.tokenizers import get_tokenizer
+from aced.models import two_tower
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """N pairs."""
+
+    image: UInt8[np.ndarray, "N h w 3"]
+    text: Int[np.ndarray, "N l"]
+    is_noisy: Bool[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def shapes(
+    folder: pathlib.Path, model: two_tower.TwoTowerConfig, *, size: int, wrong: float, seed: int,
+    split: str = "train",
+) -> Pool:  # fmt: skip
+    """The first `size` embedded scenes, with this share of wrong captions; kept in `folder`."""
+    file = folder / f"shapes-{split}-{size}-{wrong}-{seed}.npz"
+    if not file.exists():
+        resolution = model.image.resolution
+        config = ShapesConfig(size=size, seed=seed, split=split, resolution=resolution, wrong=wrong)
+        source, tokenize = Shapes(config), get_tokenizer(model.tokenizer)
+        records = [source[i] for i in range(size)]
+        folder.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part.npz")
+        np.savez(
+            part,
+            image=np.stack([record["image"] for record in records]),
+            text=tokenize([record["texts"][0] for record in records]),
+            is_noisy=np.array([record["is_noisy"] for record in records]),
+        )
+        part.rename(file)
+    with np.load(file, allow_pickle=False) as found:
+        return Pool(**found)
+
+
+def embed(
+    model: two_tower.TwoTowerConfig, params: PyTree, pool: Pool, batch: int = 1000
+) -> tuple[Float[np.ndarray, "N d"], Float[np.ndarray, "N d"]]:
+    """Embeddings of all pictures and texts."""
+    run = jax.jit(lambda params, image, text: two_tower.embed(model, params, image, text))
+    found = []
+    for start in range(0, len(pool), batch):
+        e = run(params, pool.image[start : start + batch], pool.text[start : start + batch])
+        found.append((np.asarray(e.zimg), np.asarray(e.ztxt)))
+    zimg, ztxt = (np.concatenate(part) for part in zip(*found, strict=True))
+    return zimg, ztxt

@@ -1,0 +1,76 @@
+"""Numbers of a sub-batch against NumPy, and what they look like where a draw has collapsed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aced.embeddings import Embeddings
+from aced.selection import SelectionConfig
+from aced.selection.diagnostics import collapse, describe, effective_rank
+
+N, SIZE, D = 120, 24, 6
+
+
+def embeddings(z: np.ndarray) -> Embeddings:
+    z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    zimg, ztxt = jnp.asarray(z, jnp.float32)
+    return Embeddings(zimg, ztxt, jnp.float32(10.0), jnp.float32(-4.0))
+
+
+def rank(z: np.ndarray) -> float:
+    values = np.linalg.eigvalsh(np.cov(np.asarray(z, np.float64).T, bias=True))
+    return values.sum() ** 2 / (values**2).sum()
+
+
+@pytest.mark.parametrize("strata", [1, 4])
+def test_they_are_what_numpy_counts(strata):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2, N, D))
+    z[:, 60:66] = z[:, :6] + 0.01 * rng.normal(size=(2, 6, D))  # six copies
+    z[1, 70] = z[1, 6]  # the text alone
+    seen = embeddings(z)
+    ids = np.r_[0:3, 60:63, 6, 70, 80:96]
+    found = jax.jit(describe, static_argnames=("strata", "is_reference"))(
+        jnp.asarray(ids), seen, strata, is_reference=True
+    )
+    zimg, ztxt = np.asarray(seen.zimg), np.asarray(seen.ztxt)
+    uniform = np.arange(N).reshape(strata, -1)[:, : SIZE // strata].reshape(-1)
+    expected = rank(zimg[ids]) / rank(zimg[uniform])
+    assert found["selection/variety"] == pytest.approx(expected, rel=1e-4)
+    alike = np.minimum(zimg[ids] @ zimg[ids].T, ztxt[ids] @ ztxt[ids].T) - 2 * np.eye(SIZE)
+    assert (alike.max(axis=1) >= 0.95).sum() >= 6
+    copies = (alike.max(axis=1) >= 0.95).mean()
+    assert found["selection/near_copies"] == pytest.approx(copies)
+    easiest = np.argsort(-(zimg * ztxt).sum(axis=1))[:SIZE]
+    overlap = np.isin(ids, easiest).mean()
+    assert found["selection/easy_overlap"] == pytest.approx(overlap)
+
+
+def test_a_batch_of_one_kind_has_little_variety():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(2, N, D))
+    z[:, 30 : 30 + SIZE] = z[:, :1] + 0.05 * rng.normal(size=(2, SIZE, D)) * np.r_[1, [0.1] * 5]
+    seen = embeddings(z)
+    found = describe(jnp.arange(30, 30 + SIZE), seen, 1, is_reference=False)
+    assert found["selection/variety"] < 0.3
+    assert found["selection/near_copies"] == 1
+    assert "selection/easy_overlap" not in found
+    assert describe(jnp.arange(60, 84), seen, 1, is_reference=False)["selection/variety"] > 0.7
+
+
+def test_the_rank_of_one_point_and_of_all_directions():
+    assert effective_rank(jnp.ones((9, 4)), jnp.ones(9, bool)) == 1
+    corners = jnp.concatenate([jnp.eye(4), -jnp.eye(4)])
+    assert effective_rank(corners, jnp.ones(8, bool)) == pytest.approx(4)
+
+
+def test_a_collapse_is_told_with_the_setting_to_change():
+    good = {"selection/variety": 0.8, "selection/near_copies": 0.1}
+    assert collapse(good, SelectionConfig()) == ""
+    assert collapse({}, SelectionConfig()) == ""
+    bad = good | {"selection/variety": 0.2}
+    assert "lower selection.gain (now 100)" in collapse(bad, SelectionConfig())
+    ours = SelectionConfig(normalization="perplexity", perplexity_share=0.4)
+    assert "raise selection.perplexity_share (now 0.4)" in collapse(bad, ours)
+    assert "60% of them have a near copy" in collapse(good | {"selection/near_copies": 0.6}, ours)
