@@ -48,8 +48,9 @@ _NONE = re.compile(r"--?config\.([\w.]+)=None")
 def main(argv: list[str]) -> None:
     """Flags -> config -> train.run."""
     import jax
+    from etils import epath
 
-    from aced import summary, train
+    from aced import record, report, summary, train
 
     folder = workdir()
     with running(argv):
@@ -57,7 +58,9 @@ def main(argv: list[str]) -> None:
         train.run(_CONFIG.value, folder)
         if jax.process_index() == 0:
             print(summary.table(folder))
-            print(f"It is in {folder}. To look at what was chosen: python -m aced.report {folder}")
+            if train.parse(record.read(epath.Path(folder)).settings).method.selects:
+                print(f"What was chosen, in pictures: {report.write_pictures(folder)}")
+            print(f"The run is in {folder}. Curves: python -m aced.report {folder}")
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from aced.data.records import DatasetError
 from aced.flag_settings import setting
 from aced.reporting import chosen, curves
 
+PICTURES = "picks.html"
 _PLACES = (0.0, 0.5, 1.0)  # in the file of picks: which are shown
 _CURVES = (  # besides the scores of evaluations
     "loss",
@@ -82,6 +83,20 @@ def report(folders: Sequence[str], config: ReportConfig) -> str:
         for name, run in runs.items():
             parts += [f"<h2>What {page.escape(name)} chose</h2>", *_pictures(run, config.pictures)]
     return page.document("Runs", parts)
+
+
+def write_pictures(workdir: epath.PathLike) -> epath.Path:
+    """Writes PICTURES in a run's workdir: what was chosen and what was left at three steps.
+
+    Returns:
+        The page. It needs no matplotlib; where the data cannot be read again, it says why.
+    """
+    folder = epath.Path(workdir)
+    runs, _ = _open([str(folder)])
+    parts = [part for run in runs.values() for part in _pictures(run, ReportConfig.pictures)]
+    out = folder / PICTURES
+    out.write_text(page.document(f"What {folder.name} chose", parts), encoding="utf-8")
+    return out
 
 
 def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:

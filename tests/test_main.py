@@ -47,6 +47,8 @@ def test_one_config_trains_a_reference_and_a_learner_and_prints_both(first):
         ["learner", "32", "160"]
     ]
     assert "step 2/2" in done.stderr
+    assert f"What was chosen, in pictures: {workdir}/picks.html" in done.stdout
+    assert (workdir / "picks.html").read_text().count("<figure") == 2 * 2 * 12
     again = aced(TINY, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout  # finished: nothing is trained again
