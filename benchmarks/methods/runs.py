@@ -8,6 +8,7 @@ import math
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from flax import serialization
 
@@ -108,7 +109,7 @@ class Bench:
             )  # fmt: skip
             print("reference", size, rows[-1], flush=True)
             file.write_bytes(serialization.to_bytes(params))
-        return serialization.msgpack_restore(file.read_bytes())
+        return jax.device_put(serialization.msgpack_restore(file.read_bytes()))
 
     def train(self, run: Run) -> list[dict[str, Any]]:
         """The rows of a run."""
