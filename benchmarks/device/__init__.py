@@ -1,0 +1,1 @@
+"""What is measured on one accelerator, by one command, where nothing can be fetched: run.sh."""
