@@ -56,6 +56,7 @@ setuptools.setup(
         "gcs": GCS,  # gs:// workdirs and data, TensorBoard files
         "s3": ["s3fs>=2025.3"],
         "plots": PLOTS,  # python -m aced.report
+        "icons": ["resvg-py>=0.5,<0.6"],  # python -m benchmarks.icons; a newer one may draw anew
         "test": [
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
