@@ -64,7 +64,7 @@ def gain_weight() -> str:
         settings = json.loads(row["settings"])
         if not _is_plain(row) or row["batch_size"] != "64" or "gain" in settings:
             continue
-        if settings.get("perplexity_share", 0.4) != 0.4:
+        if settings.get("perplexity_share", 0.5) != 0.5:
             continue
         name = {"": "IID", "easy_reference": "only the reference (I-ACID)"}.get(row["score"])
         column = float(row["wrong"])

@@ -72,7 +72,7 @@ def learner(method: str, steps: int, seed: int) -> ml_collections.ConfigDict:
 def select(selection: ml_collections.ConfigDict) -> None:
     """Draws that are as sharp for small batches as for large ones; see docs/selection.md."""
     selection.chunks = 8
-    selection.normalization, selection.perplexity_share = "perplexity", 0.4
+    selection.normalization, selection.perplexity_share = "perplexity", 0.5
     selection.reference_weight = 2.0
 
 

@@ -45,8 +45,9 @@ def test_a_state_is_born_where_the_rules_lay_it():
     with jax.set_mesh(mesh):
         prog = program.build(settings(), mesh)
         born = prog.new_state(jax.random.key(0), {})
-        alone = program.build(settings(), meshes.make_mesh(jax.devices()[:1]))
-    with jax.set_mesh(alone.mesh):
+    one = meshes.make_mesh(jax.devices()[:1])
+    with jax.set_mesh(one):
+        alone = program.build(settings(), one)
         expected = alone.new_state(jax.random.key(0), {})
     jax.tree.map(
         lambda x, shape: x.sharding.is_equivalent_to(shape.sharding, x.ndim) or 1 / 0,
