@@ -35,10 +35,6 @@ from aced.selection import SelectionConfig, select
 from benchmarks.methods import pool as pools
 from benchmarks.methods import runs as methods_runs
 
-_WORK = flags.DEFINE_string("work", None, "Folder for the scenes and the reference.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The CSV to add to.", required=True)
-_SHARD = flags.DEFINE_string("shard", "0/1", "Which part of the runs: NUMBER/PARTS.")
-
 PAIRS, EXAMPLES = 60_000, 128_000
 WIDTH = 64  # of the embeddings
 HIDDEN = {"learner": 128, "reference": 256, "weak": 64}
@@ -247,8 +243,8 @@ class Bench:
 def main(argv: list[str]) -> None:
     """Runs what is missing."""
     del argv
-    index, parts = (int(number) for number in _SHARD.value.split("/"))
-    bench, path = Bench(_WORK.value), pathlib.Path(_OUT.value)
+    index, parts = (int(number) for number in flags.FLAGS.shard.split("/"))
+    bench, path = Bench(flags.FLAGS.work), pathlib.Path(flags.FLAGS.out)
     names = [field.name for field in dataclasses.fields(Run)]
     done = set()
     if path.exists():
@@ -269,4 +265,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("work", None, "Folder for the scenes and the reference.", required=True)
+    flags.DEFINE_string("out", None, "The CSV to add to.", required=True)
+    flags.DEFINE_string("shard", "0/1", "Which part of the runs: NUMBER/PARTS.")
     app.run(main)

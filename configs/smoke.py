@@ -2,7 +2,7 @@
 
 Command:  python -m aced.main --config=configs/smoke.py
 Hardware: 2 CPU cores.
-Cost:     1.51e13 FLOPs, derived from aced/flops.py.
+Cost:     1.39e13 FLOPs, derived from aced/flops.py.
 Expect:   the method several times above IID in retrieval, at as many examples trained.
 
 The data are 20,000 scenes of the embedded `shapes`. Half of the captions are wrong, and which ones

@@ -84,7 +84,7 @@ def test_frozen_models_must_stay_the_same(tmp_path):
     [
         ({"seed": 5}, "data", "seed: 0 then, 5 now"),
         ({"batch_size": 8}, "data", "batch_size: 16 then, 8 now"),
-        ({"method.selection.gain": 3.0}, "data", r"selection\.gain: 10\.0 then, 3\.0 now"),
+        ({"method.selection.gain": 3.0}, "data", r"selection\.gain: 100\.0 then, 3\.0 now"),
         ({"optimizer.schedule.peak": 0.5}, "data", r"schedule\.peak: 0\.001 then, 0\.5 now"),
         ({}, "other data", "data_fingerprint: 'data' then, 'other data' now"),
     ],
