@@ -25,7 +25,7 @@ _READS_RESULT = frozenset(("dynamic-slice", "slice", "gather"))  # and not all o
 # XLA's own custom calls that multiply nothing; all others are taken for kernels.
 _NO_KERNELS = re.compile(
     "AllocateBuffer|AssumeGatherIndicesInBound|AsyncCollective(Start|Done)|ConcatBitcast"
-    "|GatherScatterIndicesBitpacked|Sharding|SliceToDynamic|TopK"
+    "|GatherScatterIndicesBitpacked|Sharding|SliceToDynamic|TopK|ZeroCrop"
 )
 
 
