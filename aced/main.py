@@ -48,9 +48,8 @@ _NONE = re.compile(r"--?config\.([\w.]+)=None")
 def main(argv: list[str]) -> None:
     """Flags -> config -> train.run."""
     import jax
-    from etils import epath
 
-    from aced import record, report, summary, train
+    from aced import report, summary, train
 
     folder = workdir()
     with running(argv):
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> None:
         train.run(_CONFIG.value, folder)
         if jax.process_index() == 0:
             print(summary.table(folder))
-            if train.parse(record.read(epath.Path(folder)).settings).method.selects:
+            if train.parse(_CONFIG.value).method.selects:
                 print(f"What was chosen, in pictures: {report.write_pictures(folder)}")
             print(f"The run is in {folder}. Curves: python -m aced.report {folder}")
 

@@ -10,7 +10,6 @@ are the project's. The reference has learned other, clean scenes. A learner sees
 is in the table is not run again.
 """
 
-import csv
 import dataclasses
 import functools
 import itertools
@@ -34,14 +33,12 @@ from aced.models import two_tower
 from aced.selection import SelectionConfig, select
 from benchmarks.methods import pool as pools
 from benchmarks.methods import runs as methods_runs
+from benchmarks.table import Runs
 
 PAIRS, EXAMPLES = 60_000, 128_000
 WIDTH = 64  # of the embeddings
 HIDDEN = {"learner": 128, "reference": 256, "weak": 64}
-COLUMNS = (
-    "loss", "score", "wrong", "batch_size", "examples", "seed", "reference", "distillation",
-    "settings", "r1", "noise", "perplexity", "variety",
-)  # fmt: skip
+NUMBERS = ("r1", "noise", "perplexity", "variety")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,24 +241,12 @@ def main(argv: list[str]) -> None:
     """Runs what is missing."""
     del argv
     index, parts = (int(number) for number in flags.FLAGS.shard.split("/"))
-    bench, path = Bench(flags.FLAGS.work), pathlib.Path(flags.FLAGS.out)
-    names = [field.name for field in dataclasses.fields(Run)]
-    done = set()
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            done = {tuple(row[name] for name in names) for row in csv.DictReader(file)}
+    bench, table = Bench(flags.FLAGS.work), Runs(flags.FLAGS.out, Run, NUMBERS)
     for run in all_runs()[index::parts]:
-        if tuple(str(value) for value in dataclasses.astuple(run)) in done:
-            continue
-        _, found = bench.train(run)
-        row = {k: f"{v:.4f}" for k, v in found.items() if k in COLUMNS}
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(dataclasses.asdict(run) | row)
-        print(run, row, flush=True)
+        if not table.has(run):
+            _, found = bench.train(run)
+            table.add(run, [found])
+            print(run, found, flush=True)
 
 
 if __name__ == "__main__":

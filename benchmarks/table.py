@@ -1,6 +1,7 @@
 """Results as CSV."""
 
 import csv
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -25,3 +26,46 @@ def write(
         writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+class Runs:
+    """A CSV of runs, in which a run is found again by its settings.
+
+    A run's rows are appended in one write, so that several programs can share a table.
+    """
+
+    def __init__(self, path: str | os.PathLike, kind: type, numbers: Sequence[str]):
+        """Reads the table.
+
+        Args:
+            path: the CSV; it need not exist.
+            kind: a dataclass, whose fields tell one run from another.
+            numbers: the columns of results.
+        """
+        self._path, self._numbers = pathlib.Path(path), numbers
+        self._fields = [field.name for field in dataclasses.fields(kind)]
+        self._columns, self._known = [*self._fields, *numbers], set()
+        if self._path.exists():
+            with self._path.open(encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self._known = {tuple(row[name] for name in self._fields) for row in reader}
+                self._columns = reader.fieldnames
+
+    def has(self, run: Any) -> bool:
+        """Whether the run has rows."""
+        return tuple(str(value) for value in dataclasses.astuple(run)) in self._known
+
+    def add(self, run: Any, rows: Sequence[Mapping[str, float]]) -> None:
+        """Appends the rows of a run; a number that a row lacks is left empty."""
+        is_new = not self._path.exists()
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            for row in rows:
+                numbers = {name: _short(row[name]) for name in self._numbers if name in row}
+                writer.writerow(dataclasses.asdict(run) | numbers)
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

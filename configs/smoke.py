@@ -3,7 +3,7 @@
 Command:  python -m aced.main --config=configs/smoke.py
 Hardware: 2 CPU cores.
 Cost:     1.39e13 FLOPs, derived from aced/flops.py.
-Expect:   the method several times above IID in retrieval, at as many examples trained.
+Expect:   not measured yet with these settings.
 
 The data are 20,000 scenes of the embedded `shapes`. Half of the captions are wrong, and which ones
 is known, so that `selection/noisy_share` shows what selection does. First the reference is trained

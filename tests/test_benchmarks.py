@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import documents
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -37,9 +37,9 @@ def test_the_commands_that_are_named_exist():
 
 
 def test_documents_have_the_numbers_of_the_tables():
-    for path in tables.TEXTS:
+    for path in documents.TEXTS:
         text = path.read_text(encoding="utf-8")
-        assert tables.filled(text) == text, f"{path}: run python -m benchmarks.tables"
+        assert documents.filled(text) == text, f"{path}: run python -m benchmarks.documents"
 
 
 @pytest.mark.slow

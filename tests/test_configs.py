@@ -123,13 +123,14 @@ def flops(config):
     method = settings.method
     cache = 0
     if "reference" in earlier:  # not trained yet, so that its size is not on disk
-        model = earlier["reference"].method.model
-        known = {"cache": "cache", "scale": 1.0, "bias": 0.0} if settings.before_caches else {}
-        method = dataclasses.replace(method, reference=FrozenConfig(model=model, **known))
-        cache = settings.data.shapes.size * costs.step_flops([], [(sum(costs.macs(model)), 1)])
+        reference = FrozenConfig(model=earlier["reference"].method.model)
+        if settings.before_caches:
+            reference = dataclasses.replace(reference, cache="cache", scale=1.0, bias=0.0)
+            pair = sum(costs.macs(reference.model))
+            cache = costs.step_flops([], [(pair, settings.data.shapes.size)])
+        method = dataclasses.replace(method, reference=reference)
     steps = durations.steps(settings, "total", batch_size=settings.batch_size)
     own = steps * methods.METHODS[method.name][1](method).flops_per_step(settings.batch_size)
-    cache = cache if settings.before_caches else 0
     return own + cache + sum(flops(run) for run in settings.before.values())
 
 

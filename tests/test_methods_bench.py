@@ -5,7 +5,8 @@ import pytest
 
 from benchmarks import gain
 from benchmarks.methods import suites
-from benchmarks.methods.runs import Bench, Run, Table, parse
+from benchmarks.methods.runs import NUMBERS, Bench, Run, parse
+from benchmarks.table import Runs
 
 
 def test_every_suite_is_made_of_runs_that_can_be_set_up():
@@ -28,7 +29,10 @@ def test_runs_of_the_gain_are_listed_once():
 
 @pytest.mark.slow
 def test_a_run_and_its_table(tmp_path):
-    bench, table = Bench(str(tmp_path), pairs=400, reference_steps=3), Table(tmp_path / "a.csv")
+    bench, table = (
+        Bench(str(tmp_path), pairs=400, reference_steps=3),
+        Runs(tmp_path / "a.csv", Run, NUMBERS),
+    )
     run = Run("h_acid", batch_size=16, steps=8)
     rows = bench.train(run)
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
@@ -40,8 +44,8 @@ def test_a_run_and_its_table(tmp_path):
     assert [row["r1"] for row in again] == [row["r1"] for row in rows]
     assert not table.has(run)
     table.add(run, rows)
-    assert Table(tmp_path / "a.csv").has(run)
-    assert not Table(tmp_path / "a.csv").has(Run("h_acid", batch_size=16, steps=9))
+    assert Runs(tmp_path / "a.csv", Run, NUMBERS).has(run)
+    assert not Runs(tmp_path / "a.csv", Run, NUMBERS).has(Run("h_acid", batch_size=16, steps=9))
     pool, reference = bench.pool(run.wrong), bench.reference(run.reference, run.wrong)
     assert len(pool) == len(reference.zimg) == 400
     np.testing.assert_allclose(np.linalg.norm(reference.zimg, axis=1), 1, rtol=1e-5)

@@ -57,7 +57,6 @@ class _Carry(NamedTuple):
 
     contexts: list[Context]  # of each term
     available: Bool[Array, " B"]
-    chosen: Int[Array, ""]  # how many
     left: Int[Array, " strata"]  # how many each stratum has still to give
     score: Float[Array, " B"]
 
@@ -87,16 +86,15 @@ def select_joint(
 
     def draw(carry: _Carry, noise: Float[Array, " B"]):
         # XLA does not partition top_k: on a mesh, these B numbers are gathered (not B x d).
-        score = replicated(carry.score)
-        terms = 1 + 2 * carry.chosen if loss == "sigmoid" else 1
-        gain = gain_of_draw(score, carry.available, terms, config, gain=config.gain_of(loss))
+        score, candidates = replicated(carry.score), carry.available.sum()
+        summed = 1 + 2 * (n - candidates) if loss == "sigmoid" else 1
+        gain = gain_of_draw(score, carry.available, summed, config, gain=config.gain_of(loss))
         logits = jnp.where(carry.available, gain * score + noise, -jnp.inf)
         best, place = jax.lax.top_k(logits.reshape(strata, rows), min(share, chunk))
         best = jnp.where(jnp.arange(best.shape[1]) < carry.left[:, None], best, -jnp.inf)
         picks = jax.lax.top_k(best.reshape(-1), chunk)[1]
         stratum = picks // best.shape[1]
         ids = rows * stratum + place.reshape(-1)[picks]
-        candidates = carry.available.sum()
         numbers = (
             carry.score[ids].mean(),
             jnp.mean(carry.score, where=carry.available),
@@ -113,11 +111,12 @@ def select_joint(
             extended.append(_extend(context, e, ids, loss, config))
         nlls = [_nll(context, e, loss) for context, (_, e) in zip(extended, terms, strict=True)]
         available = carry.available.at[ids].set(False)
-        score = scores.combine(terms, nlls)
-        return _Carry(extended, available, carry.chosen + chunk, left, score), (ids, numbers)
+        return _Carry(extended, available, left, scores.combine(terms, nlls)), (ids, numbers)
 
     empty = jnp.full((parts, n // parts), _LOSSES[loss].empty)
-    if loss == "softmax" and config.first_chunk == "score":
+    if config.first_chunk == "uniform":
+        start = [jnp.zeros(n) for _ in terms]
+    elif loss == "softmax":
         width = scores.softmax_width(n // parts, size // (config.chunks * parts), config.tile)
         start = [
             scores.softmax_nll(e, strata=parts, width=width, precision=config.precision)
@@ -125,13 +124,11 @@ def select_joint(
         ]
     else:
         start = [_nll((empty, empty), e, loss) for _, e in terms]
-    first = scores.combine(terms, start)
     carry = _Carry(
         contexts=[(empty, empty) for _ in terms],
         available=jnp.ones(n, bool),
-        chosen=jnp.int32(0),
         left=jnp.full(strata, share),
-        score=first if config.first_chunk == "score" else jnp.zeros_like(first),
+        score=scores.combine(terms, start),
     )
     carry, (ids, numbers) = jax.lax.scan(step, carry, noise[:-1])
     # Nothing is drawn after the last chunk, so that its rows and columns are not needed.

@@ -10,9 +10,9 @@ import pathlib
 import numpy as np
 from jaxtyping import Int
 
-from aced.data.shapes import Shapes, ShapesConfig
-from aced.data.tokenizers import TokenizerConfig, get_tokenizer
-from benchmarks.methods.pool import Pool
+from aced.data.shapes import ShapesConfig
+from aced.data.tokenizers import TokenizerConfig
+from benchmarks.methods.pool import Pool, scenes
 
 RESOLUTION = 64
 TOKENIZERS = {
@@ -58,13 +58,7 @@ def shapes(pairs: int, clean: int, val: int) -> Pools:
 
 
 def _draw(config: ShapesConfig, places: range) -> Pool:
-    source, tokenize = Shapes(config), get_tokenizer(TOKENIZERS["shapes"])
-    records = [source[i] for i in places]
-    return Pool(
-        image=np.stack([record["image"] for record in records]),
-        text=tokenize([record["texts"][0] for record in records]),
-        is_noisy=np.array([record["is_noisy"] for record in records]),
-    )
+    return scenes(config, TOKENIZERS["shapes"], places)
 
 
 def _joined(parts: list[Pool]) -> Pool:

@@ -52,7 +52,7 @@ class Parts:
         return self._end - time.monotonic()
 
     def run(self, module: str, *arguments: str, limit: float, **env: str) -> None:
-        """Runs `benchmarks.device.MODULE` within `limit` and what is left; failures are told."""
+        """Runs `benchmarks.device.MODULE` within `limit` and what is left; prints how it ended."""
         seconds = min(limit, self.left)
         what = " ".join((module, *arguments))
         if seconds < GRACE:

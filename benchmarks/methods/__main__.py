@@ -13,7 +13,8 @@ import pathlib
 from absl import app, flags
 
 from benchmarks.methods import suites
-from benchmarks.methods.runs import Bench, Table
+from benchmarks.methods.runs import NUMBERS, Bench, Run
+from benchmarks.table import Runs
 
 _SUITE = flags.DEFINE_enum("suite", "main", list(suites.SUITES), "Which runs; see suites.py.")
 _WORK = flags.DEFINE_string("work", None, "Folder for what runs share.", required=True)
@@ -27,7 +28,8 @@ def main(argv: list[str]) -> None:
     """Runs what is missing."""
     del argv
     index, parts = (int(number) for number in _SHARD.value.split("/"))
-    bench, table = Bench(_WORK.value, _PAIRS.value, _REFERENCE_STEPS.value), Table(_OUT.value)
+    bench = Bench(_WORK.value, _PAIRS.value, _REFERENCE_STEPS.value)
+    table = Runs(_OUT.value, Run, NUMBERS)
     runs = suites.SUITES[_SUITE.value]()
     missing = [run for run in runs[index::parts] if not table.has(run)]
     for number, run in enumerate(missing, 1):

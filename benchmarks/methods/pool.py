@@ -1,14 +1,15 @@
-"""Pairs held whole in memory, as a model reads them, and what a frozen model says of them."""
+"""Pairs in memory, in the form that a model reads, and their embeddings."""
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree, UInt8
 
 from aced.data.shapes import Shapes, ShapesConfig
-from aced.data.tokenizers import get_tokenizer
+from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from aced.models import two_tower
 
 
@@ -24,6 +25,17 @@ class Pool:
         return len(self.image)
 
 
+def scenes(config: ShapesConfig, tokenizer: TokenizerConfig, places: Iterable[int]) -> Pool:
+    """Draws these embedded scenes."""
+    source, tokenize = Shapes(config), get_tokenizer(tokenizer)
+    records = [source[i] for i in places]
+    return Pool(
+        image=np.stack([record["image"] for record in records]),
+        text=tokenize([record["texts"][0] for record in records]),
+        is_noisy=np.array([record["is_noisy"] for record in records]),
+    )
+
+
 def shapes(
     folder: pathlib.Path, model: two_tower.TwoTowerConfig, *, size: int, wrong: float, seed: int,
     split: str = "train",
@@ -33,16 +45,10 @@ def shapes(
     if not file.exists():
         resolution = model.image.resolution
         config = ShapesConfig(size=size, seed=seed, split=split, resolution=resolution, wrong=wrong)
-        source, tokenize = Shapes(config), get_tokenizer(model.tokenizer)
-        records = [source[i] for i in range(size)]
+        drawn = scenes(config, model.tokenizer, range(size))
         folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part.npz")
-        np.savez(
-            part,
-            image=np.stack([record["image"] for record in records]),
-            text=tokenize([record["texts"][0] for record in records]),
-            is_noisy=np.array([record["is_noisy"] for record in records]),
-        )
+        np.savez(part, image=drawn.image, text=drawn.text, is_noisy=drawn.is_noisy)
         part.rename(file)
     with np.load(file, allow_pickle=False) as found:
         return Pool(**found)

@@ -1,6 +1,5 @@
-"""A run by its settings, and the tables that runs are kept in: what is there is not run again."""
+"""A run by its settings, and the scenes and references that runs share."""
 
-import csv
 import dataclasses
 import functools
 import json
@@ -33,11 +32,6 @@ class Run:
     reference: str = "4x128"  # layers x channels
     filter_ratio: float = 0.8
     settings: str = "{}"  # JSON of further settings, by their path below `method.`
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """Its settings as they stand in a table."""
-        return tuple(str(value) for value in dataclasses.astuple(self))
 
 
 def parse(run: Run, depth: int = 2, width: int = 64) -> aced_train.TrainConfig:
@@ -123,37 +117,3 @@ class Bench:
             batch_size=run.batch_size, steps=run.steps, seed=run.seed,
         )  # fmt: skip
         return rows
-
-
-class Table:
-    """Rows of runs in a CSV, a run's rows in one write."""
-
-    def __init__(self, path: str):
-        self._path = pathlib.Path(path)
-        self._columns = [field.name for field in dataclasses.fields(Run)] + list(NUMBERS)
-        self.rows = []
-        if self._path.exists():
-            with self._path.open(encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
-
-    def has(self, run: Run) -> bool:
-        """Whether its rows are there."""
-        names = [field.name for field in dataclasses.fields(Run)]
-        return any(tuple(row[name] for name in names) == run.key for row in self.rows)
-
-    def add(self, run: Run, rows: list[dict[str, Any]]) -> None:
-        """Appends a run's rows."""
-        new = [
-            dataclasses.asdict(run) | {name: _short(row[name]) for name in NUMBERS} for row in rows
-        ]
-        is_empty = not self._path.exists()
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-            if is_empty:
-                writer.writeheader()
-            writer.writerows(new)
-        self.rows += [{name: str(value) for name, value in row.items()} for row in new]
-
-
-def _short(value: float) -> float | str:
-    return value if isinstance(value, int) else f"{value:.4g}"

@@ -21,7 +21,7 @@ from benchmarks.methods.pool import Pool, embed
 
 @dataclasses.dataclass(frozen=True)
 class Cached:
-    """What a trained model says of a pool."""
+    """A trained model's embeddings of a pool, with its scale and bias."""
 
     model: two_tower.TwoTowerConfig
     zimg: Float[np.ndarray, "N d"]

@@ -1,6 +1,6 @@
 """Writes the committed results into the documentation, between its marks.
 
-    python -m benchmarks.tables
+    python -m benchmarks.documents
 
 A table stands between `<!-- table NAME -->` and `<!-- /table -->`. A test holds that README.md and
 docs/ are what this command writes.
