@@ -21,6 +21,8 @@ from tests.preparation.test_page import EVIL, Reader
 from tests.test_train import config
 
 STEPS = 5
+# Beside the loss, of a run that selects by the learner alone.
+DRAWN = ("near_copies", "noisy_share", "perplexity", "variety")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,8 @@ def test_the_page(runs, tmp_path):
     assert "method.selection.scorehard_learnerlearnability" in differing
     assert "batch_size" not in differing
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert sum(x["src"].startswith("data:image/svg+xml;base64,") for x in images) == 2
+    drawn = [x["alt"] for x in images if x["src"].startswith("data:image/svg+xml;base64,")]
+    assert drawn == ["loss", *(f"selection/{x}" for x in DRAWN)]
     assert sum(x["src"].startswith("data:image/jpeg;base64,") for x in images) == 3 * 12 * 3
     assert any(tag == "figure" and x.get("class") == "marked" for tag, x in page.tags)
     assert report.report([str(runs / "hard")], ReportConfig()) == report.report(
