@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from aced import flops, methods, optimizer, state
 from aced.config import ConfigError, to_config
@@ -19,7 +20,7 @@ from aced.models import coca
 from aced.parallel import mesh as meshes
 from tests.models import coca_by_hand, tiny_coca
 
-B = 8
+B = 16
 TEACHER = dataclasses.replace(
     tiny_coca.TINY,
     classes=4,
@@ -49,20 +50,41 @@ def batch(seed=0, teacher=TEACHER):
     return rows | ({"second/image": image[::-1]} if teacher.pictures == 2 else {})
 
 
+@functools.cache
+def programs(settings):
+    """The method, and its compiled functions, which tests of the same settings share.
+
+    They are the parameters that are not the model's, the step, and the losses of every module.
+    """
+    method = Optima(settings)
+
+    def others(key):
+        return {name: x for name, x in method.init_params(key).items() if name != "model"}
+
+    return (
+        method,
+        jax.jit(others),
+        jax.jit(functools.partial(method.train_step, tx=TX)),
+        jax.jit(lambda *args: method._compare(*args)[2].means()),
+    )
+
+
 class Trial:
     """A method that takes steps; `params` are away from the special values of `init`."""
 
-    def __init__(self, settings, mesh=None):
-        self.method = Optima(settings)
+    def __init__(self, settings):
+        self.method, init, self.jitted, self._losses = programs(settings)
         # Copies of the dicts, which a test may change.
         teacher = tiny_coca.params(settings.teacher.model, seed=5)
         self.teacher = {"teacher": jax.tree.map(jnp.asarray, teacher)}
-        params = jax.jit(self.method.init_params)(jax.random.key(3))
-        params["model"] = tiny_coca.params(settings.model, seed=1)
+        params = init(jax.random.key(3)) | {"model": tiny_coca.params(settings.model, seed=1)}
         memory = self.method.init_memory(params)
         self.state = state.create(params, TX, jax.random.key(1), method=memory)
-        self.jitted = jax.jit(functools.partial(self.method.train_step, tx=TX))
-        self._losses = jax.jit(lambda *args: self.method._compare(*args)[2].means())
+
+    def replicate(self, mesh):
+        """As a run starts, so that the second step is the first one's program."""
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self.state, self.teacher = jax.device_put((self.state, self.teacher), everywhere)
 
     def step(self, rows):
         self.state, metrics = self.jitted(self.state, self.teacher, rows)
@@ -157,7 +179,8 @@ def test_only_what_is_played_moves_its_projections(played):
 def test_the_loss_is_its_parts(played):
     trial, before, metrics = played
     rows, params = batch(0), before[0].params
-    said, taught, errors = trial.method._compare(params, trial.teacher["teacher"], rows)
+    compare = jax.jit(trial.method._compare)
+    said, taught, errors = compare(params, trial.teacher["teacher"], rows)
     real = coca.real_words(rows["text"], tiny_coca.EOS)
     found = coca_task.losses(said, rows, real, taught, temperature=2.0)
     layers = errors.means()
@@ -229,8 +252,9 @@ def test_the_same_steps_in_pieces_and_on_eight_devices(pictures):
     teacher = dataclasses.replace(TEACHER, pictures=pictures)
     alone, shared = Trial(config(teacher)), Trial(config(teacher, train_micro_batch=8))
     mesh = meshes.make_mesh()
+    shared.replicate(mesh)
     for i in range(3):
-        rows = {name: np.concatenate([x, x]) for name, x in batch(i, teacher).items()}
+        rows = batch(i, teacher)
         expected = alone.step(rows)
         with jax.set_mesh(mesh):
             found = shared.step(meshes.global_batch(rows, mesh))
@@ -238,6 +262,7 @@ def test_the_same_steps_in_pieces_and_on_eight_devices(pictures):
             np.testing.assert_allclose(found[name], expected[name], rtol=5e-5, err_msg=name)
         assert found["bandit/arm"] == expected["bandit/arm"]
         np.testing.assert_allclose(found["bandit/reward"], expected["bandit/reward"], atol=1e-3)
+    assert shared.jitted._cache_size() == 1
 
 
 @pytest.mark.slow
@@ -251,7 +276,7 @@ def test_arms():
     )
     assert config(arms="all").played == ((0, 1, 2),)
     assert config(arms="none").names == ("none",)
-    nothing = Trial(config(arms="none"))
+    nothing = Trial(config(arms="none", reward="played"))
     metrics = nothing.step(batch())
     np.testing.assert_allclose(
         metrics["loss"], metrics["loss/task"] + metrics["loss/kl"], rtol=1e-6
@@ -267,9 +292,9 @@ def test_a_student_starts_from_the_teachers_layers():
         image=dataclasses.replace(TEACHER.image, depth=2),
         text=dataclasses.replace(TEACHER.text, unimodal=2, multimodal=1),
     )
-    settings = config(own=wide)
-    method, theirs = Optima(settings), tiny_coca.params(TEACHER, seed=5)
-    start = method.start(method.init_params(jax.random.key(0)), {"teacher": theirs})["model"]
+    theirs = tiny_coca.params(TEACHER, seed=5)
+    trial = Trial(config(own=wide))
+    start = trial.method.start(trial.state.params, {"teacher": theirs})["model"]
     for name, own, other, layers in (
         ("image", start["image"]["blocks"], theirs["image"]["blocks"], [1, 3]),
         ("unimodal", start["text"]["unimodal"], theirs["text"]["unimodal"], [1, 3]),
@@ -281,9 +306,9 @@ def test_a_student_starts_from_the_teachers_layers():
         jax.tree.map(np.testing.assert_array_equal, start["text"][part], theirs["text"][part])
     jax.tree.map(np.testing.assert_array_equal, start["head"], theirs["head"])
     # Of a narrower one only what does not know the width is taken over.
-    method = Optima(config())
-    random = method.init_params(jax.random.key(0))
-    narrow = method.start(random, {"teacher": theirs})["model"]
+    trial = Trial(config())
+    random = trial.state.params
+    narrow = trial.method.start(random, {"teacher": theirs})["model"]
     np.testing.assert_array_equal(narrow["text"]["token"], random["model"]["text"]["token"])
     np.testing.assert_array_equal(narrow["t"], theirs["t"])
     off = Optima(config(own=wide, init_from_teacher=False))
@@ -297,7 +322,8 @@ def test_a_teacher_whose_embeddings_have_a_width_of_their_own():
     teacher = dataclasses.replace(TEACHER, embed_dim=10)
     settings = config(teacher=teacher)
     trial = Trial(settings)
-    start = trial.method.start(trial.method.init_params(jax.random.key(0)), trial.teacher)
+    init = jax.jit(trial.method.init_params)(jax.random.key(0))
+    start = trial.method.start(init, trial.teacher)
     assert settings.model.embed_dim == 10
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (start, trial.state.params)]
     assert shapes[0] == shapes[1]
@@ -310,9 +336,13 @@ def test_biases_of_projections_are_not_decayed():
     names = {"bias": 0, "kernel": 0}
     settings = optimizer.OptimizerConfig(weight_decay=0.5)
     tx, _ = optimizer.build(settings, trial.state.params, total_steps=10, batch_size=B)
-    zeros = jax.tree.map(jnp.zeros_like, trial.state.params)
-    ones = jax.tree.map(jnp.ones_like, trial.state.params)
-    updates, _ = tx.update(zeros, tx.init(ones), ones)
+
+    @jax.jit
+    def decayed(params):
+        zeros, ones = (jax.tree.map(f, params) for f in (jnp.zeros_like, jnp.ones_like))
+        return tx.update(zeros, tx.init(ones), ones)[0]
+
+    updates = decayed(trial.state.params)
     for path, update in jax.tree.leaves_with_path(updates["projections"]):
         kind = "bias" if jax.tree_util.keystr(path, simple=True).endswith("bias") else "kernel"
         names[kind] += 1
