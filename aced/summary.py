@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from etils import epath
 
-from aced import metrics, record
+from aced import methods, metrics, record
 
 COLUMNS = {
     "examples_trained": ("trained", "{:,.0f}"),
@@ -21,16 +21,20 @@ def table(workdir: epath.PathLike) -> str:
     """Returns a table of the run in `workdir` and of the runs before it, one a line."""
     folder = epath.Path(workdir)
     before = record.read(folder).settings["before"]
-    runs = {name: values(folder / name) for name in before}
-    runs[folder.name] = values(folder)
-    titles, cells = rows(runs)
-    lines = [["run", *titles], *([run, *of_run] for run, of_run in cells.items())]
+    folders = {name: folder / name for name in before} | {folder.name: folder}
+    titles, cells = rows({name: values(path) for name, path in folders.items()})
+    lines = [["run", "method", *titles]]
+    lines += [[name, _method(path), *cells[name]] for name, path in folders.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in lines
     ]
     return "\n".join(["", *text, ""])
+
+
+def _method(workdir: epath.Path) -> str:
+    return methods.parse(record.read(workdir).settings["method"]).title
 
 
 def rows(runs: Mapping[str, Mapping[str, int | float]]) -> tuple[list[str], dict[str, list[str]]]:

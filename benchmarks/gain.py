@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -152,7 +153,7 @@ class Bench:
 
     def __init__(self, folder: str):
         self._folder = pathlib.Path(folder)
-        self.model = methods_runs.parse(methods_runs.Run("iid")).method.model
+        self.model = methods_runs.parse(methods_runs.Run("iid", resolution=32)).method.model
         self.val = features(self._pool(0.0, 0, 1000, "val"))
 
     def _pool(self, wrong: float, seed: int, size: int = PAIRS, split: str = "train"):
@@ -183,50 +184,17 @@ class Bench:
         self, run: Run, hidden: int = HIDDEN["learner"], scenes: int = 0
     ) -> tuple[PyTree, dict[str, float]]:
         """Parameters at the end, and the numbers of a row."""
-        config, size = run.selection, run.batch_size
-        candidates = config.super_batch_size(size) if config else size
-        steps, pool = run.examples // size, self.arrays(run.wrong, scenes)
-        seen = None
-        if config or run.distillation:
+        seen, pool = None, self.arrays(run.wrong, scenes)
+        if run.selection or run.distillation:
             seen = self.reference(run.reference, run.wrong)
         length, words = pool["tokens"].shape[1], self.model.text.vocab_size
-        key = jax.random.key(run.seed)
-        params = init(key, hidden, length, words, -math.log(size))
+        key, steps = jax.random.key(run.seed), run.examples // run.batch_size
+        params = init(key, hidden, length, words, -math.log(run.batch_size))
         schedule = optax.warmup_cosine_decay_schedule(0, 2e-3, steps // 10, steps)
         decayed = optax.adamw(schedule, b2=0.95, weight_decay=1e-3)
         tx = optax.chain(optax.clip_by_global_norm(1.0), decayed)
-
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def step(params, opt_state, number, ids, pool, seen):
-            batch = {name: rows[ids] for name, rows in pool.items()}
-            if seen is not None:
-                seen = seen.replace(zimg=seen.zimg[ids], ztxt=seen.ztxt[ids])
-            numbers = {}
-            if config:
-                learner = embed(params, batch["pixels"], batch["tokens"])
-                chosen = select(
-                    jax.random.fold_in(key, number), learner, seen, config, loss=run.loss, size=size
-                )
-                picks, numbers = jnp.sort(chosen.ids), chosen.metrics
-                batch = {name: rows[picks] for name, rows in batch.items()}
-                seen = seen.replace(zimg=seen.zimg[picks], ztxt=seen.ztxt[picks])
-
-            def loss_fn(params):
-                e = embed(params, batch["pixels"], batch["tokens"])
-                loss = contrastive.LOSSES[run.loss](e)
-                if run.distillation:
-                    loss += run.distillation * distillation.softmax_kd(e, seen)
-                return loss
-
-            updates, opt_state = tx.update(jax.grad(loss_fn)(params), opt_state, params)
-            numbers["noise"] = batch["is_noisy"].mean(dtype=jnp.float32)
-            return optax.apply_updates(params, updates), opt_state, numbers
-
-        opt_state, rng, last = tx.init(params), np.random.default_rng((run.seed, 7)), []
-        passes = -(-steps * candidates // PAIRS)
-        order = np.concatenate([rng.permutation(PAIRS) for _ in range(passes)])
-        for number in range(steps):
-            ids = order[number * candidates : (number + 1) * candidates]
+        step, opt_state, last = train_step(run, tx, key), tx.init(params), []
+        for number, ids in enumerate(order(run, steps)):
             params, opt_state, numbers = step(params, opt_state, number, ids, pool, seen)
             if number >= 0.8 * steps:
                 last.append(numbers)
@@ -235,6 +203,47 @@ class Bench:
         means = jax.tree.map(lambda *x: float(jnp.stack(x).mean()), *last)
         row = {name.removeprefix("selection/"): value for name, value in means.items()}
         return params, {"r1": r1} | row
+
+
+def order(run: Run, steps: int) -> Int[np.ndarray, "steps B"]:
+    """The super-batches of a run: positions in passes over the pool, each shuffled."""
+    size = run.batch_size
+    candidates = run.selection.super_batch_size(size) if run.selection else size
+    rng = np.random.default_rng((run.seed, 7))
+    passes = [rng.permutation(PAIRS) for _ in range(-(-steps * candidates // PAIRS))]
+    return np.concatenate(passes)[: steps * candidates].reshape(steps, candidates)
+
+
+def train_step(run: Run, tx: optax.GradientTransformation, key: Array) -> Callable:
+    """A step on a super-batch: embed it, select, learn from what is chosen."""
+    config = run.selection
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, opt_state, number, ids, pool, seen):
+        batch = {name: rows[ids] for name, rows in pool.items()}
+        if seen is not None:
+            seen = seen.replace(zimg=seen.zimg[ids], ztxt=seen.ztxt[ids])
+        numbers = {}
+        if config:
+            learner = embed(params, batch["pixels"], batch["tokens"])
+            draw_key, size = jax.random.fold_in(key, number), run.batch_size
+            chosen = select(draw_key, learner, seen, config, loss=run.loss, size=size)
+            picks, numbers = jnp.sort(chosen.ids), chosen.metrics
+            batch = {name: rows[picks] for name, rows in batch.items()}
+            seen = seen.replace(zimg=seen.zimg[picks], ztxt=seen.ztxt[picks])
+
+        def loss_fn(params):
+            e = embed(params, batch["pixels"], batch["tokens"])
+            loss = contrastive.LOSSES[run.loss](e)
+            if run.distillation:
+                loss += run.distillation * distillation.softmax_kd(e, seen)
+            return loss
+
+        updates, opt_state = tx.update(jax.grad(loss_fn)(params), opt_state, params)
+        numbers["noise"] = batch["is_noisy"].mean(dtype=jnp.float32)
+        return optax.apply_updates(params, updates), opt_state, numbers
+
+    return step
 
 
 def main(argv: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Runs that read embeddings from a cache: the same picks, the same resumption, refusals."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from configs import methods
 from tests import cached
 from tests.test_train import state
 
-SIZE = 90
+SIZE, STEPS = 90, 6
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,23 @@ def run(config, workdir, devices=1):
     return train.run(config, str(workdir), devices=jax.devices()[:devices])
 
 
+@pytest.fixture(scope="module")
+def trained(data, models, caches, tmp_path_factory):
+    """Workdirs of finished runs of STEPS steps, by name; tests only look at them."""
+
+    @functools.cache
+    def folder(name):
+        workdir = tmp_path_factory.mktemp("trained") / name
+        if name == "online":
+            config = cached.run_config(data, models["reference"], steps=STEPS)
+        else:
+            config = cached.run_config(data, "", steps=STEPS, cache=caches / name)
+        run(config, workdir)
+        return workdir
+
+    return folder
+
+
 def with_teacher(config, models, method):
     """ACED with the reference and another teacher, of other width."""
     methods.apply(config, method, filter_ratio=0.8, weight=1.0)
@@ -64,20 +82,29 @@ def with_teacher(config, models, method):
     return config
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
-def test_the_picks_are_those_of_the_online_run(devices, data, models, caches, tmp_path):
-    online = cached.run_config(data, models["reference"], steps=5)
-    offline = cached.run_config(data, "", steps=5, cache=caches / "float32")
-    values = [run(online, tmp_path / "online", devices), run(offline, tmp_path / "cached", devices)]
-    assert metrics.read_picks(tmp_path / "online") == metrics.read_picks(tmp_path / "cached")
+def check_same_picks(online, offline):
+    """One run as another one, but for what the reference's forward passes cost."""
+    assert metrics.read_picks(online) == metrics.read_picks(offline)
+    values = [metrics.read(workdir)[-1] for workdir in (online, offline)]
     for key in ("loss", "loss/distillation", "selection/score_selected"):
         assert values[1][key] == pytest.approx(values[0][key], rel=1e-4)
     # Neither the reference nor its pixels: its forward passes are what a step no longer costs.
     assert values[1]["flops"] < values[0]["flops"]
     # What the cache could not embed is skipped, as what cannot be read is.
-    seen = {i for ids in metrics.read_picks(tmp_path / "cached").values() for i in ids}
+    seen = {i for ids in metrics.read_picks(offline).values() for i in ids}
     assert not seen & {cached.BROKEN, cached.SILENT}
+
+
+@pytest.mark.slow
+def test_the_picks_are_those_of_the_online_run(trained):
+    check_same_picks(trained("online"), trained("float32"))
+
+
+@pytest.mark.slow
+def test_the_picks_are_those_of_the_online_run_on_two_devices(data, models, caches, tmp_path):
+    run(cached.run_config(data, models["reference"], steps=5), tmp_path / "online", 2)
+    run(cached.run_config(data, "", steps=5, cache=caches / "float32"), tmp_path / "cached", 2)
+    check_same_picks(tmp_path / "online", tmp_path / "cached")
 
 
 @pytest.mark.slow
@@ -95,40 +122,37 @@ def test_cached_and_online_models_together(which, method, data, models, caches, 
 
 
 @pytest.mark.slow
-def test_int8_picks_nearly_the_same(data, models, caches, tmp_path):
+def test_int8_picks_nearly_the_same(trained):
     """Measured: 39 of 40. An error of 0.006 in an embedding moves few draws."""
-    run(cached.run_config(data, models["reference"], steps=5), tmp_path / "online")
-    run(cached.run_config(data, "", steps=5, cache=caches / "int8"), tmp_path / "cached")
-    online, offline = (metrics.read_picks(tmp_path / name) for name in ("online", "cached"))
+    online, offline = (metrics.read_picks(trained(name)) for name in ("online", "int8"))
     kept = [len(set(ids) & set(offline[step])) / len(ids) for step, ids in online.items()]
     assert np.mean(kept) > 0.8
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, caches, tmp_path, monkeypatch):
-    config = cached.run_config(data, "", steps=6, cache=caches / "int8")
-    run(config, tmp_path / "whole")
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, caches, trained, tmp_path, monkeypatch):
+    config = cached.run_config(data, "", steps=STEPS, cache=caches / "int8")
     monkeypatch.setattr(preemption.Preemption, "reached", lambda self, step: step == 4)
     with pytest.raises(SystemExit):
-        run(config, tmp_path / "parts")
+        run(config, tmp_path)
     monkeypatch.undo()
-    run(config, tmp_path / "parts")
-    assert metrics.read_picks(tmp_path / "whole") == metrics.read_picks(tmp_path / "parts")
+    run(config, tmp_path)
+    assert metrics.read_picks(trained("int8")) == metrics.read_picks(tmp_path)
     lines = [
         [{k: v for k, v in line.items() if not k.startswith("wall/")} for line in metrics.read(w)]
-        for w in (tmp_path / "whole", tmp_path / "parts")
+        for w in (trained("int8"), tmp_path)
     ]
     assert lines[0] == lines[1]
-    for a, b in zip(state(tmp_path / "whole"), state(tmp_path / "parts"), strict=True):
+    for a, b in zip(state(trained("int8")), state(tmp_path), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_another_cache(data, caches, tmp_path):
-    run(cached.run_config(data, "", steps=2, cache=caches / "float32"), tmp_path)
-    config = cached.run_config(data, "", steps=3, cache=caches / "int8")
+def test_a_run_does_not_go_on_with_another_cache(data, caches, trained, tmp_path):
+    shutil.copytree(trained("float32"), tmp_path / "run")
+    config = cached.run_config(data, "", steps=STEPS + 1, cache=caches / "int8")
     with pytest.raises(ConfigError, match=r"model_fingerprints.reference: '.*' then, '.*' now"):
-        run(config, tmp_path)
+        run(config, tmp_path / "run")
 
 
 def other_data(config, models, tmp_path):
@@ -182,14 +206,14 @@ def test_embeddings_of_something_else_are_refused(change, message, data, models,
 
 
 @pytest.mark.slow
-def test_a_model_that_is_assumed_wrongly_gives_way_to_the_cached_one(data, caches, tmp_path):
+def test_a_model_that_is_assumed_wrongly_gives_way_to_the_cached_one(
+    data, caches, trained, tmp_path
+):
     """Recipes assume a reference, and any other may have been cached."""
-    right = cached.run_config(data, "", steps=2, cache=caches / "float32")
-    run(right, tmp_path / "right")
-    wrong = cached.run_config(data, "", steps=2, cache=caches / "float32")
+    wrong = cached.run_config(data, "", steps=STEPS, cache=caches / "float32")
     wrong.method.reference.model = to_config(cached.model(resolution=24, width=40, length=9))
-    run(wrong, tmp_path / "wrong")
-    assert metrics.read_picks(tmp_path / "right") == metrics.read_picks(tmp_path / "wrong")
+    run(wrong, tmp_path)
+    assert metrics.read_picks(trained("float32")) == metrics.read_picks(tmp_path)
 
 
 @pytest.mark.slow

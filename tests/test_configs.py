@@ -54,6 +54,27 @@ def test_tiny_is_traced(name, tmp_path):
     assert (built.batch_size, built.total_steps) == (16, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("iid", "IID"),
+        ("kd", "softmax-KD"),
+        ("hard", "hard learner"),
+        ("i_acid", "I-ACID"),
+        ("h_acid", "H-ACID"),
+        ("aced", "ACED-ACIDistill"),
+        ("aced_iid", "ACED-IIDistill"),
+    ],
+)
+def test_a_table_has_the_papers_names(name, title):
+    config = load("smoke").get_config(f"method={name}")
+    assert methods.parse(config.method).title == title
+    if name == "h_acid":
+        config.method.selection.score = "easy_reference"
+        config.method.distillation.weight = 1.0
+        assert methods.parse(config.method).title == "I-ACID + softmax-KD"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_runs_two_steps(name, tmp_path):

@@ -40,11 +40,11 @@ def first(tmp_path_factory):
 def test_one_config_trains_a_reference_and_a_learner_and_prints_both(first):
     workdir, done = first
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
-    assert rows["run"][:3] == ["trained", "scored", "FLOPs"]
-    assert rows["reference"][:2] == ["32", "0"]
+    assert rows["run"][:4] == ["method", "trained", "scored", "FLOPs"]
+    assert rows["reference"][:3] == ["IID", "32", "0"]
     assert rows["learner"] != rows["reference"]
-    assert [line.split()[:3] for line in done.stdout.splitlines() if "160" in line] == [
-        ["learner", "32", "160"]
+    assert [line.split()[:4] for line in done.stdout.splitlines() if "160" in line] == [
+        ["learner", "ACED-ACIDistill", "32", "160"]
     ]
     assert "step 2/2" in done.stderr
     assert f"What was chosen, in pictures: {workdir}/picks.html" in done.stdout

@@ -82,7 +82,7 @@ def test_four_processes_of_two_devices(start, undisturbed, tmp_path):
     with start(4, 2) as started:
         assert started.exit_codes() == [0] * 4, started.output(0)
     assert_same_run(tmp_path / "run", undisturbed)
-    tables = [bool(re.search("run +trained", started.output(i))) for i in range(4)]
+    tables = [bool(re.search("run +method +trained", started.output(i))) for i in range(4)]
     assert tables == [True, False, False, False]  # the first one alone prints it
 
 

@@ -46,6 +46,6 @@ def test_a_run_and_its_table(tmp_path):
     table.add(run, rows)
     assert Runs(tmp_path / "a.csv", Run, NUMBERS).has(run)
     assert not Runs(tmp_path / "a.csv", Run, NUMBERS).has(Run("h_acid", batch_size=16, steps=9))
-    pool, reference = bench.pool(run.wrong), bench.reference(run.reference, run.wrong)
+    pool, reference = bench.pool(run.wrong, run.resolution), bench.reference(run)
     assert len(pool) == len(reference.zimg) == 400
     np.testing.assert_allclose(np.linalg.norm(reference.zimg, axis=1), 1, rtol=1e-5)

@@ -11,6 +11,11 @@ from aced.models import two_tower
 from aced.selection import SelectionConfig, scores
 
 REFERENCE = "reference"
+_TITLES = {  # of arXiv 2411.18674, by score
+    "learnability": "H-ACID",
+    "easy_reference": "I-ACID",
+    "hard_learner": "hard learner",
+}
 
 
 def frozen_key(name: str) -> str:
@@ -87,6 +92,17 @@ class ContrastiveConfig(MethodConfig):
                 raise ConfigError(
                     f"method.distillation.teachers names {name!r}; known: {sorted(names)}."
                 )
+
+    @property
+    def title(self) -> str:
+        """What arXiv 2411.18674 calls a run with these settings."""
+        distils = self.distillation.weight > 0
+        if not self.selects:
+            return f"{self.distillation.loss}-KD" if distils else "IID"
+        if distils and self.selection.score == "learnability":
+            return "ACED-IIDistill" if self.distillation.batch == "iid" else "ACED-ACIDistill"
+        name = _TITLES[self.selection.score]
+        return f"{name} + {self.distillation.loss}-KD" if distils else name
 
     @property
     def selects(self) -> bool:

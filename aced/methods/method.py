@@ -33,6 +33,11 @@ class MethodConfig:
             raise ConfigError("method.train_micro_batch must be at least 0, which is: all at once.")
 
     @property
+    def title(self) -> str:
+        """What the papers call a run with these settings."""
+        return self.name
+
+    @property
     def selects(self) -> bool:
         """Whether a sub-batch is chosen; otherwise the whole super-batch is trained on."""
         return False

@@ -1,6 +1,7 @@
 """Pairs in memory, in the form that a model reads, and their embeddings."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable
 
@@ -54,12 +55,26 @@ def shapes(
         return Pool(**found)
 
 
+def reduced(pool: Pool, resolution: int) -> Pool:
+    """The same pairs with smaller pictures: means over cells."""
+    n, side = pool.image.shape[:2]
+    if side == resolution:
+        return pool
+    cell = side // resolution
+    image = pool.image.reshape(n, resolution, cell, resolution, cell, 3).mean((2, 4), np.float32)
+    return dataclasses.replace(pool, image=image.round().astype(np.uint8))
+
+
+@functools.cache
+def _embedding(model: two_tower.TwoTowerConfig):
+    return jax.jit(functools.partial(two_tower.embed, model))
+
+
 def embed(
     model: two_tower.TwoTowerConfig, params: PyTree, pool: Pool, batch: int = 1000
 ) -> tuple[Float[np.ndarray, "N d"], Float[np.ndarray, "N d"]]:
     """Embeddings of all pictures and texts."""
-    run = jax.jit(lambda params, image, text: two_tower.embed(model, params, image, text))
-    found = []
+    run, found = _embedding(model), []
     for start in range(0, len(pool), batch):
         e = run(params, pool.image[start : start + batch], pool.text[start : start + batch])
         found.append((np.asarray(e.zimg), np.asarray(e.ztxt)))

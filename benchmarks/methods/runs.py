@@ -30,6 +30,7 @@ class Run:
     steps: int = 3000
     seed: int = 0
     reference: str = "4x128"  # layers x channels
+    resolution: int = 8  # pixels; a patch has 8
     filter_ratio: float = 0.8
     settings: str = "{}"  # JSON of further settings, by their path below `method.`
 
@@ -39,6 +40,7 @@ def parse(run: Run, depth: int = 2, width: int = 64) -> aced_train.TrainConfig:
     config = smoke.run(depth=depth, width=width, steps=run.steps, seed=run.seed)
     config.batch_size = run.batch_size
     config.method.model.init_bias = -math.log(run.batch_size)
+    config.method.model.image.resolution = run.resolution
     methods.apply(config, run.method, filter_ratio=run.filter_ratio, weight=1.0)
     smoke.select(config.method.selection)
     config.method.selection.strata = 1
@@ -54,36 +56,41 @@ class Bench:
         self._folder = pathlib.Path(folder)
         self._pairs, self._reference_steps = pairs, reference_steps
 
-    def model(self, depth: int, width: int):
-        """The towers of a size."""
-        return parse(Run("iid"), depth, width).method.model
-
     @functools.lru_cache(maxsize=2)  # noqa: B019 the bench lives as long as the program
-    def pool(self, wrong: float) -> pools.Pool:
+    def pool(self, wrong: float, resolution: int) -> pools.Pool:
         """What learners are trained on."""
-        return pools.shapes(self._folder, self.model(2, 64), size=self._pairs, wrong=wrong, seed=0)
+        return self._shapes(resolution, size=self._pairs, wrong=wrong, seed=0)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def val(self, resolution: int) -> pools.Pool:
+        """Clean pairs."""
+        return self._shapes(resolution, size=VAL_PAIRS, wrong=0.0, seed=0, split="val")
+
+    def _shapes(self, resolution: int, **which: Any) -> pools.Pool:
+        model = parse(Run("iid", resolution=smoke.RESOLUTION)).method.model
+        return pools.reduced(pools.shapes(self._folder, model, **which), resolution)
 
     def prepare(self, run: Run) -> None:
         """Makes what the run reads and others read, too."""
-        _ = self.pool(run.wrong), self.val
+        _ = self.pool(run.wrong, run.resolution), self.val(run.resolution)
         if methods.uses_reference(run.method):
-            self.reference(run.reference, run.wrong)
+            self.reference(run)
 
-    @functools.cached_property
-    def val(self) -> pools.Pool:
-        """Clean pairs."""
-        return pools.shapes(
-            self._folder, self.model(2, 64), size=VAL_PAIRS, wrong=0.0, seed=0, split="val"
-        )
+    def reference(self, run: Run) -> training.Cached:
+        """The reference's embeddings of the run's pool; it has seen other, clean scenes."""
+        return self._reference(run.reference, run.wrong, run.resolution)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
-    def reference(self, size: str, wrong: float) -> training.Cached:
-        """A reference's embeddings of a pool; it has seen other, clean scenes."""
-        depth, width = (int(number) for number in size.split("x"))
-        model = self.model(depth, width)
-        file = self._folder / f"embeddings-{size}-{self._reference_steps}-{self._pairs}-{wrong}.npz"
+    def _reference(self, size: str, wrong: float, resolution: int) -> training.Cached:
+        name = f"{size}-{resolution}px-{self._reference_steps}-{self._pairs}"
+        trained = Run(
+            "iid", wrong=0.0, steps=self._reference_steps, seed=1000, resolution=resolution
+        )
+        settings = parse(trained, *(int(number) for number in size.split("x")))
+        model, file = settings.method.model, self._folder / f"embeddings-{name}-{wrong}.npz"
         if not file.exists():
-            found = training.cached(model, self._parameters(size, model), self.pool(wrong))
+            params = self._parameters(name, settings, trained)
+            found = training.cached(model, params, self.pool(wrong, resolution))
             part = file.with_suffix(".part.npz")
             np.savez(part, zimg=found.zimg, ztxt=found.ztxt, scale=found.scale, bias=found.bias)
             part.rename(file)
@@ -91,17 +98,15 @@ class Bench:
             scale, bias = float(kept["scale"]), float(kept["bias"])
             return training.Cached(model, kept["zimg"], kept["ztxt"], scale, bias)
 
-    def _parameters(self, size: str, model):
-        file = self._folder / f"reference-{size}-{self._reference_steps}-{self._pairs}.msgpack"
+    def _parameters(self, name: str, settings: aced_train.TrainConfig, run: Run):
+        file = self._folder / f"reference-{name}.msgpack"
         if not file.exists():
-            run = Run("iid", wrong=0.0, steps=self._reference_steps, seed=1000)
-            settings = parse(run, *(int(number) for number in size.split("x")))
-            seen = pools.shapes(self._folder, model, size=self._pairs, wrong=0.0, seed=11)
+            seen = self._shapes(run.resolution, size=self._pairs, wrong=0.0, seed=11)
             params, rows = training.train(
-                settings.method, settings.optimizer, seen, self.val, None,
+                settings.method, settings.optimizer, seen, self.val(run.resolution), None,
                 batch_size=run.batch_size, steps=run.steps, seed=run.seed,
             )  # fmt: skip
-            print("reference", size, rows[-1], flush=True)
+            print("reference", name, rows[-1], flush=True)
             file.write_bytes(serialization.to_bytes(params))
         return jax.device_put(serialization.msgpack_restore(file.read_bytes()))
 
@@ -110,10 +115,11 @@ class Bench:
         settings = parse(run)
         method, reference = settings.method, None
         if methods.uses_reference(run.method):
-            reference = self.reference(run.reference, run.wrong)
+            reference = self.reference(run)
             method = dataclasses.replace(method, reference=reference.config)
+        pool, val = self.pool(run.wrong, run.resolution), self.val(run.resolution)
         _, rows = training.train(
-            method, settings.optimizer, self.pool(run.wrong), self.val, reference,
+            method, settings.optimizer, pool, val, reference,
             batch_size=run.batch_size, steps=run.steps, seed=run.seed,
         )  # fmt: skip
         return rows

@@ -5,7 +5,6 @@ known mistake of cached gradients multiplies that of the temperature by the numb
 """
 
 import dataclasses
-import functools
 
 import by_hand
 import jax
@@ -19,7 +18,6 @@ from aced.parallel.mesh import MeshConfig
 B = 32
 
 
-@functools.cache
 def step(settings, devices=1, fsdp=1):
     """The new parameters: with SGD at rate 1 they are the old ones less the gradient."""
     method = Contrastive(settings)
