@@ -7,7 +7,6 @@ docs/ are what this command writes.
 """
 
 import collections
-import dataclasses
 import json
 import pathlib
 import re
@@ -15,8 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from benchmarks.methods.runs import Run
-from benchmarks.table import read
+from benchmarks.table import RESULTS, read
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -96,86 +94,16 @@ def _order(name: str) -> tuple[bool, bool, str]:
     return name != "IID", name.startswith("only"), name
 
 
-METHODS = {  # of the main table, by the names of configs/methods.py
-    "iid": "IID",
-    "kd": "softmax-KD",
-    "h_acid": "H-ACID",
-    "aced": "ACED-ACIDistill",
-    "i_acid": "I-ACID",
-}
-
-
-def is_main(row: dict[str, str]) -> bool:
-    """Whether a row of methods.csv is of a run of the main suite."""
-    usual = {name: str(value) for name, value in dataclasses.asdict(Run("")).items()}
-    compared = {"method", "wrong", "seed"}
-    return row["method"] in METHODS and all(
-        row[name] == value for name, value in usual.items() if name not in compared
-    )
-
-
-def methods() -> str:
-    """R@1 at the end of training, at equal examples and, for IID, at equal FLOPs too."""
-    found = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in _ends("methods.csv"):
-        wrong = float(row["wrong"])
-        if is_main(row):
-            found[METHODS[row["method"]]][wrong].append(float(row["r1"]))
-        elif row["method"] == "iid" and int(row["steps"]) > Run("").steps:
-            found["IID, at H-ACID's FLOPs"][wrong].append(float(row["r1"]))
-    columns = sorted({wrong for values in found.values() for wrong in values})
-    order = [*METHODS.values(), "IID, at H-ACID's FLOPs"]
-    rows = [
-        [name, *(spread(found[name][wrong]) if found[name][wrong] else "" for wrong in columns)]
-        for name in order
-        if name in found
-    ]
-    return markdown(["R@1, %", *(f"{wrong:.0%} wrong" for wrong in columns)], rows)
-
-
-def methods_else() -> str:
-    """What else is compared with H-ACID and ACED: R@1 and the share of wrong captions picked."""
-    found = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in _ends("methods.csv"):
-        if int(row["steps"]) == Run("").steps and row["batch_size"] == str(Run("").batch_size):
-            for number in ("r1", "noise"):
-                found[_variant(row)][float(row["wrong"]), number].append(float(row[number]))
-    names = {"r1": "R@1", "noise": "picked"}
-    columns = [(wrong, number) for wrong in (0.0, 0.5) for number in names]
-    rows = [
-        [name, *(spread(values[column]) if values[column] else "" for column in columns)]
-        for name, values in found.items()
-        if any(values[column] for column in columns)
-    ]
-    titles = [f"{wrong:.0%} wrong: {names[number]}, %" for wrong, number in columns]
-    return markdown(["run", *titles], rows)
-
-
-def _variant(row: dict[str, str]) -> str:
-    """A run of methods.csv in words: its method, and what is not as in the main table."""
-    parts = [METHODS.get(row["method"], _OTHERS.get(row["method"], row["method"]))]
-    settings = json.loads(row["settings"])
-    parts += [f"{name.rpartition('.')[2]} {value}" for name, value in settings.items()]
-    if row["reference"] != Run("").reference:
-        parts.append(f"reference {row['reference']}")
-    if row["filter_ratio"] != str(Run("").filter_ratio):
-        parts.append(f"f = {row['filter_ratio']}")
-    return ", ".join(parts)
-
-
-_OTHERS = {"aced_iid": "ACED-IIDistill", "hard": "hard learner"}
-
-
-def _ends(name: str) -> list[dict[str, str]]:
-    """The last row of every run."""
-    return [row for row in read(name) if row["step"] == row["steps"]]
+def smoke() -> str:
+    """What the first command prints at its end."""
+    lines = (RESULTS / "smoke.txt").read_text(encoding="utf-8").splitlines()[1:]
+    return "".join(f"    {line}\n" for line in lines)
 
 
 TABLES = {
     "gain_rule": gain_rule,
     "gain_weight": gain_weight,
-    "methods": methods,
-    "methods_else": methods_else,
+    "smoke": smoke,
 }
 
 

@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks import documents
 from benchmarks.table import RESULTS, read
 
 MODULES = ("image", "unimodal", "multimodal")
@@ -134,36 +133,8 @@ def gain() -> None:
     figure.savefig(RESULTS / "gain.png", dpi=100)
 
 
-def methods() -> None:
-    """R@1 against examples, a line for each method, and the wrong captions among the picks."""
-    found = collections.defaultdict(list)  # by method, share, number and examples, over seeds
-    for row in read("methods.csv"):
-        if documents.is_main(row):
-            for number in ("r1", "noise"):
-                key = (row["method"], float(row["wrong"]), number, int(row["examples_trained"]))
-                found[key].append(100 * float(row[number]))
-    panels = ((0.0, "r1"), (0.5, "r1"), (0.5, "noise"))
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.6), layout="constrained")
-    for axis, (wrong, number) in zip(axes, panels, strict=True):
-        for place, (method, name) in enumerate(documents.METHODS.items()):
-            points = sorted(k[3] for k in found if k[:3] == (method, wrong, number))
-            values = [found[method, wrong, number, examples] for examples in points]
-            means = [np.mean(seeds) for seeds in values]
-            (line,) = axis.plot(points, means, ".-", color=f"C{place}", label=name)
-            low, high = zip(*((min(seeds), max(seeds)) for seeds in values), strict=True)
-            axis.fill_between(points, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        what = {"r1": "R@1, %", "noise": "wrong captions among the picks, %"}[number]
-        axis.set_title(f"{wrong:.0%} of the captions are wrong", fontsize=9)
-        axis.set_ylabel(what, fontsize=8)
-        axis.set_xlabel("examples trained on", fontsize=8)
-        axis.set_ylim(bottom=0)
-    axes[1].legend(fontsize=7)
-    figure.savefig(RESULTS / "methods.png", dpi=100)
-
-
 if __name__ == "__main__":
     mpl.use("agg")
-    methods()
     gain()
     dime()
     optima()
