@@ -35,6 +35,7 @@ from aced.selection import SelectionConfig, select
 from benchmarks.methods import pool as pools
 from benchmarks.methods import runs as methods_runs
 from benchmarks.table import Runs
+from configs import smoke
 
 PAIRS, EXAMPLES = 60_000, 128_000
 WIDTH = 64  # of the embeddings
@@ -153,7 +154,8 @@ class Bench:
 
     def __init__(self, folder: str):
         self._folder = pathlib.Path(folder)
-        self.model = methods_runs.parse(methods_runs.Run("iid", resolution=32)).method.model
+        scenes = methods_runs.Run("iid", resolution=smoke.RESOLUTION)
+        self.model = methods_runs.parse(scenes).method.model
         self.val = features(self._pool(0.0, 0, 1000, "val"))
 
     def _pool(self, wrong: float, seed: int, size: int = PAIRS, split: str = "train"):

@@ -307,7 +307,8 @@ def test_a_student_starts_from_the_teachers_layers():
     jax.tree.map(np.testing.assert_array_equal, start["head"], theirs["head"])
     # Of a narrower one only what does not know the width is taken over.
     trial = Trial(config())
-    random = trial.state.params
+    own = trial.state.params["model"] | {"t": jnp.float32(0)}  # not the teacher's
+    random = trial.state.params | {"model": own}
     narrow = trial.method.start(random, {"teacher": theirs})["model"]
     np.testing.assert_array_equal(narrow["text"]["token"], random["model"]["text"]["token"])
     np.testing.assert_array_equal(narrow["t"], theirs["t"])
