@@ -7,14 +7,19 @@ docs/ are what this command writes.
 """
 
 import collections
+import dataclasses
 import json
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from benchmarks.table import RESULTS, read
+from benchmarks import table
+from benchmarks.methods import suites
+from benchmarks.methods.runs import HIDDEN, Run
+from benchmarks.table import RESULTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -27,64 +32,66 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rule_of(row: dict[str, str]) -> str:
-    """How a run of gain.csv draws, in words."""
-    settings = json.loads(row["settings"])
-    if not row["score"]:
-        return "IID"
-    if "gain" in settings:
-        return f"gain {settings['gain']:g}, the paper's"
-    return f"perplexity share {settings['perplexity_share']:g}, weight 2"
-
-
 def spread(values: Sequence[float]) -> str:
     """The mean in per cent, and the standard deviation over seeds where there are several."""
+    if not values:
+        return ""
     mean = f"{100 * np.mean(values):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {100 * np.std(values, ddof=1):.1f}"
 
 
 def gain_rule() -> str:
     """R@1 by the rule of the gain, for each batch size and share of wrong captions."""
-    found = collections.defaultdict(lambda: collections.defaultdict(list))
-    columns = set()
-    for row in read("gain.csv"):
-        ours_or_raw = row["score"] != "easy_reference" and _weight(row) in (None, 2.0)
-        if _is_plain(row) and ours_or_raw and row["wrong"] in ("0.0", "0.5"):
-            column = (float(row["wrong"]), int(row["batch_size"]))
+    found, columns = _Cells(), set()
+    for run, row in table.read_runs("gain.csv", Run):
+        settings = json.loads(run.settings)
+        shown = run.score in ("", "learnability") and settings.get("reference_weight", 2.0) == 2.0
+        if is_plain(run) and shown and run.wrong in (0.0, 0.5):
+            column = (run.wrong, run.batch_size)
             columns.add(column)
-            found[rule_of(row)][column].append(float(row["r1"]))
+            found[_rule(run)][column].append(float(row["r1"]))
     return _table(found, sorted(columns), lambda c: f"{c[0]:.0%} wrong, b = {c[1]}")
+
+
+def _rule(run: Run) -> str:
+    settings = json.loads(run.settings)
+    if not run.score:
+        return "IID"
+    if "gain" in settings:
+        return f"gain {settings['gain']:g}, the paper's"
+    return f"perplexity share {settings['perplexity_share']:g}, weight 2"
 
 
 def gain_weight() -> str:
     """R@1 by the weight of the reference, for each share of wrong captions."""
-    found = collections.defaultdict(lambda: collections.defaultdict(list))
-    columns = set()
-    for row in read("gain.csv"):
-        settings = json.loads(row["settings"])
-        if not _is_plain(row) or row["batch_size"] != "64" or "gain" in settings:
-            continue
-        if settings.get("perplexity_share", 0.5) != 0.5:
-            continue
-        name = {"": "IID", "easy_reference": "only the reference (I-ACID)"}.get(row["score"])
-        column = float(row["wrong"])
-        columns.add(column)
-        found[name or f"weight {_weight(row):g}"][column].append(float(row["r1"]))
+    found, columns = _Cells(), set()
+    for run, row in table.read_runs("gain.csv", Run):
+        settings = json.loads(run.settings)
+        share = settings.get("perplexity_share", None if "gain" in settings else 0.5)
+        if is_plain(run) and run.batch_size == 64 and share == 0.5:
+            columns.add(run.wrong)
+            name = {"": "IID", "easy_reference": "only the reference (I-ACID)"}.get(run.score)
+            name = name or f"weight {settings['reference_weight']:g}"
+            found[name][run.wrong].append(float(row["r1"]))
     return _table(found, sorted(columns), lambda c: f"{c:.0%} wrong")
 
 
-def _is_plain(row: dict[str, str]) -> bool:
-    usual = ("sigmoid", "128000", "reference", "0.0")
-    return tuple(row[k] for k in ("loss", "examples", "reference", "distillation")) == usual
+def is_plain(run: Run) -> bool:
+    """Whether a run of the suite `gain` differs by selection, batch, noise and seed only."""
+    kept = ("score", "settings", "batch_size", "wrong", "seed")
+    return run == Run(**{name: getattr(run, name) for name in kept})
 
 
-def _weight(row: dict[str, str]) -> float | None:
-    return json.loads(row["settings"]).get("reference_weight")
+class _Cells(collections.defaultdict):
+    """Values by row and column."""
+
+    def __init__(self):
+        super().__init__(lambda: collections.defaultdict(list))
 
 
-def _table(found: dict[str, dict], columns: Sequence, title: Callable[[object], str]) -> str:
+def _table(found: _Cells, columns: Sequence, title: Callable[[Any], str]) -> str:
     rows = [
-        [name, *(spread(values[column]) if values[column] else "" for column in columns)]
+        [name, *(spread(values[column]) for column in columns)]
         for name, values in sorted(found.items(), key=lambda item: _order(item[0]))
     ]
     return markdown(["R@1, %", *map(title, columns)], rows)
@@ -92,6 +99,96 @@ def _table(found: dict[str, dict], columns: Sequence, title: Callable[[object], 
 
 def _order(name: str) -> tuple[bool, bool, str]:
     return name != "IID", name.startswith("only"), name
+
+
+METHODS = {  # of configs/methods.py, as the tables call them
+    "iid": "IID",
+    "kd": "softmax-KD",
+    "h_acid": "H-ACID",
+    "aced": "ACED-ACIDistill",
+    "i_acid": "I-ACID",
+    "aced_iid": "ACED-IIDistill",
+    "hard": "hard learner",
+}
+
+
+def is_main(run: Run) -> bool:
+    """Whether a run of methods.csv is one of the comparison at equal examples."""
+    usual = suites.by_name(run.method, examples=suites.EXAMPLES)
+    same = dataclasses.replace(run, data="shapes", wrong=usual.wrong, seed=usual.seed)
+    return same == usual and run.seed in suites.SEEDS
+
+
+def methods() -> str:
+    """R@1 at the end of training: scenes by their share of wrong captions, and icons."""
+    found, pools = _Cells(), set()
+    for run, row in table.read_runs("methods.csv", Run):
+        name = METHODS[run.method]
+        if run.seed not in suites.SEEDS:
+            name = f"reference ({HIDDEN[run.reference]} wide, on clean pairs)"
+        elif run == suites.by_name("iid", wrong=run.wrong, seed=run.seed, data=run.data,
+                                   examples=suites.EQUAL_FLOPS):  # fmt: skip
+            name = "IID at H-ACID's FLOPs"
+        elif not is_main(run) or run.method not in suites.MAIN:
+            continue
+        if run.reference == Run().reference:
+            pools.add((run.data == "icons", run.wrong))
+            found[name][run.data == "icons", run.wrong].append(float(row["r1"]))
+    columns = sorted(pools)
+    titles = ["icons" if is_icons else f"{wrong:.0%} wrong" for is_icons, wrong in columns]
+    rows = [[name, *(spread(cells[c]) for c in columns)] for name, cells in found.items()]
+    names = [*(METHODS[name] for name in suites.MAIN), "IID at H-ACID's FLOPs"]
+    rows.sort(key=lambda row: names.index(row[0]) if row[0] in names else len(names))
+    return markdown(["R@1, %", *titles], rows)
+
+
+def methods_else() -> str:
+    """What else is compared on scenes: R@1, and the share of wrong captions picked."""
+    found = _Cells()
+    for run, row in table.read_runs("methods.csv", Run):
+        if run.data == "shapes" and run.seed in suites.SEEDS and run.examples == suites.EXAMPLES:
+            for number in ("r1", "noise"):
+                found[_variant(run)][run.wrong, number].append(float(row[number]))
+    columns = [(0.0, "r1"), (0.5, "r1"), (0.5, "noise")]
+    titles = ["0% wrong: R@1, %", "50% wrong: R@1, %", "50% wrong: picked, %"]
+    rows = [
+        [name, *(spread(cells[column]) for column in columns)]
+        for name, cells in sorted(found.items())
+        if any(cells[column] for column in columns)
+    ]
+    return markdown(["run", *titles], rows)
+
+
+def _variant(run: Run) -> str:
+    """A run in words: its method, and what is not usual."""
+    parts, settings = [METHODS[run.method]], json.loads(run.settings)
+    if run.method == "kd":
+        parts = [f"{run.distillation_loss}-KD"]
+    if "method" in settings:
+        parts.append(settings["method"])
+    if "filter_ratio" in settings:
+        parts.append(f"f = {settings['filter_ratio']}")
+    if run.reference != Run().reference:
+        parts.append(f"reference {HIDDEN[run.reference]} wide")
+    return ", ".join(parts)
+
+
+def methods_icons() -> str:
+    """All methods on icons: R@1 among held-out ones, and the accuracy over shared names."""
+    found = _Cells()
+    for run, row in table.read_runs("methods.csv", Run):
+        if run.data == "icons":
+            name = METHODS[run.method]
+            if run.seed not in suites.SEEDS:
+                name = "reference, on names that families share"
+            elif run.examples == suites.EQUAL_FLOPS:
+                name += " at H-ACID's FLOPs"
+            for number in ("r1", "zeroshot", "noise"):
+                found[name][number].append(float(row[number]))
+    titles = ["icons", "R@1, %", "zero-shot, %", "names that hardly any family shares, %"]
+    columns = ("r1", "zeroshot", "noise")
+    rows = [[name, *(spread(cells[c]) for c in columns)] for name, cells in found.items()]
+    return markdown(titles, sorted(rows, key=lambda row: float(row[1].split()[0])))
 
 
 def smoke() -> str:
@@ -103,6 +200,9 @@ def smoke() -> str:
 TABLES = {
     "gain_rule": gain_rule,
     "gain_weight": gain_weight,
+    "methods": methods,
+    "methods_else": methods_else,
+    "methods_icons": methods_icons,
     "smoke": smoke,
 }
 

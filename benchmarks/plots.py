@@ -10,10 +10,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks.table import RESULTS, read
+from benchmarks import documents
+from benchmarks.methods import suites
+from benchmarks.methods.runs import Run
+from benchmarks.table import RESULTS, as_run, read, read_runs
 
 MODULES = ("image", "unimodal", "multimodal")
 COLOURS = ("#4477aa", "#ee6677", "#228833")
+METHOD_COLOURS = ("#888888", "#4477aa", "#aa3377", "#228833", "#ccbb44")  # of suites.MAIN
 
 
 def bars(axis: mpl.axes.Axes, values: dict[str, list[float]], colour: str) -> None:
@@ -96,28 +100,24 @@ def gain() -> None:
     """R@1 against how sharp the draws are, for each batch size: the paper's gain beside ours."""
     sizes = (64, 256, 1024)
     figure, axes = plt.subplots(2, 2, figsize=(9, 5.5), layout="constrained", sharey="row")
-    for line, wrong in zip(axes, ("0.0", "0.5"), strict=True):
+    for line, wrong in zip(axes, (0.0, 0.5), strict=True):
         rows = [
-            row
-            for row in read("gain.csv")
-            if (row["wrong"], row["loss"], row["distillation"]) == (wrong, "sigmoid", "0.0")
-            and (row["examples"], row["reference"]) == ("128000", "reference")
+            (run, 100 * float(row["r1"]))
+            for run, row in read_runs("gain.csv", Run)
+            if documents.is_plain(run) and run.wrong == wrong
         ]
         for axis, key in zip(line, ("gain", "perplexity_share"), strict=True):
             for size, colour in zip(sizes, COLOURS, strict=True):
                 values, iid = collections.defaultdict(list), []
-                for row in rows:
-                    settings = json.loads(row["settings"])
-                    if int(row["batch_size"]) != size:
+                for run, r1 in rows:
+                    settings = json.loads(run.settings)
+                    usual = settings.get("reference_weight", 2.0) == 2.0
+                    if run.batch_size != size:
                         continue
-                    if not row["score"]:
-                        iid.append(100 * float(row["r1"]))
-                    elif (
-                        row["score"] == "learnability"
-                        and key in settings
-                        and settings.get("reference_weight", 2.0) == 2.0
-                    ):
-                        values[settings[key]].append(100 * float(row["r1"]))
+                    if not run.score:
+                        iid.append(r1)
+                    elif run.score == "learnability" and key in settings and usual:
+                        values[settings[key]].append(r1)
                 if not iid or not values:
                     continue
                 places = sorted(values)
@@ -133,8 +133,45 @@ def gain() -> None:
     figure.savefig(RESULTS / "gain.png", dpi=100)
 
 
+def methods() -> None:
+    """R@1 against examples, a line a method with a band over seeds, and the noise of the picks."""
+    curves = collections.defaultdict(lambda: collections.defaultdict(list))
+    for row in read("methods.csv"):
+        run = as_run(Run, row)
+        if documents.is_main(run) and run.method in suites.MAIN:
+            curves[run.data, run.wrong][run.method].append(row)
+    panels = [
+        (("shapes", 0.5), "r1", "scenes, half of the captions wrong"),
+        (("shapes", 0.5), "noise", "wrong captions trained on"),
+        (("shapes", 0.0), "r1", "scenes, no caption wrong"),
+        (("icons", 0.0), "r1", "icons with the names they have"),
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(14, 3.4), layout="constrained")
+    for axis, (pool, number, title) in zip(axes, panels, strict=True):
+        for method, colour in zip(suites.MAIN, METHOD_COLOURS, strict=True):
+            points = collections.defaultdict(list)
+            for row in curves[pool][method]:
+                points[int(row["examples_trained"])].append(100 * float(row[number]))
+            places = sorted(points)
+            means = np.array([np.mean(points[place]) for place in places])
+            widths = np.array([np.std(points[place], ddof=1) for place in places])
+            label = documents.METHODS[method]
+            axis.plot(places, means, color=colour, label=label, linewidth=1.5)
+            axis.fill_between(
+                places, means - widths, means + widths, color=colour, alpha=0.2, linewidth=0
+            )
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("examples trained", fontsize=8)
+        axis.set_ylabel("R@1, %" if number == "r1" else "%", fontsize=8)
+        axis.set_ylim(bottom=0)
+        axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=7)
+    figure.savefig(RESULTS / "methods.png", dpi=100)
+
+
 if __name__ == "__main__":
     mpl.use("agg")
+    methods()
     gain()
     dime()
     optima()

@@ -16,6 +16,17 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_runs(name: str, kind: type) -> list[tuple[Any, dict[str, str]]]:
+    """The last row of every run of a committed table, each with its run, a `kind`; see `Runs`."""
+    return list({as_run(kind, row): row for row in read(name)}.items())
+
+
+def as_run(kind: type, row: Mapping[str, str]) -> Any:
+    """The run of a row: `kind`, a dataclass whose fields have defaults, with the row's values."""
+    fields = dataclasses.fields(kind)
+    return kind(**{field.name: type(field.default)(row[field.name]) for field in fields})
+
+
 def write(
     path: str | os.PathLike,
     rows: Sequence[Mapping[str, Any]],

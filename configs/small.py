@@ -10,7 +10,7 @@ Command:  python -m aced.prepare --images=PICTURES --captions=captions.jsonl --v
               --config='configs/small.py:method=iid,data=/data/{00000..00098}.tar,val=/data/00099.tar'
 Hardware: 2 CPU cores; or any GPU.
 Cost:     3.82e13 FLOPs, derived from aced/flops.py.
-Expect:   benchmarks/results/openclipart.csv, made by benchmarks/compare.py.
+Expect:   not measured; docs/selection.md compares the methods on icons with smaller towers.
 
 Everything here is ours, chosen for speed; only the method is the papers'. Arguments: `data`,
 `clean`, `val` (paths that end in .tar or .parquet, patterns too, or prepared folders; without

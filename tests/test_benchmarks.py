@@ -31,7 +31,7 @@ def test_the_commands_that_are_named_exist():
     texts += [*(ROOT / "configs").glob("*.py"), *(path / "__main__.py" for path in PACKAGES)]
     read = " ".join(path.read_text(encoding="utf-8") for path in texts)
     named = set(re.findall(r"python\s+-m\s+benchmarks\.(\w+)", read))
-    assert {"compare", "dime", "optima", "step"} <= named
+    assert {"methods", "dime", "optima", "step"} <= named
     assert named <= {path.stem for path in (*SCRIPTS, *PACKAGES)}
     assert not re.findall(r"python\s+benchmarks/", read)  # finds no configs
 

@@ -1,12 +1,16 @@
-"""The comparison of methods, in small: what a row says, and that what is there is not run again."""
+"""The comparison of methods, in small: what a row has, and that what is there is not run again."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import gain
-from benchmarks.methods import suites
-from benchmarks.methods.runs import NUMBERS, Bench, Run, parse
+from benchmarks.methods import suites, towers
+from benchmarks.methods.pool import _numbered, reduced
+from benchmarks.methods.runs import NUMBERS, Bench, Run, by_name, flops_per_step, order
 from benchmarks.table import Runs
+from configs import methods
 
 
 def test_every_suite_is_made_of_runs_that_can_be_set_up():
@@ -14,38 +18,84 @@ def test_every_suite_is_made_of_runs_that_can_be_set_up():
         listed = suite()
         assert len(set(listed)) == len(listed), name
         for run in listed:
-            settings = parse(run)
-            assert settings.method.selects == (run.method not in ("iid", "kd"))
-            assert settings.batch_size == run.batch_size
+            assert run.method in methods.METHODS
+            assert (run.selection is None) == (run.method in ("iid", "kd"))
+            assert run.steps * run.batch_size == run.examples
+
+
+def test_a_run_by_the_name_of_its_method():
+    for name in methods.METHODS:
+        assert by_name(name).method == name
 
 
 def test_runs_of_the_gain_are_listed_once():
-    runs = gain.all_runs()
-    assert len(set(runs)) == len(runs)
-    by_raw_gain = [run for run in runs if '"gain"' in run.settings]
+    runs = suites.gain()
+    by_raw_gain = [run for run in runs if "gain" in json.loads(run.settings)]
     assert {run.selection.normalization for run in by_raw_gain} == {"none"}
     assert {run.selection.gain for run in by_raw_gain} == {0.1, 1.0, 10.0, 100.0}
 
 
-@pytest.mark.slow
-def test_a_run_and_its_table(tmp_path):
-    bench, table = (
-        Bench(str(tmp_path), pairs=400, reference_steps=3),
-        Runs(tmp_path / "a.csv", Run, NUMBERS),
+def test_passes_over_the_pool():
+    ids = order(Run(batch_size=8, examples=80), 20)
+    assert ids.shape == (10, 8)
+    np.testing.assert_array_equal(np.sort(ids.reshape(4, 20), axis=1), [np.arange(20)] * 4)
+    assert order(by_name("h_acid", batch_size=8, examples=80), 20).shape == (10, 40)
+
+
+def test_cost_of_a_step():
+    params = towers.init(jax.random.key(0), 5, pixels=7, places=1, words=3, bias=0.0)
+    forward = 2 * (7 * 5 + 2 * (5 * 5 + 5 * towers.WIDTH))
+    assert flops_per_step(Run(batch_size=8), params) == 24 * forward
+    assert flops_per_step(by_name("aced", batch_size=8), params) == (24 + 40) * forward
+    assert flops_per_step(by_name("aced_iid", batch_size=8), params) == (48 + 40) * forward
+    iid, h_acid = (
+        Run(examples=suites.EQUAL_FLOPS),
+        by_name("h_acid", examples=suites.EXAMPLES),
     )
-    run = Run("h_acid", batch_size=16, steps=8)
-    rows = bench.train(run)
-    assert [row["step"] for row in rows] == [2, 4, 6, 8]
-    assert rows[-1]["examples_trained"] == 128
+    costs = [run.steps * flops_per_step(run, params) for run in (iid, h_acid)]
+    assert costs[0] == costs[1]
+
+
+def test_means_over_cells():
+    image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    expected = [
+        [image[y : y + 2, x : x + 2].reshape(4, 3).mean(axis=0) for x in (0, 2)] for y in (0, 2)
+    ]
+    found = reduced(image, 2).reshape(2, 2, 3)
+    np.testing.assert_allclose(found, np.array(expected) / 127.5 - 1, rtol=1e-6)
+
+
+def test_words_by_number():
+    found = _numbered(["alarm off", "alarm unseen"], ["alarm", "off"])
+    assert found[:, :3].tolist() == [[2, 3, 0], [2, 1, 0]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run",
+    [
+        by_name("h_acid", batch_size=16, examples=160),
+        by_name("aced_iid", batch_size=16, examples=160),
+        by_name("kd", batch_size=16, examples=160, distillation_loss="feature"),
+    ],
+    ids=lambda run: run.method,
+)
+def test_a_run_and_its_table(tmp_path, monkeypatch, run):
+    monkeypatch.setattr("benchmarks.methods.runs.REFERENCE_EXAMPLES", 640)
+    table = Runs(tmp_path / "a.csv", Run, NUMBERS)
+    _, rows = Bench(str(tmp_path), pairs=400, on_reference=table.add).train(run)
+    assert [row["examples_trained"] for row in rows] == [32, 64, 96, 128, 160]
     assert 0 <= rows[-1]["r1"] <= 1
     # Half of the captions are wrong, of the picks fewer or more, and a mean over two steps.
     assert all(round(row["noise"] * 32) == pytest.approx(row["noise"] * 32) for row in rows)
-    again = Bench(str(tmp_path), pairs=400, reference_steps=3).train(run)
+    _, again = Bench(str(tmp_path), pairs=400).train(run)
     assert [row["r1"] for row in again] == [row["r1"] for row in rows]
     assert not table.has(run)
     table.add(run, rows)
-    assert Runs(tmp_path / "a.csv", Run, NUMBERS).has(run)
-    assert not Runs(tmp_path / "a.csv", Run, NUMBERS).has(Run("h_acid", batch_size=16, steps=9))
-    pool, reference = bench.pool(run.wrong, run.resolution), bench.reference(run)
+    written = Runs(tmp_path / "a.csv", Run, NUMBERS)
+    assert written.has(run)
+    assert not written.has(by_name("h_acid", batch_size=16, examples=176))
+    bench = Bench(str(tmp_path), pairs=400)
+    pool, reference = bench.pool("shapes", "train", run.wrong), bench.reference(run)
     assert len(pool) == len(reference.zimg) == 400
     np.testing.assert_allclose(np.linalg.norm(reference.zimg, axis=1), 1, rtol=1e-5)

@@ -27,10 +27,9 @@ from jaxtyping import PyTree
 from aced import train as aced_train
 from aced.config import to_config
 from aced.data.tokenizers import get_tokenizer
-from benchmarks.device import pools
+from benchmarks.device import pools, training
+from benchmarks.device.pool import Pool
 from benchmarks.device.rows import Rows
-from benchmarks.methods import training
-from benchmarks.methods.pool import Pool
 from configs import methods, smoke
 
 METHODS = ("iid", "kd", "i_acid", "h_acid", "aced")

@@ -19,7 +19,7 @@ import numpy as np
 from aced.data import decode, records, transforms
 from aced.data.tokenizers import get_tokenizer
 from benchmarks.device import pools
-from benchmarks.methods.pool import Pool
+from benchmarks.device.pool import Pool
 
 FOLDER = pathlib.Path(__file__).parent / "wheels"
 MOST_MIB = 60  # of all that is in the folder

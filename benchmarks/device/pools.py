@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from aced.data.shapes import ShapesConfig
 from aced.data.tokenizers import TokenizerConfig
-from benchmarks.methods.pool import Pool, scenes
+from benchmarks.device.pool import Pool, scenes
 
 RESOLUTION = 64
 TOKENIZERS = {

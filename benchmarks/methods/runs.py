@@ -1,125 +1,251 @@
-"""A run by its settings, and the scenes and references that runs share."""
+"""A run by its settings, and the pairs and references that runs share."""
 
 import dataclasses
 import functools
 import json
 import math
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import serialization
+from jaxtyping import Array, Int, PyTree
 
-from aced import train as aced_train
+from aced.embeddings import Embeddings
+from aced.evaluators.retrieval import recall
+from aced.losses import contrastive, distillation
+from aced.selection import SelectionConfig, select
 from benchmarks.methods import pool as pools
-from benchmarks.methods import training
-from configs import methods, smoke
+from benchmarks.methods import towers
+from configs import methods
 
-VAL_PAIRS = 1000
-NUMBERS = ("step", "examples_trained", "flops", "r1", "noise", "seconds")
+PAIRS, VAL_PAIRS = 60_000, 1000  # scenes
+REFERENCE_EXAMPLES = 384_000  # trained
+HIDDEN = {"learner": 128, "weak": 64, "equal": 128, "reference": 256, "large": 512}
+EVALUATIONS = 5  # of a run; the numbers of its picks are means since the one before
+NUMBERS = (
+    "examples_trained", "flops", "r1", "zeroshot", "noise", "perplexity", "variety", "seconds"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What tells a run from another one."""
 
-    method: str  # of configs/methods.py
+    score: str = ""  # of selection; empty: all pairs are trained on
     wrong: float = 0.5  # share of wrong captions
     batch_size: int = 64
-    steps: int = 3000
+    examples: int = 128_000  # trained
     seed: int = 0
-    reference: str = "4x128"  # layers x channels
-    resolution: int = 8  # pixels; a patch has 8
-    filter_ratio: float = 0.8
-    settings: str = "{}"  # JSON of further settings, by their path below `method.`
+    loss: str = "sigmoid"
+    reference: str = "reference"  # of `HIDDEN`
+    distillation: float = 0.0  # weight
+    settings: str = "{}"  # JSON of `SelectionConfig`
+    distillation_loss: str = "softmax"
+    distillation_batch: str = "selected"  # or iid
+    data: str = "shapes"  # or icons
+
+    @property
+    def selection(self) -> SelectionConfig | None:
+        """How it chooses; None: it does not."""
+        if not self.score:
+            return None
+        return SelectionConfig(score=self.score, chunks=8, strata=1, **json.loads(self.settings))
+
+    @property
+    def method(self) -> str:
+        """Its name in configs/methods.py."""
+        distils = self.distillation > 0
+        batch = self.distillation_batch
+        found = {settings: name for name, settings in methods.METHODS.items()}
+        return found[self.score or None, distils, batch]
+
+    @property
+    def steps(self) -> int:
+        """Of training."""
+        return self.examples // self.batch_size
 
 
-def parse(run: Run, depth: int = 2, width: int = 64) -> aced_train.TrainConfig:
-    """The settings of a run, by the recipe `smoke`."""
-    config = smoke.run(depth=depth, width=width, steps=run.steps, seed=run.seed)
-    config.batch_size = run.batch_size
-    config.method.model.init_bias = -math.log(run.batch_size)
-    config.method.model.image.resolution = run.resolution
-    methods.apply(config, run.method, filter_ratio=run.filter_ratio, weight=1.0)
-    smoke.select(config.method.selection)
-    config.method.selection.strata = 1
-    config.method.update_from_flattened_dict(json.loads(run.settings))
-    config.method.reference.checkpoint = "in memory"
-    return aced_train.parse(config)
+def ours(share: float = 0.5, weight: float = 2.0, **changes: Any) -> str:
+    """The rule of configs/smoke.py, as settings of a run."""
+    rule = {"normalization": "perplexity", "perplexity_share": share, "reference_weight": weight}
+    return json.dumps(rule | changes)
+
+
+def by_name(method: str, **changes: Any) -> Run:
+    """A run of a method of configs/methods.py, with our rule where it selects."""
+    score, distils, batch = methods.METHODS[method]
+    rule = {"settings": ours()} if score else {}
+    how = {"distillation": float(distils), "distillation_batch": batch}
+    return Run(**({"score": score or ""} | how | rule | changes))
 
 
 class Bench:
-    """Pools and references, made once and kept in a folder."""
+    """Pairs and references, made once and kept in a folder."""
 
-    def __init__(self, folder: str, pairs: int, reference_steps: int):
-        self._folder = pathlib.Path(folder)
-        self._pairs, self._reference_steps = pairs, reference_steps
+    def __init__(
+        self,
+        folder: str,
+        icons: str = "",
+        pairs: int = PAIRS,
+        on_reference: Callable[[Run, list[dict[str, float]]], None] = print,
+    ):
+        """Nothing is made yet.
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 the bench lives as long as the program
-    def pool(self, wrong: float, resolution: int) -> pools.Pool:
-        """What learners are trained on."""
-        return self._shapes(resolution, size=self._pairs, wrong=wrong, seed=0)
+        Args:
+            folder: for pairs and references.
+            icons: what benchmarks/icons.py wrote; runs on icons need it.
+            pairs: scenes of a pool.
+            on_reference: called with the run and the rows of a reference that was trained.
+        """
+        self._folder, self._icons, self._pairs = pathlib.Path(folder), pathlib.Path(icons), pairs
+        self._on_reference = on_reference
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def val(self, resolution: int) -> pools.Pool:
-        """Clean pairs."""
-        return self._shapes(resolution, size=VAL_PAIRS, wrong=0.0, seed=0, split="val")
+    @functools.lru_cache(maxsize=3)  # noqa: B019 the bench lives as long as the program
+    def pool(self, data: str, split: str, wrong: float = 0.0) -> pools.Pool:
+        """The pairs of a split, "train", "clean" (the reference's), "val" or "zeroshot"."""
+        if data == "icons":
+            return pools.icons(self._folder, self._icons, split)
+        size, seed = (VAL_PAIRS, 0) if split == "val" else (self._pairs, 11 * (split == "clean"))
+        split = "val" if split == "val" else "train"
+        return pools.shapes(self._folder, size=size, wrong=wrong, seed=seed, split=split)
 
-    def _shapes(self, resolution: int, **which: Any) -> pools.Pool:
-        model = parse(Run("iid", resolution=smoke.RESOLUTION)).method.model
-        return pools.reduced(pools.shapes(self._folder, model, **which), resolution)
+    def reference(self, run: Run) -> Embeddings:
+        """The embeddings of the run's pool by its reference."""
+        return self._embedded(run.reference, run.data, run.wrong)
 
-    def prepare(self, run: Run) -> None:
-        """Makes what the run reads and others read, too."""
-        _ = self.pool(run.wrong, run.resolution), self.val(run.resolution)
-        if methods.uses_reference(run.method):
-            self.reference(run)
-
-    def reference(self, run: Run) -> training.Cached:
-        """The reference's embeddings of the run's pool; it has seen other, clean scenes."""
-        return self._reference(run.reference, run.wrong, run.resolution)
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _reference(self, size: str, wrong: float, resolution: int) -> training.Cached:
-        name = f"{size}-{resolution}px-{self._reference_steps}-{self._pairs}"
-        trained = Run(
-            "iid", wrong=0.0, steps=self._reference_steps, seed=1000, resolution=resolution
-        )
-        settings = parse(trained, *(int(number) for number in size.split("x")))
-        model, file = settings.method.model, self._folder / f"embeddings-{name}-{wrong}.npz"
+    @functools.lru_cache(maxsize=3)  # noqa: B019
+    def _embedded(self, name: str, data: str, wrong: float) -> Embeddings:
+        file = self._folder / f"reference-{data}-{name}.msgpack"
         if not file.exists():
-            params = self._parameters(name, settings, trained)
-            found = training.cached(model, params, self.pool(wrong, resolution))
-            part = file.with_suffix(".part.npz")
-            np.savez(part, zimg=found.zimg, ztxt=found.ztxt, scale=found.scale, bias=found.bias)
-            part.rename(file)
-        with np.load(file, allow_pickle=False) as kept:
-            scale, bias = float(kept["scale"]), float(kept["bias"])
-            return training.Cached(model, kept["zimg"], kept["ztxt"], scale, bias)
-
-    def _parameters(self, name: str, settings: aced_train.TrainConfig, run: Run):
-        file = self._folder / f"reference-{name}.msgpack"
-        if not file.exists():
-            seen = self._shapes(run.resolution, size=self._pairs, wrong=0.0, seed=11)
-            params, rows = training.train(
-                settings.method, settings.optimizer, seen, self.val(run.resolution), None,
-                batch_size=run.batch_size, steps=run.steps, seed=run.seed,
+            # It has learned other, clean scenes, or those icons whose names families share.
+            clean = Run(
+                wrong=0.0, batch_size=128, examples=REFERENCE_EXAMPLES, seed=1000,
+                reference=name, data=data,
             )  # fmt: skip
-            print("reference", name, rows[-1], flush=True)
+            params, rows = self.train(clean, hidden=HIDDEN[name], split="clean")
+            self._on_reference(clean, rows)
             file.write_bytes(serialization.to_bytes(params))
-        return jax.device_put(serialization.msgpack_restore(file.read_bytes()))
+        params = serialization.msgpack_restore(file.read_bytes())
+        return _embed_all(params, self.pool(data, "train", wrong))
 
-    def train(self, run: Run) -> list[dict[str, Any]]:
-        """The rows of a run."""
-        settings = parse(run)
-        method, reference = settings.method, None
-        if methods.uses_reference(run.method):
-            reference = self.reference(run)
-            method = dataclasses.replace(method, reference=reference.config)
-        pool, val = self.pool(run.wrong, run.resolution), self.val(run.resolution)
-        _, rows = training.train(
-            method, settings.optimizer, pool, val, reference,
-            batch_size=run.batch_size, steps=run.steps, seed=run.seed,
+    def train(
+        self, run: Run, hidden: int = HIDDEN["learner"], split: str = "train"
+    ) -> tuple[PyTree, list[dict[str, float]]]:
+        """Parameters at the end, and a row of numbers for each evaluation."""
+        pool = self.pool(run.data, split, run.wrong)
+        needs_reference = run.distillation or run.score not in ("", "hard_learner")
+        seen = self.reference(run) if needs_reference else None
+        key = jax.random.key(run.seed)
+        params = towers.init(
+            key, hidden, pixels=pool.pixels.shape[1], places=pool.places, words=pool.words,
+            bias=-math.log(run.batch_size),
         )  # fmt: skip
-        return rows
+        if run.distillation and run.distillation_loss == "feature":
+            widths = (towers.WIDTH, towers.WIDTH)
+            params["projection"] = distillation.init_projection(key, *widths)
+        steps = run.steps
+        schedule = optax.warmup_cosine_decay_schedule(0, 2e-3, steps // 10, steps)
+        decayed = optax.adamw(schedule, b2=0.95, weight_decay=1e-3)
+        tx = optax.chain(optax.clip_by_global_norm(1.0), decayed)
+        step, opt_state = train_step(run, tx, key), tx.init(params)
+        cost, arrays = flops_per_step(run, params), jax.device_put(pool.arrays())
+        rows, since = [], []
+        for number, ids in enumerate(order(run, len(pool))):
+            params, opt_state, numbers = step(params, opt_state, number, ids, arrays, seen)
+            since.append(numbers)
+            if (number + 1) * EVALUATIONS // steps > number * EVALUATIONS // steps:
+                means = jax.tree.map(lambda *x: float(jnp.stack(x).mean()), *since)
+                row = {name.removeprefix("selection/"): value for name, value in means.items()}
+                row |= {"examples_trained": (number + 1) * run.batch_size}
+                rows.append(row | {"flops": (number + 1) * cost} | self._evaluate(run.data, params))
+                since = []
+        return params, rows
+
+    def _evaluate(self, data: str, params: PyTree) -> dict[str, float]:
+        """R@1, the mean of both directions, and for icons the accuracy over shared names."""
+        found = _embed_all(params, self.pool(data, "val"))
+        zimg, ztxt = np.asarray(found.zimg), np.asarray(found.ztxt)
+        numbers = {"r1": recall(zimg, ztxt, np.arange(len(zimg)))["mean_r1"]}
+        if data == "icons":
+            classes = self.pool(data, "zeroshot")
+            found = _embed_all(params, classes)
+            _, first, label = np.unique(
+                classes.tokens, axis=0, return_index=True, return_inverse=True
+            )
+            guess = np.argmax(found.zimg @ found.ztxt[first].T, axis=1)
+            numbers["zeroshot"] = float(np.mean(guess == label.reshape(-1)))
+        return numbers
+
+
+def _embed_all(params: PyTree, pool: pools.Pool) -> Embeddings:
+    return jax.jit(towers.embed)(params, pool.pixels, pool.tokens)
+
+
+def order(run: Run, pairs: int) -> Int[np.ndarray, "steps B"]:
+    """The super-batches of a run: positions in passes over the pool, each shuffled."""
+    size = run.batch_size
+    candidates = run.selection.super_batch_size(size) if run.selection else size
+    rng = np.random.default_rng((run.seed, 7))
+    passes = [rng.permutation(pairs) for _ in range(-(-run.steps * candidates // pairs))]
+    return np.concatenate(passes)[: run.steps * candidates].reshape(run.steps, candidates)
+
+
+def flops_per_step(run: Run, params: PyTree) -> int:
+    """Of the towers: three passes of what is trained on, one of what is scored.
+
+    The reference's passes are not in it, since its embeddings are made once, nor products of
+    embeddings, which are small beside the towers of real models.
+    """
+    passes = 3 * run.batch_size
+    if run.selection:
+        passes += run.selection.super_batch_size(run.batch_size)
+        if run.distillation and run.distillation_batch == "iid":
+            passes += 3 * run.batch_size
+    return passes * towers.flops(params)
+
+
+def train_step(run: Run, tx: optax.GradientTransformation, key: Array) -> Callable:
+    """A step on a super-batch: embed it, select, learn from what is chosen."""
+    config, size = run.selection, run.batch_size
+
+    def take(batch: Mapping[str, Array], seen: Embeddings | None, picks: Array):
+        if seen is not None:
+            seen = seen.replace(zimg=seen.zimg[picks], ztxt=seen.ztxt[picks])
+        return {name: rows[picks] for name, rows in batch.items()}, seen
+
+    def embed(params: PyTree, batch: Mapping[str, Array]) -> Embeddings:
+        return towers.embed(params, batch["pixels"], batch["tokens"])
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, opt_state, number, ids, pool, seen):
+        batch, seen = take(pool, seen, ids)
+        apart, numbers = (batch, seen), {}
+        if config:
+            learner, draw_key = embed(params, batch), jax.random.fold_in(key, number)
+            chosen = select(draw_key, learner, seen, config, loss=run.loss, size=size)
+            apart = take(batch, seen, jnp.arange(size) * (len(ids) // size))
+            (batch, seen), numbers = take(batch, seen, jnp.sort(chosen.ids)), chosen.metrics
+
+        def loss_fn(params):
+            e = embed(params, batch)
+            loss = contrastive.LOSSES[run.loss](e)
+            if run.distillation:
+                student, teacher = e, seen
+                if run.distillation_batch == "iid":
+                    student, teacher = embed(params, apart[0]), apart[1]
+                projections = {"reference": params.get("projection")}
+                loss += run.distillation * distillation.distillation_loss(
+                    run.distillation_loss, student, {"reference": teacher}, projections
+                )
+            return loss
+
+        updates, opt_state = tx.update(jax.grad(loss_fn)(params), opt_state, params)
+        numbers["noise"] = batch["is_noisy"].mean(dtype=jnp.float32)
+        return optax.apply_updates(params, updates), opt_state, numbers
+
+    return step

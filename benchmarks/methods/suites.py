@@ -1,76 +1,113 @@
 """Which runs belong together: a suite is a list, whose first entries matter most."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
 
-from benchmarks.methods.runs import Run
+from benchmarks.methods.runs import Run, by_name, ours
 
 SEEDS = (0, 1, 2)
 NOISES = (0.5, 0.0, 0.25, 0.75)  # shares of wrong captions
 MAIN = ("iid", "h_acid", "aced", "i_acid", "kd")
-
-
-def settings(**changes: float | str) -> str:
-    """Settings as a table keeps them: `settings(selection__gain=1.0)`."""
-    return json.dumps({name.replace("__", "."): value for name, value in changes.items()})
+EXAMPLES = 192_000  # trained: 3,000 steps of 64
+# IID's examples at the FLOPs of H-ACID with a cached reference, f = 0.8: a forward pass of the
+# super-batch beside forward and backward of the sub-batch.
+EQUAL_FLOPS = round(EXAMPLES * (1 + 1 / 3 / (1 - 0.8)))
 
 
 def main() -> list[Run]:
     """The methods, by seed, noise and method: every seed is a whole comparison."""
     return [
-        Run(method, wrong=wrong, seed=seed)
+        by_name(method, wrong=wrong, seed=seed, examples=EXAMPLES)
         for seed, wrong, method in itertools.product(SEEDS, NOISES, MAIN)
     ]
 
 
-def equal_flops() -> list[Run]:
-    """IID for as many steps as the FLOPs of H-ACID with a cached reference allow.
-
-    That is 1 + (1 / 3) / (1 - f) steps for one, f = 0.8: a forward pass of the super-batch beside
-    forward and backward of the sub-batch.
-    """
-    steps = round(Run("iid").steps * (1 + 1 / 3 / (1 - Run("iid").filter_ratio)))
+def icons() -> list[Run]:
+    """The methods on icons with the names that they have."""
+    equal = [by_name("iid", wrong=0.0, seed=s, examples=EQUAL_FLOPS, data="icons") for s in SEEDS]
     return [
-        Run("iid", wrong=wrong, steps=steps, seed=seed)
+        by_name(method, wrong=0.0, seed=seed, examples=EXAMPLES, data="icons")
+        for seed, method in itertools.product(SEEDS, (*MAIN, "hard", "aced_iid"))
+    ] + equal
+
+
+def equal_flops() -> list[Run]:
+    """IID for as many examples as the FLOPs of H-ACID with a cached reference allow."""
+    return [
+        by_name("iid", wrong=wrong, examples=EQUAL_FLOPS, seed=seed)
         for seed, wrong in itertools.product(SEEDS, NOISES)
     ]
 
 
 def rest() -> list[Run]:
     """What else the paper compares: ACED-IIDistill, hard learner, independent, other KD."""
-    independent = settings(selection__method="independent")
     other = [
-        ("aced_iid", "{}"),
-        ("hard", "{}"),
-        ("h_acid", independent),
-        ("kd", settings(distillation__loss="sigmoid")),
-        ("kd", settings(distillation__loss="feature")),
+        by_name("aced_iid"),
+        by_name("hard"),
+        by_name("h_acid", settings=ours(method="independent")),
+        by_name("kd", distillation_loss="sigmoid"),
+        by_name("kd", distillation_loss="feature"),
     ]
-    return [
-        Run(method, wrong=wrong, seed=seed, settings=changes)
-        for seed, wrong, (method, changes) in itertools.product(SEEDS, NOISES, other)
-    ]
+    return _varied(other)
 
 
 def references() -> list[Run]:
-    """References smaller than the learner, equal to it and larger."""
-    return [
-        Run(method, wrong=wrong, reference=size, seed=seed)
-        for seed, wrong, size, method in itertools.product(
-            SEEDS, (0.5, 0.0), ("1x32", "2x64", "6x192"), ("h_acid", "aced")
-        )
-    ]
+    """References smaller than the learner, equal to it and larger than the usual one."""
+    sizes = ("weak", "equal", "large")
+    runs = itertools.product(("h_acid", "aced"), sizes)
+    return _varied([by_name(method, reference=size) for method, size in runs])
 
 
 def filter_ratios() -> list[Run]:
     """f = 0.5 and 0.9 beside 0.8."""
+    return _varied([by_name("h_acid", settings=ours(filter_ratio=f)) for f in (0.5, 0.9)])
+
+
+def _varied(runs: list[Run]) -> list[Run]:
+    """These runs by seed, with and without wrong captions."""
     return [
-        Run("h_acid", wrong=wrong, filter_ratio=f, seed=seed)
-        for seed, wrong, f in itertools.product(SEEDS, (0.5, 0.0), (0.5, 0.9))
+        dataclasses.replace(run, wrong=wrong, seed=seed, examples=EXAMPLES)
+        for seed, wrong, run in itertools.product(SEEDS, (0.5, 0.0), runs)
     ]
 
 
+def gain() -> list[Run]:
+    """How sharp a draw should be: R@1 by gain, batch size, noise and weight of the reference.
+
+    A learner sees 128,000 examples, whatever its batch.
+    """
+    noises, listed = (0.5, 0.0), []
+    # The rule: raw and ours, by batch size, with and without noise.
+    changes = [*(ours(share) for share in (0.5, 0.4, 0.3, 0.2, 0.1, 0.7)),
+               *(json.dumps({"gain": gain}) for gain in (10.0, 1.0, 0.1, 100.0))]  # fmt: skip
+    for seed in SEEDS:
+        for wrong, size in itertools.product(noises, (64, 256, 1024)):
+            listed.append(Run("", wrong, size, seed=seed))
+            listed += [Run("learnability", wrong, size, seed=seed, settings=c) for c in changes]
+        # The weight of the reference, by noise; easy reference is its limit.
+        for wrong in (0.75, 0.5, 0.0, 0.25):
+            listed.append(Run("", wrong, seed=seed))
+            listed.append(Run("learnability", wrong, seed=seed, settings=ours(0.3)))
+            listed.append(Run("easy_reference", wrong, seed=seed, settings=ours()))
+            for weight in (2.0, 1.0, 4.0, 0.5, 8.0):
+                listed.append(Run("learnability", wrong, seed=seed, settings=ours(weight=weight)))
+    # A weaker reference, the softmax loss, a short run, distillation.
+    short = listed[0].examples // 8
+    for wrong, weight in itertools.product(noises, (1.0, 2.0, 4.0)):
+        h_acid = Run("learnability", wrong, settings=ours(weight=weight))
+        listed.append(dataclasses.replace(h_acid, reference="weak"))
+        listed.append(dataclasses.replace(h_acid, loss="softmax"))
+        listed.append(dataclasses.replace(h_acid, examples=short))
+        listed.append(dataclasses.replace(h_acid, distillation=1.0))
+    for wrong in noises:
+        listed += [Run("", wrong, loss="softmax"), Run("", wrong, examples=short)]
+        listed.append(Run("", wrong, distillation=1.0))
+    return list(dict.fromkeys(listed))
+
+
 SUITES: dict[str, Callable[[], list[Run]]] = {
-    suite.__name__: suite for suite in (main, equal_flops, rest, references, filter_ratios)
+    suite.__name__: suite
+    for suite in (main, equal_flops, icons, rest, references, filter_ratios, gain)
 }

@@ -16,7 +16,7 @@ from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
 from aced.optimizer import OptimizerConfig
-from benchmarks.methods.pool import Pool, embed
+from benchmarks.device.pool import Pool, embed
 
 
 @dataclasses.dataclass(frozen=True)
