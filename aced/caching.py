@@ -55,7 +55,9 @@ class CacheConfig:
         out = self.out.replace(WORKDIR, workdir)
         if "://" in out:
             raise ConfigError(
-                f"--out={out!r} must be a folder of a file system; mount a bucket (gcsfuse)."
+                f"Embeddings are kept in a folder of a file system, which {out!r} is not. Mount the "
+                "bucket (gcsfuse), or let the model run in every step, such as by "
+                "--config=configs/smoke.py:online."
             )
         return pathlib.Path(os.path.expanduser(out))
 

@@ -151,6 +151,8 @@ def _train(
     mesh = meshes.make_mesh(devices, settings.mesh)
     program.check_batch(settings, mesh)
     distributed.check_shared(folder)
+    for wanted in settings.before_caches.values():  # at once, not after the runs before it
+        wanted.folder(str(folder))
     for name, earlier in settings.before.items():
         logging.info("%s runs first, in %s", name, folder / name)
         if exit_code := _train(parse(earlier), folder / name, devices):

@@ -62,20 +62,6 @@ def _rule(run: Run) -> str:
     return f"perplexity share {settings['perplexity_share']:g}, weight 2"
 
 
-def gain_weight() -> str:
-    """R@1 by the weight of the reference, for each share of wrong captions."""
-    found, columns = _Cells(), set()
-    for run, row in table.read_runs("gain.csv", Run):
-        settings = json.loads(run.settings)
-        share = settings.get("perplexity_share", None if "gain" in settings else 0.5)
-        if is_plain(run) and run.batch_size == 64 and share == 0.5:
-            columns.add(run.wrong)
-            name = {"": "IID", "easy_reference": "only the reference (I-ACID)"}.get(run.score)
-            name = name or f"weight {settings['reference_weight']:g}"
-            found[name][run.wrong].append(float(row["r1"]))
-    return _table(found, sorted(columns), lambda c: f"{c:.0%} wrong")
-
-
 def is_plain(run: Run) -> bool:
     """Whether a run of the suite `gain` differs by selection, batch, noise and seed only."""
     kept = ("score", "settings", "batch_size", "wrong", "seed")
@@ -142,11 +128,32 @@ def methods() -> str:
     return markdown(["R@1, %", *titles], rows)
 
 
+def weights() -> str:
+    """R@1 by the weight of the reference, for each share of wrong captions."""
+    found, columns = _Cells(), set()
+    for run, row in table.read_runs("methods.csv", Run):
+        settings = json.loads(run.settings)
+        name = {"iid": "IID", "i_acid": "only the reference (I-ACID)"}.get(run.method)
+        if run.method == "h_acid":
+            name = f"weight {settings.pop('reference_weight'):g}"
+            run = dataclasses.replace(run, settings=suites.ours())
+            if settings.keys() != {"normalization", "perplexity_share"}:
+                continue
+        if name and is_main(run) and run.data == "shapes":
+            columns.add(run.wrong)
+            found[name][run.wrong].append(float(row["r1"]))
+    return _table(found, sorted(columns), lambda wrong: f"{wrong:.0%} wrong")
+
+
+OTHERS = (suites.rest, suites.references, suites.filter_ratios, suites.softmax, suites.short)
+
+
 def methods_else() -> str:
     """What else is compared on scenes: R@1, and the share of wrong captions picked."""
     found = _Cells()
+    listed = {run for suite in OTHERS for run in suite()} | set(suites.main())
     for run, row in table.read_runs("methods.csv", Run):
-        if run.data == "shapes" and run.seed in suites.SEEDS and run.examples == suites.EXAMPLES:
+        if run in listed and run.wrong in (0.0, 0.5):
             for number in ("r1", "noise"):
                 found[_variant(run)][run.wrong, number].append(float(row[number]))
     columns = [(0.0, "r1"), (0.5, "r1"), (0.5, "noise")]
@@ -154,7 +161,6 @@ def methods_else() -> str:
     rows = [
         [name, *(spread(cells[column]) for column in columns)]
         for name, cells in sorted(found.items())
-        if any(cells[column] for column in columns)
     ]
     return markdown(["run", *titles], rows)
 
@@ -168,6 +174,10 @@ def _variant(run: Run) -> str:
         parts.append(settings["method"])
     if "filter_ratio" in settings:
         parts.append(f"f = {settings['filter_ratio']}")
+    if run.loss != Run().loss:
+        parts.append(f"{run.loss} loss")
+    if run.examples != suites.EXAMPLES:
+        parts.append(f"{run.examples:,} examples")
     if run.reference != Run().reference:
         parts.append(f"reference {HIDDEN[run.reference]} wide")
     return ", ".join(parts)
@@ -199,11 +209,11 @@ def smoke() -> str:
 
 TABLES = {
     "gain_rule": gain_rule,
-    "gain_weight": gain_weight,
     "methods": methods,
     "methods_else": methods_else,
     "methods_icons": methods_icons,
     "smoke": smoke,
+    "weights": weights,
 }
 
 

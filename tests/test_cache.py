@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced import cache, preemption
+from aced import cache, preemption, train
 from aced.cache import CacheConfig
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.tokenizers import get_tokenizer
 from aced.embedding_cache import Cache, CacheError, making
+from configs import smoke
 from tests import cached, many_processes
 
 SIZE = 90
@@ -220,8 +221,13 @@ def test_a_workdir_in_a_store_holds_no_cache():
     wanted = CacheConfig(out="{workdir}/cache")
     assert wanted.folder("/runs/a") == pathlib.Path("/runs/a/cache")
     assert wanted.folder("~/a") == pathlib.Path.home() / "a" / "cache"
-    with pytest.raises(ConfigError, match=r"gs://bucket/a/cache.*mount a bucket"):
+    with pytest.raises(ConfigError, match=r"gs://bucket/a/cache.*Mount the bucket"):
         wanted.folder("gs://bucket/a")
+
+
+def test_a_run_in_a_store_that_needs_a_cache_is_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match=r"configs/smoke\.py:online"):
+        train.run(smoke.get_config("tiny"), "gs://bucket/a")
 
 
 def test_no_checkpoint_no_cache(data, tmp_path):

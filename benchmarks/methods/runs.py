@@ -238,7 +238,9 @@ def train_step(run: Run, tx: optax.GradientTransformation, key: Array) -> Callab
                 student, teacher = e, seen
                 if run.distillation_batch == "iid":
                     student, teacher = embed(params, apart[0]), apart[1]
-                projections = {"reference": params.get("projection")}
+                projections = None
+                if run.distillation_loss == "feature":
+                    projections = {"reference": params["projection"]}
                 loss += run.distillation * distillation.distillation_loss(
                     run.distillation_loss, student, {"reference": teacher}, projections
                 )

@@ -11,6 +11,7 @@ SEEDS = (0, 1, 2)
 NOISES = (0.5, 0.0, 0.25, 0.75)  # shares of wrong captions
 MAIN = ("iid", "h_acid", "aced", "i_acid", "kd")
 EXAMPLES = 192_000  # trained: 3,000 steps of 64
+SHORT = EXAMPLES // 8
 # IID's examples at the FLOPs of H-ACID with a cached reference, f = 0.8: a forward pass of the
 # super-batch beside forward and backward of the sub-batch.
 EQUAL_FLOPS = round(EXAMPLES * (1 + 1 / 3 / (1 - 0.8)))
@@ -56,13 +57,32 @@ def rest() -> list[Run]:
 def references() -> list[Run]:
     """References smaller than the learner, equal to it and larger than the usual one."""
     sizes = ("weak", "equal", "large")
-    runs = itertools.product(("h_acid", "aced"), sizes)
+    runs = itertools.product(("h_acid", "aced", "kd"), sizes)
     return _varied([by_name(method, reference=size) for method, size in runs])
 
 
 def filter_ratios() -> list[Run]:
     """f = 0.5 and 0.9 beside 0.8."""
     return _varied([by_name("h_acid", settings=ours(filter_ratio=f)) for f in (0.5, 0.9)])
+
+
+def weights() -> list[Run]:
+    """The weight of the reference by noise, beside IID, H-ACID (2) and I-ACID (its limit)."""
+    return [
+        by_name("h_acid", wrong=wrong, seed=seed, examples=EXAMPLES, settings=ours(weight=weight))
+        for seed, wrong, weight in itertools.product(SEEDS, NOISES, (1.0, 0.5, 4.0))
+    ]
+
+
+def softmax() -> list[Run]:
+    """The softmax loss of CLIP."""
+    return _varied([by_name(name, loss="softmax") for name in ("iid", "h_acid", "aced")])
+
+
+def short() -> list[Run]:
+    """An eighth of the examples."""
+    runs = _varied([by_name(name) for name in ("iid", "h_acid", "aced")])
+    return [dataclasses.replace(run, examples=SHORT) for run in runs]
 
 
 def _varied(runs: list[Run]) -> list[Run]:
@@ -74,7 +94,7 @@ def _varied(runs: list[Run]) -> list[Run]:
 
 
 def gain() -> list[Run]:
-    """How sharp a draw should be: R@1 by gain, batch size, noise and weight of the reference.
+    """How sharp a draw should be: R@1 by gain, batch size and noise.
 
     A learner sees 128,000 examples, whatever its batch.
     """
@@ -86,28 +106,21 @@ def gain() -> list[Run]:
         for wrong, size in itertools.product(noises, (64, 256, 1024)):
             listed.append(Run("", wrong, size, seed=seed))
             listed += [Run("learnability", wrong, size, seed=seed, settings=c) for c in changes]
-        # The weight of the reference, by noise; easy reference is its limit.
-        for wrong in (0.75, 0.5, 0.0, 0.25):
-            listed.append(Run("", wrong, seed=seed))
-            listed.append(Run("learnability", wrong, seed=seed, settings=ours(0.3)))
-            listed.append(Run("easy_reference", wrong, seed=seed, settings=ours()))
-            for weight in (2.0, 1.0, 4.0, 0.5, 8.0):
-                listed.append(Run("learnability", wrong, seed=seed, settings=ours(weight=weight)))
-    # A weaker reference, the softmax loss, a short run, distillation.
-    short = listed[0].examples // 8
-    for wrong, weight in itertools.product(noises, (1.0, 2.0, 4.0)):
-        h_acid = Run("learnability", wrong, settings=ours(weight=weight))
-        listed.append(dataclasses.replace(h_acid, reference="weak"))
-        listed.append(dataclasses.replace(h_acid, loss="softmax"))
-        listed.append(dataclasses.replace(h_acid, examples=short))
-        listed.append(dataclasses.replace(h_acid, distillation=1.0))
-    for wrong in noises:
-        listed += [Run("", wrong, loss="softmax"), Run("", wrong, examples=short)]
-        listed.append(Run("", wrong, distillation=1.0))
     return list(dict.fromkeys(listed))
 
 
 SUITES: dict[str, Callable[[], list[Run]]] = {
     suite.__name__: suite
-    for suite in (main, equal_flops, icons, rest, references, filter_ratios, gain)
+    for suite in (
+        main,
+        icons,
+        equal_flops,
+        rest,
+        references,
+        filter_ratios,
+        softmax,
+        short,
+        weights,
+        gain,
+    )
 }
