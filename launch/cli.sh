@@ -99,6 +99,8 @@ parse() {
     else
       [[ $1 == *=* ]] || fail 2 "--$name needs a value" "write --$name=VALUE"
       value=${1#*=}
+      # The program that gets the value would take it for a flag of its own.
+      [[ $value != -* ]] || fail 2 "--$name=$value begins with a dash" "see $SCRIPT --help"
     fi
     if [[ $name == env ]]; then
       [[ $value =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] ||
@@ -119,12 +121,15 @@ need() {
   done
 }
 
-# need_count FLAG...: these must be whole numbers.
+# need_count FLAG...: these must be whole numbers that bash can count with.
 need_count() {
   local name
   for name in "$@"; do
     [[ ${FLAG[$name]} =~ ^[0-9]+$ ]] ||
       fail 2 "--$name=${FLAG[$name]} is not a whole number" "see $SCRIPT --help"
+    [[ ${FLAG[$name]} =~ ^0*[0-9]{1,9}$ ]] ||
+      fail 2 "--$name=${FLAG[$name]} is too large" "give less than a thousand million"
+    FLAG[$name]=$((10#${FLAG[$name]})) # bash takes 08 for octal
   done
 }
 

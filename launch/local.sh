@@ -24,6 +24,7 @@ need config
 need_count processes stop-timeout
 processes=${FLAG[processes]}
 ((processes > 0)) || fail 2 "--processes=0 runs nothing" "give at least 1"
+((processes <= 1024)) || fail 2 "--processes=$processes is too many for one machine" "give at most 1024"
 if ((processes > 1)) && [[ -z ${FLAG[devices]} ]]; then
   fail 2 "--processes=$processes would share this machine's accelerators" "give --devices=N CPU devices each"
 fi

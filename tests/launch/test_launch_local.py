@@ -142,12 +142,19 @@ def test_ctrl_c_saves(world, process, processes):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [("--processes=0", "runs nothing"), ("--processes=two", "not a whole number"),
-     ("--processes=2", "give --devices")],
+     ("--processes=2", "give --devices"), ("--processes=99999999999999999999", "too large"),
+     ("--processes=2000", "at most 1024"), ("--python=-rf", "begins with a dash")],
 )  # fmt: skip
 def test_impossible_processes(world, flag, words):
     result = world.launch("local.sh", "--config=c.py", flag)
     assert result.code == 2
     assert words in result.text
+
+
+def test_a_count_with_zeros_before_it(world):
+    result = world.launch("local.sh", "--config=c.py", "--processes=08", "--devices=1", "--dry-run")
+    assert result.code == 0
+    assert result.text.count("ACED_NUM_PROCESSES=8") == 8
 
 
 @pytest.mark.slow
