@@ -22,7 +22,6 @@ from aced.embedding_cache.precision import Precision
 from aced.methods.contrastive_settings import REFERENCE
 from aced.methods.frozen import WORKDIR, FrozenConfig, load_model
 from aced.models import two_tower
-from aced.preemption import EXIT_CODE
 from aced.watchdog import Watchdog
 
 
@@ -75,7 +74,7 @@ def make(
     Raises:
         ConfigError: a setting is wrong, or there is no model.
         CacheError: the folder holds another cache.
-        SystemExit: with `preemption.EXIT_CODE`, after SIGTERM.
+        SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
     """
     folder = wanted.folder(workdir)
     item = _model(settings.method, wanted.model, workdir)
@@ -84,16 +83,16 @@ def make(
     shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
     plan = _plan(wanted, settings.batch_size, item, source, data)
     left = making.begin(plan, folder)
-    stopped = False
+    exit_code = None
     if left:
         size = wanted.batch_size or settings.method.score_micro_batch or settings.batch_size
         params = load_model(item, shapes)
         maker = making.Maker(plan, folder, source, data, params, mesh, size)
-        stopped = maker.run(left, watchdog)
+        exit_code = maker.run(left, watchdog)
     description = making.end(plan, folder)
-    if stopped:
+    if exit_code:
         logging.warning("%s is finished; start the same command again.", folder)
-        sys.exit(EXIT_CODE)
+        sys.exit(exit_code)
     return description
 
 

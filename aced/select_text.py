@@ -31,7 +31,7 @@ from aced.data.corpus import Corpus, Counts
 from aced.data.records import DatasetError
 from aced.data.storage import StorageError
 from aced.parallel import mesh as meshes
-from aced.preemption import EXIT_CODE, Preemption
+from aced.preemption import INTERRUPTED, Preemption
 from aced.quiet_logs import quiet_libraries
 from aced.text_selection import budget, prompts, reading, snapshot
 from aced.text_selection.collecting import Collection
@@ -91,7 +91,7 @@ def run(config: SelectTextConfig, devices: Sequence[jax.Device] | None = None) -
         DatasetError: a data set or cache is missing or damaged, the corpus was changed in between,
             or has no sentence.
         StorageError: a file of the corpus is missing or cannot be read.
-        SystemExit: with `preemption.EXIT_CODE`, after SIGTERM.
+        SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
     """
     mesh = meshes.make_mesh(devices)
     with jax.set_mesh(mesh), Preemption() as preemption:
@@ -173,7 +173,7 @@ def read_all(selection: Selection) -> None:
             saved = time.monotonic()
         if preempted:
             logging.warning("Block %d is saved; start the same command again.", state.blocks)
-            sys.exit(EXIT_CODE)
+            sys.exit(selection.preemption.exit_code)
         texts = next(blocks, None)
     snapshot.save(workspace, state)
 
@@ -233,7 +233,7 @@ def find(
         # Of several processes JAX catches the signal, and they go on; the first pass is saved.
         if jax.process_count() == 1 and selection.preemption.reached(0):
             logging.warning("The first pass is saved; start the same command again.")
-            sys.exit(EXIT_CODE)
+            sys.exit(selection.preemption.exit_code)
     for collection in (texts, others):
         collection.close()
     selection.workspace.wait_for_all("collected")
@@ -307,6 +307,9 @@ def main(argv: list[str]) -> None:
                 print(report(config.out, statistics))
         except (ConfigError, CheckpointError, DatasetError, StorageError) as error:
             sys.exit(f"\n{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            logging.warning("Interrupted; the same command goes on from what is saved.")
+            sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

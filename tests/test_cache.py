@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import pathlib
 import random
+import signal
 import time
 
 import jax
@@ -159,11 +161,24 @@ def test_an_interrupted_pass_gives_the_same_bytes(whole, data, reference, tmp_pa
     assert content(tmp_path / "out") == content(whole)
 
 
-def test_sigterm_stops_cleanly(whole, data, reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption.Preemption, "reached", lambda self, step: step == 4)
+def signal_at(monkeypatch, number, wanted):
+    """Has this signal come while the step `wanted`, or the block, is made."""
+    reached = preemption.Preemption.reached
+
+    def asked(self, step):
+        if step == wanted:
+            os.kill(os.getpid(), number)
+        return reached(self, step)
+
+    monkeypatch.setattr(preemption.Preemption, "reached", asked)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_a_signal_stops_cleanly(number, code, whole, data, reference, tmp_path, monkeypatch):
+    signal_at(monkeypatch, number, 4)
     with pytest.raises(SystemExit) as error:
         make(data, reference, tmp_path / "out")
-    assert error.value.code == preemption.EXIT_CODE
+    assert error.value.code == code
     assert not list((tmp_path / "out").glob("*.part"))
     monkeypatch.undo()
     make(data, reference, tmp_path / "out")

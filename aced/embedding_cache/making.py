@@ -30,7 +30,7 @@ from aced.embedding_cache.description import COMPLETE, PLAN, Description, Plan, 
 from aced.embedding_cache.reader import Cache
 from aced.models.two_tower import TwoTower
 from aced.parallel import mesh as meshes
-from aced.preemption import EXIT_CODE, Preemption
+from aced.preemption import Preemption
 from aced.watchdog import Watchdog
 
 
@@ -120,14 +120,14 @@ class Maker:
             for name in description.TOWERS[plan.towers]
         }
 
-    def run(self, left: list[int], watchdog: Watchdog) -> bool:
+    def run(self, left: list[int], watchdog: Watchdog) -> int | None:
         """Makes the shards `left`, which are the same on all processes.
 
-        Returns whether SIGTERM came while the last of them was made.
+        Returns how to exit if it was to stop while the last of them was made.
 
         Raises:
             CacheError: the model gives numbers that are not finite.
-            SystemExit: with `preemption.EXIT_CODE`, after SIGTERM.
+            SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
         """
         waves = [
             left[i : i + self._readers.count] for i in range(0, len(left), self._readers.count)
@@ -165,12 +165,12 @@ class Maker:
                 line.show(step, meter.measure(step))
                 if preemption.reached(step):
                     if step == total:
-                        return True
+                        return preemption.exit_code
                     if shard is not None and step % steps:
                         shard.discard()
-                    logging.warning("Stopped by SIGTERM; start the same command again.")
-                    sys.exit(EXIT_CODE)
-        return False
+                    logging.warning("The pass is stopped; start the same command again.")
+                    sys.exit(preemption.exit_code)
+        return None
 
     def _index(self, waves: list[list[int]], steps: int, place: int) -> int:
         """The example that this process reads at a place of the pass; -1: none."""
