@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from jaxtyping import UInt64
 
-from aced import distributed, flag_settings
+from aced import distributed, flag_settings, ownership
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
 from aced.data import records
@@ -74,7 +74,12 @@ class Selection:
         return self.images.block if self.images else self.config.block
 
 
-def run(config: SelectTextConfig, devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
+def run(
+    config: SelectTextConfig,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    force: bool = False,
+) -> dict[str, Any]:
     """Chooses sentences and writes them to `config.out`, or goes on with that.
 
     All processes make this call, with the same arguments.
@@ -82,19 +87,25 @@ def run(config: SelectTextConfig, devices: Sequence[jax.Device] | None = None) -
     Args:
         config: the settings.
         devices: the devices to use; None: all.
+        force: take the output over from another process that is known to be dead.
 
     Returns:
         The statistics in the data set's dataset.json.
 
     Raises:
-        ConfigError: a setting is wrong, or another selection is there.
+        ConfigError: a setting is wrong, another selection is there, or another process makes it.
         DatasetError: a data set or cache is missing or damaged, the corpus was changed in between,
             or has no sentence.
         StorageError: a file of the corpus is missing or cannot be read.
         SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
     """
     mesh = meshes.make_mesh(devices)
-    with jax.set_mesh(mesh), Preemption() as preemption:
+    alone = ownership.owned(ownership.beside(config.out), force)
+    with (
+        jax.set_mesh(mesh),
+        Preemption() as preemption,
+        distributed.entered_by_first(alone),
+    ):
         selection = set_up(config, mesh, preemption)
         if selection.workspace.begin(selection.settings):
             logging.info("%s is finished.", config.out)
@@ -302,7 +313,7 @@ def main(argv: list[str]) -> None:
         try:
             distributed.begin(flags.FLAGS.distributed)
             config = flag_settings.read(SelectTextConfig)
-            statistics = run(config)
+            statistics = run(config, force=flags.FLAGS.force)
             if jax.process_index() == 0:
                 print(report(config.out, statistics))
         except (ConfigError, CheckpointError, DatasetError, StorageError) as error:
@@ -314,6 +325,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flag_settings.define(SelectTextConfig)
+    ownership.define_force()
     flags.DEFINE_boolean(
         "distributed",
         None,

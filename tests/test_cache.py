@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced import cache, preemption
+from aced import cache, ownership, preemption
 from aced.cache import CacheConfig
 from aced.config import ConfigError
 from aced.data import records
@@ -35,10 +35,11 @@ def reference(tmp_path_factory):
     return cached.write_model(tmp_path_factory.mktemp("models") / "reference")
 
 
-def make(data, reference, out, devices=1, config=None, **changes):
+def make(data, reference, out, devices=1, config=None, force=False, **changes):
     settings = {"out": str(out), "shard_size": 20, "batch_size": 8} | changes
     config = config or cached.run_config(data, reference)
-    return cache.run(config, CacheConfig(**settings), "", jax.devices()[:devices])
+    wanted = CacheConfig(**settings)
+    return cache.run(config, wanted, "", jax.devices()[:devices], force=force)
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,17 @@ def test_no_checkpoint_no_cache(data, tmp_path):
         make(data, "", tmp_path / "out", config=config)
 
 
+def test_two_at_a_time_are_refused_but_may_read_what_is_complete(whole, data, reference, tmp_path):
+    with ownership.owned(str(tmp_path / "out" / ownership.FILE)):
+        for force in (False, True):
+            with pytest.raises(ownership.OwnedError, match=f"process {os.getpid()} on"):
+                make(data, reference, tmp_path / "out", force=force)
+    assert not (tmp_path / "out").exists()
+    with ownership.owned(str(whole / ownership.FILE)):
+        make(data, reference, whole)
+    assert not (whole / ownership.FILE).exists()
+
+
 def test_a_folder_with_other_files(data, reference, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"is not empty \(notes.txt\)"):
@@ -266,7 +278,7 @@ def test_killed_five_times_it_is_as_if_undisturbed(data, reference, tmp_path):
     out, rng = tmp_path / "out", random.Random(0)
 
     def summaries():
-        return len(list(out.glob("*.json")))
+        return len(list(out.glob("*.json"))) - (out / ownership.FILE).exists()
 
     for _ in range(5):
         goal = summaries() + 1

@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree
 
-from aced import distributed, metrics, progress
+from aced import distributed, metrics, ownership, progress
 from aced.config import ConfigError
 from aced.data.complete import Complete, complete_batches
 from aced.data.pipeline import View
@@ -72,8 +72,9 @@ def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
             "choose another --out for a new one."
         )
     if there is None:
-        strange = sorted(path.name for path in folder.iterdir())
-        if strange and strange != [f"{PLAN}.part"]:
+        ours = (f"{PLAN}.part", ownership.FILE)
+        strange = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+        if strange:
             raise ConfigError(f"--out={folder} is not empty ({strange[0]}); choose a new folder.")
         description.write(folder / PLAN, plan)
     for path in folder.iterdir():  # what a killed process left half-written
