@@ -6,7 +6,7 @@
 The config is the run's own: its data and decoding, and method.reference or method.teachers.NAME
 with a checkpoint. It runs on the devices and processes that training runs on (--distributed). A
 pass that was stopped goes on where it was when the same command is started again; exit code 42
-after SIGTERM says so.
+after SIGTERM, 130 after Ctrl-C.
 """
 
 import dataclasses
@@ -26,7 +26,12 @@ from aced.watchdog import Watchdog
 
 
 def run(
-    config: Any, wanted: CacheConfig, workdir: str, devices: list[jax.Device] | None = None
+    config: Any,
+    wanted: CacheConfig,
+    workdir: str,
+    devices: list[jax.Device] | None = None,
+    *,
+    force: bool = False,
 ) -> Description:
     """Makes the cache, or goes on with it; all processes of the pass call this.
 
@@ -35,6 +40,7 @@ def run(
         wanted: which model, and how it is kept.
         workdir: what "{workdir}" in the config stands for.
         devices: the devices to use; None: all.
+        force: take the folder over from another process that is known to be dead.
 
     Raises:
         As `caching.make`.
@@ -42,7 +48,7 @@ def run(
     settings = train.parse(config)
     mesh = meshes.make_mesh(devices, settings.mesh)
     with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
-        return caching.make(settings, wanted, workdir, mesh, watchdog)
+        return caching.make(settings, wanted, workdir, mesh, watchdog, force=force)
 
 
 def report(found: Description) -> str:
@@ -82,7 +88,7 @@ def main(argv: list[str]) -> None:
     with training.running(argv):
         fields = dataclasses.fields(CacheConfig)
         wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
-        found = run(values.config, wanted, training.workdir())
+        found = run(values.config, wanted, training.workdir(), force=values.force)
         if jax.process_index() == 0:
             print(f"{wanted.out}: {report(found)}")
 

@@ -3,6 +3,7 @@
 A run may also make them itself, before its first step (`before_caches`).
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -13,16 +14,15 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
-from aced import program
+from aced import distributed, ownership, program
 from aced.config import ConfigError
 from aced.data import sources
 from aced.embedding_cache import fingerprint, making
-from aced.embedding_cache.description import Description, Plan
+from aced.embedding_cache.description import COMPLETE, Description, Plan
 from aced.embedding_cache.precision import Precision
 from aced.methods.contrastive_settings import REFERENCE
 from aced.methods.frozen import WORKDIR, FrozenConfig, load_model
 from aced.models import two_tower
-from aced.preemption import EXIT_CODE
 from aced.watchdog import Watchdog
 
 
@@ -63,7 +63,13 @@ class CacheConfig:
 
 
 def make(
-    settings: Any, wanted: CacheConfig, workdir: str, mesh: Mesh, watchdog: Watchdog
+    settings: Any,
+    wanted: CacheConfig,
+    workdir: str,
+    mesh: Mesh,
+    watchdog: Watchdog,
+    *,
+    force: bool = False,
 ) -> Description:
     """Makes the cache, or goes on with it; all processes of the pass call this, on their mesh.
 
@@ -72,12 +78,13 @@ def make(
         wanted: which model, and how it is kept.
         workdir: what "{workdir}" in the settings stands for.
         mesh: the devices to use, also set by `jax.set_mesh`.
-        watchdog: is told that the pass goes on.
+        watchdog: hears that the pass goes on.
+        force: take the folder over from another process that is known to be dead.
 
     Raises:
-        ConfigError: a setting is wrong, or there is no model.
+        ConfigError: a setting is wrong, there is no model, or another process makes the cache.
         CacheError: the folder holds another cache.
-        SystemExit: with `preemption.EXIT_CODE`, after SIGTERM.
+        SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
     """
     folder = wanted.folder(workdir)
     item = _model(settings.method, wanted.model, workdir)
@@ -85,17 +92,21 @@ def make(
     source = sources.open_source(data)
     shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
     plan = _plan(wanted, settings.batch_size, item, source, data)
-    left = making.begin(plan, folder)
-    stopped = False
-    if left:
-        size = wanted.batch_size or settings.method.score_micro_batch or settings.batch_size
-        params = load_model(item, shapes)
-        maker = making.Maker(plan, folder, source, data, params, mesh, size)
-        stopped = maker.run(left, watchdog)
-    description = making.end(plan, folder)
-    if stopped:
+    # A complete cache is only read, by as many as like.
+    alone = ownership.owned(str(folder / ownership.FILE), force)
+    alone = contextlib.nullcontext() if (folder / COMPLETE).exists() else alone
+    with distributed.entered_by_first(alone):
+        left = making.begin(plan, folder)
+        exit_code = None
+        if left:
+            size = wanted.batch_size or settings.method.score_micro_batch or settings.batch_size
+            params = load_model(item, shapes)
+            maker = making.Maker(plan, folder, source, data, params, mesh, size)
+            exit_code = maker.run(left, watchdog)
+        description = making.end(plan, folder)
+    if exit_code:
         logging.warning("%s is finished; start the same command again.", folder)
-        sys.exit(EXIT_CODE)
+        sys.exit(exit_code)
     return description
 
 

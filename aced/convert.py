@@ -214,6 +214,7 @@ def summary(converted: Converted, config: ConvertConfig) -> str:
         f"std {image.std}",
         f"  texts      {tokens.kind}, {tokens.length} ids, lower={tokens.lower}, "
         f"canonicalize={tokens.canonicalize}, mend={tokens.mend}, pad_id={tokens.pad_id}",
+        *(f"  read       {note}" for note in model.notes),
         *(f"  differs    {note}" for note in converted.notes),
         f"{config.out}: written for {config.to}",
     ]

@@ -7,6 +7,7 @@ at the same place.
 
 import contextlib
 import glob
+import itertools
 import math
 import os
 import sys
@@ -36,6 +37,8 @@ _HEARTBEAT_SECONDS, _START_SECONDS = 100, 300  # JAX's own defaults
 _GRACE_SECONDS = 2.0  # for other processes to report their errors
 _LEAVING_SECONDS = 0.5  # for the calls of other processes to come to their ends
 _SHARED_SECONDS = 30.0  # network file systems show a new file late
+_TOLD_SECONDS = 900  # at most, for process 0 to enter what the others wait for
+_told = itertools.count()
 _BY_HAND = (
     f"To start the processes by hand set {COORDINATOR}=host:port of the first one, "
     f"{NUM_PROCESSES}=n and {PROCESS_ID}=0 ... n - 1."
@@ -275,6 +278,40 @@ def largest(number: int) -> int:
 def same(number: int) -> bool:
     """Whether `number` is the same on all processes."""
     return jax.process_count() == 1 or len(set(_all(number).tolist())) == 1
+
+
+@contextlib.contextmanager
+def entered_by_first(context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    """Enters `context` on process 0 alone; the others wait for that, and fail where it fails.
+
+    By a message: a collective would not wait for long, and to enter may take minutes.
+
+    Raises:
+        ConfigError: on the others, with what process 0 raised.
+    """
+    with contextlib.ExitStack() as stack:
+        error = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(context)
+            except Exception as raised:
+                error = raised
+        said = _told_by_first("" if error is None else f"{error}")
+        if error is not None:
+            raise error
+        if said:
+            raise ConfigError(said)
+        yield
+
+
+def _told_by_first(message: str) -> str:
+    """Process 0's `message`, on all processes; all make the same calls of this."""
+    if jax.process_count() == 1:
+        return message
+    client, key = jax_distributed.global_state.client, f"aced/told/{next(_told)}"
+    if jax.process_index() == 0:
+        client.key_value_set(key, message or " ")
+    return client.blocking_key_value_get(key, 1000 * _TOLD_SECONDS).strip()
 
 
 def check_shared(folder: epath.PathLike) -> None:

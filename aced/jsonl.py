@@ -148,7 +148,10 @@ class Lines:
     def __init__(self, path: epath.Path):
         self._path = path
         self._remote = is_remote(path)
-        self._number = max(len(parts(path)) - 1, 0)
+        self._synced = False  # whether the folder is known to have the file after a power cut
+        there = parts(path)
+        self._number = max(len(there) - 1, 0)
+        self._before = sum(part.stat().length for part in there[:-1])
         last = _part(path, self._number)
         if self._remote:
             self._text = last.read_text() if last.exists() else ""
@@ -157,6 +160,11 @@ class Lines:
             last.parent.mkdir(parents=True, exist_ok=True)
             last.touch()
             self._size = last.stat().length
+
+    @property
+    def size(self) -> int:
+        """Bytes of all lines that are written, in all parts."""
+        return self._before + (len(self._text.encode()) if self._remote else self._size)
 
     def write(self, lines: Sequence[Line]) -> None:
         """Appends `lines`, all or none of them: after an error, call again with the same.
@@ -168,6 +176,7 @@ class Lines:
             is_done = len(self._text) >= _PART_BYTES
             text = dumps(lines) if is_done else self._text + dumps(lines)
             _part(self._path, self._number + is_done).write_text(text)
+            self._before += len(self._text.encode()) if is_done else 0
             self._text, self._number = text, self._number + is_done
             return
         data = dumps(lines).encode()
@@ -175,3 +184,21 @@ class Lines:
             file.truncate(self._size)  # a write that failed may have left a part of a line
             file.write(data)
         self._size += len(data)
+
+    def sync(self) -> None:
+        """Returns when what is written is on the disk itself, where a power cut leaves it.
+
+        Raises:
+            OSError: it may not be.
+        """
+        if self._remote:
+            return  # a store answers when it has it
+        with open(self._last, "ab") as file:
+            os.fsync(file.fileno())
+        if not self._synced:
+            folder = os.open(self._last.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+            self._synced = True

@@ -14,6 +14,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from aced import ownership
 from aced.config import ConfigError
 from aced.quiet_logs import quiet_libraries
 
@@ -40,6 +41,7 @@ _DISTRIBUTED = flags.DEFINE_boolean(
     "process 0, ACED_NUM_PROCESSES and ACED_PROCESS_ID. The workdir is one that all see. A process "
     "that is silent for ACED_HEARTBEAT_SECONDS (100) counts as dead and ends the run.",
 )
+_FORCE = ownership.define_force()
 
 
 _NONE = re.compile(r"--?config\.([\w.]+)=None")
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
     folder = workdir()
     with running(argv):
         logging.info("workdir: %s", folder)
-        train.run(_CONFIG.value, folder)
+        train.run(_CONFIG.value, folder, force=_FORCE.value)
         if jax.process_index() == 0:
             print(summary.table(folder))
             if train.parse(_CONFIG.value).method.selects:

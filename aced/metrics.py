@@ -3,13 +3,14 @@
 A line of metrics.jsonl is one JSON object: step, examples_trained, examples_scored, flops and
 whatever was measured at that step. Names that start with "wall/" depend on the clock; without
 them, a run that was killed and resumed has the same lines as one that was not. Beside it,
-picks.jsonl holds the ids of the examples that were trained on.
+picks.jsonl holds the ids of the examples that were trained on, and claims.jsonl how many bytes of
+both each checkpoint came with, so that a start from it notices lines that are lost.
 """
 
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from aced import jsonl
 
 FILE = "metrics.jsonl"
 PICKS_FILE = "picks.jsonl"
+CLAIMS_FILE = "claims.jsonl"
 _REMOTE_SECONDS = 30.0  # between uploads to an object store, which write a part anew
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as they are written
 
@@ -45,7 +47,7 @@ class Writer:
     A write that fails (a full disk) does not stop the run: it is logged once, counted, and the
     lines are kept and tried again with the next ones.
 
-    For exact resumption write the metrics of a step before its checkpoint, and `flush` in between.
+    For exact resumption write the metrics of a step before its checkpoint, and `claim` in between.
 
     Attributes:
         failed_writes: writes that failed so far.
@@ -58,7 +60,8 @@ class Writer:
             workdir: folder of the run, local or gs://.
             budget: cost of a step.
             step: the checkpoint that the run goes on from: later lines are dropped, they will be
-                written again. None: the run starts anew, and all lines are dropped.
+                written again; lines that it came with and that are lost are reported in the log.
+                None: the run starts anew, and all lines are dropped.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -73,11 +76,14 @@ class Writer:
             return
         folder = epath.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (FILE, PICKS_FILE):
+        names = (FILE, PICKS_FILE, CLAIMS_FILE)
+        for name in names:
             jsonl.drop_after(folder / name, step)
         kept = jsonl.read(folder / FILE)
         self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)
-        self._sinks = {name: jsonl.Lines(folder / name) for name in (FILE, PICKS_FILE)}
+        self._sinks = {name: jsonl.Lines(folder / name) for name in names}
+        if step is not None:
+            self._report_lost(folder, step)
         # Not above: tensorboardX is slow to import, and only a writer needs it.
         from aced import tensorboard
 
@@ -110,7 +116,7 @@ class Writer:
         line = {"step": int(step)}
         line |= {name: _number(name, value) for name, value in {**added, **values}.items()}
         for name, pending in self._pending.items():
-            if name != PICKS_FILE:
+            if name not in (PICKS_FILE, CLAIMS_FILE):
                 pending.append(line)
         if time.monotonic() - self._flushed >= self._seconds:
             self.flush()
@@ -128,26 +134,67 @@ class Writer:
         self._flushed = time.monotonic()
         for name, sink in list(self._sinks.items()):
             pending = self._pending[name]
-            if not pending:
-                continue
-            try:
-                sink.write(pending)
-            except Exception as error:
-                # Object stores raise errors of many kinds, and none is worth a run.
-                self.failed_writes += 1
-                if name not in self._broken:
-                    self._broken.add(name)
-                    logging.error(
-                        "Metrics could not be written to %s: %s. The run goes on; the lines are "
-                        "kept in memory and tried again.",
-                        name,
-                        error,
-                    )
-                continue
-            if name in self._broken:
-                self._broken.remove(name)
-                logging.info("Metrics are written to %s again, none is missing.", name)
-            pending.clear()
+            if pending and self._succeeds(name, lambda: sink.write(pending)):  # noqa: B023
+                pending.clear()
+
+    def claim(self, step: int) -> None:
+        """Brings all lines to the disk itself, and notes how many there are by now.
+
+        Call it before the checkpoint of `step` is saved: whoever starts from that one and finds
+        fewer reports it. Lines that could not be written are among those that should be there.
+        """
+        if not self._sinks:
+            return
+        self.flush()
+        line = {"step": int(step)}
+        for name in (FILE, PICKS_FILE):
+            waiting = jsonl.dumps(self._pending[name])
+            line[name] = self._sinks[name].size + len(waiting.encode())
+            self._succeeds(name, self._sinks[name].sync)
+        self._pending[CLAIMS_FILE].append(line)
+        self.flush()
+        self._succeeds(CLAIMS_FILE, self._sinks[CLAIMS_FILE].sync)
+
+    def _report_lost(self, folder: epath.Path, step: int) -> None:
+        """Compares what is there with what the checkpoint of `step` came with."""
+        claimed = _last(folder / CLAIMS_FILE) or {}
+        if not claimed and not self._sinks[CLAIMS_FILE].size:
+            return  # a run of before there were claims
+        if claimed.get("step") != step:
+            logging.error(
+                "%s does not say how many lines checkpoint %d came with, so that some of %s and %s "
+                "may be lost.", folder / CLAIMS_FILE, step, FILE, PICKS_FILE,
+            )  # fmt: skip
+            return
+        for name in (FILE, PICKS_FILE):
+            lost = claimed.get(name, 0) - self._sinks[name].size
+            if lost > 0:
+                last = (_last(folder / name) or {"step": "none"})["step"]
+                logging.error(
+                    "%s has lost lines: %d bytes fewer than when checkpoint %d was saved; its last "
+                    "line is of step %s. A full disk, a power cut or another process may have done "
+                    "that. The run goes on; what is missing stays missing.",
+                    *(folder / name, lost, step, last),
+                )
+
+    def _succeeds(self, name: str, work: Callable[[], None]) -> bool:
+        """Whether `work` on the file `name` does; if not, the run goes on."""
+        try:
+            work()
+        except Exception as error:
+            # Object stores raise errors of many kinds, and none is worth a run.
+            self.failed_writes += 1
+            if name not in self._broken:
+                self._broken.add(name)
+                logging.error(
+                    "Metrics could not be written to %s: %s. The run goes on; the lines are kept "
+                    "in memory and tried again.", name, error,
+                )  # fmt: skip
+            return False
+        if name in self._broken:
+            self._broken.remove(name)
+            logging.info("Metrics are written to %s again, none is missing.", name)
+        return True
 
     def close(self) -> None:
         """Flushes a last time; what still cannot be written is named in the log."""
@@ -211,6 +258,14 @@ def _file(workdir: epath.PathLike, name: str) -> epath.Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; is {workdir} the workdir of a run?")
     return path
+
+
+def _last(path: epath.Path) -> dict[str, Any] | None:
+    """The last complete line of a file; None where there is none, or it is damaged."""
+    try:
+        return jsonl.at(path, 1.0)
+    except ValueError:
+        return None
 
 
 def last_values(workdir: epath.PathLike) -> dict[str, int | float]:

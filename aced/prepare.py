@@ -33,7 +33,7 @@ from typing import Any
 import fsspec
 from absl import app, flags
 
-from aced import flag_settings
+from aced import flag_settings, ownership
 from aced.config import ConfigError
 from aced.data import records, storage
 from aced.data.captions import PrepareError
@@ -45,7 +45,9 @@ PAGE = "statistics.html"
 __all__ = ["PrepareConfig", "prepare"]
 
 
-def prepare(config: PrepareConfig, options: Sequence[str] = ()) -> dict[str, Any]:
+def prepare(
+    config: PrepareConfig, options: Sequence[str] = (), *, force: bool = False
+) -> dict[str, Any]:
     """Makes the data set `config.out`, all of it or nothing; returns its statistics.
 
     Where it is there already, of the same input and settings, nothing is done.
@@ -53,11 +55,12 @@ def prepare(config: PrepareConfig, options: Sequence[str] = ()) -> dict[str, Any
     Args:
         config: the settings.
         options: Beam's flags, for its runner.
+        force: take the output over from another process that is known to be dead.
 
     Raises:
         PrepareError: the table has no such column or can't be read, `out` is taken, or nothing
           is left to train on.
-        ConfigError: Beam is not installed, or an option is not known.
+        ConfigError: Beam is not installed, an option is not known, or another process prepares it.
     """
     graph, inputs, runner = _beam()
     pipeline = runner.pipeline_on(config.runner, options)
@@ -74,18 +77,20 @@ def prepare(config: PrepareConfig, options: Sequence[str] = ()) -> dict[str, Any
     if (done := _found(config, settings)) is not None:
         workspace.end(settings)
         return done
-    if workspace.begin(settings):
-        print(f"Going on with what an earlier run left in {workspace.root}.")
-    try:
-        graph.build(pipeline, config, blocks)
-        runner.run(pipeline, config.runner)
-        statistics = _complete(config, workspace, settings)
-    except Exception as error:
-        if (refusal := workspace.refusal()) is not None:
-            workspace.remove()
-            raise PrepareError(refusal) from error
-        raise
-    return statistics
+    with ownership.owned(ownership.beside(workspace.out), force):
+        if (done := _found(config, settings)) is not None:  # by another process, just now
+            return done
+        if workspace.begin(settings):
+            print(f"Going on with what an earlier run left in {workspace.root}.")
+        try:
+            graph.build(pipeline, config, blocks)
+            runner.run(pipeline, config.runner)
+            return _complete(config, workspace, settings)
+        except Exception as error:
+            if (refusal := workspace.refusal()) is not None:
+                workspace.remove()
+                raise PrepareError(refusal) from error
+            raise
 
 
 def _beam() -> tuple[Any, Any, Any]:
@@ -194,7 +199,8 @@ def main(argv: list[str]) -> None:
     """Reads the flags, prepares, and says what came out and what to do next."""
     out = flags.FLAGS.out
     try:
-        _report(prepare(flag_settings.read(PrepareConfig), argv[1:]), out)
+        config = flag_settings.read(PrepareConfig)
+        _report(prepare(config, argv[1:], force=flags.FLAGS.force), out)
     except (PrepareError, ConfigError, records.DatasetError, storage.StorageError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # a disk that is full, a folder that may not be written to
@@ -206,5 +212,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flag_settings.define(PrepareConfig)
+    ownership.define_force()
     # Flags that are not this command's are Beam's.
     app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

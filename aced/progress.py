@@ -9,6 +9,7 @@ from io import TextIOBase
 from typing import Any
 
 import jax
+from absl import logging
 
 from aced.metrics import Budget
 
@@ -51,6 +52,14 @@ class Meter:
             yield
         finally:
             self._since += self._clock() - start
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Says what the first step waits for, which does not count as training time."""
+        logging.info("Compiling the step, once a start: large models take minutes ...")
+        with self.paused():
+            yield
+        logging.info("The step is compiled.")
 
     def measure(self, step: int) -> dict[str, float]:
         """Returns the speed since the last call, under names that start with "wall/".

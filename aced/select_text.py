@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from jaxtyping import UInt64
 
-from aced import distributed, flag_settings
+from aced import distributed, flag_settings, ownership
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
 from aced.data import records
@@ -31,7 +31,7 @@ from aced.data.corpus import Corpus, Counts
 from aced.data.records import DatasetError
 from aced.data.storage import StorageError
 from aced.parallel import mesh as meshes
-from aced.preemption import EXIT_CODE, Preemption
+from aced.preemption import INTERRUPTED, Preemption
 from aced.quiet_logs import quiet_libraries
 from aced.text_selection import budget, prompts, reading, snapshot
 from aced.text_selection.collecting import Collection
@@ -74,7 +74,12 @@ class Selection:
         return self.images.block if self.images else self.config.block
 
 
-def run(config: SelectTextConfig, devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
+def run(
+    config: SelectTextConfig,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    force: bool = False,
+) -> dict[str, Any]:
     """Chooses sentences and writes them to `config.out`, or goes on with that.
 
     All processes make this call, with the same arguments.
@@ -82,19 +87,25 @@ def run(config: SelectTextConfig, devices: Sequence[jax.Device] | None = None) -
     Args:
         config: the settings.
         devices: the devices to use; None: all.
+        force: take the output over from another process that is known to be dead.
 
     Returns:
         The statistics in the data set's dataset.json.
 
     Raises:
-        ConfigError: a setting is wrong, or another selection is there.
+        ConfigError: a setting is wrong, another selection is there, or another process makes it.
         DatasetError: a data set or cache is missing or damaged, the corpus was changed in between,
             or has no sentence.
         StorageError: a file of the corpus is missing or cannot be read.
-        SystemExit: with `preemption.EXIT_CODE`, after SIGTERM.
+        SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
     """
     mesh = meshes.make_mesh(devices)
-    with jax.set_mesh(mesh), Preemption() as preemption:
+    alone = ownership.owned(ownership.beside(config.out), force)
+    with (
+        jax.set_mesh(mesh),
+        Preemption() as preemption,
+        distributed.entered_by_first(alone),
+    ):
         selection = set_up(config, mesh, preemption)
         if selection.workspace.begin(selection.settings):
             logging.info("%s is finished.", config.out)
@@ -173,7 +184,7 @@ def read_all(selection: Selection) -> None:
             saved = time.monotonic()
         if preempted:
             logging.warning("Block %d is saved; start the same command again.", state.blocks)
-            sys.exit(EXIT_CODE)
+            sys.exit(selection.preemption.exit_code)
         texts = next(blocks, None)
     snapshot.save(workspace, state)
 
@@ -233,7 +244,7 @@ def find(
         # Of several processes JAX catches the signal, and they go on; the first pass is saved.
         if jax.process_count() == 1 and selection.preemption.reached(0):
             logging.warning("The first pass is saved; start the same command again.")
-            sys.exit(EXIT_CODE)
+            sys.exit(selection.preemption.exit_code)
     for collection in (texts, others):
         collection.close()
     selection.workspace.wait_for_all("collected")
@@ -302,15 +313,19 @@ def main(argv: list[str]) -> None:
         try:
             distributed.begin(flags.FLAGS.distributed)
             config = flag_settings.read(SelectTextConfig)
-            statistics = run(config)
+            statistics = run(config, force=flags.FLAGS.force)
             if jax.process_index() == 0:
                 print(report(config.out, statistics))
         except (ConfigError, CheckpointError, DatasetError, StorageError) as error:
             sys.exit(f"\n{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            logging.warning("Interrupted; the same command goes on from what is saved.")
+            sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
     flag_settings.define(SelectTextConfig)
+    ownership.define_force()
     flags.DEFINE_boolean(
         "distributed",
         None,

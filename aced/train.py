@@ -28,6 +28,7 @@ from aced import (
     hardware,
     methods,
     metrics,
+    ownership,
     program,
     progress,
     record,
@@ -114,7 +115,11 @@ class TrainingError(RuntimeError):
 
 
 def run(
-    config: Any, workdir: str, devices: Sequence[jax.Device] | None = None
+    config: Any,
+    workdir: str,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    force: bool = False,
 ) -> dict[str, int | float]:
     """Trains to the end, or goes on where the run in `workdir` stopped.
 
@@ -126,6 +131,7 @@ def run(
             checkpoints/, metrics.jsonl, picks.jsonl, skipped.jsonl and, in folders of their own,
             the runs of `config.before`.
         devices: the devices to use; None: all.
+        force: take the folder over from another process that is known to be dead.
 
     Returns:
         The last value of every metric; nothing on processes other than the first, which has the
@@ -133,40 +139,42 @@ def run(
 
     Raises:
         ConfigError: a setting is wrong, or is not what the run in `workdir` started with. What
-            can be told from the settings alone is checked before anything runs.
+            can be told from the settings alone is checked before anything runs. Or another
+            process works in `workdir`.
         TrainingError: too many non-finite steps in a row.
         SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C, when
             everything is saved.
     """
     check_place(workdir)
     folder = epath.Path(os.path.expanduser(workdir))
-    _train(parse(config), folder, devices)
+    _train(parse(config), folder, devices, force)
     return metrics.last_values(folder) if jax.process_index() == 0 else {}
 
 
 def _train(
-    settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Device] | None
+    settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Device] | None, force: bool
 ) -> int | None:
     """The run, and those before it. Returns how to exit if it was to stop in its last step."""
     mesh = meshes.make_mesh(devices, settings.mesh)
     program.check_batch(settings, mesh)
-    distributed.check_shared(folder)
     for wanted in settings.before_caches.values():  # at once, not after the runs before it
         wanted.folder(str(folder))
-    for name, earlier in settings.before.items():
-        logging.info("%s runs first, in %s", name, folder / name)
-        if exit_code := _train(parse(earlier), folder / name, devices):
-            logging.warning("%s is finished; start the same command again.", name)
-            sys.exit(exit_code)
+    with distributed.entered_by_first(ownership.owned(str(folder / ownership.FILE), force)):
+        distributed.check_shared(folder)
+        for name, earlier in settings.before.items():
+            logging.info("%s runs first, in %s", name, folder / name)
+            if exit_code := _train(parse(earlier), folder / name, devices, force):
+                logging.warning("%s is finished; start the same command again.", name)
+                sys.exit(exit_code)
 
-    # Before the watchdog: a first index of tars in a store may take hours, which is no hang.
-    source = sources.open_source(settings.data)
-    with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
-        for name, wanted in settings.before_caches.items():
-            logging.info("Embeddings first: %s", name)
-            caching.make(settings, wanted, str(folder), mesh, watchdog)
-        settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
-        return loop(set_up(settings, mesh, folder, source), watchdog)
+        # Before the watchdog: a first index of tars in a store may take hours, which is no hang.
+        source = sources.open_source(settings.data)
+        with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
+            for name, wanted in settings.before_caches.items():
+                logging.info("Embeddings first: %s", name)
+                caching.make(settings, wanted, str(folder), mesh, watchdog, force=force)
+            settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
+            return loop(set_up(settings, mesh, folder, source), watchdog)
 
 
 def parse(config: Any) -> TrainConfig:
@@ -336,7 +344,7 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         train_state, previous = run.state, None
         for step in range(start + 1, prog.total_steps + 1):
             batch = batches.next(previous and previous["loss"])
-            with compiling(meter) if previous is None else contextlib.nullcontext():
+            with meter.compiling() if previous is None else contextlib.nullcontext():
                 train_state, out = prog.step(train_state, run.frozen, batch)
             if previous is not None:
                 _check_finite(step - 1, previous, settings, writer)
@@ -375,7 +383,7 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
             # Checkpoints. The metrics are on disk before the checkpoint that claims them.
             force = last or preempted or bool(due and settings.checkpoint.keep_best)
             if force or settings.checkpoint.is_due(step):
-                writer.flush()
+                writer.claim(step)
             checkpoints.save(step, train_state, measured, force=force)
             if preempted and not last:
                 checkpoints.wait()
@@ -395,15 +403,6 @@ def _warn_of_rest(name: str, tower: Any) -> None:
             "row and column are not looked at.",
             *(name, tower.resolution, tower.patch, rest),
         )
-
-
-@contextlib.contextmanager
-def compiling(meter: progress.Meter) -> Iterator[None]:
-    """Says what the first step waits for, which does not count as training time."""
-    logging.info("Compiling the step, once a start: large models take minutes ...")
-    with meter.paused():
-        yield
-    logging.info("The step is compiled.")
 
 
 def evaluate(
@@ -428,7 +427,7 @@ def _save_now(
     """Everything of this step, on disk when it returns."""
     if measured:
         writer.write(step, measured)
-    writer.flush()
+    writer.claim(step)
     checkpoints.save(step, train_state, measured, force=True)
     checkpoints.wait()
 

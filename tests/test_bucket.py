@@ -1,11 +1,14 @@
 """Runs in gs:// and data there and in s3://, by the APIs that they meet on a TPU VM."""
 
+import json
+import os
 import posixpath
+import time
 
 import fsspec
 import pytest
 
-from aced import metrics
+from aced import metrics, ownership
 from aced.data import storage
 from aced.data.storage import StorageError
 from aced.preemption import EXIT_CODE
@@ -106,6 +109,28 @@ def test_two_processes_share_a_run_and_one_goes_on_with_it(server, on_disk, tmp_
     assert metrics.read_picks(folder) == metrics.read_picks(on_disk)
     for a, b in zip(lines(folder), lines(on_disk), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_an_owner_in_a_store_is_made_once_and_gives_signs_of_life(scheme, monkeypatch):
+    monkeypatch.setattr(ownership, "_BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(ownership, "_DYING_SECONDS", 0.1)
+    path = f"{scheme}://bucket/owned/owner.json"
+
+    def seen():
+        with fsspec.open(path, "rb") as file:
+            return json.loads(file.read())["seen"]
+
+    with ownership.owned(path):
+        first, end = seen(), time.monotonic() + 30
+        said = f"process {os.getpid()} on"
+        with pytest.raises(ownership.OwnedError, match=said), ownership.owned(path):
+            pass
+        while seen() == first:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    assert storage.stat(path) is None
+    with ownership.owned(path):
+        pass
 
 
 def test_what_a_store_says_comes_with_the_path(monkeypatch):

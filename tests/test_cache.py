@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import pathlib
 import random
+import signal
 import time
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced import cache, preemption, train
+from aced import cache, ownership, preemption, train
 from aced.cache import CacheConfig
 from aced.config import ConfigError
 from aced.data import records
@@ -34,10 +36,11 @@ def reference(tmp_path_factory):
     return cached.write_model(tmp_path_factory.mktemp("models") / "reference")
 
 
-def make(data, reference, out, devices=1, config=None, **changes):
+def make(data, reference, out, devices=1, config=None, force=False, **changes):
     settings = {"out": str(out), "shard_size": 20, "batch_size": 8} | changes
     config = config or cached.run_config(data, reference)
-    return cache.run(config, CacheConfig(**settings), "", jax.devices()[:devices])
+    wanted = CacheConfig(**settings)
+    return cache.run(config, wanted, "", jax.devices()[:devices], force=force)
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +163,24 @@ def test_an_interrupted_pass_gives_the_same_bytes(whole, data, reference, tmp_pa
     assert content(tmp_path / "out") == content(whole)
 
 
-def test_sigterm_stops_cleanly(whole, data, reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption.Preemption, "reached", lambda self, step: step == 4)
+def signal_at(monkeypatch, number, wanted):
+    """Has this signal come while the step `wanted`, or the block, is made."""
+    reached = preemption.Preemption.reached
+
+    def asked(self, step):
+        if step == wanted:
+            os.kill(os.getpid(), number)
+        return reached(self, step)
+
+    monkeypatch.setattr(preemption.Preemption, "reached", asked)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_a_signal_stops_cleanly(number, code, whole, data, reference, tmp_path, monkeypatch):
+    signal_at(monkeypatch, number, 4)
     with pytest.raises(SystemExit) as error:
         make(data, reference, tmp_path / "out")
-    assert error.value.code == preemption.EXIT_CODE
+    assert error.value.code == code
     assert not list((tmp_path / "out").glob("*.part"))
     monkeypatch.undo()
     make(data, reference, tmp_path / "out")
@@ -237,6 +253,17 @@ def test_no_checkpoint_no_cache(data, tmp_path):
         make(data, "", tmp_path / "out", config=config)
 
 
+def test_two_at_a_time_are_refused_but_may_read_what_is_complete(whole, data, reference, tmp_path):
+    with ownership.owned(str(tmp_path / "out" / ownership.FILE)):
+        for force in (False, True):
+            with pytest.raises(ownership.OwnedError, match=f"process {os.getpid()} on"):
+                make(data, reference, tmp_path / "out", force=force)
+    assert not (tmp_path / "out").exists()
+    with ownership.owned(str(whole / ownership.FILE)):
+        make(data, reference, whole)
+    assert not (whole / ownership.FILE).exists()
+
+
 def test_a_folder_with_other_files(data, reference, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"is not empty \(notes.txt\)"):
@@ -257,7 +284,7 @@ def test_killed_five_times_it_is_as_if_undisturbed(data, reference, tmp_path):
     out, rng = tmp_path / "out", random.Random(0)
 
     def summaries():
-        return len(list(out.glob("*.json")))
+        return len(list(out.glob("*.json"))) - (out / ownership.FILE).exists()
 
     for _ in range(5):
         goal = summaries() + 1

@@ -15,7 +15,7 @@ import time
 import jax
 import pytest
 
-from aced import distributed
+from aced import distributed, ownership
 from aced.config import ConfigError
 from tests import many_processes
 
@@ -233,6 +233,40 @@ distributed.check_shared(os.path.join(os.environ["SHARED"], str(jax.process_inde
     assert codes[0] == 1
     assert codes[1] in (1, -signal.SIGABRT)  # it knows as well
     assert "ConfigError: Processes [1] do not see what process 0 writes" in started.output(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taken", [True, False])
+def test_the_first_owns_the_folder_for_all_and_all_are_refused(tmp_path, taken):
+    """The others wait for it longer than a collective would."""
+    program = together(
+        """
+from aced import ownership
+ownership._DYING_SECONDS = 40.0
+path = os.environ["SHARED"]
+with distributed.entered_by_first(ownership.owned(path)):
+    assert distributed.total(1) == 2
+    print("owns", os.path.exists(path), flush=True)
+    distributed.total(1)
+print("done", flush=True)
+"""
+    )
+    path = str(tmp_path / ownership.FILE)
+    with contextlib.ExitStack() as stack:
+        if taken:
+            stack.enter_context(ownership.owned(path))
+        started = stack.enter_context(start(program, tmp_path / "logs", SHARED=path))
+        codes = started.exit_codes(100)
+        outputs = [started.output(i) for i in range(2)]
+        if taken:
+            assert codes[0] == 1, outputs
+            assert codes[1] in (1, -signal.SIGABRT)
+            for output in outputs:
+                assert f"in use: process {os.getpid()} on" in output
+        else:
+            assert codes == [0, 0], outputs
+            assert all("owns True" in output and "done" in output for output in outputs)
+    assert not os.path.exists(path)
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """prepare: what comes out is what was put in; what is left out is counted, listed and named."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aced import ownership
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.captions import PrepareError
@@ -431,6 +434,24 @@ def test_what_exists_is_replaced_only_when_asked_and_only_a_data_set(tmp_path, f
         with pytest.raises(PrepareError, match="is no data set"):
             run(tmp_path, folder, rows(5), out=name, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["captions.jsonl", "images", "out"]
+
+
+def test_two_at_a_time_are_refused_but_nothing_is_done_twice(tmp_path, folder):
+    owner = ownership.beside(str(tmp_path / "out"))
+    with ownership.owned(owner):
+        with pytest.raises(ownership.OwnedError, match=f"process {os.getpid()} on"):
+            run(tmp_path, folder, rows())
+        assert [str(path) for path in tmp_path.glob("*out*")] == [owner]
+    # An owner elsewhere that is known to be dead.
+    far = dataclasses.replace(ownership.Owner.this(), boot="other", host="far")
+    pathlib.Path(owner).write_bytes(far.bytes())
+    config = PrepareConfig(
+        images=str(folder), captions=table(tmp_path, rows()), out=str(tmp_path / "out"), threads=2
+    )
+    assert prepare(config, force=True)["images"] == 10
+    assert not pathlib.Path(owner).exists()
+    with ownership.owned(owner):
+        assert prepare(config)["images"] == 10  # it is there, and only read
 
 
 def test_command(tmp_path, folder):

@@ -1,13 +1,14 @@
 import dataclasses
 import gzip
 import json
+import os
 import signal
 
 import jax
 import numpy as np
 import pytest
 
-from aced import select_text
+from aced import ownership, preemption, select_text
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.records import DatasetError
@@ -204,6 +205,45 @@ def test_a_killed_selection_goes_on_on_other_devices_and_gives_the_same(
     # Once more: it says that it is finished, and reads nothing.
     kill_after(0)
     assert select_text.run(config, jax.devices()[:2]) == found
+
+
+def test_two_at_a_time_are_refused(tmp_path):
+    write_corpus(tmp_path / "corpus", [f"sentence number {i}" for i in range(90)])
+    config = SelectTextConfig(
+        corpus=(f"{tmp_path}/corpus/*.txt",), out=str(tmp_path / "out"), budget=9, method="random"
+    )
+    with ownership.owned(ownership.beside(config.out)):
+        for force in (False, True):
+            with pytest.raises(ownership.OwnedError, match=f"process {os.getpid()} on"):
+                select_text.run(config, jax.devices()[:1], force=force)
+    assert select_text.run(config, jax.devices()[:1])["sentences"] == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out"]
+
+
+@pytest.mark.parametrize("place", [0, 2])  # in the second pass, and in the first
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits_with_its_own_code(number, code, place, tmp_path, monkeypatch):
+    write_corpus(tmp_path / "corpus", [f"sentence number {i}" for i in range(90)])
+    config = SelectTextConfig(
+        corpus=(f"{tmp_path}/corpus/*.txt",),
+        out=str(tmp_path / "out"),
+        budget=9,
+        method="random",
+        block=16,
+    )
+    reached = preemption.Preemption.reached
+
+    def asked(self, block):
+        if block == place:
+            os.kill(os.getpid(), number)
+        return reached(self, block)
+
+    monkeypatch.setattr(preemption.Preemption, "reached", asked)
+    with pytest.raises(SystemExit) as stop:
+        select_text.run(config, jax.devices()[:1])
+    assert stop.value.code == code
+    monkeypatch.undo()
+    assert select_text.run(config, jax.devices()[:1])["sentences"] == 9
 
 
 @pytest.mark.slow

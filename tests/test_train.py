@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from aced import checkpoint, evaluators, metrics, preemption, train
+from aced import checkpoint, evaluators, metrics, ownership, preemption, train
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
 from aced.data import shapes
@@ -170,6 +170,58 @@ def test_a_killed_run_goes_on_bit_for_bit(reference, tmp_path):
     assert len(lines(killed)) == 20
     run(settings, killed)  # once more: nothing is left to do, and nothing changes
     assert_same_run(whole, killed)
+
+
+def test_two_runs_in_one_workdir_are_refused(tmp_path):
+    settings = config("iid", steps=2)
+    owner = tmp_path / "run" / ownership.FILE
+    with ownership.owned(str(owner)):
+        said = rf"{owner} says .*process {os.getpid()} on .*, started 2"
+        with pytest.raises(ConfigError, match=said):
+            run(settings, tmp_path / "run")
+        assert [path.name for path in owner.parent.iterdir()] == [ownership.FILE]
+    # So is one in the folder of a run that comes first.
+    settings.before = {"reference": config("iid", steps=2)}
+    settings.before.reference.before = {}
+    with (
+        ownership.owned(str(tmp_path / "run" / "reference" / ownership.FILE)),
+        pytest.raises(ownership.OwnedError, match=r"run/reference/owner\.json"),
+    ):
+        run(settings, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def saved_steps(workdir):
+    found = (workdir / checkpoint.FOLDER).glob("*")
+    return [int(path.name) for path in found if path.name.isdigit()]
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_and_spoils_nothing(reference, tmp_path):
+    """Then the first is killed, and the same command goes on at once, bit for bit."""
+    arguments = ["-m", "aced.main", "--config=tests/small_run.py:reference=" + reference]
+    arguments += [f"--workdir={tmp_path / 'run'}", "--config.total_steps=400"]
+    file = tmp_path / "run" / metrics.FILE
+    with many_processes.start(1, 1, arguments, tmp_path / "logs") as first:
+        first.wait_for(lambda: file.exists() and file.read_text().count("\n") >= 3)
+        for more in ([], ["--force"]):
+            with many_processes.start(1, 1, [*arguments, *more], tmp_path / "logs") as second:
+                assert second.exit_codes() == [1]
+                said = second.output(0)
+                assert f"process {first.processes[0].pid} on {os.uname().nodename}" in said
+                assert "Traceback" not in said
+        first.wait_for(lambda: saved_steps(tmp_path / "run"))
+        first.kill()
+    saved = max(saved_steps(tmp_path / "run"))
+    arguments[-1] = f"--config.total_steps={saved + 3}"
+    start = time.monotonic()
+    with many_processes.start(1, 1, arguments, tmp_path / "logs") as again:
+        assert again.exit_codes() == [0], again.output(0)
+        assert "taken over" not in again.output(0)
+    assert time.monotonic() - start < ownership.STALE_SECONDS
+    steps = [line["step"] for line in lines(tmp_path / "run")]
+    assert sorted(set(steps)) == list(range(1, saved + 4))
+    assert not (tmp_path / "run" / ownership.FILE).exists()
 
 
 @pytest.mark.slow

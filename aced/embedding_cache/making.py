@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree
 
-from aced import distributed, metrics, progress
+from aced import distributed, metrics, ownership, progress
 from aced.config import ConfigError
 from aced.data.complete import Complete, complete_batches
 from aced.data.pipeline import View
@@ -30,7 +30,7 @@ from aced.embedding_cache.description import COMPLETE, PLAN, Description, Plan, 
 from aced.embedding_cache.reader import Cache
 from aced.models.two_tower import TwoTower
 from aced.parallel import mesh as meshes
-from aced.preemption import EXIT_CODE, Preemption
+from aced.preemption import Preemption
 from aced.watchdog import Watchdog
 
 
@@ -72,8 +72,9 @@ def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
             "choose another --out for a new one."
         )
     if there is None:
-        strange = sorted(path.name for path in folder.iterdir())
-        if strange and strange != [f"{PLAN}.part"]:
+        ours = (f"{PLAN}.part", ownership.FILE)
+        strange = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+        if strange:
             raise ConfigError(f"--out={folder} is not empty ({strange[0]}); choose a new folder.")
         description.write(folder / PLAN, plan)
     for path in folder.iterdir():  # what a killed process left half-written
@@ -120,14 +121,14 @@ class Maker:
             for name in description.TOWERS[plan.towers]
         }
 
-    def run(self, left: list[int], watchdog: Watchdog) -> bool:
+    def run(self, left: list[int], watchdog: Watchdog) -> int | None:
         """Makes the shards `left`, which are the same on all processes.
 
-        Returns whether SIGTERM came while the last of them was made.
+        Returns how to exit if it was to stop while the last of them was made.
 
         Raises:
             CacheError: the model gives numbers that are not finite.
-            SystemExit: with `preemption.EXIT_CODE`, after SIGTERM.
+            SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
         """
         waves = [
             left[i : i + self._readers.count] for i in range(0, len(left), self._readers.count)
@@ -165,12 +166,12 @@ class Maker:
                 line.show(step, meter.measure(step))
                 if preemption.reached(step):
                     if step == total:
-                        return True
+                        return preemption.exit_code
                     if shard is not None and step % steps:
                         shard.discard()
-                    logging.warning("Stopped by SIGTERM; start the same command again.")
-                    sys.exit(EXIT_CODE)
-        return False
+                    logging.warning("The pass is stopped; start the same command again.")
+                    sys.exit(preemption.exit_code)
+        return None
 
     def _index(self, waves: list[list[int]], steps: int, place: int) -> int:
         """The example that this process reads at a place of the pass; -1: none."""

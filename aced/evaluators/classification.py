@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, PyTree
 from aced.config import ConfigError
 from aced.data.reader import known_fields
 from aced.data.records import Source
+from aced.data.tokenizers import Tokenizer
 from aced.evaluators.average_precision import mean_average_precision
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
@@ -22,14 +23,41 @@ def class_names(config: EvalConfig, source: Source) -> tuple[str, ...]:
     return config.class_names or tuple(getattr(source, "class_names", None) or ())
 
 
-def class_weights(
-    embed: Embedder, params: PyTree, names: tuple[str, ...], templates: tuple[str, ...]
-) -> Float[np.ndarray, "classes d"]:
-    """Mean of the normalised prompt embeddings of each class, normalised again."""
-    prompts = [template.replace("{}", name) for name in names for template in templates]
-    ztxt = embed.texts(params, prompts)
-    mean = ztxt.reshape(len(names), len(templates), -1).mean(axis=1)
-    return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+class Prompts:
+    """The prompts of classes, where classes that read alike are one.
+
+    ImageNet has two classes `missile`. Embedded once and compared once, they have equal scores; of
+    two rows the last digits would be left to the place in a batch and to the matrix product.
+
+    Attributes:
+        repeated: the names that are alike, in groups.
+    """
+
+    def __init__(self, names: tuple[str, ...], templates: tuple[str, ...], tokenizer: Tokenizer):
+        prompts = [template.replace("{}", name) for name in names for template in templates]
+        ids = tokenizer(prompts).reshape(len(names), -1)
+        _, first, place = np.unique(ids, axis=0, return_index=True, return_inverse=True)
+        self._shape = len(first), len(templates)
+        self._prompts = [
+            prompt for i in first for prompt in prompts[i * len(templates) :][: len(templates)]
+        ]
+        self._place = place.reshape(-1)
+        groups = [np.flatnonzero(self._place == i) for i in range(len(first))]
+        self.repeated = [[names[i] for i in group] for group in groups if len(group) > 1]
+
+    def weights(self, embed: Embedder, params: PyTree) -> Float[np.ndarray, "classes d"]:
+        """Mean of the normalised prompt embeddings of each class, normalised again."""
+        return self._distinct(embed, params)[self._place]
+
+    def scores(
+        self, embed: Embedder, params: PyTree, zimg: Float[np.ndarray, "n d"]
+    ) -> Float[np.ndarray, "n classes"]:
+        """The similarity of pictures to classes; classes that read alike have the same."""
+        return (zimg @ self._distinct(embed, params).T)[:, self._place]
+
+    def _distinct(self, embed: Embedder, params: PyTree) -> Float[np.ndarray, "distinct d"]:
+        mean = embed.texts(params, self._prompts).reshape(*self._shape, -1).mean(axis=1)
+        return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
 
 class Labelled:
@@ -81,21 +109,23 @@ class Labelled:
         return found["zimg"][known], truth[known]
 
     def _multi_hot(self, texts: list[tuple[str, ...]]) -> Bool[np.ndarray, "n classes"]:
-        place = {name: i for i, name in enumerate(self._names)}
+        places: dict[str, list[int]] = {}  # of a name that is repeated, all
+        for i, name in enumerate(self._names):
+            places.setdefault(name, []).append(i)
         truth = np.zeros((len(texts), len(self._names)), bool)
         for shown, captions in zip(truth, texts, strict=True):
             for caption in captions:
-                if caption not in place:
+                if caption not in places:
                     raise ConfigError(
                         f"{self._source.name} has the caption {caption!r:.100}, which is no class "
                         "name; correct class_names of the evaluation, or its classes_in."
                     )
-                shown[place[caption]] = True
+                shown[places[caption]] = True
         return truth
 
 
 def numbers(scores: Float[np.ndarray, "n classes"], truth: Truth) -> dict[str, float]:
-    """Numbers of a classification by `scores`; ties never help.
+    """Numbers of a classification by `scores`; of equal ones the first class is taken.
 
     Returns:
         Of one class for each picture: see `accuracy`. Of several: `map_11point` and `map`, the mean
@@ -107,17 +137,21 @@ def numbers(scores: Float[np.ndarray, "n classes"], truth: Truth) -> dict[str, f
         return accuracy(scores, truth)
     scores = np.nan_to_num(scores, nan=-np.inf)  # a broken model finds nothing
     found = mean_average_precision(jnp.asarray(scores, jnp.float32), jnp.asarray(truth))
-    others = np.where(truth, -np.inf, scores).max(axis=1)
+    best, rows = scores.argmax(axis=1), np.arange(len(truth))
+    right = truth[rows, best] & (scores[rows, best] > -np.inf)
     return {
         "map_11point": float(found.eleven_points),
         "map": float(found.area),
-        "top1": float(np.mean(np.where(truth, scores, -np.inf).max(axis=1) > others)),
+        "top1": float(right.mean()),
         "examples": float(len(truth)),
     }
 
 
 def accuracy(scores: Float[np.ndarray, "n classes"], label: np.ndarray) -> dict[str, float]:
-    """Numbers of a classification by `scores`; ties count as wrong.
+    """Numbers of a classification by `scores`; of equal ones the first class is taken.
+
+    That is what argmax does, and so open_clip and CLIP_benchmark. Scores that are no numbers are
+    never right.
 
     Returns:
         `top1` and `top5` accuracy, `mean_per_class` accuracy, of two classes also `roc_auc` (ties
@@ -125,12 +159,14 @@ def accuracy(scores: Float[np.ndarray, "n classes"], label: np.ndarray) -> dict[
     """
     scores = np.nan_to_num(scores, nan=-np.inf)  # a broken model finds nothing
     own = scores[np.arange(len(label)), label][:, None]
-    rank = np.sum(scores >= own, axis=1) - 1
+    before = np.arange(scores.shape[1]) < label[:, None]
+    rank = np.sum((scores > own) | (before & (scores == own)), axis=1)
+    rank = np.where(own[:, 0] > -np.inf, rank, scores.shape[1])
     right = rank == 0
     classes = np.unique(label)
     found = {
         "top1": float(right.mean()),
-        "top5": float(np.mean(rank < 5)),
+        "top5": float(np.mean(rank < min(5, scores.shape[1]))),
         "mean_per_class": float(np.mean([right[label == c].mean() for c in classes])),
         "examples": float(len(label)),
     }

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from aced.config import ConfigError
 from aced.data.sources import open_source
+from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import classification
 from aced.evaluators.average_precision import mean_average_precision
 from aced.evaluators.classification import Truth
@@ -68,6 +69,9 @@ class LinearProbe:
                 f"{self._test.name} brings none; set class_names of the evaluation, or "
                 "probe.start = 'zeros'."
             )
+        if probe.start == "text":
+            tokenizer = get_tokenizer(model.tokenizer)
+            self._prompts = classification.Prompts(self._names, config.templates, tokenizer)
         self._embed = Embedder(config, model, mesh)
         training = dataclasses.replace(config, data=probe.data, max_examples=probe.max_examples)
         embed_train = Embedder(training, model, mesh)
@@ -93,9 +97,7 @@ class LinearProbe:
         head = Head(np.zeros((zimg.shape[1], classes), np.float32), np.zeros(classes, np.float32))
         if probe.start == "text":
             scale, bias = map(np.asarray, two_tower.logit_parameters(params))
-            weights = classification.class_weights(
-                self._embed, params, names, self._config.templates
-            )
+            weights = self._prompts.weights(self._embed, params)
             head = Head(scale * weights.T, np.full(classes, bias, np.float32))
         chosen, head = fit(zimg, truth, head, probe)
         found = classification.numbers(test @ head.kernel + head.bias, right)

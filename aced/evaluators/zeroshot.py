@@ -1,10 +1,12 @@
 """Zero-shot classification: the class whose prompts are most similar to the picture."""
 
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from aced.config import ConfigError
 from aced.data.sources import open_source
+from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import classification
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
@@ -15,16 +17,24 @@ class ZeroShot:
     """Prompt ensembles as in CLIP (arXiv 2103.00020, section 3.1.4)."""
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
-        self._config = config
-        self._source = open_source(config.data)
-        self._names = classification.class_names(config, self._source)
-        if not self._names:
+        source = open_source(config.data)
+        names = classification.class_names(config, source)
+        if not names:
             raise ConfigError(
-                f"Zero-shot classification needs class names, and {self._source.name} brings "
+                f"Zero-shot classification needs class names, and {source.name} brings "
                 "none; set class_names of the evaluation."
             )
+        tokenizer = get_tokenizer(model.tokenizer)
+        self._prompts = classification.Prompts(names, config.templates, tokenizer)
+        if repeated := self._prompts.repeated:
+            logging.warning(
+                "Classes of %s read alike to the model, so that the first of them gets all their "
+                "pictures and the others none: %s. Give each a name of its own in class_names of "
+                "the evaluation.",
+                *(source.name, "; ".join(", ".join(map(repr, group)) for group in repeated)),
+            )
         self._embed = Embedder(config, model, mesh)
-        self._pictures = classification.Labelled(config, self._source, self._names, self._embed)
+        self._pictures = classification.Labelled(config, source, names, self._embed)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
         """Returns what `classification.numbers` says of all pictures whose class is known.
@@ -32,8 +42,5 @@ class ZeroShot:
         Raises:
             ConfigError: the data set has no labels, or others than the class names.
         """
-        weights = classification.class_weights(
-            self._embed, params, self._names, self._config.templates
-        )
         zimg, truth = self._pictures(params)
-        return classification.numbers(zimg @ weights.T, truth)
+        return classification.numbers(self._prompts.scores(self._embed, params, zimg), truth)

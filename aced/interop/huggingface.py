@@ -67,7 +67,8 @@ def read(folder: pathlib.Path, source: str) -> Model:
             "pictures of any shape, which ours do not."
         )
     vision, text = _tower(about, family, "vision"), _tower(about, family, "text")
-    tokenizer, content = tokenizer_read.read(folder, text["max_position_embeddings"], family)
+    positions = text["max_position_embeddings"]
+    tokenizer, content, notes = tokenizer_read.read(folder, positions, family)
     resize, mean, std = preprocessor.read(folder, vision["image_size"])
     image = _image_config(vision, family, mean, std, source)
     weights = tensors.read_safetensors(folder, (WEIGHTS,))
@@ -83,7 +84,8 @@ def read(folder: pathlib.Path, source: str) -> Model:
         )
     except ConfigError as error:
         raise InteropError(f"{source}: {error}") from error
-    return Model(config, tables.to_params(_table(config), weights, config, source), content, source)
+    params = tables.to_params(_table(config), weights, config, source)
+    return Model(config, params, content, source, notes)
 
 
 def _tower(about: dict[str, Any], family: str, tower: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Model:
     params: Params  # float32, as `two_tower.init` shapes them
     tokenizer: bytes = b""  # content of the tokenizer's file; empty where the kind has none
     source: str = ""  # where it came from, for the record
+    notes: tuple[str, ...] = ()  # what was read otherwise than its files say, in words
 
     def __post_init__(self):
         check_shapes(self.config, self.params, self.source)

@@ -232,7 +232,7 @@ def _tokenizer(
         canonical = {"canonicalize": True, "underscore": "space"}
     if not hf:
         return TokenizerConfig(length=text["context_length"], **canonical), b""
-    found, content = tokenizer_read.read(folder, text["context_length"], "")
+    found, content, _ = tokenizer_read.read(folder, text["context_length"], "")
     settings = {"mend": True, "lower": found.lower or clean != "whitespace", **canonical}
     # HFTokenizer pads and cuts to context_length, whatever the tokenizer's own length is.
     fields = {key: getattr(found, key) for key in ("kind", "path", "eos", "eos_id", "pad_id")}

@@ -23,6 +23,8 @@ class _Names:
     settings: dict[str, Any]
     kind: str  # class, without "Fast"
     length: int  # ids per caption
+    # Why texts are lower-cased although the class does not, in words; empty: that is not so
+    lowered: str = ""
 
     def token(self, name: str, default: str | None) -> str | None:
         """The text of the special token called `name`, such as "pad_token"."""
@@ -33,8 +35,10 @@ class _Names:
         return value
 
 
-def read(folder: pathlib.Path, positions: int, model_type: str) -> tuple[TokenizerConfig, bytes]:
-    """Returns the tokenizer's settings and the content of its file.
+def read(
+    folder: pathlib.Path, positions: int, model_type: str
+) -> tuple[TokenizerConfig, bytes, tuple[str, ...]]:
+    """Returns the tokenizer's settings, the content of its file, and what differs from its class.
 
     Args:
         folder: with tokenizer_config.json and tokenizer.json, spiece.model, or vocab.json with
@@ -47,7 +51,7 @@ def read(folder: pathlib.Path, positions: int, model_type: str) -> tuple[Tokeniz
     """
     names = _names(folder, positions, model_type)
     if (folder / "spiece.model").is_file() and names.kind == "SiglipTokenizer":
-        return _siglip(_bytes(folder / "spiece.model"), names)
+        return *_siglip(_bytes(folder / "spiece.model"), names), ()
     if (folder / "tokenizer.json").is_file():
         content = _bytes(folder / "tokenizer.json")
         try:
@@ -62,7 +66,8 @@ def read(folder: pathlib.Path, positions: int, model_type: str) -> tuple[Tokeniz
             "tokenizer.json, or vocab.json with merges.txt). Save the processor beside the model: "
             'AutoProcessor.from_pretrained(NAME).save_pretrained("FOLDER").'
         )
-    return _fast(model, content, names, folder)
+    notes = (names.lowered,) if names.lowered else ()
+    return *_fast(model, content, names, folder), notes
 
 
 def _names(folder: pathlib.Path, positions: int, model_type: str) -> _Names:
@@ -80,7 +85,14 @@ def _names(folder: pathlib.Path, positions: int, model_type: str) -> _Names:
         )
     longest = settings.get("model_max_length", positions)
     length = min(positions, int(longest)) if isinstance(longest, int | float) else positions
-    return _Names(settings, kind, length)
+    lowered = ""
+    # The published SigLIP 2 of fixed resolution; their own class came later.
+    if (model_type, kind) == ("siglip", "GemmaTokenizer") and settings.get("do_lower_case", True):
+        lowered = (
+            "texts are lower-cased, as SigLIP 2 was trained and Siglip2Tokenizer does; the folder "
+            "names GemmaTokenizer, which keeps capitals"
+        )
+    return _Names(settings, kind, length, lowered)
 
 
 def _siglip(content: bytes, names: _Names) -> tuple[TokenizerConfig, bytes]:
@@ -127,7 +139,7 @@ def _fast(
         path=TOKENIZER_FILES["hf"],
         length=names.length,
         # Other classes leave it to the normalizer in the file.
-        lower=names.kind == "Siglip2Tokenizer",
+        lower=names.kind == "Siglip2Tokenizer" or bool(names.lowered),
         eos=ends,
         eos_id=eos,
         pad_id=pad,

@@ -1,7 +1,13 @@
+import jax
 import numpy as np
 import pytest
 
-from aced.evaluators.classification import accuracy
+from aced.data.tokenizers import TokenizerConfig, get_tokenizer
+from aced.evaluators import EvalConfig, zeroshot
+from aced.evaluators.classification import Prompts, accuracy, numbers
+from aced.evaluators.embed import Embedder
+from aced.parallel import mesh as meshes
+from tests.evaluators import task_records
 
 
 def test_accuracy_equals_a_full_sort():
@@ -17,9 +23,67 @@ def test_accuracy_equals_a_full_sort():
     assert found["examples"] == 300
 
 
-@pytest.mark.parametrize("value", [0.0, np.nan])
-def test_ties_are_wrong(value):
-    assert accuracy(np.full((10, 7), value), np.arange(10) % 7)["top5"] == 0.0
+def test_of_equal_scores_the_first_is_taken_as_argmax_does():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (400, 9)).astype(np.float32)
+    label = rng.integers(0, 9, 400)
+    found = accuracy(scores, label)
+    assert found["top1"] == pytest.approx(np.mean(scores.argmax(axis=1) == label))
+    five = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    assert found["top5"] == pytest.approx(np.mean((five == label[:, None]).any(axis=1)))
+    shown = rng.random((400, 9)) < 0.3
+    expected = np.mean(shown[np.arange(400), scores.argmax(axis=1)])
+    assert numbers(scores, shown)["top1"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 7])
+def test_what_is_no_number_is_never_right(classes):
+    scores, label = np.full((10, classes), np.nan, np.float32), np.arange(10) % classes
+    found = accuracy(scores, label)
+    assert found["top1"] == found["top5"] == found["mean_per_class"] == 0.0
+    assert numbers(scores, np.eye(classes, dtype=bool)[label])["top1"] == 0.0
+
+
+class Perfect(Embedder):
+    """Stands in for a model: a text's embedding is a noisy one-hot of the first word it reads."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.seen = tokenizer, []
+
+    def texts(self, params, texts):
+        self.seen += texts
+        rng = np.random.default_rng(len(self.seen))
+        z = 1e-3 * rng.normal(size=(len(texts), 99)).astype(np.float32)
+        z[np.arange(len(texts)), self.tokenizer(texts)[:, 1]] += 1.0
+        return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
+def test_a_repeated_class_name_gives_the_first_class_all_its_pictures():
+    tokenizer = get_tokenizer(TokenizerConfig(kind="shapes", length=6))
+    names = ("red", "blue", "Red", "green", "blue", "black")  # lower-cased, two are repeated
+    prompts = Prompts(names, ("a {}", "the {}"), tokenizer)
+    assert sorted(prompts.repeated) == [["blue", "blue"], ["red", "Red"]]
+    model, label = Perfect(tokenizer), np.arange(6).repeat(10)
+    zimg = np.eye(99, dtype=np.float32)[tokenizer([f"a {name}" for name in names])[:, 1]][label]
+    scores = prompts.scores(model, None, zimg)
+    assert len(model.seen) == 4 * 2
+    np.testing.assert_array_equal(scores[:, [0, 1]], scores[:, [2, 4]])
+    found = accuracy(scores, label)
+    assert found["top1"] == pytest.approx(4 / 6)
+    assert found["top5"] == 1.0
+    assert prompts.weights(model, None).shape == (6, 99)
+    assert Prompts(("red", "blue"), ("a {}",), tokenizer).repeated == []
+
+
+def test_repeated_class_names_are_named_in_the_log(monkeypatch, caplog):
+    records = task_records.Records(unknown=(), classes=4)
+    monkeypatch.setattr(zeroshot, "open_source", lambda config: records)
+    for names, warned in ((("red", "star", "Red", "blue"), True), (("red", "star"), False)):
+        caplog.clear()
+        config = EvalConfig(kind="zeroshot", class_names=names)
+        zeroshot.ZeroShot(config, task_records.model(), meshes.make_mesh(jax.devices()[:1]))
+        assert ("read alike to the model" in caplog.text) == warned
+        assert ("'red', 'Red'" in caplog.text) == warned
 
 
 def test_the_area_under_the_roc_curve_equals_all_pairs():

@@ -50,6 +50,20 @@ SIZES = {
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
+def gemma_like(name, length):
+    """A tokenizer of a class of transformers that reads Gemma's files, as SigLIP 2 has them."""
+    vocab, merges = foreign.gemma_tokenizer()
+    return getattr(foreign.transformers(), name)(
+        vocab=vocab,
+        merges=merges,
+        add_bos_token=False,
+        add_eos_token=True,
+        padding_side="right",
+        model_max_length=length,
+        model_input_names=["input_ids"],
+    )
+
+
 def tokenizer_of(kind, length, folder):
     transformers = foreign.transformers()
     if kind == "siglip":
@@ -58,16 +72,7 @@ def tokenizer_of(kind, length, folder):
             str(folder / "spiece.model"), pad_token="</s>", model_max_length=length
         )
     if kind == "siglip2":
-        vocab, merges = foreign.gemma_tokenizer()
-        return transformers.GemmaTokenizer(
-            vocab=vocab,
-            merges=merges,
-            add_bos_token=False,
-            add_eos_token=True,
-            padding_side="right",
-            model_max_length=length,
-            model_input_names=["input_ids"],
-        )
+        return gemma_like("GemmaTokenizer", length)
     vocab, merges = clip_vocabulary.vocabulary()
     return transformers.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
@@ -154,8 +159,31 @@ def test_embeddings_and_logits_are_theirs(kind):
 def test_ids_are_theirs(kind):
     _, _, processor = source(kind)
     ours = tokenizer_write.opened(read(kind))
-    length = read(kind).config.text.length
-    np.testing.assert_array_equal(ours(foreign.CAPTIONS), their_ids(processor.tokenizer, length))
+    length, captions = read(kind).config.text.length, foreign.CAPTIONS
+    if kind == "siglip2":  # the class of its folder keeps capitals, which training did not
+        captions = [caption.lower() for caption in captions]
+    theirs = their_ids(processor.tokenizer, length, captions)
+    np.testing.assert_array_equal(ours(foreign.CAPTIONS), theirs)
+
+
+def test_siglip2_lower_cases_whatever_class_its_folder_names(tmp_path):
+    captions = ["A Photo of A Cat", "RED", "a photo of a cat", "Ünïted ÄÖ"]
+    ids = {}
+    for name in ("GemmaTokenizer", "Siglip2Tokenizer"):
+        folder = copied("siglip2", tmp_path / name)
+        tokenizer = gemma_like(name, 64)
+        tokenizer.save_pretrained(folder)
+        model = huggingface.read(folder, "it")
+        assert model.config.tokenizer.lower
+        assert bool(model.notes) == (name == "GemmaTokenizer")
+        ids[name] = tokenizer_write.opened(model)(captions)
+    np.testing.assert_array_equal(ids["GemmaTokenizer"], ids["Siglip2Tokenizer"])
+    # The last one is transformers' own, of the class that lower-cases.
+    np.testing.assert_array_equal(ids["GemmaTokenizer"], their_ids(tokenizer, 64, captions))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "GemmaTokenizer", "do_lower_case": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert not huggingface.read(folder, "it").config.tokenizer.lower  # who says so means it
 
 
 @pytest.mark.parametrize("kind", ["siglip", "clip"])
@@ -201,8 +229,11 @@ def test_round_trip_is_bit_for_bit(kind, tmp_path):
     write(model, tmp_path / "out")
     again = huggingface.read(tmp_path / "out", kind)
     foreign.assert_same_tensors(flat(model.params), flat(again.params))
+    tokenizer = model.config.tokenizer
+    if kind == "siglip2":  # the file that is written lower-cases by itself
+        tokenizer = dataclasses.replace(tokenizer, lower=False)
     assert dataclasses.replace(again.config, init_scale=1.0) == dataclasses.replace(
-        model.config, init_scale=1.0
+        model.config, init_scale=1.0, tokenizer=tokenizer
     )
     write(again, tmp_path / "again")
     first, second = (
