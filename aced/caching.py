@@ -55,7 +55,7 @@ class CacheConfig:
         out = self.out.replace(WORKDIR, workdir)
         if "://" in out:
             raise ConfigError(
-                f"Embeddings are kept in a folder of a file system, which {out!r} is not. Mount the "
+                f"Embeddings are kept in a folder of a file system; {out!r} is not one. Mount the "
                 "bucket (gcsfuse), or let the model run in every step, such as by "
                 "--config=configs/smoke.py:online."
             )
