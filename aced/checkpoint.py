@@ -11,9 +11,10 @@ Disks and copies lose bits. A checkpoint holds checksums of its files, which are
 is loaded. A run whose newest one is damaged moves it aside and goes on from the newest whole one.
 """
 
+import functools
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -25,7 +26,13 @@ from orbax.checkpoint import v1 as ocp
 
 from aced import checkpoint_checksums, distributed
 from aced.checkpoint_contents import STATE, CheckpointError, DamagedError, check_fits, contents
-from aced.checkpoint_damage import DAMAGED_FOLDER, check_whole, move_aside, named_damage
+from aced.checkpoint_damage import (
+    DAMAGED_FOLDER,
+    check_described,
+    check_whole,
+    move_aside,
+    named_damage,
+)
 from aced.checkpoint_policy import CheckpointConfig, Preserve, ranked
 from aced.config import ConfigError
 from aced.data import storage
@@ -54,9 +61,16 @@ class Checkpointer:
         self._about: dict[str, Any] = {}  # what is kept with it
         self._failed_in_a_row = 0
         self.failed_saves = 0
-        self._open()
+        self._opened: ocp.training.Checkpointer | None = None
 
-    def _open(self) -> None:
+    @property
+    def _orbax(self) -> ocp.training.Checkpointer:
+        """The manager. It is opened when damaged checkpoints, which it cannot bear, are moved."""
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> ocp.training.Checkpointer:
         context = ocp.Context()
         context.array.saving.use_compression = self._config.compress
         # Devices that hold the same array share the writing of it, but each piece is cut by a
@@ -65,7 +79,7 @@ class Checkpointer:
         context.asynchronous.timeout_secs = math.ceil(60 * self._config.timeout_minutes)
         # A function and no method: Orbax copies its settings, all that they hold included.
         context.asynchronous.post_finalization_callback = lambda: self._write_checksums()
-        self._orbax = ocp.training.Checkpointer(
+        return ocp.training.Checkpointer(
             self._folder,
             context=context,
             preservation_policy=Preserve(self._config),
@@ -100,7 +114,7 @@ class Checkpointer:
             CheckpointError: the checkpoint has other parameters, shapes or types, or all are
                 damaged; nothing was loaded.
         """
-        steps = self.steps()
+        steps = _complete_steps(self._folder)
         if not distributed.same(steps[-1] if steps else -1):
             raise CheckpointError(
                 f"The processes do not see the same checkpoints in {self._folder} (this one: "
@@ -108,38 +122,46 @@ class Checkpointer:
                 "and start the same command again."
             )
         damaged: dict[int, DamagedError] = {}
+        found = None
         for step in reversed(steps):
             try:
-                state = self._load(step, abstract)
+                if found is None:
+                    found = self._load(step, abstract), step
+                else:
+                    self._agree(check_described, self._folder / str(step))
             except DamagedError as error:
                 logging.error("%s", error)
                 damaged[step] = error
-                continue
-            if damaged:
-                self._set_aside(damaged, step)
-            return state, step
-        if damaged:
+        if damaged and found is None:
             listed = "\n".join(f"  {error}" for error in damaged.values())
             raise CheckpointError(
                 f"No checkpoint in {self._folder} is whole:\n{listed}\nBring one back from a copy; "
                 "to begin the run anew, remove that folder or choose another workdir."
             )
-        return default
+        if damaged:
+            self._set_aside(damaged, found[1])
+        return default if found is None else found
 
     def _load(self, step: int, abstract: PyTree) -> PyTree:
         path = self._folder / str(step)
+        share = slice(jax.process_index(), None, jax.process_count())
+        self._agree(functools.partial(check_whole, files=share), path)
+        self._agree(check_described, path)
+        with named_damage(path):
+            check_fits(abstract, contents(path), path, check_types=True)
+            return ocp.load(path, abstract, checkpointable_name=STATE)
+
+    def _agree(self, check: Callable[[epath.Path], None], path: epath.Path) -> None:
+        """Raises a DamagedError on all processes where `check` raises one on some of them."""
         damage = None
         try:
-            check_whole(path, slice(jax.process_index(), None, jax.process_count()))
+            check(path)
         except DamagedError as error:
             damage = error
         if distributed.anywhere(damage is not None):
             raise damage or DamagedError(
                 f"Checkpoint {path} is damaged: another process says how in its log."
             )
-        with named_damage(path):
-            check_fits(abstract, contents(path), path, check_types=True)
-            return self._orbax.load_checkpointables(step, {STATE: abstract})[STATE]
 
     def _set_aside(self, damaged: Iterable[int], whole: int) -> None:
         """Moves damaged checkpoints to where Orbax neither lists them nor removes them."""
@@ -161,7 +183,8 @@ class Checkpointer:
             "%s, were moved to %s beside it; remove them when you need them no more.",
             *(whole, sorted(damaged), self._folder.parent / DAMAGED_FOLDER),
         )
-        self._reopen()  # the old manager still lists them
+        if self._opened is not None:
+            self._reopen()  # the old manager still lists them
 
     def save(
         self,
@@ -255,7 +278,8 @@ class Checkpointer:
             if jax.process_count() == 1:
                 self.close()
             else:
-                self._orbax.wait()  # what goes on in the background needs no agreement
+                if self._pending is not None:
+                    self._orbax.wait()  # what goes on in the background needs no agreement
         except Exception as failed:
             logging.error("%s", failed)  # the error that is on its way out matters more
 
@@ -299,14 +323,15 @@ class Checkpointer:
         """A new manager, which lists what is there now, for the old one."""
         self._close_orbax()
         try:
-            self._open()
+            self._opened = self._open()
         except OSError as error:  # the old one, closed, fails the next save, which is counted
             logging.error("%s could not be read again: %s", self._folder, error)
 
     def _close_orbax(self) -> None:
         """Closes the manager. How its saves ended is known: errors that it still holds are old."""
         try:
-            self._orbax.close()
+            if self._opened is not None:
+                self._opened.close()
         except Exception as error:
             logging.info("Once more, of a save that failed: %s", error)
 
@@ -410,11 +435,13 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
 
 
 def _complete_steps(folder: epath.Path) -> list[int]:
-    """Oldest first. Folders in the making have other names."""
+    """Oldest first. Folders in the making have other names, or in a store no mark of the end."""
     if not folder.exists():
         return []
-    paths = [path for path in folder.iterdir() if path.name.isdigit()]
-    return sorted(int(path.name) for path in paths if ocp.is_orbax_checkpoint(path))
+    paths = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+    if "://" in str(folder):
+        paths = [path for path in paths if (path / "commit_success.txt").exists()]
+    return sorted(int(path.name) for path in paths)
 
 
 def _best_step(folder: epath.Path, steps: list[int], name: str | None, mode: str | None) -> int:
@@ -438,7 +465,7 @@ def _best_step(folder: epath.Path, steps: list[int], name: str | None, mode: str
 
 def _about(path: epath.Path) -> dict[str, Any]:
     """What was kept with a checkpoint: its metrics, and what the run meant by the best."""
-    check_whole(path, slice(0))
+    check_whole(path, most_bytes=0)
     about = ocp.checkpointables_metadata(path).custom_metadata
     if not about:
         raise DamagedError(

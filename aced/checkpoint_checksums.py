@@ -45,13 +45,16 @@ def exist(folder: epath.Path) -> bool:
     return (folder / FILE).exists()
 
 
-def damage(folder: epath.Path, files: slice = slice(None)) -> str | None:
+def damage(
+    folder: epath.Path, files: slice = slice(None), most_bytes: int | None = None
+) -> str | None:
     """The first file of a checkpoint that is not as it was written, and what is wrong with it.
 
     Args:
         folder: of the checkpoint.
         files: which ones to read, of all in the order of their names. What Orbax was given to
             keep is compared in any case.
+        most_bytes: files that were written with more are not read; None: all are.
 
     Returns:
         None where all is well, or there are no checksums to tell by.
@@ -72,6 +75,8 @@ def damage(folder: epath.Path, files: slice = slice(None)) -> str | None:
     if _read_metadata(folder) != metadata:
         return f"{_METADATA} is missing or has other content than was written"
     names = list(expected)[files]
+    if most_bytes is not None:
+        names = [name for name in names if expected[name][0] <= most_bytes]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda name: _difference(folder / name, *expected[name]), names)
         wrong = (f"{name} {what}" for name, what in zip(names, found, strict=True) if what)

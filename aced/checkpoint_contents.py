@@ -27,7 +27,12 @@ def contents(path: epath.Path) -> dict[str, Any]:
     Raises:
         DamagedError: the files that say so are missing or not readable.
     """
-    found = ocp.checkpointables_metadata(path).metadata
+    try:
+        found = ocp.checkpointables_metadata(path).metadata
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"Checkpoint {path} is damaged: its _CHECKPOINT_METADATA is not readable: {error}"
+        ) from error
     if not found.get(STATE):  # Orbax has logged what it could not read
         listed = sorted(file.name for file in path.iterdir())
         raise DamagedError(

@@ -1,31 +1,36 @@
 """Checkpoints whose files are not what was written: how that is found, and where they go."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 
 import jax
 from etils import epath
 
 from aced import checkpoint_checksums as checksums
-from aced.checkpoint_contents import CheckpointError, DamagedError
+from aced.checkpoint_contents import CheckpointError, DamagedError, contents
 
+_SMALL_BYTES = 1 << 20
 DAMAGED_FOLDER = "checkpoints_damaged"  # in the workdir; nothing there is read or removed
 
 
-def check_whole(path: epath.Path, files: slice = slice(None)) -> None:
+def check_whole(
+    path: epath.Path, files: slice = slice(None), most_bytes: int | None = None
+) -> None:
     """Compares a checkpoint's files with their checksums, where it has any.
 
     Args:
         path: of the checkpoint.
         files: which ones to read, of all in the order of their names. The metrics that are kept
             with it are compared in any case.
+        most_bytes: files that were written with more are not read; None: all are.
 
     Raises:
         DamagedError: a file is missing or other than it was written; the message names it.
         CheckpointError: a file cannot be read, which may pass.
     """
     try:
-        found = checksums.damage(path, files)
+        found = checksums.damage(path, files, most_bytes)
     except OSError as error:
         raise CheckpointError(
             f"Checkpoint {path} cannot be read ({error}). Start the same command again once its "
@@ -53,6 +58,23 @@ def named_damage(path: epath.Path) -> Iterator[None]:
         if checksums.exist(path) or jax.process_count() > 1:
             raise
         raise DamagedError(f"Checkpoint {path} is damaged: {error}") from error
+
+
+def check_described(path: epath.Path) -> None:
+    """Looks at what Orbax reads of every checkpoint of a folder, whichever is to be loaded.
+
+    Raises:
+        DamagedError: it is not readable, and Orbax would not open the folder.
+        CheckpointError: as `check_whole`.
+    """
+    check_whole(path, most_bytes=_SMALL_BYTES)
+    contents(path)
+    metrics = path / "metrics" / "metrics"
+    try:
+        if metrics.exists():
+            json.loads(metrics.read_bytes())
+    except ValueError as error:
+        raise DamagedError(f"Checkpoint {path} is damaged: {metrics}: {error}") from error
 
 
 def move_aside(path: epath.Path) -> None:

@@ -125,7 +125,7 @@ def test_whatever_file_is_damaged_the_state_is_right(workdir, written, damage):
 @pytest.mark.slow
 def test_a_flip_in_what_orbax_says_of_itself_changes_nothing(workdir, written):
     path = workdir / "checkpoints" / "3" / METADATA
-    for seed in range(100):
+    for seed in range(40):
         flip(path, seed)
         state, step = restored(workdir)
         assert_identical(state, make_state(step))
@@ -169,6 +169,15 @@ def test_where_none_is_whole_the_run_ends_and_nothing_is_moved(workdir):
         assert "checkpoints/1 is damaged: state/ocdbt.process_0/d/" in str(e.value)
         assert "Bring one back from a copy" in str(e.value)
         assert folders(workdir) == [1, 2, 3]
+
+
+def test_an_older_one_is_moved_where_orbax_could_not_open_the_folder(workdir):
+    cut(one_of(workdir, 1, "metrics/metrics"))
+    with Checkpointer(workdir, CheckpointConfig(every_steps=1, keep_last=9)) as checkpointer:
+        assert checkpointer.restore_or(abstract(make_state()))[1] == 3
+        checkpointer.save(4, make_state(4))
+    assert folders(workdir) == [2, 3, 4]
+    assert_identical(restored(workdir)[0], make_state(4))
 
 
 def test_a_wrong_shape_is_no_damage(workdir):
@@ -220,6 +229,18 @@ def test_checkpoints_of_before_there_were_checksums(tmp_path, caplog):
         assert_identical(checkpointer.restore_or(abstract(state(0)))[0], state(1))
     assert "the description of its 'state' is missing or not readable" in caplog.text
     assert sorted(path.name for path in (tmp_path / "checkpoints_damaged").iterdir()) == ["2", "3"]
+
+
+def test_metrics_of_before_there_were_checksums(workdir):
+    """Orbax opens no folder in which one checkpoint's are not readable, whichever it is."""
+    for step in STEPS:
+        (workdir / "checkpoints" / str(step) / checkpoint_checksums.FILE).unlink()
+    for step in (1, 3):
+        cut(one_of(workdir, step, "metrics/metrics"))
+    state, step = restored(workdir)
+    assert step == 2
+    assert_identical(state, make_state(2))
+    assert folders(workdir) == [2]
 
 
 def test_who_reads_the_parameters_of_another_run(workdir):
@@ -293,10 +314,12 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
+# Executors that Orbax leaves behind where a save fails say at their end that they were closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_is_full_at_any_byte(small_disk):
     """Little room fails the first files of a checkpoint, more room its last ones."""
     ended = []
-    for room in (0, *range(4096, 60_000, 8192), *range(200_000, 600_000, 8192)):
+    for room in (0, *range(4096, 60_000, 16_384), *range(240_000, 440_000, 16_384)):
         for path in small_disk.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         config = CheckpointConfig(every_steps=1, max_failed_saves=3, keep_last=1)
