@@ -13,6 +13,12 @@ from aced.checkpoint_contents import CheckpointError, DamagedError, contents
 _SMALL_BYTES = 1 << 20
 DAMAGED_FOLDER = "checkpoints_damaged"  # in the workdir; nothing there is read or removed
 
+_NOTE = "README.txt"
+_NOTED = (
+    "Checkpoints whose files were not what had been written: the run goes on without them. Nothing "
+    "reads or removes them; remove them when you need them no more.\n"
+)
+
 
 def check_whole(
     path: epath.Path, files: slice = slice(None), most_bytes: int | None = None
@@ -85,6 +91,7 @@ def move_aside(path: epath.Path) -> None:
     """
     folder = path.parent.parent / DAMAGED_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _NOTE).write_text(_NOTED)  # in a store a folder is there when a file of it is
     target, number = folder / path.name, 1
     while target.exists():  # the same step was damaged before
         number += 1

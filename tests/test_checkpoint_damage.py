@@ -14,7 +14,7 @@ from etils import epath
 
 from aced import checkpoint_checksums
 from aced.checkpoint import CheckpointConfig, Checkpointer, CheckpointError, load_params
-from tests import many_processes
+from tests import bucket, many_processes
 from tests.test_checkpoint import abstract, assert_identical, folders, make_state, run_python
 
 STEPS = (1, 2, 3)
@@ -66,6 +66,10 @@ DAMAGES = {"flip": flip, "cut": cut, "remove": pathlib.Path.unlink}
 
 def damage_of(folder, files=slice(None)):
     return checkpoint_checksums.damage(epath.Path(folder), files)
+
+
+def set_aside(workdir):
+    return sorted(path.parent.name for path in workdir.glob("checkpoints_damaged/*/state"))
 
 
 def restored(workdir):
@@ -150,13 +154,13 @@ def test_a_damaged_checkpoint_is_moved_and_the_newest_whole_one_taken(workdir, c
         for again in (2, 3):  # as the run gets there once more
             assert checkpointer.save(again, make_state(again))
     aside = workdir / "checkpoints_damaged"
-    assert sorted(path.name for path in aside.iterdir()) == ["2", "3"]
+    assert set_aside(workdir) == ["2", "3"]
     assert (aside / "3" / name).read_bytes() == held
     assert_identical(restored(workdir)[0], make_state(3))
 
     cut(one_of(workdir, 3, "ocdbt.process_0/d/"))  # the same step again
     assert restored(workdir)[1] == 2
-    assert sorted(path.name for path in aside.iterdir()) == ["2", "3", "3.2"]
+    assert set_aside(workdir) == ["2", "3", "3.2"]
     assert (aside / "3" / name).read_bytes() == held
 
 
@@ -228,7 +232,7 @@ def test_checkpoints_of_before_there_were_checksums(tmp_path, caplog):
     with Checkpointer(tmp_path) as checkpointer:
         assert_identical(checkpointer.restore_or(abstract(state(0)))[0], state(1))
     assert "the description of its 'state' is missing or not readable" in caplog.text
-    assert sorted(path.name for path in (tmp_path / "checkpoints_damaged").iterdir()) == ["2", "3"]
+    assert set_aside(tmp_path) == ["2", "3"]
 
 
 def test_metrics_of_before_there_were_checksums(workdir):
@@ -397,6 +401,52 @@ def test_two_processes_agree_on_which_one_is_damaged(tmp_path, process):
         assert "checkpoints/2 is damaged: " in output
     assert sum(f"ocdbt.process_{process}" in output for output in outputs) == 1
     assert folders(tmp_path / "run") == [1, 3]
-    assert [path.name for path in (tmp_path / "run/checkpoints_damaged").iterdir()] == ["2"]
+    assert set_aside(tmp_path / "run") == ["2"]
     rows = np.random.default_rng(3).normal(size=(4, 256, 256)).astype(np.float32)
     np.testing.assert_array_equal(load_params(tmp_path / "run"), jnp.asarray(rows))
+
+
+IN_A_STORE = """
+import fsspec, jax
+from aced.checkpoint import CheckpointConfig, Checkpointer
+
+def state(seed):
+    return {"params": jax.random.normal(jax.random.key(seed), (50, 50))}
+
+shapes = jax.eval_shape(lambda: state(0))
+place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+run, config = "gs://bucket/run", CheckpointConfig(every_steps=1, keep_last=3)
+with Checkpointer(run, config) as checkpointer:
+    for step in (1, 2, 3):
+        checkpointer.save(step, state(step), {"accuracy": 0.5})
+store = fsspec.filesystem("gs")
+names = store.find("bucket/run/checkpoints")
+(weights,) = [name for name in names if "/3/state/ocdbt.process_0/d/" in name]
+data = bytearray(store.cat_file(weights))
+data[len(data) // 2] ^= 4
+store.pipe_file(weights, bytes(data))
+store.rm_file("bucket/run/checkpoints/2/state/_METADATA")
+for steps in ([1], [1, 2]):
+    with Checkpointer(run, config) as checkpointer:
+        got, step = checkpointer.restore_or(like)
+        assert checkpointer.steps() == steps, checkpointer.steps()
+        assert (got["params"] == state(step)["params"]).all()
+        print("restored", step)
+        checkpointer.save(2, state(2))
+store.invalidate_cache()
+moved = store.find("bucket/run/checkpoints_damaged")
+print("moved", sorted({name.split("/")[3] for name in moved if "/state/" in name}))
+"""
+
+
+@pytest.mark.slow
+def test_in_a_store_damaged_ones_are_moved_as_well(monkeypatch):
+    with bucket.serve_gs() as (_, variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        done = run_python(IN_A_STORE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:3] == ["restored 1", "restored 2", "moved ['2', '3']"]
+    assert "3 is damaged: state/ocdbt.process_0/d/" in done.stderr
+    assert "2 is damaged: state/_METADATA is missing" in done.stderr
