@@ -10,9 +10,8 @@ from etils import epath
 from aced import checkpoint_checksums as checksums
 from aced.checkpoint_contents import CheckpointError, DamagedError, contents
 
-_SMALL_BYTES = 1 << 20
 DAMAGED_FOLDER = "checkpoints_damaged"  # in the workdir; nothing there is read or removed
-
+_SMALL_BYTES = 1 << 20  # what has more are arrays
 _NOTE = "README.txt"
 _NOTED = (
     "Checkpoints whose files were not what had been written: the run goes on without them. Nothing "
