@@ -6,12 +6,15 @@ happens when a save fails, and errors that name the parameter.
 
 Of several processes each writes its own part, and a save has failed when one of them failed. The
 others learn of it when they have waited for `timeout_minutes`; then all agree, and go on as one.
+
+Disks and copies lose bits. A checkpoint holds checksums of its files, which are compared before it
+is loaded. A run whose newest one is damaged moves it aside and goes on from the newest whole one.
 """
 
-import dataclasses
+import functools
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -21,8 +24,16 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from aced import distributed
-from aced.checkpoint_contents import STATE, CheckpointError, check_fits, contents
+from aced import checkpoint_checksums, distributed
+from aced.checkpoint_contents import STATE, CheckpointError, DamagedError, check_fits, contents
+from aced.checkpoint_damage import (
+    DAMAGED_FOLDER,
+    check_described,
+    check_whole,
+    move_aside,
+    named_damage,
+)
+from aced.checkpoint_policy import CheckpointConfig, Preserve, ranked
 from aced.config import ConfigError
 from aced.data import storage
 
@@ -30,40 +41,6 @@ FOLDER = "checkpoints"  # inside the workdir
 _SHARED_BYTES = 1 << 20
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are written, and which are kept."""
-
-    every_steps: int = 1000  # and at the end of the run
-    keep_last: int = 2  # the newest so many
-    keep_best: int = 0  # the best so many by `best_metric`, besides
-    best_metric: str | None = None  # a name in the metrics handed to `save`
-    best_mode: Literal["max", "min"] = "max"
-    keep_every_steps: int | None = None  # at multiples of this, too, and these are kept for ever
-    compress: bool = False  # zstd: a tenth smaller, several times slower on weights
-    max_failed_saves: int = 3  # in a row; then the run stops. At the end of the run, one is enough
-    timeout_minutes: float = 20.0  # a save that takes longer has failed
-
-    def __post_init__(self):
-        for key in ("every_steps", "keep_last", "max_failed_saves"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}.")
-        if self.timeout_minutes <= 0:
-            raise ConfigError(f"timeout_minutes must be above 0, got {self.timeout_minutes}.")
-        if self.keep_every_steps is not None and self.keep_every_steps < 1:
-            raise ConfigError(
-                f"keep_every_steps must be at least 1, got {self.keep_every_steps}; "
-                "None keeps none for ever."
-            )
-        if self.keep_best and not self.best_metric:
-            raise ConfigError("keep_best needs best_metric, the name of the metric to go by.")
-
-    def is_due(self, step: int) -> bool:
-        """Whether one is written at `step`, were it not the last."""
-        periods = self.every_steps, self.keep_every_steps
-        return any(step % period == 0 for period in periods if period)
 
 
 class Checkpointer:
@@ -81,30 +58,52 @@ class Checkpointer:
         self._config = config or CheckpointConfig()
         self._folder = _folder(workdir)
         self._pending: int | None = None  # step that is being written
+        self._about: dict[str, Any] = {}  # what is kept with it
         self._failed_in_a_row = 0
         self.failed_saves = 0
-        self._open()
+        self._opened: ocp.training.Checkpointer | None = None
 
-    def _open(self) -> None:
+    @property
+    def _orbax(self) -> ocp.training.Checkpointer:
+        """The manager. It is opened when damaged checkpoints, which it cannot bear, are moved."""
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> ocp.training.Checkpointer:
         context = ocp.Context()
         context.array.saving.use_compression = self._config.compress
         # Devices that hold the same array share the writing of it, but each piece is cut by a
         # program of its own: not worth it for small arrays.
         context.array.saving.min_slice_bytes_for_replica_parallel = _SHARED_BYTES
         context.asynchronous.timeout_secs = math.ceil(60 * self._config.timeout_minutes)
-        self._orbax = ocp.training.Checkpointer(
+        # A function and no method: Orbax copies its settings, all that they hold included.
+        context.asynchronous.post_finalization_callback = lambda: self._write_checksums()
+        return ocp.training.Checkpointer(
             self._folder,
             context=context,
-            preservation_policy=_Preserve(self._config),
+            preservation_policy=Preserve(self._config),
             cleanup_tmp_directories=True,  # what a killed process left half-written
         )
+
+    def _write_checksums(self) -> None:
+        """Called on process 0, in the background, when all files are there but for the last name.
+
+        A store cannot rename folders, so that there they have their name from the start.
+        """
+        unnamed = self._folder / f"{self._pending}.orbax-checkpoint-tmp"
+        named = self._folder / str(self._pending)
+        checkpoint_checksums.write(unnamed if unnamed.exists() else named, self._about)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, one in the making included, oldest first."""
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def restore_or(self, abstract: PyTree, default: T = None) -> tuple[PyTree, int] | T:
-        """Returns the newest checkpoint's state and step, or `default` if there is none.
+        """Returns the newest whole checkpoint's state and step, or `default` if there is none.
+
+        Newer ones that are damaged are moved to `<workdir>/checkpoints_damaged`, which the log
+        says. Where all are damaged none is moved: the run would begin anew without a word.
 
         Args:
             abstract: the state's `ShapeDtypeStruct`s with shardings, which need not be the ones
@@ -112,22 +111,80 @@ class Checkpointer:
             default: what to return when this run has no checkpoint yet.
 
         Raises:
-            CheckpointError: the checkpoint has other parameters, shapes or types; nothing was
-                loaded.
+            CheckpointError: the checkpoint has other parameters, shapes or types, or all are
+                damaged; nothing was loaded.
         """
-        newest = self._orbax.latest
-        if not distributed.same(-1 if newest is None else newest.step):
+        steps = _complete_steps(self._folder)
+        if not distributed.same(steps[-1] if steps else -1):
             raise CheckpointError(
                 f"The processes do not see the same checkpoints in {self._folder} (this one: "
-                f"{self.steps()}). If it is on a network file system, wait a minute for its caches "
+                f"{steps}). If it is on a network file system, wait a minute for its caches "
                 "and start the same command again."
             )
-        if newest is None:
-            return default
-        path = self._folder / str(newest.step)
-        check_fits(abstract, contents(path), path, check_types=True)
-        state = self._orbax.load_checkpointables(newest.step, {STATE: abstract})[STATE]
-        return state, newest.step
+        damaged: dict[int, DamagedError] = {}
+        found = None
+        for step in reversed(steps):
+            try:
+                if found is None:
+                    found = self._load(step, abstract), step
+                else:
+                    self._agree(check_described, self._folder / str(step))
+            except DamagedError as error:
+                logging.error("%s", error)
+                damaged[step] = error
+        if damaged and found is None:
+            listed = "\n".join(f"  {error}" for error in damaged.values())
+            raise CheckpointError(
+                f"No checkpoint in {self._folder} is whole:\n{listed}\nBring one back from a copy; "
+                "to begin the run anew, remove that folder or choose another workdir."
+            )
+        if damaged:
+            self._set_aside(damaged, found[1])
+        return default if found is None else found
+
+    def _load(self, step: int, abstract: PyTree) -> PyTree:
+        path = self._folder / str(step)
+        share = slice(jax.process_index(), None, jax.process_count())
+        self._agree(functools.partial(check_whole, files=share), path)
+        self._agree(check_described, path)
+        with named_damage(path):
+            check_fits(abstract, contents(path), path, check_types=True)
+            return ocp.load(path, abstract, checkpointable_name=STATE)
+
+    def _agree(self, check: Callable[[epath.Path], None], path: epath.Path) -> None:
+        """Raises a DamagedError on all processes where `check` raises one on some of them."""
+        damage = None
+        try:
+            check(path)
+        except DamagedError as error:
+            damage = error
+        if distributed.anywhere(damage is not None):
+            raise damage or DamagedError(
+                f"Checkpoint {path} is damaged: another process says how in its log."
+            )
+
+    def _set_aside(self, damaged: Iterable[int], whole: int) -> None:
+        """Moves damaged checkpoints to where Orbax neither lists them nor removes them."""
+        failed = None
+        if jax.process_index() == 0:
+            try:
+                for step in damaged:
+                    move_aside(self._folder / str(step))
+            except Exception as error:  # stores raise errors of their own
+                failed = error
+        if distributed.anywhere(failed is not None):
+            raise CheckpointError(
+                f"The damaged checkpoints {sorted(damaged)} could not be moved from {self._folder} "
+                f"to {DAMAGED_FOLDER} beside it ({failed or 'see the log of process 0'}). Move "
+                f"them by hand and start the same command again: it goes on from step {whole}."
+            ) from failed
+        logging.error(
+            "The run goes on from its newest whole checkpoint, step %d. The damaged ones, steps "
+            "%s, were moved to %s beside it; remove them when you need them no more.",
+            *(whole, sorted(damaged), self._folder.parent / DAMAGED_FOLDER),
+        )
+        if self._opened is not None:
+            self._reopen()  # the old manager still lists them
 
     def save(
         self,
@@ -163,7 +220,7 @@ class Checkpointer:
         if not due or step in self.steps():
             return False
         finite = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(float(v))}
-        about = {
+        self._about = {
             "metrics": finite,
             "best": {"metric": self._config.best_metric, "mode": self._config.best_mode},
         }
@@ -173,7 +230,7 @@ class Checkpointer:
                 step,
                 {STATE: state},
                 metrics=finite or None,
-                custom_metadata=about,
+                custom_metadata=self._about,
                 force=True,  # whether it is due was decided above
             )
         except (TypeError, ValueError):
@@ -208,7 +265,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            self._close_orbax()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -221,7 +278,8 @@ class Checkpointer:
             if jax.process_count() == 1:
                 self.close()
             else:
-                self._orbax.wait()  # what goes on in the background needs no agreement
+                if self._pending is not None:
+                    self._orbax.wait()  # what goes on in the background needs no agreement
         except Exception as failed:
             logging.error("%s", failed)  # the error that is on its way out matters more
 
@@ -249,8 +307,7 @@ class Checkpointer:
         self._failed_in_a_row += 1
         # A new manager removes the remains, which may be what fills the disk. The old one still
         # lists the step that failed and has forgotten the one that it was to replace.
-        self._orbax.close()
-        self._open()
+        self._reopen()
         message = (
             f"Checkpoint {self._folder / str(step)} could not be written "
             f"({_free_space(self._folder)}; failure {self._failed_in_a_row} in a row): {error}"
@@ -262,30 +319,21 @@ class Checkpointer:
                 "start the same command again: it goes on from the newest."
             ) from error
 
+    def _reopen(self) -> None:
+        """A new manager, which lists what is there now, for the old one."""
+        self._close_orbax()
+        try:
+            self._opened = self._open()
+        except OSError as error:  # the old one, closed, fails the next save, which is counted
+            logging.error("%s could not be read again: %s", self._folder, error)
 
-@dataclasses.dataclass(frozen=True)
-class _Preserve:
-    """Which checkpoints to keep; asked when a new one is started, applied when it is complete."""
-
-    config: CheckpointConfig
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        del context
-        config = self.config
-        keep = {checkpoint.step for checkpoint in checkpoints[-config.keep_last :]}
-        if config.keep_every_steps:
-            keep |= {c.step for c in checkpoints if c.step % config.keep_every_steps == 0}
-        if config.keep_best:
-            metrics = {c.step: c.metrics or {} for c in checkpoints}
-            keep |= set(_ranked(metrics, config.best_metric, config.best_mode)[: config.keep_best])
-        return [checkpoint.step in keep for checkpoint in checkpoints]
-
-
-def _ranked(metrics: Mapping[int, Mapping[str, float]], name: str, mode: str) -> list[int]:
-    """Steps that have the metric, best first; of equals, the later one first."""
-    sign = 1.0 if mode == "max" else -1.0
-    having = [(sign * values[name], step) for step, values in metrics.items() if name in values]
-    return [step for _, step in sorted(having, reverse=True)]
+    def _close_orbax(self) -> None:
+        """Closes the manager. How its saves ended is known: errors that it still holds are old."""
+        try:
+            if self._opened is not None:
+                self._opened.close()
+        except Exception as error:
+            logging.info("Once more, of a save that failed: %s", error)
 
 
 def load_params(
@@ -311,8 +359,8 @@ def load_params(
         best_mode: whether more or less is better; None: ditto.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it holds no `key`, or its parameters have
-            other names or shapes.
+        CheckpointError: there is no such checkpoint, it is damaged, it holds no `key`, or its
+            parameters have other names or shapes.
     """
     folder = _folder(workdir)
     steps = _complete_steps(folder)
@@ -327,7 +375,25 @@ def load_params(
         step = steps[-1] if which == "last" else which
     if step not in steps:
         raise CheckpointError(f"{folder} has no checkpoint {which!r}, only {steps}.")
-    path = folder / str(step)
+    try:
+        return _loaded(folder / str(step), abstract, key, part)
+    except DamagedError as error:
+        others = [other for other in steps if other != step]
+        raise CheckpointError(
+            f"{error} Start the run of {workdir} again, which moves it aside and goes on from the "
+            f"newest whole one (there are also {others or 'no others'}), or bring it back from a "
+            "copy."
+        ) from error
+
+
+def _loaded(path: epath.Path, abstract: PyTree | None, key: str, part: str | None) -> PyTree:
+    """`load_params` of one checkpoint.
+
+    Raises:
+        DamagedError: its files are not what was written.
+        CheckpointError: as `load_params`.
+    """
+    check_whole(path)
     found = contents(path)
     names = (key,) if part is None else (key, part)
     for name in names:
@@ -340,7 +406,7 @@ def load_params(
     check_fits(abstract, found, path, check_types=False)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
+    with context, named_damage(path):
         wanted = {key: abstract if part is None else {part: abstract}}
         loaded = ocp.load(path, wanted, checkpointable_name=STATE)[key]
     return loaded if part is None else loaded[part]
@@ -369,17 +435,17 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
 
 
 def _complete_steps(folder: epath.Path) -> list[int]:
-    """Oldest first. Folders in the making have other names."""
+    """Oldest first. Folders in the making have other names, or in a store no mark of the end."""
     if not folder.exists():
         return []
-    paths = [path for path in folder.iterdir() if path.name.isdigit()]
-    return sorted(int(path.name) for path in paths if ocp.is_orbax_checkpoint(path))
+    paths = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+    if "://" in str(folder):
+        paths = [path for path in paths if (path / "commit_success.txt").exists()]
+    return sorted(int(path.name) for path in paths)
 
 
 def _best_step(folder: epath.Path, steps: list[int], name: str | None, mode: str | None) -> int:
-    about = {
-        step: ocp.checkpointables_metadata(folder / str(step)).custom_metadata for step in steps
-    }
+    about = {step: _about(folder / str(step)) for step in steps}
     configured = about[steps[-1]]["best"]
     name = name or configured["metric"]
     if name is None:
@@ -387,17 +453,33 @@ def _best_step(folder: epath.Path, steps: list[int], name: str | None, mode: str
             f"The run of {folder} names no best_metric; say which metric 'best' goes by."
         )
     metrics = {step: about[step]["metrics"] for step in steps}
-    ranked = _ranked(metrics, name, mode or configured["mode"])
-    if not ranked:
+    steps = ranked(metrics, name, mode or configured["mode"])
+    if not steps:
         known = sorted({key for values in metrics.values() for key in values})
         raise CheckpointError(
             f"No checkpoint in {folder} was saved with the metric '{name}'; there are: "
             f"{', '.join(known) or 'none'}."
         )
-    return ranked[0]
+    return steps[0]
+
+
+def _about(path: epath.Path) -> dict[str, Any]:
+    """What was kept with a checkpoint: its metrics, and what the run meant by the best."""
+    check_whole(path, most_bytes=0)
+    about = ocp.checkpointables_metadata(path).custom_metadata
+    if not about:
+        raise DamagedError(
+            f"Checkpoint {path} is damaged: its metrics, in _CHECKPOINT_METADATA, are missing or "
+            "not readable. Ask for a step or the last one instead of the best, or bring the file "
+            "back from a copy."
+        )
+    return about
 
 
 def _free_space(folder: epath.Path) -> str:
     if "://" in str(folder):
         return "free space unknown"
-    return f"{shutil.disk_usage(folder).free:,} bytes free"
+    try:
+        return f"{shutil.disk_usage(folder).free:,} bytes free"
+    except OSError as error:
+        return f"free space unknown, {error}"

@@ -17,11 +17,29 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, is not there, or does not fit what is to be loaded."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint's files are not what was written."""
+
+
 def contents(path: epath.Path) -> dict[str, Any]:
-    """The saved state's names, shapes and types, as nested dicts and lists."""
-    found = ocp.checkpointables_metadata(path).metadata
-    if not found.get(STATE):
-        raise CheckpointError(f"{path} holds no '{STATE}', only {sorted(found)}; who wrote it?")
+    """The saved state's names, shapes and types, as nested dicts and lists.
+
+    Raises:
+        DamagedError: the files that say so are missing or not readable.
+    """
+    try:
+        found = ocp.checkpointables_metadata(path).metadata
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"Checkpoint {path} is damaged: its _CHECKPOINT_METADATA is not readable: {error}"
+        ) from error
+    if not found.get(STATE):  # Orbax has logged what it could not read
+        listed = sorted(file.name for file in path.iterdir())
+        raise DamagedError(
+            f"Checkpoint {path} is damaged: the description of its '{STATE}' is missing or not "
+            f"readable (_METADATA, manifest.ocdbt or _sharding in {path / STATE}); in {path} there "
+            f"are {listed}."
+        )
     return found[STATE]
 
 

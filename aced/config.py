@@ -8,6 +8,7 @@ exist: it is refused, with its path and the nearest name that does exist.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -103,6 +104,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is typing.Literal and value in args:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isnan(value):  # a check for a bound, `value < 0`, lets it pass
+            raise ConfigError(f"{path} must be a number, got {value!r}.")
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value

@@ -71,6 +71,7 @@ class Writer:
         self._sinks: dict[str, Any] = {}
         self._pending: dict[str, list[dict]] = {}
         self._broken: set[str] = set()
+        self._picked: int | None = None  # the last step of `write_picks`
         self._start = time.time()
         if jax.process_index() != 0:
             return
@@ -124,9 +125,11 @@ class Writer:
     def write_picks(self, step: int, ids: Int[np.ndarray, " b"]) -> None:
         """Writes the ids of the examples that were trained on, a line of picks.jsonl.
 
-        They are handed on with the next line of metrics.
+        They are handed on with the next line of metrics. Those of the step that was written last
+        are not written again: a step that ends the run has its line although none is due.
         """
-        if self._sinks:
+        if self._sinks and step != self._picked:
+            self._picked = step
             self._pending[PICKS_FILE].append({"step": int(step), "ids": ids.tolist()})
 
     def flush(self) -> None:

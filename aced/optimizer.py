@@ -12,6 +12,7 @@ pairs; a regex has to match the whole name, and the first rule that matches deci
 """
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from typing import Literal
@@ -62,20 +63,44 @@ class OptimizerConfig:
         for key in ("b1", "b2", "adafactor_b2_cap"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be in [0, 1), got {getattr(self, key)}.")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ConfigError(
-                f"clip_norm must be positive, got {self.clip_norm}; None clips nothing."
-            )
-        if self.weight_decay < 0:
-            raise ConfigError(f"weight_decay must not be negative, got {self.weight_decay}.")
+        for key in ("clip_norm", "adafactor_clip_rms"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{key} must be positive, got {value}; None clips nothing.")
+        for key in ("eps", "adafactor_exponent", "adafactor_eps", "weight_decay"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ConfigError(
+                    f"{key} must be finite and not negative, got {getattr(self, key)}."
+                )
         for key in ("decay_rules", "lr_rules"):
             for pattern, value in getattr(self, key):
-                if value < 0:
-                    raise ConfigError(f"{key}: '{pattern}' has a negative multiplier, {value}.")
+                if not 0 <= value < math.inf:
+                    raise ConfigError(
+                        f"{key}: '{pattern}' has the multiplier {value}; it must be finite and "
+                        "not negative."
+                    )
                 try:
                     re.compile(pattern)
                 except re.error as error:
                     raise ConfigError(f"{key}: '{pattern}' is not a regex: {error}.") from error
+        self._check_sizes()
+
+    def _check_sizes(self):
+        """Refuses steps that no training survives: they end it late, or leave it useless."""
+        rate = self.schedule.peak * max((value for _, value in self.lr_rules), default=1.0)
+        if rate > schedules.MAX_RATE:
+            raise ConfigError(
+                f"lr_rules raise the learning rate to {rate:g}; at most {schedules.MAX_RATE:g} is "
+                "allowed, so lower them."
+            )
+        decay = self.weight_decay * max((value for _, value in self.decay_rules), default=0.0)
+        share = decay * (max(rate, self.schedule.peak) if self.decay_follows == "lr" else 1.0)
+        if share > 1:
+            raise ConfigError(
+                f"weight_decay = {self.weight_decay:g} with its decay_rules and decay_follows = "
+                f"{self.decay_follows!r} takes {share:g} of a weight away at each step of the peak "
+                "learning rate; at most 1 is allowed, so lower it."
+            )
 
 
 def build(

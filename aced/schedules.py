@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int
 from aced import durations
 from aced.config import ConfigError
 
+# Adam and Lion move each weight by about the learning rate a step; weights are far below 1.
+MAX_RATE = 100.0
+
 Schedule = Callable[[int | Int[Array, ""]], Float[Array, ""]]
 
 
@@ -38,8 +41,10 @@ class ScheduleConfig:
     cooldown_percent: float | None = None
 
     def __post_init__(self):
-        if self.peak <= 0:
-            raise ConfigError(f"peak must be positive, got {self.peak}.")
+        if not 0 < self.peak <= MAX_RATE:
+            raise ConfigError(
+                f"peak must be positive and at most {MAX_RATE:g}, got {self.peak}; 1e-3 is usual."
+            )
         if not 0 <= self.end_factor <= 1:
             raise ConfigError(f"end_factor must be between 0 and 1, got {self.end_factor}.")
         if not 0 <= self.start_factor <= 1:

@@ -14,7 +14,7 @@ from aced import cache, metrics, plan, preemption, train
 from aced.cache import CacheConfig
 from aced.config import ConfigError, to_config
 from aced.data import sources
-from aced.embedding_cache import CacheError
+from aced.embedding_cache import CacheError, description
 from aced.methods.frozen import FrozenConfig
 from configs import methods
 from tests import cached
@@ -318,7 +318,8 @@ def test_shards_that_are_damaged(data, models, tmp_path):
         (lambda about: about.update(version=2), "format and version"),
         (lambda about: about["plan"].update(shard_size=-1), "shard_size must be 1 to"),
         (lambda about: about["plan"].update(examples=10**12), "examples must be 1 to"),
-        (lambda about: about["plan"].update(scale=float("nan")), "must be finite"),
+        (lambda about: about["plan"].update(scale=float("nan")), "scale must be a number"),
+        (lambda about: about["plan"].update(scale=float("inf")), "must be finite"),
         (lambda about: about["plan"].update(precision="pickle"), "precision must be"),
         (lambda about: about["plan"]["model"].update(embed_dim=1 << 20), "width must be 1 to"),
         (lambda about: about["shards"].pop(), "2 shards instead of 3"),
@@ -330,10 +331,26 @@ def test_shards_that_are_damaged(data, models, tmp_path):
 )
 def test_descriptions_that_lie(change, message, caches, tmp_path):
     about = json.loads((caches / "float32" / "cache.json").read_text())
+    del about["sha256"]  # as of caches of before there was one
     change(about)
     (tmp_path / "cache.json").write_text(json.dumps(about))
     with pytest.raises(CacheError, match=message):
         FrozenConfig(cache=str(tmp_path)).resolve("")
+
+
+def test_every_flipped_bit_of_a_description_is_found_or_changes_nothing(caches, tmp_path):
+    good = (caches / "float32" / "cache.json").read_bytes()
+    expected = description.read_complete(caches / "float32")
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(300):
+        data = bytearray(good)
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        (tmp_path / "cache.json").write_bytes(data)
+        try:
+            assert description.read_complete(tmp_path) == expected
+        except CacheError:
+            found += 1
+    assert found > 200  # of others, most are spaces that became others
 
 
 def test_no_cache(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from typing import Literal
 
 import ml_collections
@@ -52,6 +53,7 @@ def test_optional_settings_can_be_set_where_the_config_is_locked():
         ({"inner": {"kind": "c"}}, r"run\.inner\.kind must be 'a' or 'b', got 'c'"),
         ({"inner": {"rate": "fast"}}, r"run\.inner\.rate must be float, got 'fast'"),
         ({"inner": {"steps": 1.5}}, r"run\.inner\.steps must be int, got 1\.5"),
+        ({"inner": {"rate": math.nan}}, r"run\.inner\.rate must be a number, got nan"),
         ({"inner": {"rate": -1.0}}, r"run\.inner: rate must not be negative"),
         ({"inner": {"rules": [("x", "y")]}}, r"run\.inner\.rules\[0\]\[1\] must be float"),
         ({"named": {"one": {"rate": None}}}, r"run\.named\.one\.rate must be float"),

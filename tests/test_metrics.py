@@ -109,6 +109,15 @@ def test_a_resumed_run_has_the_lines_of_an_undisturbed_one(tmp_path, torn, kille
     assert without_wall(metrics.read(tmp_path / "resumed")) == expected
 
 
+def test_the_picks_of_a_step_are_written_once(tmp_path):
+    with metrics.Writer(tmp_path, BUDGET) as writer:
+        for step in (1, 2, 2, 5, 5):
+            writer.write_picks(step, np.array([step, 7]))
+            writer.flush()
+    picks = jsonl.read(epath.Path(tmp_path / metrics.PICKS_FILE))
+    assert picks == [{"step": step, "ids": [step, 7]} for step in (1, 2, 5)]
+
+
 def test_a_run_that_starts_anew_drops_everything(tmp_path):
     train(tmp_path, 1, 3, kill_after=3)
     train(tmp_path, 1, 2)

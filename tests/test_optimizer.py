@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -270,7 +272,19 @@ def test_learning_rate_for_the_log_is_the_one_used():
         ({"lr_rules": ((".*", 0.5), ("t", 0.0))}, "'t' has no effect, earlier rules"),
         ({"lr_rules": ((".*", 0.0),)}, "nothing is left to train"),
         ({"lr_rules": (("(", 0.0),)}, "is not a regex"),
-        ({"lr_rules": (("t", -1.0),)}, "negative multiplier"),
+        ({"lr_rules": (("t", -1.0),)}, "has the multiplier -1.0; it must be finite and not neg"),
+        ({"lr_rules": (("t", math.nan),)}, "has the multiplier nan"),
+        ({"decay_rules": ((".*", math.inf),)}, "has the multiplier inf"),
+        ({"lr_rules": (("t", 1e30),)}, r"learning rate to 1e\+27; at most 100 is allowed"),
+        ({"weight_decay": math.nan}, "weight_decay must be finite and not negative, got nan"),
+        ({"weight_decay": math.inf}, "weight_decay must be finite and not negative, got inf"),
+        ({"weight_decay": 1e30}, r"weight_decay = 1e\+30 .* takes 1e\+30 of a weight away"),
+        ({"weight_decay": 1e30, "decay_follows": "lr"}, r"takes 1e\+27 of a weight away"),
+        ({"weight_decay": 0.5, "decay_rules": ((".*", 3.0),)}, "takes 1.5 of a weight away"),
+        ({"eps": math.inf}, "eps must be finite"),
+        ({"adafactor_eps": math.nan}, "adafactor_eps must be finite"),
+        ({"clip_norm": math.nan}, "clip_norm must be positive, got nan"),
+        ({"b1": math.nan}, "b1 must be in"),
         ({"b2": 1.0}, "b2 must be in"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
     ],
@@ -280,6 +294,15 @@ def test_wrong_settings_are_refused(rules, message):
         optimizer.build(
             optimizer.OptimizerConfig(**rules), parameters(), total_steps=STEPS, batch_size=1
         )
+
+
+def test_the_largest_decay_and_rate_that_are_allowed():
+    """What removes a weight at once is odd, but is what it says."""
+    optimizer.OptimizerConfig(weight_decay=1.0)
+    optimizer.OptimizerConfig(weight_decay=1000.0, decay_follows="lr")  # of a peak of 1e-3
+    optimizer.OptimizerConfig(
+        schedule=ScheduleConfig(peak=100.0), decay_follows="lr", weight_decay=0.01
+    )
 
 
 def test_shapes_alone_are_enough_and_settings_survive_a_config():

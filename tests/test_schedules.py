@@ -86,6 +86,12 @@ def test_contradictory_settings_are_refused(settings, message):
         build(**settings)
 
 
+@pytest.mark.parametrize("peak", [math.nan, math.inf, -math.inf, 1e30, 100.1, 0.0, -1e-3])
+def test_learning_rates_that_train_nothing_are_refused(peak):
+    with pytest.raises(ConfigError, match="peak must be positive and at most 100, got"):
+        schedules.ScheduleConfig(peak=peak)
+
+
 @dataclasses.dataclass
 class Duration:
     total_steps: int | None = None

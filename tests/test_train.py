@@ -362,6 +362,11 @@ def test_non_finite_steps_are_skipped_counted_and_stop_the_run(reference, tmp_pa
     assert [line["skipped"] for line in found] == list(range(1, len(found) + 1))
     assert not np.isfinite(found[0]["loss"])
     assert len({line["param_norm"] for line in found}) == 1
+    # The picks of the step that ends the run are there, once, and so are those of the others.
+    picks = (tmp_path / metrics.PICKS_FILE).read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in picks]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 7
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@
       embeddings-00001-of-00002.array_record
 
 Nothing that is read is trusted: types, sizes and lengths are checked, and the names of shards are
-built from their number, never read.
+built from their number, never read. Both files have a checksum of what is in them; those of the
+shards are in `cache.json`, and ArrayRecord has one of each group of entries, compared at reading.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from aced.models.two_tower import TwoTowerConfig
 FORMAT, VERSION = "aced-embeddings", 1
 PLAN, COMPLETE = "plan.json", "cache.json"
 TOWERS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
+_CHECKSUM = "sha256"  # of all else in the file
 _MAX_BYTES = 1 << 30  # of a description; 10 million examples that are missing need half of it
 _MAX_WIDTH = 1 << 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -183,16 +185,21 @@ def refuse(folder: str | os.PathLike, lines: Sequence[str]) -> None:
 def write(path: pathlib.Path, content: Any) -> None:
     """Writes a dataclass as JSON: the file is there whole, or as it was before."""
     about = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(content)
+    about[_CHECKSUM] = _checksum(about)
     with storage.whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         json.dump(about, file, indent=1, ensure_ascii=False)
         file.write("\n")
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: pathlib.Path, kind: type) -> Any:
     """Returns the dataclass `kind` that `write` wrote to `path`.
 
     Raises:
-        CacheError: it is not that, or it is too large.
+        CacheError: it is not that, it is too large, or a bit of it has changed.
     """
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
@@ -200,6 +207,9 @@ def read(path: pathlib.Path, kind: type) -> Any:
         about = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(about, Mapping):
             raise ValueError("it is no JSON object")
+        written = about.pop(_CHECKSUM, None)  # caches of before there was one are read without
+        if written is not None and written != _checksum(about):
+            raise ValueError(f"its content is not that of its {_CHECKSUM}: it was changed")
         found = about.pop("format", None), about.pop("version", None)
         if found != (FORMAT, VERSION):
             raise ValueError(f"format and version are {found}, not {(FORMAT, VERSION)}")

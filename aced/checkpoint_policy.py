@@ -1,0 +1,67 @@
+"""When checkpoints are written, and which are kept."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from aced.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written, and which are kept."""
+
+    every_steps: int = 1000  # and at the end of the run
+    keep_last: int = 2  # the newest so many
+    keep_best: int = 0  # the best so many by `best_metric`, besides
+    best_metric: str | None = None  # a name in the metrics handed to `save`
+    best_mode: Literal["max", "min"] = "max"
+    keep_every_steps: int | None = None  # at multiples of this, too, and these are kept for ever
+    compress: bool = False  # zstd: a tenth smaller, several times slower on weights
+    max_failed_saves: int = 3  # in a row; then the run stops. At the end of the run, one is enough
+    timeout_minutes: float = 20.0  # a save that takes longer has failed
+
+    def __post_init__(self):
+        for key in ("every_steps", "keep_last", "max_failed_saves"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}.")
+        if self.timeout_minutes <= 0:
+            raise ConfigError(f"timeout_minutes must be above 0, got {self.timeout_minutes}.")
+        if self.keep_every_steps is not None and self.keep_every_steps < 1:
+            raise ConfigError(
+                f"keep_every_steps must be at least 1, got {self.keep_every_steps}; "
+                "None keeps none for ever."
+            )
+        if self.keep_best and not self.best_metric:
+            raise ConfigError("keep_best needs best_metric, the name of the metric to go by.")
+
+    def is_due(self, step: int) -> bool:
+        """Whether one is written at `step`, were it not the last."""
+        periods = self.every_steps, self.keep_every_steps
+        return any(step % period == 0 for period in periods if period)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preserve:
+    """Which checkpoints to keep: a policy for Orbax."""
+
+    config: CheckpointConfig
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Asked when a new checkpoint is started, applied when it is complete."""
+        del context
+        config = self.config
+        keep = {checkpoint.step for checkpoint in checkpoints[-config.keep_last :]}
+        if config.keep_every_steps:
+            keep |= {c.step for c in checkpoints if c.step % config.keep_every_steps == 0}
+        if config.keep_best:
+            metrics = {c.step: c.metrics or {} for c in checkpoints}
+            keep |= set(ranked(metrics, config.best_metric, config.best_mode)[: config.keep_best])
+        return [checkpoint.step in keep for checkpoint in checkpoints]
+
+
+def ranked(metrics: Mapping[int, Mapping[str, float]], name: str, mode: str) -> list[int]:
+    """Steps that have the metric, best first; of equals, the later one first."""
+    sign = 1.0 if mode == "max" else -1.0
+    having = [(sign * values[name], step) for step, values in metrics.items() if name in values]
+    return [step for _, step in sorted(having, reverse=True)]
