@@ -388,7 +388,7 @@ def test_errors_say_what_to_do_and_leave_nothing(tmp_path, folder, settings, err
     ("text", "message"),
     [
         ("", "is empty"),
-        ('image,caption\n"a"b,c\n', "after line 1: not CSV"),
+        ('image,caption\n"a"b,c\n', "t.csv, line 2: not CSV"),
         ("image\tcaption\na.png\tc\n", r"t.csv, line 1: .*by tabs.*read_csv.*sep='\\t'"),
         ("image;caption\n", r"t.csv, line 1: .*by semicolons"),
         ("image,caption,caption\n", r"t.csv, line 1: two columns are called 'caption'"),

@@ -111,7 +111,7 @@ def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tupl
             )
             yield reader.line_num, RejectedError("malformed_line", detail)
     except csv.Error as error:
-        raise PrepareError(f"{path}, after line {reader.line_num}: not CSV: {error}") from error
+        raise PrepareError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
 
 
 def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:

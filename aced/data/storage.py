@@ -128,6 +128,20 @@ def find(pattern: str, suffix: str) -> list[File]:
     return list(found.values())
 
 
+def matching(pattern: str) -> list[File]:
+    """The files that a glob names, as `find` has them; maybe none.
+
+    Raises:
+        StorageError: they cannot be listed.
+    """
+    try:
+        return find(pattern, "")
+    except StorageError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
+
+
 def _file(path: str, store: fsspec.AbstractFileSystem, info: dict) -> File:
     name = store.unstrip_protocol(info["name"]) if is_remote(path) else info["name"]
     stamp = next((info[key] for key in _STAMPS if info.get(key) is not None), "")
@@ -149,6 +163,17 @@ def stat(path: str) -> File | None:
             return _file(path, store, store.info(inner))
     except FileNotFoundError:
         return None
+
+
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder, and no file or pattern.
+
+    Raises:
+        StorageError: that cannot be told.
+    """
+    store, inner = _store(path)
+    with _named_errors(path, "looked up"):
+        return not _GLOB.search(inner) and expand(path) == [path] and store.isdir(inner)
 
 
 @contextlib.contextmanager
