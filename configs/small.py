@@ -13,16 +13,17 @@ Cost:     3.82e13 FLOPs, derived from aced/flops.py.
 Expect:   not measured; docs/selection.md compares the methods on icons with smaller towers.
 
 Everything here is ours, chosen for speed; only the method is the papers'. Arguments: `data`,
-`clean`, `val` (paths that end in .tar or .parquet, patterns too, or prepared folders; without
-`val`, the split of that name in `data`), `:method=iid` (or kd, hard, i_acid, h_acid, aced,
-aced_iid), `steps`, `seed`, `reference=PATH` (a finished run, instead of training one),
-`cache=PATH` (its embeddings, which python -m aced.cache made with this config), `tiny`.
+`clean`, `val` (tars or parquet files: a path or pattern that ends so, or a folder of them; or
+prepared folders; without `val`, the split of that name in `data`), `:method=iid` (or kd, hard,
+i_acid, h_acid, aced, aced_iid), `steps`, `seed`, `reference=PATH` (a finished run, instead of
+training one), `cache=PATH` (its embeddings, which python -m aced.cache made with this config),
+`tiny`.
 """
 
 import ml_collections
 
 from aced.config import ConfigError, parse_arg, to_config
-from aced.data import tokenizers
+from aced.data import parquet_splits, sources, tokenizers
 from aced.evaluators import EvalConfig
 from configs import methods, smoke, tiny
 
@@ -75,7 +76,7 @@ def run(
     train: str, val: str, *, depth: int, width: int, steps: int, seed: int
 ) -> ml_collections.ConfigDict:
     """Uniform training on `train`, with retrieval on `val`."""
-    if val == train and val.endswith((".tar", ".parquet")):
+    if val == train and not _has_splits(val):
         raise ConfigError(f"{train} has no split for evaluation; set `val` to other files.")
     config = smoke.run(depth=depth, width=width, steps=steps, seed=seed)
     read(config.data, train, "train")
@@ -93,10 +94,14 @@ def run(
 
 
 def read(data: ml_collections.ConfigDict, path: str, split: str) -> None:
-    """Lets `data` be the tars, the parquet files, or this split of the prepared folder `path`."""
-    if path.endswith(".tar"):
-        data.source, data.webdataset.path = "webdataset", path
-    elif path.endswith(".parquet"):
-        data.source, data.parquet.path = "parquet", path
-    else:
-        data.source, data.array_record.path, data.array_record.split = "array_record", path, split
+    """Lets `data` be the tars or parquet files of `path`, or, where it has splits, this one."""
+    data.source = sources.kind_of(path)
+    data[data.source].path = path
+    if _has_splits(path):
+        data[data.source].split = split
+
+
+def _has_splits(path: str) -> bool:
+    """Whether `path` is a prepared data set, or a folder of parquet files by splits."""
+    kind = sources.kind_of(path)
+    return kind == "array_record" or (kind == "parquet" and bool(parquet_splits.names(path)))

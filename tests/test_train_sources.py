@@ -15,7 +15,7 @@ from aced import jsonl, metrics, train
 from aced.config import ConfigError, to_config
 from aced.data.filters import FilterConfig
 from aced.data.parquet import ParquetConfig
-from aced.data.sources import DataConfig, MemberConfig
+from aced.data.sources import DataConfig, MemberConfig, open_source
 from aced.data.tars import WebDatasetConfig
 from configs import small, smoke
 from tests.data import many
@@ -138,6 +138,38 @@ def test_the_recipe_takes_tars_and_parquet_by_its_arguments():
             small.get_config(f"data=/d,method=iid,{name}=/c")
     with pytest.raises(ConfigError, match="set `val` to other files"):
         small.get_config("method=iid,data=/d/*.tar")
+
+
+def test_the_recipe_takes_folders_of_tars_and_of_parquet(tmp_path):
+    for name in ("tars", "packed", "rows", "data/data"):
+        (tmp_path / name).mkdir(parents=True)
+    many.write_tars(tmp_path / "tars", [1])
+    (tmp_path / "packed" / "0.tar.gz").write_bytes(b"")
+    many.write_parquet(tmp_path / "rows", [1], 1)
+    (tmp_path / "rows" / "train-00000.parquet").rename(tmp_path / "rows" / "0.parquet")
+    for split in ("train", "validation"):
+        file = tmp_path / "data" / "data" / f"{split}-00000-of-00001.parquet"
+        file.write_bytes((tmp_path / "rows" / "0.parquet").read_bytes())
+    settings = train.parse(small.get_config(f"method=iid,data={tmp_path}/tars,val={tmp_path}/rows"))
+    held_out = settings.evals["retrieval"].data
+    assert (settings.data.source, settings.data.webdataset.path) == (
+        "webdataset",
+        f"{tmp_path}/tars",
+    )
+    assert (held_out.source, held_out.parquet.path) == ("parquet", f"{tmp_path}/rows")
+    assert held_out.parquet.split == "train"
+    settings = train.parse(small.get_config(f"method=iid,data={tmp_path}/data"))
+    assert (settings.data.source, settings.data.parquet.split) == ("parquet", "train")
+    held_out = settings.evals["retrieval"].data
+    assert (held_out.source, held_out.parquet.split) == ("parquet", "val")
+    assert len(open_source(held_out)) == 1
+    with pytest.raises(ConfigError, match=r"holds 1 compressed tars, such as .*; decompress them"):
+        small.get_config(f"method=iid,data={tmp_path}/packed")
+    with pytest.raises(ConfigError, match=r"0.tar.gz is compressed, and cannot be read at random"):
+        small.get_config(f"method=iid,data={tmp_path}/packed/0.tar.gz")
+    for name in ("tars", "rows"):
+        with pytest.raises(ConfigError, match="set `val` to other files"):
+            small.get_config(f"method=iid,data={tmp_path}/{name}")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ JSON lines or CSV, one caption a line (in JSON, maybe a list of them). A line th
 counted and listed; what makes the whole table unusable, such as a missing column, is an error.
 """
 
+import collections
 import csv
 import dataclasses
 import json
@@ -14,8 +15,10 @@ from typing import Any
 
 import fsspec
 
-from aced.data import records
+from aced.data import encoding, records, storage
 
+_HEAD_BYTES = 4096  # of the table, which tell text from other files
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}  # of tables that are called .csv
 _DECIMAL = re.compile(r"[+-]?\d+\.\d*")
 # A longer field is rejected by `_text`, and not with the whole table by the csv module.
 csv.field_size_limit(1 << 30)
@@ -84,31 +87,90 @@ class Rejects:
         return entries
 
 
-def _rows(file: Iterable[str], path: str) -> Iterator[tuple[int, dict[str, Any] | RejectedError]]:
-    """Line number and columns of each line of a JSONL or CSV file."""
-    if path.endswith(".csv"):
-        reader = csv.DictReader(file, strict=True)
-        try:
-            if reader.fieldnames is None:
-                raise PrepareError(f"{path} is empty; its first line must name the columns.")
-            for row in reader:
-                row.pop(None, None)  # more fields than columns
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise PrepareError(f"{path}, after line {reader.line_num}: not CSV: {error}") from error
-        return
+def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:
+    """Line number and columns of each row of CSV.
+
+    A row that has not one field for each column is left out: most have a comma in a caption that
+    is not in quotes, and which fields belong together cannot be told.
+    """
+    reader = csv.reader(file, strict=True)
+    try:
+        rows = filter(None, reader)  # without blank lines
+        header = next(rows, None)
+        if header is None:
+            raise PrepareError(f"{path} is empty; its first line must name the columns.")
+        _check_columns(path, reader.line_num, header, columns)
+        for row in rows:
+            if len(row) == len(header):
+                yield reader.line_num, dict(zip(header, row, strict=True))
+                continue
+            text = f"{','.join(row)!r:.200}"
+            detail = (
+                f"{len(row)} fields, and the header has {len(header)}; a text with a comma in it "
+                f"must be in quotes: {text}"
+            )
+            yield reader.line_num, RejectedError("malformed_line", detail)
+    except csv.Error as error:
+        raise PrepareError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:
+    """Line number and columns of each line of JSON."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(encoding.without_mark(line), object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             yield number, RejectedError("malformed_line", f"not JSON: {error}")
             continue
         if isinstance(row, dict):
+            _check_columns(path, number, list(row), columns)
             yield number, row
         else:
             yield number, RejectedError("malformed_line", "not a JSON object")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose fields have names of their own: of two, which counts is not known."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {_repeated(names)!r} is there twice")
+    return fields
+
+
+def _repeated(names: list[str]) -> str | None:
+    name, count = max(collections.Counter(names).items(), key=lambda item: item[1], default=("", 0))
+    return name if count > 1 else None
+
+
+def _check_columns(path: str, line: int, names: list[str], columns: Columns) -> None:
+    """Refuses a table without a column that is wanted, or with two of its name."""
+    where = f"{path}, line {line}"
+    wanted = set(columns.names)
+    if (name := _repeated([name for name in names if name in wanted])) is not None:
+        raise PrepareError(f"{where}: two columns are called {name!r}; rename one of them.")
+    if wanted <= set(names):
+        return
+    missing = next(name for name in columns.names if name not in names)
+    there = encoding.printable(", ".join(names))
+    if there != ", ".join(names):
+        raise PrepareError(
+            f"{where}: the names of the columns are {there}: {encoding.trouble(''.join(names))}."
+        )
+    for separator, what in _SEPARATORS.items():
+        if any(separator in name for name in names):
+            raise PrepareError(
+                f"{where}: the columns are separated by {what}, and in CSV by commas. Write the "
+                f"table again, in Python: pandas.read_csv({path!r}, sep={separator!r}).to_json("
+                "'captions.jsonl', orient='records', lines=True)"
+            )
+    raise PrepareError(
+        f"{where}: there is no column {missing!r}; the columns are: {there}. Name it with "
+        "--image_column, --caption_column, --second_column, --label_column, --noisy_column or "
+        "--extra_columns."
+    )
 
 
 def _text(value: Any, what: str) -> str:
@@ -117,10 +179,10 @@ def _text(value: Any, what: str) -> str:
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
-        raise RejectedError("malformed_line", f"{what} is not valid Unicode") from error
+        raise RejectedError("malformed_line", f"{what}: {encoding.trouble(value)}") from error
     if size > records.MAX_STRING_BYTES or "\0" in value:
         raise RejectedError("malformed_line", f"{what} has {size} bytes or a zero byte")
-    return value.strip()
+    return encoding.without_mark(value.strip()).strip()
 
 
 def _key(value: Any) -> str:
@@ -224,21 +286,21 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[Cap
         The image of each line that has a caption. Lines of one image are not yet one: `merge`.
 
     Raises:
-        PrepareError: a column is missing, or the file is not CSV.
+        PrepareError: a column is missing, or the file is not CSV, not UTF-8, or not to be read.
     """
+    try:
+        problem = encoding.foreign(storage.read(path, 0, _HEAD_BYTES))
+    except OSError as error:
+        raise PrepareError(str(error)) from error
+    if problem is not None:
+        raise PrepareError(f"{path} cannot be read: {problem}.")
+    rows = _csv_rows if path.endswith(".csv") else _json_rows
     # Bytes that are not UTF-8 survive as surrogates, and are refused text by text.
     with fsspec.open(path, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for line, row in _rows(file, path):
+        for line, row in rows(file, path, columns):
             if isinstance(row, RejectedError):
                 rejects.add(row, line=line)
                 continue
-            if missing := [name for name in columns.names if name not in row]:
-                raise PrepareError(
-                    f"{path}, line {line}: there is no column {missing[0]!r}; the "
-                    f"columns are: {', '.join(map(str, row))}. Name it with --image_column, "
-                    "--caption_column, --second_column, --label_column, --noisy_column or "
-                    "--extra_columns."
-                )
             try:
                 image = _parse(row, line, columns)
                 if not image.texts:

@@ -19,13 +19,14 @@ from typing import Any
 from absl import logging
 
 from aced.config import ConfigError
-from aced.data import records, storage
+from aced.data import encoding, records, storage
 from aced.data.records import RecordError
 from aced.data.storage import File
 
 _PART_BYTES = 1 << 26  # of a file of lines that is not compressed
 _PART_EXAMPLES = 1 << 16  # of a data set
 _ROWS = 4096  # of parquet, unpacked at a time
+_HEAD_BYTES = 4096  # of a file of lines, which tell text from other files
 _SKIP_BYTES = 1 << 20  # read at a time to get to the end of a line that is too long
 _KINDS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
@@ -134,7 +135,8 @@ class Corpus:
                 counted when the next one is asked for.
 
         Raises:
-            ConfigError: a parquet file has no such column of strings.
+            ConfigError: a parquet file has no such column of strings, or a file of lines is not
+                UTF-8 from its beginning.
             StorageError: a file cannot be opened.
         """
         part = self.parts[number]
@@ -145,7 +147,7 @@ class Corpus:
         else:
             found = self._lines(part, position, counts)
         for text, after, done in found:
-            text = self._normalise(text)
+            text = self._normalise(encoding.without_mark(text))
             length = len(text)
             if not length:
                 counts["blank"] += 1
@@ -212,7 +214,9 @@ class Corpus:
                                     yield value.as_py(), row, part.size * row // rows
                                 except UnicodeDecodeError:
                                     counts["not_utf8"] += 1
-        except (pyarrow.ArrowException, OSError) as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # damaged files make pyarrow raise nearly anything
             if storage.is_passing(error):
                 raise storage.StorageError(f"{part.path} cannot be read: {error}") from error
             _cut_off(part, counts, error)
@@ -223,6 +227,8 @@ class Corpus:
         parse = self._field if part.kind.startswith(".jsonl") else lambda text: text
         with _opened(part) as (raw, file):
             try:
+                if not part.start and (problem := encoding.foreign(file.read(_HEAD_BYTES))):
+                    raise ConfigError(f"{part.path} cannot be read: {problem}.")
                 at = _go_to(file, part, position)
                 while part.kind.endswith(".gz") or at < part.end:
                     line = file.readline(limit + 1)
@@ -234,7 +240,7 @@ class Corpus:
                         counts["too_long"] += 1
                         continue
                     try:
-                        text = parse(line.decode("utf-8-sig" if at == len(line) else "utf-8"))
+                        text = parse(encoding.without_mark(line.decode()))
                     except UnicodeDecodeError:
                         counts["not_utf8"] += 1
                         continue

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from aced.config import ConfigError
-from aced.data import records, storage
+from aced.data import encoding, parquet_splits, records, storage
 from aced.data.records import DatasetError, RecordError
 from aced.data.storage import File
 
@@ -36,6 +36,7 @@ class ParquetConfig:
 
     # A file, a folder of them, or a pattern: /data/coco/data/train-*.parquet, s3://bucket/*.parquet.
     path: str = ""
+    split: str = "train"  # of a folder whose files are named by splits, as the hub's are
     image: str = "image"  # column of the encoded pictures
     # Columns of strings, of lists of strings, or of classes that `datasets` has named, whose names
     # are the captions; of classified pictures alone maybe none.
@@ -73,6 +74,7 @@ class ParquetSource:
         groups: rows of every row group, in order.
         group_bytes: of every row group, unpacked.
         window_bytes: of the window of the shuffle.
+        split: of the folder, which is read; "": it has none, or files are named.
         class_names: of the labels, or else of captions that are classes; None: there are none.
     """
 
@@ -80,39 +82,38 @@ class ParquetSource:
         """Reads the footers of all files.
 
         Raises:
-            ConfigError: pyarrow or a column is missing, or a column has another type, or labels
-                have too many names to be classes.
+            ConfigError: pyarrow, the split or a column is missing, or a column has another type,
+                or labels have too many names to be classes.
             DatasetError: a file is no parquet file, or has other columns than the first.
             StorageError: no file is there, or one cannot be read.
         """
         _pyarrow()
         from aced.data import parquet_classes
 
-        files = storage.find(config.path, ".parquet")
-        names = storage.names([file.path for file in files])
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            footers = list(pool.map(_footer, files))
         self._config = config
         self._columns = [config.image, *config.captions]
         self._columns += filter(None, [config.label, config.second])
+        files, self.split = parquet_splits.find(config.path, config.split)
+        names = storage.names([file.path for file in files])
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            footers = list(pool.map(_footer, files, itertools.repeat(self._columns)))
         self._groups: list[_Group] = []
         self.groups: list[int] = []
         self.group_bytes: list[int] = []
         self.window_bytes = config.window_mib << 20
         digest = hashlib.sha256(repr(self._columns).encode())
         full = []
-        for file, name, (metadata, sha256) in zip(files, names, footers, strict=True):
-            if metadata.num_rows:  # a file without rows may have columns without a type
-                full.append((file, metadata.schema.to_arrow_schema()))
+        for file, name, footer in zip(files, names, footers, strict=True):
+            if any(footer.rows):  # a file without rows may have columns without a type
+                full.append((file, footer.schema))
                 _check_columns(*full[-1], config)
-            digest.update(f"{name} {sha256}\n".encode())
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                if group.num_rows:
+            digest.update(f"{name} {footer.sha256}\n".encode())
+            for number, rows in enumerate(footer.rows):
+                if rows:
                     self._groups.append(_Group(file.path, number, name))
-                    self.groups.append(group.num_rows)
-                    self.group_bytes.append(_unpacked_bytes(group, self._columns))
-        self.name = config.path
+                    self.groups.append(rows)
+                    self.group_bytes.append(footer.sizes[number])
+        self.name = f"{config.path}, split {self.split!r}" if self.split else config.path
         self.fingerprint = f"parquet {digest.hexdigest()}"
         self._ends = [0, *itertools.accumulate(self.groups)]
         self._names_of = parquet_classes.names_of(full, config.label, config.captions)
@@ -156,7 +157,7 @@ class ParquetSource:
             out["texts"] = tuple(texts[: records.MAX_ITEMS])
             if self._config.label:
                 out["label"] = _label(table[self._config.label][row].as_py(), self._numbers)
-        except (ValueError, OSError, _pyarrow().ArrowException) as error:
+        except Exception as error:  # damaged pages make pyarrow raise nearly anything
             if storage.is_passing(error):
                 raise storage.StorageError(f"{where} cannot be read: {error}") from error
             raise RecordError(f"{where}, row {row}: {error}") from error
@@ -199,8 +200,26 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _footer(file: File) -> tuple[Any, str]:
-    """The metadata of a file, and its hash: places, sizes and statistics of all columns."""
+@dataclasses.dataclass(frozen=True)
+class _Footer:
+    """What the end of a file says of it."""
+
+    schema: "pa.Schema"
+    rows: list[int]  # of every row group
+    sizes: list[int]  # of the columns that are read in every row group: bytes, unpacked
+    sha256: str  # of places, sizes and statistics of all columns
+
+
+def _footer(file: File, columns: Sequence[str]) -> _Footer:
+    """Reads the end of a file alone.
+
+    Of statistics that are damaged in a certain way pyarrow makes no error, but ends the process
+    (about one in 400 flipped bits of a footer); parquet has no checksum over its footer.
+
+    Raises:
+        DatasetError: it is no parquet file, or damaged.
+        StorageError: it cannot be read.
+    """
     pyarrow = _pyarrow()
     try:
         tail = storage.read(file.path, max(0, file.size - 8), 8)
@@ -209,8 +228,17 @@ def _footer(file: File) -> tuple[Any, str]:
             raise ValueError("it does not end as a parquet file does; it was cut off or is none")
         footer = storage.read(file.path, file.size - 8 - size, size)
         buffer = pyarrow.BufferReader(b"PAR1" + footer + tail)
-        return pyarrow.parquet.read_metadata(buffer), hashlib.sha256(footer).hexdigest()
-    except (ValueError, OSError) as error:
+        metadata = pyarrow.parquet.read_metadata(buffer)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        rows = [group.num_rows for group in groups]
+        sizes = [_unpacked_bytes(group, columns) for group in groups]
+        if min(rows + sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
+            raise ValueError("its numbers of rows are damaged")
+        schema = metadata.schema.to_arrow_schema()
+        return _Footer(schema, rows, sizes, hashlib.sha256(footer).hexdigest())
+    except storage.StorageError:
+        raise
+    except Exception as error:  # damaged metadata make pyarrow raise nearly anything
         raise DatasetError(f"{file.path} cannot be used: {error}.") from error
 
 
@@ -287,7 +315,7 @@ def _captions(value: Any, names: Sequence[str] | None) -> list[str]:
     """One or several; `names` are those of classes, by number."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
     if names is None:
-        return texts
+        return [encoding.without_mark(text) for text in texts]
     if texts and max(texts) >= len(names):
         raise ValueError(f"class {max(texts)} has no name; there are {len(names)}")
     return [names[number] for number in texts if number >= 0]  # -1: not known

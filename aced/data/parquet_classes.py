@@ -86,7 +86,7 @@ def occurring(files: Sequence[File], column: str) -> tuple[str, ...]:
             with storage.open_file(file.path) as opened:
                 table = pyarrow.parquet.read_table(opened, columns=[column])
             return set(table[column].unique().to_pylist())
-        except (ValueError, OSError, pa.ArrowException) as error:
+        except Exception as error:  # damaged pages make pyarrow raise nearly anything
             if storage.is_passing(error):
                 raise storage.StorageError(f"{file.path} cannot be read: {error}") from error
             raise DatasetError(f"{file.path}, column {column!r}: {error}.") from error

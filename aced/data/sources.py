@@ -5,7 +5,7 @@ import re
 from typing import Literal
 
 from aced.config import ConfigError
-from aced.data import records
+from aced.data import records, storage
 from aced.data.filters import FilterConfig
 from aced.data.mixture import Mixture
 from aced.data.parquet import ParquetConfig, ParquetSource
@@ -15,6 +15,7 @@ from aced.data.shapes_tasks import open_shapes
 from aced.data.tars import TarSource, WebDatasetConfig
 from aced.data.tfds import TfdsConfig, TfdsSource
 
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_EXAMPLES = 2**31 - 1  # ids are int32 on the device
 
 
@@ -148,6 +149,38 @@ _OPEN = {
     "parquet": ParquetSource,
     "tfds": TfdsSource,
 }
+
+
+def kind_of(path: str) -> Literal["array_record", "webdataset", "parquet"]:
+    """The source that reads `path`: by its ending or, of a folder, by what is in it.
+
+    What does not exist is taken for a prepared data set, whose reader says how to make one.
+
+    Raises:
+        ConfigError: it is, or is full of, compressed tars.
+        StorageError: a folder cannot be listed.
+    """
+    if path.endswith(_PACKED):
+        raise ConfigError(
+            f"{path} is compressed, and cannot be read at random; decompress it to .tar first."
+        )
+    if path.endswith(".tar"):
+        return "webdataset"
+    if path.endswith(".parquet"):
+        return "parquet"
+    if not storage.is_folder(path) or storage.stat(f"{path}/{records.DESCRIPTION}") is not None:
+        return "array_record"
+    if storage.matching(f"{path}/*.tar"):
+        return "webdataset"
+    if any(storage.matching(f"{path}/{inner}*.parquet") for inner in ("", "*/", "data/*/")):
+        return "parquet"
+    for ending in _PACKED:
+        if packed := storage.matching(f"{path}/*{ending}"):
+            raise ConfigError(
+                f"{path} holds {len(packed)} compressed tars, such as {packed[0].path}, which "
+                "cannot be read at random; decompress them to .tar first."
+            )
+    return "array_record"
 
 
 def check_size(source: Source) -> None:

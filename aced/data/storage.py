@@ -46,6 +46,15 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_shadow(name: str) -> bool:
+    """Whether a file or member of a tar of this name is what macOS notes beside another file.
+
+    It ends as that one does, but holds no picture, caption or table: attributes, icons, a preview.
+    """
+    *folders, base = name.split("/")
+    return base.startswith("._") or "__MACOSX" in folders
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether an error is the disk's or the network's, and not of what a file holds."""
     return getattr(error, "errno", None) is not None
@@ -86,7 +95,7 @@ def find(pattern: str, suffix: str) -> list[File]:
 
     Args:
         pattern: a file, a folder (its files that end in `suffix`), globs, braces; those of a glob
-            are sorted by name, braces keep their order.
+            are sorted by name, braces keep their order, shadow files of macOS are left out.
         suffix: such as ".tar".
 
     Raises:
@@ -102,7 +111,7 @@ def find(pattern: str, suffix: str) -> list[File]:
                     inner = posixpath.join(inner, f"*{suffix}")
                 if _GLOB.search(inner):
                     listed = store.glob(inner, detail=True)
-                    infos = [listed[name] for name in sorted(listed)]
+                    infos = [listed[name] for name in sorted(listed) if not is_shadow(name)]
                 else:
                     infos = [store.info(inner)]
         except FileNotFoundError as error:
@@ -117,6 +126,20 @@ def find(pattern: str, suffix: str) -> list[File]:
             f"pattern such as /data/{{00000..00099}}{suffix} or /data/*{suffix}."
         )
     return list(found.values())
+
+
+def matching(pattern: str) -> list[File]:
+    """The files that a glob names, as `find` has them; maybe none.
+
+    Raises:
+        StorageError: they cannot be listed.
+    """
+    try:
+        return find(pattern, "")
+    except StorageError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
 
 
 def _file(path: str, store: fsspec.AbstractFileSystem, info: dict) -> File:
@@ -140,6 +163,17 @@ def stat(path: str) -> File | None:
             return _file(path, store, store.info(inner))
     except FileNotFoundError:
         return None
+
+
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder, and no file or pattern.
+
+    Raises:
+        StorageError: that cannot be told.
+    """
+    store, inner = _store(path)
+    with _named_errors(path, "looked up"):
+        return not _GLOB.search(inner) and expand(path) == [path] and store.isdir(inner)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,14 @@ good header is looked for. Nothing is unpacked: a member's name is a name and no
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 
 BLOCK = 512
 _MAX_NAME_BYTES = 1 << 20  # of a long name or a pax header
 _MAX_END_BYTES = 1 << 16  # of zeros behind the last member
 _PIECE = 1 << 16  # read at once, of zeros
+_COUNT = re.compile(rb"\d{1,19}")  # of bytes; more digits are no size, and too many for `int`
 _REGULAR = b"0\x007"
 _ZEROS = bytes(BLOCK)
 
@@ -50,7 +52,7 @@ def members(
     Raises:
         TarError: it is compressed, or does not begin as a tar does.
     """
-    position, overrides = 0, {}
+    position, overrides = 0, {}  # None: what is said of the next member cannot be read
     while position < size:
         block = read(position, BLOCK)
         if block == _ZEROS:
@@ -73,7 +75,7 @@ def members(
         kind, length = block[156:157], _number(block[124:136])
         start, is_about_next = position + BLOCK, kind in b"xgLK"
         name = _name(block)
-        if not is_about_next:
+        if not is_about_next and overrides:
             name, length = overrides.get("path", name), int(overrides.get("size", length))
         if not 0 <= length <= size - start:
             yield Damage(name, f"cut off: {length} bytes are announced, {size - start} are left")
@@ -81,18 +83,18 @@ def members(
             continue
         position = start + -(-length // BLOCK) * BLOCK
         if is_about_next:
-            if length > _MAX_NAME_BYTES:
-                yield Damage(name, f"a header of {length} bytes")
-                continue
-            data = read(start, length)
-            digest.update(data)
-            if kind == b"x":
-                overrides |= _pax(data)
-            elif kind == b"L":
-                overrides["path"] = data.rstrip(b"\0").decode("utf-8", "replace")
+            found = None
+            if length <= _MAX_NAME_BYTES:
+                data = read(start, length)
+                digest.update(data)
+                found = _about_next(kind, data)
+            overrides = None if None in (found, overrides) else overrides | found
             continue
         if kind in _REGULAR:
-            yield Member(name, start, length)
+            if overrides is None:
+                yield Damage(name, "the header before it, with its name or size, is damaged")
+            else:
+                yield Member(name, start, length)
         overrides = {}
     if size:
         yield Damage(f"byte {size}", "the tar ends without its end mark; it was cut off")
@@ -122,15 +124,26 @@ def _name(block: bytes) -> str:
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "replace")
 
 
-def _pax(data: bytes) -> dict[str, str]:
+def _about_next(kind: bytes, data: bytes) -> dict[str, str] | None:
+    """`path` and `size` of the next member, as far as they are in `data`; None: it is damaged."""
+    if kind == b"L":
+        return {"path": data.rstrip(b"\0").decode("utf-8", "replace")}
+    return _pax(data) if kind == b"x" else {}
+
+
+def _pax(data: bytes) -> dict[str, str] | None:
     """`path` and `size` of a pax header: records of "length key=value", a line each."""
-    found = {}
+    found, data = {}, data.rstrip(b"\0")
     while data:
         length, space, _ = data.partition(b" ")
-        if not space or not length.isdigit() or not len(length) + 3 <= int(length) <= len(data):
-            break
+        if not space or not _COUNT.fullmatch(length):
+            return None
+        if not len(length) + 3 <= int(length) <= len(data):
+            return None
         key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        if key == b"path" or (key == b"size" and value.isdigit()):
+        if key == b"size" and value and not _COUNT.fullmatch(value):
+            return None
+        if key in (b"path", b"size") and value:
             found[key.decode()] = value.decode("utf-8", "replace")
         data = data[int(length) :]
     return found

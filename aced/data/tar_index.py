@@ -28,7 +28,7 @@ from aced.data import storage
 from aced.data.storage import File
 from aced.data.tar_scan import ENTRY, scan
 
-MAGIC = b"aced-tar-index-2"
+MAGIC = b"aced-tar-index-3"
 _HEADER = struct.Struct("<16sQ")  # MAGIC, bytes of the JSON that follows
 _THREADS = 16
 

@@ -12,9 +12,10 @@ import operator
 from typing import Any, SupportsIndex
 
 import numpy as np
+from absl import logging
 
 from aced.config import ConfigError
-from aced.data import records, storage, tar_index
+from aced.data import encoding, records, storage, tar_index
 from aced.data.records import DatasetError, RecordError
 
 _LOOKED_AT = 1000  # first examples that are searched for captions when the data set is opened
@@ -112,12 +113,13 @@ class TarSource:
 
     def _texts(self, parts: dict[str, bytes], fields: dict[str, Any]) -> tuple[str, ...]:
         if not self._config.captions:
-            return (parts["text"].decode().strip(),) if "text" in parts else ()
+            return (encoding.decode(parts["text"]).strip(),) if "text" in parts else ()
         texts = []
         for name in self._config.captions:
             value = fields.get(name)
             texts += value if isinstance(value, list) else [value]
-        texts = tuple(text for text in texts if isinstance(text, str))[: records.MAX_ITEMS]
+        texts = [encoding.without_mark(text) for text in texts if isinstance(text, str)]
+        texts = tuple(texts[: records.MAX_ITEMS])
         for text in texts:
             text.encode()  # JSON can hold half a character, which no tokenizer takes
         return texts
@@ -127,11 +129,19 @@ class TarSource:
         first = self._index.entries[:_LOOKED_AT]
         if not len(first):
             return  # an empty data set is refused by whoever opens it
-        if (first["damaged"] == 1).all():
+        bad = first[first["damaged"] == 1]
+        if len(bad) == len(first):
             raise DatasetError(
                 f"{self._paths[0]}, {self._index.key(first[0])}. So are the first {len(first)} "
                 f"examples of {self.name}; check the path and how the tars were made."
             )
+        besides = ""
+        if len(bad):
+            besides = (
+                f"Of the first {len(first)} examples of {self.name}, {len(bad)} cannot be used; "
+                f"{self._paths[int(bad[0]['tar'])]}, {self._index.key(bad[0])}."
+            )
+            logging.warning("%s They are skipped and counted.", besides)
         json_at = first[(first["json"] >= 0) & (first["damaged"] == 0)]
         known: set[str] = set()
         wanted = {*self._config.captions, *filter(None, [self._config.label])}
@@ -145,16 +155,17 @@ class TarSource:
                     known |= _json(data).keys()
                 except (ValueError, RecursionError):
                     continue  # it is met again, and counted, when it is read
-        there = f"KEY.json has: {', '.join(sorted(known)[:100]) or 'no field'}"
+        there = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
+        there = f"KEY.json has: {there}. {besides}".rstrip()
         if not self._config.captions and not (first["text"] >= 0).any():
             raise ConfigError(
                 f"{self.name} has no KEY.txt; set data.webdataset.captions to the fields of "
-                f"KEY.json with captions. {there}."
+                f"KEY.json with captions. {there}"
             )
         if missing := sorted(wanted - known):
             raise ConfigError(
                 f"{self.name} has no field {missing[0]!r} in its first {len(json_at[:_SEARCHED])} "
-                f"examples; correct data.webdataset.captions and .label. {there}."
+                f"examples; correct data.webdataset.captions and .label. {there}"
             )
 
 

@@ -29,6 +29,9 @@ class PrepareConfig:
     parquet: str = setting(
         "", "Instead of them: parquet files with the images' bytes in --image_column."
     )
+    split: str = setting(
+        "train", "Split of a folder of parquet files that are named by splits, as the hub's are."
+    )
     image_column: str = setting("image", "Column of the image's path; in parquet, its bytes.")
     caption_column: str = setting(
         "",
@@ -93,6 +96,8 @@ class PrepareConfig:
             needed[:0] = ["images", "captions"]
         elif self.noisy_column or self.extra_columns:
             raise ConfigError("--noisy_column and --extra_columns are of a table: --captions.")
+        if self.split != "train" and not self.parquet:
+            raise ConfigError("--split is of a folder of parquet files: --parquet.")
         if self.tars and self.second_column:
             raise ConfigError("--second_column is of a table or of parquet files, not of --tars.")
         if self.near_duplicates >= 0 and (self.second_column or self.separate):
@@ -165,8 +170,11 @@ class PrepareConfig:
         return self.threads or max(2, os.cpu_count() or 2)
 
     def of_contents(self) -> dict[str, Any]:
-        """The settings that have an influence on what is in the data set."""
+        """The settings that have an influence on what is in the data set.
+
+        Not the split: which files were read is in the fingerprint of the input.
+        """
         settings = dataclasses.asdict(self)
-        for name in ("out", "overwrite", "threads", "runner"):
+        for name in ("out", "overwrite", "threads", "runner", "split"):
             del settings[name]
         return settings

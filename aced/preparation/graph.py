@@ -35,7 +35,7 @@ def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int
     rejected = everything | "rejected" >> beam.Flatten()
     counts = statistics.rejected_counts(rejected)
 
-    parts = order.split(config, kept, counts)
+    parts = order.split(config, kept, counts, statistics.first_rejected(rejected))
     labels = order.number_labels(config, kept)
     ranked, layout = order.to_shards(config, parts)
     written = shards.write_shards(config, ranked, layout, labels)

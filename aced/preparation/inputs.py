@@ -150,6 +150,7 @@ def open_records(config: PrepareConfig) -> records.Source:
         return ParquetSource(
             ParquetConfig(
                 config.parquet,
+                config.split,
                 image,
                 captions,
                 label,
@@ -159,7 +160,7 @@ def open_records(config: PrepareConfig) -> records.Source:
         )
     except (ConfigError, records.DatasetError, storage.StorageError) as error:
         raise PrepareError(
-            f"{error} (Here these settings are --tars, --parquet, --image_column, "
+            f"{error} (Here these settings are --tars, --parquet, --split, --image_column, "
             "--caption_column, --second_column and --label_column.)"
         ) from error
 

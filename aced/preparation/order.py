@@ -24,7 +24,10 @@ Order = tuple[bytes, int]  # hash, and line: of images that share a key in sever
 
 
 def split(
-    config: PrepareConfig, kept: beam.PCollection[bytes], counts: beam.PCollection
+    config: PrepareConfig,
+    kept: beam.PCollection[bytes],
+    counts: beam.PCollection,
+    examples: beam.PCollection,
 ) -> beam.PCollection[tuple[str, bytes]]:
     """Returns the split of each image, with its packed facts.
 
@@ -32,6 +35,7 @@ def split(
         config: the settings.
         kept: packed facts.
         counts: how many images and lines are left out, by reason; for the error.
+        examples: one of them by reason; for the error.
     """
     totals = (
         kept | "countable" >> beam.Map(_countable, config) | "totals" >> beam.CombineGlobally(_sums)
@@ -46,6 +50,7 @@ def split(
             beam.pvalue.AsSingleton(totals),
             beam.pvalue.AsSingleton(_smallest(config, kept)),
             beam.pvalue.AsDict(counts),
+            beam.pvalue.AsDict(examples),
         )
     )
     return kept | "split" >> beam.Map(
@@ -95,6 +100,7 @@ def _bound(
     totals: tuple[int, int],
     smallest: list[Order],
     counts: dict[str, int],
+    examples: dict[str, str],
 ) -> Order:
     """The last image that is held out.
 
@@ -104,7 +110,7 @@ def _bound(
     total, eligible = totals
     refuse = Workspace(config.out).refuse
     if not total:
-        raise refuse(_nothing_left(config, counts))
+        raise refuse(_nothing_left(config, counts, examples))
     if config.val > eligible or config.val == total:
         raise refuse(
             f"--val={config.val} leaves nothing to train on, or is more than the {eligible} "
@@ -113,12 +119,17 @@ def _bound(
     return max(smallest, default=(b"", -1))
 
 
-def _nothing_left(config: PrepareConfig, counts: dict[str, int]) -> str:
-    out = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())) or "nothing"
-    text = f"No image is left. Left out: {out}."
-    if config.captions:
+def _nothing_left(config: PrepareConfig, counts: dict[str, int], examples: dict[str, str]) -> str:
+    """The reasons with an example of each: no `rejected.jsonl` is left that could be looked at."""
+    what = config.captions or config.tars or config.parquet
+    if not counts:
+        return f"No image is left: {what} has no {config.place}s."
+    text = f"No image is left of {what}. Left out:"
+    for reason, count in sorted(counts.items()):
+        text += f"\n  {reason} {count}, the first: {examples[reason]:.500}"
+    if counts.keys() & {"missing_file", "outside_folder"}:
         text += (
-            f" Are --images and the paths in --captions (column {config.columns.image!r}) "
+            f"\nAre --images and the paths in --captions (column {config.columns.image!r}) "
             "relative to the same folder?"
         )
     return text

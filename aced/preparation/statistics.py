@@ -99,6 +99,16 @@ def rejected_counts(rejected: beam.PCollection) -> beam.PCollection:
     )
 
 
+def first_rejected(rejected: beam.PCollection) -> beam.PCollection:
+    """Returns (reason, JSON object of rejected.jsonl): the first of each reason in the input."""
+    return (
+        rejected
+        | "by reason" >> beam.Map(lambda entry: (entry[1], (entry[0], entry[2])))
+        | "first of a reason" >> beam.CombinePerKey(min)
+        | "its object" >> beam.MapTuple(lambda reason, first: (reason, first[1]))
+    )
+
+
 def as_statistics(
     counted: Iterable[tuple[Counter, int]], rejected: dict[str, int]
 ) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Workspace:
 
         Errors of workers reach the caller in many shapes, depending on the runner.
         """
-        self.write("refused.txt", message.encode())
+        self.write("refused.txt", message.encode("utf-8", "backslashreplace"))
         return PrepareError(message)
 
     def refusal(self) -> str | None:

@@ -192,3 +192,20 @@ def test_mistakes_are_named(tmp_path):
         open_corpus(tmp_path / "none.txt")
     with pytest.raises(StorageError, match=r"a folder without dataset\.json and without"):
         open_corpus(tmp_path)
+
+
+def test_files_of_other_encodings_are_named_and_byte_order_marks_are_no_text(tmp_path):
+    path = tmp_path / "a.txt"
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        path.write_bytes("a red square\na blue circle\n".encode(encoding))
+        with pytest.raises(ConfigError, match=r"a.txt cannot be read: it is UTF-(16|32).*iconv"):
+            read(open_corpus(path))
+    path.write_bytes(gzip.compress(b"a red square\n"))
+    with pytest.raises(ConfigError, match=r"a.txt cannot be read: it is compressed by gzip"):
+        read(open_corpus(path))
+    mark = "\ufeff"
+    path.write_text(f"{mark}a red square\n{mark}a blue circle\n", encoding="utf-8")
+    assert read(open_corpus(path))[0] == ["a red square", "a blue circle"]
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{mark}{{"text": "{mark}a red square"}}\n', encoding="utf-8")
+    assert read(open_corpus(path)) == (["a red square"], {"sentences": 1})

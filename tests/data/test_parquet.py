@@ -4,6 +4,7 @@ import json
 import os
 import threading
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -223,6 +224,34 @@ def test_damaged_files(tmp_path):
     file.write_bytes(b"")
     with pytest.raises(DatasetError, match="cannot be used"):
         source(tmp_path)
+
+
+def test_flipped_bits_are_damage_that_names_the_file(tmp_path):
+    """In the pages; of the footer, a few flips make pyarrow itself end the process."""
+    many.write_parquet(tmp_path, [8], 4)
+    file = tmp_path / "train-00000.parquet"
+    good, random = file.read_bytes(), np.random.default_rng(0)
+    pages = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for place in random.integers(4, pages, 60):
+        data = bytearray(good)
+        data[place] ^= 1 << random.integers(8)
+        file.write_bytes(data)
+        try:
+            read = source(tmp_path)
+        except (DatasetError, ConfigError) as error:
+            assert "train-00000.parquet" in str(error)  # noqa: PT017
+            continue
+        for i in range(min(len(read), 20)):
+            try:
+                read[i]
+            except RecordError as error:
+                assert "train-00000.parquet" in str(error)  # noqa: PT017
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    table = pa.table({"image": [many.jpeg(0)], "caption": ["\ufeffa cat"], "b": [["\ufeffa dog"]]})
+    pq.write_table(table, tmp_path / "0.parquet")
+    assert source(tmp_path, captions=("caption", "b"))[0]["texts"] == ("a cat", "a dog")
 
 
 def test_a_group_is_read_once_by_many_threads_and_then_let_go(tmp_path, reads):

@@ -50,6 +50,19 @@ def test_files_of_folders_globs_and_braces(tmp_path):
         found(f"{tmp_path}/*.zip")
 
 
+def test_shadow_files_of_macos_are_in_no_folder(tmp_path):
+    for name in ("a.tar", "._a.tar", "__MACOSX/a.tar", "sub/b.tar", "sub/._b.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for pattern, expected in ((tmp_path, ["a.tar"]), (f"{tmp_path}/*/*.tar", ["sub/b.tar"])):
+        found = storage.find(str(pattern), ".tar")
+        assert [os.path.relpath(file.path, tmp_path) for file in found] == expected
+    assert storage.is_folder(str(tmp_path))
+    for path in (f"{tmp_path}/a.tar", f"{tmp_path}/s*", f"{tmp_path}/{{sub,sub}}", "/none"):
+        assert not storage.is_folder(path)
+    assert storage.matching(f"{tmp_path}/*.txt") == []
+
+
 def test_a_store_is_listed_and_read_like_a_disk(tmp_path):
     data = bytes(range(256))
     for place in (str(tmp_path), "memory://listed"):

@@ -1,12 +1,14 @@
 """Tars read at random, against tarfile; damage of every kind."""
 
 import io
+import json
 import os
 import tarfile
 
 import pytest
 
 from aced.config import ConfigError
+from aced.data import tar_format
 from aced.data.records import DatasetError, RecordError
 from aced.data.tars import TarSource, WebDatasetConfig
 from tests.data import many
@@ -248,15 +250,117 @@ def test_bad_json_and_texts_are_the_records_alone(tmp_path):
         *[("1.jpg", many.jpeg(1)), ("1.txt", b"\xff\xfe"), ("1.json", deep)],
         *[("2.jpg", many.jpeg(2)), ("2.txt", b"x" * 2_000_000), ("2.json", b"[1]")],
         *[("3.jpg", many.jpeg(3)), ("3.json", b'{"caption": "cut off in an emoji \\ud83d"}')],
+        *[("4.jpg", many.jpeg(4)), ("4.txt", "café".encode("latin-1"))],
     ]
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
     read = source(tmp_path)
-    with pytest.raises(RecordError, match=r"0.tar, 1: .*utf-8"):
+    with pytest.raises(RecordError, match=r"0.tar, 1: it is UTF-16, and must be UTF-8"):
         read[1]
     with pytest.raises(RecordError, match=r"0.tar, 2: text of 2000000 bytes"):
         read[2]
+    with pytest.raises(RecordError, match=r"0.tar, 4: it is not UTF-8 \(byte 0xe9\).*LATIN1"):
+        read[4]
     read = source(tmp_path, captions=("caption",))
     assert read[0]["texts"] == ("red circle",)
     for i, reason in ((1, "recursion"), (2, "JSON is list"), (3, "3: .*surrogates not allowed")):
         with pytest.raises(RecordError, match=reason):
             read[i]
+
+
+def test_shadow_files_of_macos_are_no_pictures_and_part_no_examples(tmp_path):
+    """Its tar writes one before every file that has attributes; its zip has a folder of them."""
+    members = []
+    for i in range(3):
+        for name, data in many.sample(i):
+            members += [(f"./._{name}", b"\0\5\x16\7\0\2"), (f"./{name}", data)]
+            members += [(f"__MACOSX/{name}", b"\0\5\x16\7\0\2")]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    (tmp_path / "._0.tar").write_bytes(b"\0\5\x16\7\0\2")
+    read = source(tmp_path)
+    found = [read[i] for i in range(len(read))]
+    assert [x["key"] for x in found] == [f"0.tar/./{i:09d}" for i in range(3)]
+    assert [x["image"] for x in found] == [many.jpeg(i) for i in range(3)]
+    assert [x["texts"] for x in found] == [(many.caption(i),) for i in range(3)]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    fields = json.dumps({"caption": "a cat", "alt": ["\ufeffa dog"]}).encode()
+    members = [("0.jpg", many.jpeg(0)), ("0.txt", mark + b"a cat\r\n"), ("0.json", mark + fields)]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    assert source(tmp_path)[0]["texts"] == ("a cat",)
+    assert source(tmp_path, captions=("caption", "alt"))[0]["texts"] == ("a cat", "a dog")
+
+
+def test_members_that_do_not_stand_together_are_put_together(tmp_path, caplog):
+    """As `tar cf 0.tar *.jpg *.json *.txt` writes them."""
+    samples = [m for i in range(20) for m in many.sample(i)]
+    apart = sorted(samples, key=lambda member: member[0].rpartition(".")[2])
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(apart))
+    read = source(tmp_path)
+    assert "the members of 20 examples do not stand together" in caplog.text
+    found = [read[i] for i in range(len(read))]
+    assert [x["image"] for x in found] == [many.jpeg(i) for i in range(20)]
+    assert [x["texts"] for x in found] == [(many.caption(i),) for i in range(20)]
+    labels = source(tmp_path, label="class")
+    assert [labels[i]["label"] for i in range(20)] == [i % 3 for i in range(20)]
+
+
+def test_members_that_may_belong_to_several_examples_belong_to_none(tmp_path, caplog):
+    again = [
+        (name, many.jpeg(9)) if name.endswith("jpg") else (name, b"9") for name, _ in many.sample(0)
+    ]
+    members = [*many.sample(0)[:1], *many.sample(1), *again[:1], *many.sample(2), *again[1:2]]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    read = source(tmp_path)
+    assert "Of the first 5 examples" in caplog.text
+    assert [read[i]["texts"] for i in (0, 2)] == [(), ()]
+    with pytest.raises(RecordError, match=r"0.tar, 000000000: other members of the same name"):
+        read[4]
+
+
+def with_pax(name, data, record):
+    """A member with a pax header of this content before it."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        header = tarfile.TarInfo("PaxHeaders/x")
+        header.type, header.size = tarfile.XHDTYPE, len(record)
+        tar.addfile(header, io.BytesIO(record))
+        many.add(tar, name, data)
+        end = tar.offset
+    return out.getvalue()[:end]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"1" * 5000 + b" path=x.jpg\n",
+        b"5016 size=" + b"9" * 5005 + b"\n",
+        b"20 size=-1000000000\n",
+        b"no length path=x\n",
+        b"99 path=short.jpg\n",
+    ],
+)
+def test_a_pax_header_that_cannot_be_read_costs_its_member(tmp_path, record):
+    hostile = with_pax("000000001.jpg", many.jpeg(1), record)
+    rest = many.tar_bytes([m for i in (1, 2) for m in many.sample(i)][1:])
+    first = many.tar_bytes(many.sample(0))
+    with tarfile.open(fileobj=io.BytesIO(first)) as tar:
+        end = [m for m in tar][-1].offset_data + 512
+    (tmp_path / "0.tar").write_bytes(first[:end] + hostile + rest)
+    read = source(tmp_path)
+    assert len(read) == 3
+    assert [read[i]["image"] for i in (0, 2)] == [many.jpeg(0), many.jpeg(2)]
+    assert [read[i]["texts"] for i in (0, 2)] == [(many.caption(0),), (many.caption(2),)]
+    with pytest.raises(RecordError, match=r"0.tar, 000000001.jpg: .*is damaged"):
+        read[1]
+
+
+def test_an_unexpected_error_of_the_parser_names_the_file(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("something new")
+
+    many.write_tars(tmp_path, [1])
+    monkeypatch.setattr(tar_format, "_name", fail)
+    with pytest.raises(DatasetError, match=r"00000.tar cannot be used: ZeroDivisionError.*new"):
+        source(tmp_path)

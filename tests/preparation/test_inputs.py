@@ -111,6 +111,19 @@ def test_second_pictures_in_a_column_of_parquet(tmp_path):
         assert (entry["record"], entry["reason"]) == (3, "unreadable_record")
 
 
+def test_the_split_of_a_folder_of_parquet(tmp_path, capsys):
+    for split, rows in (("train", PAIRS[7:10]), ("validation", PAIRS[10:12])):
+        images, texts, _ = zip(*rows, strict=True)
+        table = pa.table({"image": images, "caption": texts})
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    prepare(PrepareConfig(parquet=str(tmp_path), split="validation", out=str(tmp_path / "out")))
+    assert f"{tmp_path}, split 'validation' is read, 2 records." in capsys.readouterr().out
+    source = records.open_dataset(tmp_path / "out", "train")
+    assert {source[i]["image"] for i in range(len(source))} == {data for data, *_ in PAIRS[10:12]}
+    with pytest.raises(PrepareError, match=r"no split 'test'. Its splits are: train, validation"):
+        prepare(PrepareConfig(parquet=str(tmp_path), split="test", out=str(tmp_path / "out2")))
+
+
 def test_damaged_records_are_listed_by_their_place(tmp_path):
     write_tars(tmp_path)
     data = (tmp_path / "1.tar").read_bytes()
@@ -173,6 +186,7 @@ def test_stores_are_read_and_written(tmp_path):
     [
         ({"tars": "t", "parquet": "p"}, ConfigError, "--tars and --parquet are two inputs"),
         ({"tars": "t", "images": "i"}, ConfigError, "--images belongs to --captions"),
+        ({"tars": "t", "split": "val"}, ConfigError, "--split is of a folder of parquet files"),
         ({"tars": "t", "noisy_column": "n"}, ConfigError, "--noisy_column"),
         ({"tars": "t", "second_column": "n"}, ConfigError, "not of --tars"),
         ({"tars": "t", "near_duplicates": 8}, ConfigError, "--near_duplicates must be"),
