@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 from aced import durations, methods, optimizer, schedules, state
 from aced.config import ConfigError
 from aced.data.reader import OPTIONAL_FIELDS
+from aced.data.records import Source
 from aced.data.streams import Stream
 from aced.models.kinds import ModelConfig, kind_of
 from aced.parallel import mesh as meshes
@@ -175,3 +176,23 @@ def check_batch(settings: "TrainConfig", mesh: Mesh) -> None:
     if method.selects:
         check_pieces(candidates, method.score_micro_batch, shards, "method.score_micro_batch")
     check_pieces(settings.batch_size, method.train_micro_batch, shards, "method.train_micro_batch")
+
+
+def check_data(settings: "TrainConfig", source: Source) -> None:
+    """Refuses steps that read more examples than `source` has: each would be its copy's negative.
+
+    Raises:
+        ConfigError: see above.
+    """
+    candidates = settings.method.super_batch_size(settings.batch_size)
+    if candidates <= len(source):
+        return
+    what, lower = f"batch_size = {settings.batch_size}", "batch_size"
+    if candidates != settings.batch_size:
+        what += f", with method.selection.filter_ratio, reads super-batches of {candidates}"
+        lower += " or method.selection.filter_ratio"
+    raise ConfigError(
+        f"{what} examples, but the data set {source.name} has only {len(source)}: a step would "
+        "have examples more than once, each the wrong partner of its copy. "
+        f"Lower {lower}, or train on more data."
+    )

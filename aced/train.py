@@ -169,6 +169,7 @@ def _train(
 
         # Before the watchdog: a first index of tars in a store may take hours, which is no hang.
         source = sources.open_source(settings.data)
+        program.check_data(settings, source)
         with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
             for name, wanted in settings.before_caches.items():
                 logging.info("Embeddings first: %s", name)

@@ -463,6 +463,11 @@ def test_a_corrupt_record_is_skipped_counted_and_named(tmp_path):
     ("changes", "message"),
     [
         ({"data.shapes.size": 0}, r"shapes/train is empty"),
+        (
+            {"data.shapes.size": 100},
+            r"batch_size = 32, with method\.selection\.filter_ratio, reads super-batches of 160 "
+            r"examples, but the data set shapes/train has only 100: .*Lower batch_size or",
+        ),
         ({"batch_size": 20}, r"not divisible by selection\.strata"),
         ({"method.reference.checkpoint": "/nowhere"}, r"/nowhere does not exist"),
         ({"method.reference.checkpoint": ""}, r"set method\.reference\.checkpoint"),

@@ -22,7 +22,7 @@ class FilterConfig:
     max_chars: int = 0
     min_words: int = 0  # of a caption, divided by space
     max_words: int = 0
-    # Examples left out in a row that stop the run: nothing, or nearly so, passes.
+    # Examples left out in a row for one place of a batch that stop the run: next to nothing passes.
     max_in_a_row: int = 10_000
 
     def __post_init__(self) -> None:

@@ -2,11 +2,16 @@
 
 Row i of super-batch t is draw k = t B + i of the whole run. Every order gives any draw at once, so
 that nothing has to be saved or replayed, and goes through all examples once an epoch.
+
+Where an example cannot be used, others stand in for it: random ones, which are a function of the
+seed and the draw, too. So every usable example stands in for as many as any other. The next one in
+the source would not do: after a shard of unusable ones, one example would stand in for all of them.
 """
 
 import functools
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -14,7 +19,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aced.config import ConfigError
+from aced.data.draws import Draws
 from aced.data.records import Source
+
+_STAND_INS = 1  # the stream of random choices that is theirs
+# Of grouped sources: windows that stand-ins are looked for in, and how many in each of them.
+_WINDOWS, _IN_WINDOW = 8, 4
 
 
 @runtime_checkable
@@ -23,6 +33,9 @@ class Order(Protocol):
 
     def __getitem__(self, draw: int) -> int:
         """The example's index in its source."""
+
+    def tries(self, draw: int) -> Iterator[int]:
+        """The same, and then, each once, the others of its source or member, to stand in for it."""
 
 
 def of(source: Source, *, seed: int, shuffle: bool, rows: int | float) -> Order:
@@ -39,10 +52,25 @@ def of(source: Source, *, seed: int, shuffle: bool, rows: int | float) -> Order:
         return MixedOrder(parts, seed=seed, shuffle=shuffle, rows=round(rows))
     if shuffle and hasattr(source, "groups"):
         return GroupedOrder(source, seed=seed, rows=rows)
-    order = grain.MapDataset.range(len(source)).seed(seed)
-    order = (order.shuffle() if shuffle else order).repeat()
-    order[0]  # grain sets up its bookkeeping at the first access, which must not be concurrent
-    return order
+    return SingleOrder(len(source), seed=seed, shuffle=shuffle)
+
+
+class SingleOrder:
+    """All examples in one permutation an epoch, or as they stand in the source."""
+
+    def __init__(self, count: int, *, seed: int, shuffle: bool):
+        order = grain.MapDataset.range(count).seed(seed)
+        self._order = (order.shuffle() if shuffle else order).repeat()
+        self._order[0]  # grain sets up its bookkeeping now, which must not be concurrent
+        self._count, self._seed = count, seed
+
+    def __getitem__(self, draw: int) -> int:
+        return int(self._order[draw])
+
+    def tries(self, draw: int) -> Iterator[int]:
+        """See `Order`; any others stand in."""
+        others = _anywhere(self._count, self._seed, draw)
+        return _each_once(itertools.chain([self[draw]], others), self._count)
 
 
 class GroupedOrder:
@@ -52,9 +80,14 @@ class GroupedOrder:
     window the rows of a group are drawn in random order by neighbouring rows of the super-batches:
     a super-batch has its share of every group of the window, while a process, which reads
     neighbouring rows, reads few groups, and no group is read by all of many processes.
+
+    To stand in for an example, a few of its window are tried first, whose groups are in memory, and
+    then a few of the window that another order of this kind has at the same draw, and so on. So
+    what stands in for many unusable neighbours is spread over the source, and yet of few groups.
     """
 
     def __init__(self, source: Any, *, seed: int, rows: int | float):
+        self._source = source
         self._sizes = np.array(source.groups, np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._bytes = np.array(source.group_bytes, np.int64)
@@ -62,13 +95,36 @@ class GroupedOrder:
         self._count = int(self._sizes.sum())
         self._windows = functools.lru_cache(maxsize=4)(self._windows_of)
         self._window = functools.lru_cache(maxsize=4)(self._window_of)
+        self._other = functools.lru_cache(maxsize=_WINDOWS)(self._other_of)
 
     def __getitem__(self, draw: int) -> int:
+        window, place = self._place(draw)
+        return int(window[place])
+
+    def tries(self, draw: int) -> Iterator[int]:
+        """See `Order`; others of few groups stand in."""
+        return _each_once(self._tries(draw), self._count)
+
+    def _tries(self, draw: int) -> Iterator[int]:
+        for number in range(_WINDOWS):
+            order = self if number == 0 else self._other(number)
+            window, place = order._place(draw)
+            yield int(window[place])
+            choices = Draws(order._seed, _STAND_INS, draw)
+            yield from (int(window[choices.below(len(window))]) for _ in range(_IN_WINDOW))
+        yield from _anywhere(self._count, self._seed, draw)
+
+    def _other_of(self, number: int) -> "GroupedOrder":
+        seed = seed_of(self._seed, f"stand-ins {number}")
+        return GroupedOrder(self._source, seed=seed, rows=self._rows)
+
+    def _place(self, draw: int) -> tuple[Int[np.ndarray, " n"], int]:
+        """The window of a draw, and the place in it."""
         epoch, place = divmod(draw, self._count)
         _, ends = self._windows(epoch)
         window = int(np.searchsorted(ends, place, side="right"))
         start = int(ends[window - 1]) if window else 0
-        return int(self._window(epoch, window)[place - start])
+        return self._window(epoch, window), place - start
 
     def _windows_of(self, epoch: int) -> tuple[list[Int[np.ndarray, " g"]], Int[np.ndarray, " w"]]:
         """The groups of every window of an epoch, and the place where it ends."""
@@ -128,10 +184,19 @@ class MixedOrder:
         self._step = functools.lru_cache(maxsize=8)(self._step_of)
 
     def __getitem__(self, draw: int) -> int:
+        member, place = self._place(draw)
+        return self._offsets[member] + self._members[member][place]
+
+    def tries(self, draw: int) -> Iterator[int]:
+        """See `Order`; others of the same member stand in."""
+        member, place = self._place(draw)
+        return (self._offsets[member] + i for i in self._members[member].tries(place))
+
+    def _place(self, draw: int) -> tuple[int, int]:
+        """The member of a draw, and which of that one's draws it is."""
         step, row = divmod(draw, self._rows)
         members, places = self._step(step)
-        member = int(members[row])
-        return self._offsets[member] + int(self._members[member][int(places[row])])
+        return int(members[row]), int(places[row])
 
     def _step_of(self, step: int) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
         """The member of every row of a super-batch, and how many draws that one had before."""
@@ -161,3 +226,21 @@ def permutation(size: int, seed: int, a: int, b: int) -> Int[np.ndarray, " n"]:
 def seed_of(seed: int, name: str) -> int:
     """A seed in [0, 2^32) for the member `name`."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "little")
+
+
+def _anywhere(count: int, seed: int, draw: int) -> Iterator[int]:
+    """Random ones of `count` examples for a draw, without end."""
+    choices = Draws(seed, _STAND_INS, draw)
+    while True:
+        yield choices.below(count)
+
+
+def _each_once(examples: Iterator[int], count: int) -> Iterator[int]:
+    """The examples without those that were there before, until all `count` were."""
+    seen = set()
+    for example in examples:
+        if example not in seen:
+            yield example
+            seen.add(example)
+            if len(seen) == count:
+                return

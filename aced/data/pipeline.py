@@ -134,16 +134,16 @@ def train_batches(
     the member of a mixture.
 
     The place of a record that cannot be read, has no caption, is left out by the filters or is
-    missing in a cache is taken by the one that follows it in the data set, or in the same member of
-    a mixture, and so on.
+    missing in a cache is taken by a random one of the data set, or of the same member of a mixture,
+    which is a function of the seed and the place, too.
 
     Args:
         source: the examples.
         config: shuffling, threads and limits.
         views: by key prefix, what each model sees; "" is the learner. None: no model runs on these
             examples, and nothing is decoded.
-        batch_size: B, rows of a global super-batch. If it is larger than the data set, a
-            super-batch holds examples more than once, which is warned about.
+        batch_size: B, rows of a global super-batch. If it is larger than the data set, or its
+            share of a member than that, it holds examples more than once, which is warned about.
         seed: of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
         rows: the rows of every super-batch that this process reads. None: all B.
@@ -166,13 +166,7 @@ def train_batches(
     missing = [cache.missing for cache in caches.values()]
     reader = Reader(source, config, counters, render.looks, missing)
     known = known_fields(source, config)
-    if batch_size > len(source):
-        logging.warning(
-            "A super-batch of %d rows is larger than the data set %s of %d examples: it holds "
-            "examples more than once, each the wrong partner of its copy. Lower batch_size, or "
-            "method.selection.filter_ratio.",
-            *(batch_size, source.name, len(source)),
-        )
+    _warn_of_copies(source, batch_size)
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)
 
     reads_texts = render.reads_texts or any("text" in cache.towers for cache in caches.values())
@@ -181,7 +175,7 @@ def train_batches(
     def row(k: int) -> Row:
         step, i = divmod(k, len(rows))
         draw = step * batch_size + int(rows[i])
-        example = reader.read_from(int(order[draw]), reads_texts, cut and cut(draw))
+        example = reader.first_usable(order.tries(draw), reads_texts, cut and cut(draw))
         captions, caption = example.captions if reads_texts else (), 0
         if captions:
             several = config.caption == "random" and len(captions) > 1
@@ -264,6 +258,20 @@ def eval_batches(
 
     numbers = range(-(-count // batch_size) * len(rows))
     return Batches(row, numbers, len(rows), _stack, config)
+
+
+def _warn_of_copies(source: Source, rows: int) -> None:
+    parts = getattr(source, "parts", ())
+    total = sum(part.weight for part in parts)
+    shares = [(part.source, rows * part.weight / total, part.name) for part in parts]
+    for data, share, member in shares or [(source, rows, "")]:
+        if share > len(data):
+            logging.warning(
+                "A super-batch has %d rows of the data set %s of %d examples: it holds examples "
+                "more than once, each the wrong partner of its copy. Lower batch_size, %s.",
+                *(round(share), member or data.name, len(data)),
+                f"or data.mixture.{member}.weight" if member else "or selection.filter_ratio",
+            )
 
 
 def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:

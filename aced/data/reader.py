@@ -3,11 +3,13 @@
 import collections
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
+from aced.data import order as orders
 from aced.data.decode import DecodeError
 from aced.data.filters import FilterConfig
 from aced.data.pictures import Cut, Look, Viewer
@@ -21,6 +23,10 @@ Row = dict[str, np.ndarray | np.generic]  # one example of a batch
 OPTIONAL_FIELDS = {"label": np.int32(-1), "is_noisy": np.bool_(False), "source": np.int32(-1)}
 
 
+_REMEMBERED = 100_000  # unusable records that a reader does not read again to stand in for others
+_JUDGED_AFTER = 256  # draws, or one pass, after which the share of the unusable ones is looked at
+
+
 class InputError(RuntimeError):
     """The data set cannot be read any further; the message says where and what to do."""
 
@@ -28,7 +34,8 @@ class InputError(RuntimeError):
 class InputCounters:
     """Counts what was skipped, from any thread.
 
-    Readers run ahead of training, so records of the next few steps may be counted already.
+    A record counts when it is drawn, so once a pass, and not when it is tried in the place of
+    another. Readers run ahead of training, so records of the next few steps may be counted already.
 
     Attributes:
         skipped: records that could not be used so far, again in every epoch.
@@ -79,6 +86,56 @@ class Example(NamedTuple):
         return row
 
 
+class Filtered(str):
+    """Which filter left an example out."""
+
+
+class _Part:
+    """A data set, or a member of a mixture, and how many of its draws could be used."""
+
+    def __init__(self, name: str, start: int, end: int):
+        self.name, self.start, self.end = name, start, end
+        self._drawn, self._skipped, self._filtered = 0, 0, collections.Counter[str]()
+        self._is_reported = False
+        self._lock = threading.Lock()
+
+    def drew(self, index: int, result: "Example | Filtered | str") -> None:
+        """Counts a draw; says so once where more than half of them could not be used."""
+        with self._lock:
+            self._drawn += 1
+            if isinstance(result, Example):
+                return
+            if isinstance(result, Filtered):
+                self._filtered[result] += 1
+            else:
+                self._skipped += 1
+            unusable = self._skipped + self._filtered.total()
+            enough = self._drawn >= min(_JUDGED_AFTER, self.end - self.start)
+            # By two standard deviations: half of the draws may be a few more than half by chance.
+            most = 2 * unusable > self._drawn + 2 * self._drawn**0.5
+            if self._is_reported or not enough or not most:
+                return
+            self._is_reported = True
+            what = []
+            if self._filtered:
+                what.append(
+                    f"data.filters leave out {self._filtered.total()} ({_listed(self._filtered)}); "
+                    "loosen them if that is not meant"
+                )
+            if self._skipped:
+                last = "" if isinstance(result, Filtered) else f" (number {index}: {result})"
+                what.append(
+                    f"{self._skipped} are unreadable, without a caption or missing in a cache"
+                    f"{last}; skipped.jsonl of the run names them, prepare the data again"
+                )
+            drawn = self._drawn
+        logging.warning(
+            "More than half of %s cannot be used, %d of the first %d records drawn: %s. The usable "
+            "ones take their place, so that each is drawn more than twice an epoch.",
+            *(self.name, unusable, drawn, "; ".join(what)),
+        )
+
+
 class Reader:
     """Reads and decodes records, and counts those that it can't."""
 
@@ -98,42 +155,58 @@ class Reader:
         self._source, self._config, self._counters = source, config, counters
         self._view = Viewer(looks, config.decode, config.max_pixels, config.thumbnails)
         self._missing = missing
-        self._spans = [(0, len(source), source.name)]
-        if parts := getattr(source, "parts", None):
-            self._spans = [(part.start, part.end, part.name) for part in parts]
+        self._parts = [
+            _Part(part.name, part.start, part.end) for part in getattr(source, "parts", ())
+        ] or [_Part(source.name, 0, len(source))]
+        self._unusable: dict[int, str] = {}  # of those read so far, why
 
-    def read_from(self, index: int, need_caption: bool = True, cut: Cut | None = None) -> Example:
-        """The first usable example at or after `index`, from the start again at the end."""
-        start, end, name = self._span(index)
+    def first_usable(
+        self, tries: Iterable[int], need_caption: bool = True, cut: Cut | None = None
+    ) -> Example:
+        """The first usable example of `tries`, which are of one data set, or one member.
+
+        Args:
+            tries: the example that is drawn, which is counted if it cannot be used, and those that
+                stand in for it; see `order.Order.tries`.
+            need_caption: whether one without a caption is unusable.
+            cut: gives the part of its picture that is looked at.
+
+        Raises:
+            InputError: none is usable, or none of as many in a row as the settings allow.
+        """
         limit, filters = self._config.max_skipped_in_a_row, self._config.filters
-        skipped, left_out = 0, collections.Counter()
-        for k in range(end - start):
-            last = start + (index - start + k) % (end - start)
-            example = self.read(last, need_caption, cut)
-            if isinstance(example, Example):
-                return example
-            if isinstance(example, Filtered):
-                left_out[str(example)] += 1
+        skipped, left_out, reason = 0, collections.Counter[str](), ""
+        first = last = part = None
+        for index in tries:
+            # Which example it is never depends on what is remembered: that only saves the reading.
+            result = self._unusable.get(index) or self._read(index, need_caption, cut)
+            if first is None:
+                first, part = index, self._part(index)
+                part.drew(index, result)
+                self._count(index, result)
+            if isinstance(result, Example):
+                return result
+            if len(self._unusable) < _REMEMBERED:
+                self._unusable[index] = result
+            if isinstance(result, Filtered):
+                left_out[result] += 1
             else:
-                skipped, reason = skipped + 1, example
+                skipped, reason, last = skipped + 1, result, index
             if skipped == limit or left_out.total() == filters.max_in_a_row:
                 break
         if left_out.total() > skipped:
             raise InputError(
-                f"data.filters leave out {left_out.total()} examples in a row of {name}, from "
-                f"number {index} on ({_listed(left_out)}), and none is left of {k + 1}. Loosen "
-                "the filters, or raise data.filters.max_in_a_row."
+                f"data.filters leave out {left_out.total()} examples in a row of {part.name}, "
+                f"number {first} and those drawn in its place ({_listed(left_out)}), and none is "
+                f"left of {left_out.total() + skipped}. Loosen the filters, or raise "
+                "data.filters.max_in_a_row."
             )
         raise InputError(
-            f"{skipped} records in a row of {name} cannot be used, from number "
-            f"{index} on; the last one, number {last}: {reason}. "
+            f"{skipped} records in a row of {part.name} cannot be used, number {first} and those "
+            f"drawn in its place; the last one, number {last}: {reason}. "
             "Check that the data set was copied completely, prepare it again, or raise "
             "data.max_skipped_in_a_row."
         )
-
-    def _span(self, index: int) -> tuple[int, int, str]:
-        """First and last + 1 of the examples that may stand in for `index`, and their name."""
-        return next(span for span in self._spans if index < span[1])
 
     def read(
         self, index: int, need_caption: bool, cut: Cut | None = None
@@ -142,6 +215,20 @@ class Reader:
 
         `cut` gives the part of its picture that is looked at.
         """
+        result = self._read(index, need_caption, cut)
+        self._count(index, result)
+        return result
+
+    def _part(self, index: int) -> _Part:
+        return next(part for part in self._parts if index < part.end)
+
+    def _count(self, index: int, result: "Example | Filtered | str") -> None:
+        if isinstance(result, Filtered):
+            self._counters.filter(result)
+        elif not isinstance(result, Example):
+            self._counters.skip(self._part(index).name, index, result)
+
+    def _read(self, index: int, need_caption: bool, cut: Cut | None) -> "Example | Filtered | str":
         config = self._config
         try:
             record = self._source[index]
@@ -150,21 +237,16 @@ class Reader:
             left_out = config.filters.reason(record["image"])
             left_out = left_out or ("caption" if texts and not captions else "")
             if left_out:
-                self._counters.filter(left_out)
                 return Filtered(left_out)
             images = self._view(record, cut)
-            lost = next((known[index] for known in self._missing if index in known), None)
-            if lost is None and (texts or not need_caption):
-                return Example(index, images, texts, record, captions)
-            reason = "it has no caption" if lost is None else f"it is missing in a cache: {lost}"
         except (RecordError, DecodeError) as error:
-            reason = str(error)
-        self._counters.skip(self._span(index)[2], index, reason)
-        return reason
-
-
-class Filtered(str):
-    """Which filter left an example out."""
+            return str(error)
+        lost = next((known[index] for known in self._missing if index in known), None)
+        if lost is not None:
+            return f"it is missing in a cache: {lost}"
+        if need_caption and not texts:
+            return "it has no caption"
+        return Example(index, images, texts, record, captions)
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -178,6 +260,10 @@ def known_fields(source: Source, config: DataConfig) -> tuple[str, ...]:
     """
     config = dataclasses.replace(config, filters=FilterConfig())
     reader = Reader(source, config, InputCounters(), [])
-    starts = [part.start for part in getattr(source, "parts", ())] or [0]
-    firsts = [reader.read_from(start, need_caption=False).record for start in starts]
+    members = [(part.source, part.start) for part in getattr(source, "parts", ())]
+    firsts = []
+    for member, start in members or [(source, 0)]:
+        # From its first record on, and where that cannot be read, any.
+        tries = orders.of(member, seed=0, shuffle=False, rows=1).tries(0)
+        firsts.append(reader.first_usable((start + i for i in tries), need_caption=False).record)
     return tuple(name for name in OPTIONAL_FIELDS if all(name in record for record in firsts))

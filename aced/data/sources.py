@@ -92,7 +92,8 @@ class DataConfig(SourceConfig):
     decode: Literal["exact", "fast"] = "exact"
     # Models that see no more pixels than a stored thumbnail has read that, where there is one.
     thumbnails: bool = False
-    # Unreadable records in a row that stop the run. Single ones are skipped and counted.
+    # Unreadable records drawn in a row for one place of a batch that stop the run. Single ones are
+    # skipped and counted, and random others of the data set or the member take their place.
     max_skipped_in_a_row: int = 100
 
     def __post_init__(self) -> None:

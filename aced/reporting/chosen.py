@@ -43,7 +43,7 @@ def super_batches(
     """Yields what was chosen and what was left at some steps of a run.
 
     Which example is row i of super-batch t follows from the seed and t alone, so a super-batch can
-    be known again by its step. A record that could not be read, and whose place the next one took,
+    be known again by its step. A record that could not be used, and whose place another one took,
     is counted among those left.
 
     Args:
@@ -70,7 +70,7 @@ def super_batches(
     for step, ids in sorted(picks.items()):
         # Metrics count the updates done: what is on file as step 1 was chosen from super-batch 0.
         draws = range((step - 1) * size, step * size)
-        left = np.setdiff1d([int(order[draw]) for draw in draws], ids).tolist()
+        left = np.setdiff1d([order[draw] for draw in draws], ids).tolist()
         rng = np.random.default_rng(step)  # the same page for the same run
         yield SuperBatch(
             step,

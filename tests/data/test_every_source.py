@@ -186,8 +186,12 @@ def test_bad_records_are_counted_named_and_replaced(tmp_path):
     events = {}
     counters = InputCounters(lambda name, index, reason: events.setdefault(index, reason))
     (first, second) = batches(config, 2, counters=counters)
-    assert grey(first) == [0, 6, 6, 6, 6, 6, 6, 7]
-    assert grey(second) == [8, 9, 0, 6, 6, 6, 6, 6]
+    seen = np.array(grey(first) + grey(second))
+    draws = np.arange(16) % 10
+    bad = (draws >= 1) & (draws <= 5)
+    np.testing.assert_array_equal(seen[~bad], draws[~bad])
+    assert set(seen[bad]) <= {0, 6, 7, 8, 9}
+    assert len(set(seen[bad])) > 2
     expected = {
         1: "not a readable picture",
         2: "30000 x 30000 pixels",
@@ -219,7 +223,7 @@ def test_in_a_mixture_a_bad_record_is_replaced_in_its_member(tmp_path, folders):
         np.testing.assert_array_equal(batch["id"] < 10, batch["source"] == 0)
         assert not set(batch["id"]) & {1, 2, 3, 4, 5}
     assert counters.by_source == {"bad": counters.skipped}
-    assert counters.skipped >= 5 * 4
+    assert 5 * 4 <= counters.skipped <= 5 * 5  # four epochs of ten; readers may run ahead
 
 
 def test_where_nothing_can_be_read_the_error_names_the_member(folders, tmp_path):
@@ -277,8 +281,9 @@ def test_filters_leave_out_what_they_say(tmp_path, settings, passes, reason):
     kept = [i for i, fact in enumerate(facts) if passes(*fact)]
     assert 3 < len(kept) < 27
     (batch, *_) = batches(config, 3, counters=counters)
-    following = [min(k for k in kept if k >= i) for i in range(ROWS)]
-    assert batch["id"].tolist() == following
+    ids = batch["id"]
+    assert set(ids) <= set(kept)
+    assert [i for i in range(ROWS) if ids[i] == i] == [i for i in kept if i < ROWS]
     assert set(counters.filtered) == {reason}
     assert counters.skipped == 0
     counters = InputCounters()
