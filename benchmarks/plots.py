@@ -151,7 +151,7 @@ def methods() -> None:
         for method, colour in zip(suites.MAIN, METHOD_COLOURS, strict=True):
             points = collections.defaultdict(list)
             for row in curves[pool][method]:
-                points[int(row["examples_trained"])].append(100 * float(row[number]))
+                points[int(row["examples_trained"]) / 1000].append(100 * float(row[number]))
             places = sorted(points)
             means = np.array([np.mean(points[place]) for place in places])
             widths = np.array([np.std(points[place], ddof=1) for place in places])
@@ -161,7 +161,7 @@ def methods() -> None:
                 places, means - widths, means + widths, color=colour, alpha=0.2, linewidth=0
             )
         axis.set_title(title, fontsize=9)
-        axis.set_xlabel("examples trained", fontsize=8)
+        axis.set_xlabel("thousands of examples trained", fontsize=8)
         axis.set_ylabel("R@1, %" if number == "r1" else "%", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=7)

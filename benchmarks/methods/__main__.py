@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         since = time.monotonic()
         _, rows = bench.train(run)
         seconds = time.monotonic() - since
-        table.add(run, [row | {"seconds": seconds} for row in rows])
+        table.add(run, rows)
         last = " ".join(f"{key}={value:.4g}" for key, value in rows[-1].items())
         print(f"{number}/{len(missing)} {run.method} {run}: {last}, {seconds:.0f} s", flush=True)
 

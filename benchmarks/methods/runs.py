@@ -27,9 +27,7 @@ PAIRS, VAL_PAIRS = 60_000, 1000  # scenes
 REFERENCE_EXAMPLES = 384_000  # trained
 HIDDEN = {"learner": 128, "weak": 64, "equal": 128, "reference": 256, "large": 512}
 EVALUATIONS = 5  # of a run; the numbers of its picks are means since the one before
-NUMBERS = (
-    "examples_trained", "flops", "r1", "zeroshot", "noise", "perplexity", "variety", "seconds"
-)  # fmt: skip
+NUMBERS = ("examples_trained", "flops", "r1", "zeroshot", "noise", "perplexity", "variety")
 
 
 @dataclasses.dataclass(frozen=True)
