@@ -162,7 +162,7 @@ def test_bad_records_are_counted_once_an_epoch_and_replaced():
     source = Pictures(20, broken=(4, 5), unreadable=(19,), silent=(11,))
     events = []
     counters = InputCounters(lambda *event: events.append(event))
-    config = DataConfig(num_threads=2, shuffle=False, prefetch=0)
+    config = DataConfig(num_threads=0, shuffle=False, prefetch=0)
     ids = joined(take(source, 5, config, counters=counters, batch_size=4))
     bad = [4, 5, 11, 19]
     others = np.setdiff1d(np.arange(20), bad)
@@ -175,10 +175,8 @@ def test_bad_records_are_counted_once_an_epoch_and_replaced():
     assert "not a readable picture" in reasons[4]
     assert reasons[11] == "it has no caption"
     assert reasons[19] == "shard 0, record 19: checksum"
-    # Readers run ahead into the next epochs, so there may be more than the 4 events of this one.
-    assert counters.skipped == len(events) >= 4
+    assert counters.skipped == len(events) == 4
     assert list(counters.recent) == events
-    assert sorted(index for _, index, _ in events[:4]) == bad
 
 
 def test_processes_replace_bad_records_alike():
