@@ -41,7 +41,7 @@ _DISTRIBUTED = flags.DEFINE_boolean(
     "process 0, ACED_NUM_PROCESSES and ACED_PROCESS_ID. The workdir is one that all see. A process "
     "that is silent for ACED_HEARTBEAT_SECONDS (100) counts as dead and ends the run.",
 )
-_FORCE = ownership.define_force()
+_FORCE = flags.DEFINE_boolean("force", False, ownership.FORCE)
 
 
 _NONE = re.compile(r"--?config\.([\w.]+)=None")

@@ -23,13 +23,15 @@ import uuid
 from collections.abc import Iterator
 
 import fsspec
-from absl import flags, logging
+from absl import logging
 
 from aced.config import ConfigError
 from aced.data import storage
 
-flags.disclaim_key_flags()  # the one that is defined here is the command's, whose --help lists it
-
+FORCE = (  # what the flag --force of commands that work in a folder does
+    "Take the folder over from another process, named in owner.json, which is known to be dead. "
+    "Without this, one that died on another machine is noticed within three minutes."
+)
 FILE = "owner.json"
 STALE_SECONDS = 180.0
 _BEAT_SECONDS = 30.0
@@ -96,16 +98,6 @@ class Owner:
         if not self.seen:
             return said
         return f"{said}, last sign of life {max(time.time() - self.seen, 0):,.0f} s ago"
-
-
-def define_force() -> flags.FlagHolder[bool]:
-    """The flag of commands that work in a folder."""
-    return flags.DEFINE_boolean(
-        "force",
-        False,
-        "Take the folder over from another process, named in owner.json, which is known to be "
-        "dead. Without this, one that died on another machine is noticed within three minutes.",
-    )
 
 
 def beside(out: str) -> str:

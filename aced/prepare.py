@@ -213,6 +213,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flag_settings.define(PrepareConfig)
-    ownership.define_force()
+    flags.DEFINE_boolean("force", False, ownership.FORCE)
     # Flags that are not this command's are Beam's.
     app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

@@ -325,7 +325,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flag_settings.define(SelectTextConfig)
-    ownership.define_force()
+    flags.DEFINE_boolean("force", False, ownership.FORCE)
     flags.DEFINE_boolean(
         "distributed",
         None,

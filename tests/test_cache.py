@@ -222,7 +222,7 @@ def test_other_weights_are_another_cache(whole, data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"out": "gs://bucket/cache"}, "must be a folder of a file system"),
+        ({"out": "gs://bucket/cache"}, "kept in a folder of a file system"),
         ({"shard_size": 0}, "--shard_size must be at least 1"),
         ({"model": "large"}, r"--model=large is no model of this config; it has: \['reference'\]"),
         ({"batch_size": 9}, "9 examples cannot be shared equally by 2 devices"),
