@@ -49,7 +49,9 @@ def call(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _start(command: str) -> None:
     if command != "main":
-        runpy.run_module(f"aced.{command}", run_name="__main__", alter_sys=True)
+        # runpy would keep the code with the checks of shapes in it, where real commands look.
+        with mock.patch.object(sys, "dont_write_bytecode", True):
+            runpy.run_module(f"aced.{command}", run_name="__main__", alter_sys=True)
         return
     # The other commands import this module, which defines its flags where it is imported.
     module = importlib.import_module("aced.main")
