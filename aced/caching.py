@@ -92,9 +92,9 @@ def make(
     source = sources.open_source(data)
     shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
     plan = _plan(wanted, settings.batch_size, item, source, data)
-    # A complete cache is only read, by as many as like.
-    alone = ownership.owned(str(folder / ownership.FILE), force)
-    alone = contextlib.nullcontext() if (folder / COMPLETE).exists() else alone
+    alone = contextlib.nullcontext()  # a complete cache is only read, by as many as like
+    if not (folder / COMPLETE).exists():
+        alone = ownership.owned(str(folder / ownership.FILE), force)
     with distributed.entered_by_first(alone):
         left = making.begin(plan, folder)
         exit_code = None

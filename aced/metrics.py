@@ -143,8 +143,8 @@ class Writer:
     def claim(self, step: int) -> None:
         """Brings all lines to the disk itself, and notes how many there are by now.
 
-        Call it before the checkpoint of `step` is saved: whoever starts from that one and finds
-        fewer reports it. Lines that could not be written are among those that should be there.
+        Call it before the checkpoint of `step` is saved. A run that starts from this checkpoint and
+        finds fewer lines reports the loss. Lines that could not be written are counted, too.
         """
         if not self._sinks:
             return

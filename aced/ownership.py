@@ -1,10 +1,10 @@
 """One process at a time works in a folder: a second one is refused, with the name of the first.
 
-The owner's file says which process of which host has the folder and since when, and is written
-again every half minute as a sign of life. On a file system the kernel holds a lock on it, too
-(flock), which ends with the process, however that ends: on one machine a dead owner is known at
-once. Where that says nothing, in object stores and between machines, an owner that gives no sign
-of life for `STALE_SECONDS` counts as dead.
+The owner's file names the process, its host and its start, and is written again every half minute
+as a sign of life. On a file system the process also holds a lock on it (flock), which the kernel
+releases when the process ends, however it ends. So on one machine a dead owner is found at once.
+Object stores have no locks, and those of network file systems do not always work between machines.
+There an owner that gives no sign of life for `STALE_SECONDS` counts as dead.
 """
 
 import contextlib
@@ -206,7 +206,7 @@ class _OnDisk:
         os.ftruncate(self._open, len(data))
 
     def clear(self) -> None:
-        """Removes the file; whoever has a lock on it keeps that for nothing."""
+        """Removes the file. A lock that another process holds on it has no effect from then on."""
         self._path.unlink(missing_ok=True)
 
     def release(self, me: Owner) -> None:
@@ -339,7 +339,7 @@ def _end(message: str) -> None:
 
 
 def _boot() -> str:
-    """Which start of which machine this is; empty where the kernel does not say."""
+    """An id of this machine since its last start; empty where the kernel has none."""
     return _text("/proc/sys/kernel/random/boot_id")
 
 

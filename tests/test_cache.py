@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced import cache, ownership, preemption, train
+from aced import cache, ownership, train
 from aced.cache import CacheConfig
 from aced.config import ConfigError
 from aced.data import records
@@ -22,6 +22,7 @@ from aced.data.tokenizers import get_tokenizer
 from aced.embedding_cache import Cache, CacheError, making
 from configs import smoke
 from tests import cached, many_processes
+from tests.signals import signal_at
 
 SIZE = 90
 
@@ -161,18 +162,6 @@ def test_an_interrupted_pass_gives_the_same_bytes(whole, data, reference, tmp_pa
             starts += 1
     assert starts == 6
     assert content(tmp_path / "out") == content(whole)
-
-
-def signal_at(monkeypatch, number, wanted):
-    """Has this signal come while the step `wanted`, or the block, is made."""
-    reached = preemption.Preemption.reached
-
-    def asked(self, step):
-        if step == wanted:
-            os.kill(os.getpid(), number)
-        return reached(self, step)
-
-    monkeypatch.setattr(preemption.Preemption, "reached", asked)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])

@@ -398,11 +398,11 @@ def test_kill_in_the_middle_of_a_save(tmp_path, event, path):
 
 
 PROCESSES = """
-import math, os, resource, sys, time
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import os, resource, time
+import jax
 from aced import distributed
 from aced.checkpoint import CheckpointConfig, Checkpointer
+from tests.sharded_state import state
 
 folder, failing = os.environ["FOLDER"], int(os.environ["FAILING"])
 config = CheckpointConfig(every_steps=1, keep_last=1, timeout_minutes=0.1)
@@ -411,14 +411,8 @@ def room(size):
     if jax.process_index() == failing:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-def state(seed):
-    rows = np.random.default_rng(seed).normal(size=(4, 256, 256)).astype(np.float32)
-    return {"params": jax.make_array_from_callback(rows.shape, sharding, lambda i: rows[i])}
-
 with distributed.ending_together():
     distributed.initialize()
-    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
-    sharding = NamedSharding(mesh, P("x"))
     with Checkpointer(folder, config) as checkpointer:
         checkpointer.save(1, state(1))
         checkpointer.wait()

@@ -353,22 +353,15 @@ def test_a_disk_that_is_full_at_any_byte(small_disk):
 
 PROCESSES = """
 import os
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import numpy as np
 from aced import distributed
 from aced.checkpoint import CheckpointConfig, Checkpointer
-
-def state(seed):
-    rows = np.random.default_rng(seed).normal(size=(4, 256, 256)).astype(np.float32)
-    return {"params": jax.make_array_from_callback(rows.shape, sharding, lambda i: rows[i])}
+from tests.sharded_state import abstract, state
 
 with distributed.ending_together():
     distributed.initialize()
-    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
-    sharding = NamedSharding(mesh, P("x"))
-    like = {"params": jax.ShapeDtypeStruct((4, 256, 256), np.float32, sharding=sharding)}
     with Checkpointer(os.environ["FOLDER"], CheckpointConfig(every_steps=1)) as checkpointer:
-        if (found := checkpointer.restore_or(like)) is None:
+        if (found := checkpointer.restore_or(abstract())) is None:
             checkpointer.save(1, state(1))
             checkpointer.save(2, state(2))
         else:

@@ -15,8 +15,10 @@ import fsspec
 import pytest
 
 from aced import ownership
+from aced.config import ConfigError
 from aced.data import storage
 from aced.ownership import OwnedError, Owner, owned
+from tests.test_train import config, run
 
 OWNS = """
 import sys, time
@@ -235,3 +237,22 @@ def test_what_takes_its_place_at_the_end_has_its_file_beside_it():
     assert ownership.beside("/data/set/") == "/data/.set.owner.json"
     assert ownership.beside("gs://b/data/set") == "gs://b/data/.set.owner.json"
     assert ownership.beside("set") == ".set.owner.json"
+
+
+def test_two_runs_in_one_workdir_are_refused(tmp_path):
+    settings = config("iid", steps=2)
+    owner = tmp_path / "run" / ownership.FILE
+    with ownership.owned(str(owner)):
+        said = rf"{owner} says .*process {os.getpid()} on .*, started 2"
+        with pytest.raises(ConfigError, match=said):
+            run(settings, tmp_path / "run")
+        assert [path.name for path in owner.parent.iterdir()] == [ownership.FILE]
+    # So is one in the folder of a run that comes first.
+    settings.before = {"reference": config("iid", steps=2)}
+    settings.before.reference.before = {}
+    with (
+        ownership.owned(str(tmp_path / "run" / "reference" / ownership.FILE)),
+        pytest.raises(ownership.OwnedError, match=r"run/reference/owner\.json"),
+    ):
+        run(settings, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from aced import ownership, preemption, select_text
+from aced import ownership, select_text
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.records import DatasetError
 from aced.text_selection import images as images_module
 from aced.text_selection.config import SelectTextConfig
 from tests import many_processes
+from tests.signals import signal_at
 from tests.text_selection import small_teacher
 
 IMAGES, SENTENCES, K = 37, 300, 3
@@ -231,14 +232,7 @@ def test_a_signal_saves_and_exits_with_its_own_code(number, code, place, tmp_pat
         method="random",
         block=16,
     )
-    reached = preemption.Preemption.reached
-
-    def asked(self, block):
-        if block == place:
-            os.kill(os.getpid(), number)
-        return reached(self, block)
-
-    monkeypatch.setattr(preemption.Preemption, "reached", asked)
+    signal_at(monkeypatch, number, place)
     with pytest.raises(SystemExit) as stop:
         select_text.run(config, jax.devices()[:1])
     assert stop.value.code == code

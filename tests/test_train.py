@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -14,13 +13,10 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
-from PIL import Image
 
 from aced import checkpoint, evaluators, metrics, ownership, preemption, train
 from aced.checkpoint import CheckpointError
 from aced.config import ConfigError
-from aced.data import shapes
-from aced.prepare import PrepareConfig, prepare
 from configs import smoke, tiny
 from tests import many_processes
 
@@ -170,25 +166,6 @@ def test_a_killed_run_goes_on_bit_for_bit(reference, tmp_path):
     assert len(lines(killed)) == 20
     run(settings, killed)  # once more: nothing is left to do, and nothing changes
     assert_same_run(whole, killed)
-
-
-def test_two_runs_in_one_workdir_are_refused(tmp_path):
-    settings = config("iid", steps=2)
-    owner = tmp_path / "run" / ownership.FILE
-    with ownership.owned(str(owner)):
-        said = rf"{owner} says .*process {os.getpid()} on .*, started 2"
-        with pytest.raises(ConfigError, match=said):
-            run(settings, tmp_path / "run")
-        assert [path.name for path in owner.parent.iterdir()] == [ownership.FILE]
-    # So is one in the folder of a run that comes first.
-    settings.before = {"reference": config("iid", steps=2)}
-    settings.before.reference.before = {}
-    with (
-        ownership.owned(str(tmp_path / "run" / "reference" / ownership.FILE)),
-        pytest.raises(ownership.OwnedError, match=r"run/reference/owner\.json"),
-    ):
-        run(settings, tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
 
 
 def saved_steps(workdir):
@@ -427,36 +404,6 @@ def test_a_start_from_a_model_of_another_shape(reference, tmp_path):
     settings.init.checkpoint = reference
     with pytest.raises(ConfigError, match=r"image\.patch: here 16, there 8.*take its model over"):
         run(settings, tmp_path)
-
-
-@pytest.mark.slow
-def test_a_corrupt_record_is_skipped_counted_and_named(tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    scenes = shapes.Shapes(shapes.ShapesConfig(size=40, resolution=32))
-    with (tmp_path / "captions.jsonl").open("w") as table:
-        for i in range(40):
-            Image.fromarray(scenes[i]["image"]).save(pictures / f"{i}.png")
-            table.write(json.dumps({"image": f"{i}.png", "caption": scenes[i]["texts"][0]}) + "\n")
-    data = tmp_path / "data"
-    prepare(PrepareConfig(str(pictures), str(tmp_path / "captions.jsonl"), str(data), shards=1))
-    shard = data / "train-00000-of-00001.array_record"
-    content = bytearray(shard.read_bytes())
-    third = [m.start() for m in re.finditer(b"IHDR", content)][2]
-    content[third + 30] ^= 0xFF  # one bit pattern in the pixels of the third picture
-    shard.write_bytes(content)
-
-    settings = config("iid", steps=3)
-    settings.data.source, settings.data.array_record.path = "array_record", str(data)
-    run(settings, tmp_path / "run")
-    text = (tmp_path / "run" / "skipped.jsonl").read_text()
-    (line,) = [json.loads(line) for line in text.splitlines()]
-    assert line["source"] == "data/train"
-    assert line["id"] == 2
-    assert "train-00000-of-00001.array_record, record 2" in line["reason"]
-    assert metrics.last_values(tmp_path / "run")["wall/records_skipped"] > 0
-    trained = [i for ids in metrics.read_picks(tmp_path / "run").values() for i in ids]
-    assert set(trained) == set(range(40)) - {2}
 
 
 @pytest.mark.parametrize(

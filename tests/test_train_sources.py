@@ -1,6 +1,8 @@
 """Runs on tars, parquet and mixtures of them, by the command's own machinery."""
 
+import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,14 +12,18 @@ import pytest
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
+from PIL import Image
 
 from aced import jsonl, metrics, train
 from aced.config import ConfigError, to_config
+from aced.data import shapes
 from aced.data.filters import FilterConfig
 from aced.data.parquet import ParquetConfig
 from aced.data.sources import DataConfig, MemberConfig, open_source
 from aced.data.tars import WebDatasetConfig
+from aced.prepare import PrepareConfig, prepare
 from configs import small, smoke
+from tests import test_train
 from tests.data import many
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -188,3 +194,33 @@ def test_two_steps_on_tars_by_the_command(tmp_path):
     last = metrics.last_values(tmp_path / "run")
     assert last["step"] == 2
     assert last["retrieval/pairs"] == 20
+
+
+@pytest.mark.slow
+def test_a_corrupt_record_is_skipped_counted_and_named(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    scenes = shapes.Shapes(shapes.ShapesConfig(size=40, resolution=32))
+    with (tmp_path / "captions.jsonl").open("w") as table:
+        for i in range(40):
+            Image.fromarray(scenes[i]["image"]).save(pictures / f"{i}.png")
+            table.write(json.dumps({"image": f"{i}.png", "caption": scenes[i]["texts"][0]}) + "\n")
+    data = tmp_path / "data"
+    prepare(PrepareConfig(str(pictures), str(tmp_path / "captions.jsonl"), str(data), shards=1))
+    shard = data / "train-00000-of-00001.array_record"
+    content = bytearray(shard.read_bytes())
+    third = [m.start() for m in re.finditer(b"IHDR", content)][2]
+    content[third + 30] ^= 0xFF  # one bit pattern in the pixels of the third picture
+    shard.write_bytes(content)
+
+    settings = test_train.config("iid", steps=3)
+    settings.data.source, settings.data.array_record.path = "array_record", str(data)
+    test_train.run(settings, tmp_path / "run")
+    text = (tmp_path / "run" / "skipped.jsonl").read_text()
+    (line,) = [json.loads(line) for line in text.splitlines()]
+    assert line["source"] == "data/train"
+    assert line["id"] == 2
+    assert "train-00000-of-00001.array_record, record 2" in line["reason"]
+    assert metrics.last_values(tmp_path / "run")["wall/records_skipped"] > 0
+    trained = [i for ids in metrics.read_picks(tmp_path / "run").values() for i in ids]
+    assert set(trained) == set(range(40)) - {2}

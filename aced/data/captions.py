@@ -99,7 +99,13 @@ def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tupl
         header = next(rows, None)
         if header is None:
             raise PrepareError(f"{path} is empty; its first line must name the columns.")
-        _check_columns(path, reader.line_num, header, columns)
+        if (name := _repeated([name for name in header if name in columns.names])) is not None:
+            raise PrepareError(
+                f"{path}, line {reader.line_num}: two columns are called {name!r}; rename one of "
+                "them."
+            )
+        if not set(columns.names) <= set(header):
+            raise _without_columns(path, reader.line_num, header, columns)
         for row in rows:
             if len(row) == len(header):
                 yield reader.line_num, dict(zip(header, row, strict=True))
@@ -116,6 +122,7 @@ def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tupl
 
 def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:
     """Line number and columns of each line of JSON."""
+    wanted = set(columns.names)
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -125,7 +132,8 @@ def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tup
             yield number, RejectedError("malformed_line", f"not JSON: {error}")
             continue
         if isinstance(row, dict):
-            _check_columns(path, number, list(row), columns)
+            if not wanted <= row.keys():
+                raise _without_columns(path, number, list(row), columns)
             yield number, row
         else:
             yield number, RejectedError("malformed_line", "not a JSON object")
@@ -145,28 +153,23 @@ def _repeated(names: list[str]) -> str | None:
     return name if count > 1 else None
 
 
-def _check_columns(path: str, line: int, names: list[str], columns: Columns) -> None:
-    """Refuses a table without a column that is wanted, or with two of its name."""
+def _without_columns(path: str, line: int, names: list[str], columns: Columns) -> PrepareError:
+    """The error for a table that lacks a column which is wanted."""
     where = f"{path}, line {line}"
-    wanted = set(columns.names)
-    if (name := _repeated([name for name in names if name in wanted])) is not None:
-        raise PrepareError(f"{where}: two columns are called {name!r}; rename one of them.")
-    if wanted <= set(names):
-        return
     missing = next(name for name in columns.names if name not in names)
     there = encoding.printable(", ".join(names))
     if there != ", ".join(names):
-        raise PrepareError(
+        return PrepareError(
             f"{where}: the names of the columns are {there}: {encoding.trouble(''.join(names))}."
         )
     for separator, what in _SEPARATORS.items():
         if any(separator in name for name in names):
-            raise PrepareError(
+            return PrepareError(
                 f"{where}: the columns are separated by {what}, and in CSV by commas. Write the "
                 f"table again, in Python: pandas.read_csv({path!r}, sep={separator!r}).to_json("
                 "'captions.jsonl', orient='records', lines=True)"
             )
-    raise PrepareError(
+    return PrepareError(
         f"{where}: there is no column {missing!r}; the columns are: {there}. Name it with "
         "--image_column, --caption_column, --second_column, --label_column, --noisy_column or "
         "--extra_columns."

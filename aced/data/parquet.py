@@ -202,7 +202,7 @@ def _pyarrow() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Footer:
-    """What the end of a file says of it."""
+    """What is read from the end of a file."""
 
     schema: "pa.Schema"
     rows: list[int]  # of every row group

@@ -122,7 +122,7 @@ def _split_of(path: str) -> str:
 
 
 def _word(name: str) -> str:
-    """The split of which a word in `name` tells; "": none."""
+    """The split that a word in `name` stands for; "" if there is no such word."""
     words = re.split(r"[-._ 0-9]+", name.lower())
     return next((_WORDS[word] for word in words if word in _WORDS), "")
 

@@ -178,7 +178,7 @@ class Reader:
         skipped, left_out, reason = 0, collections.Counter[str](), ""
         first = last = part = None
         for index in tries:
-            # Which example it is never depends on what is remembered: that only saves the reading.
+            # The memory saves a second read. It does not change which example is taken.
             result = self._unusable.get(index) or self._read(index, need_caption, cut)
             if first is None:
                 first, part = index, self._part(index)

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from aced.data import decode, records
-from aced.data.shapes import Shapes, ShapesConfig
+from aced.data.shapes import ShapesConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
+from benchmarks.device.pool import scenes
 from benchmarks.icons import AGREED
 
 LENGTH = 20  # words of a caption
@@ -40,18 +41,13 @@ class Pool:
 def shapes(folder: pathlib.Path, *, size: int, wrong: float, seed: int, split: str) -> Pool:
     """The first `size` embedded scenes, with this share of wrong captions."""
     file, (drawn, read) = folder / f"shapes-{split}-{size}-{wrong}-{seed}.npz", SIDES["shapes"]
-    tokenize = get_tokenizer(TokenizerConfig(kind="shapes", length=LENGTH))
+    tokenizer = TokenizerConfig(kind="shapes", length=LENGTH)
     if not file.exists():
         config = ShapesConfig(size=size, seed=seed, split=split, resolution=drawn, wrong=wrong)
-        source = Shapes(config)
-        found = [source[i] for i in range(size)]
-        _keep(
-            file,
-            pixels=np.stack([reduced(record["image"], read) for record in found]),
-            tokens=tokenize([record["texts"][0] for record in found]),
-            is_noisy=np.array([record["is_noisy"] for record in found]),
-        )
-    return _load(file, words=tokenize.vocab_size, places=LENGTH)
+        found = scenes(config, tokenizer, range(size))
+        pixels = np.stack([reduced(image, read) for image in found.image])
+        _keep(file, pixels=pixels, tokens=found.text, is_noisy=found.is_noisy)
+    return _load(file, words=get_tokenizer(tokenizer).vocab_size, places=LENGTH)
 
 
 def icons(folder: pathlib.Path, data: pathlib.Path, split: str) -> Pool:

@@ -108,7 +108,8 @@ def test_in_a_mixture_the_others_of_the_member_are_drawn_alike(tmp_path, picture
     }
     config = DataConfig(source="mixture", mixture=members, filters=FILTERS, num_threads=0)
     counters = InputCounters()
-    ids = ids_of(config, batch_size=64, counters=counters)  # of which "a" has 48, so one pass
+    # 48 of the 64 rows are of the member "a": one pass over it.
+    ids = ids_of(config, batch_size=64, counters=counters)
     assert_uniform(ids[ids < SIZE], range(SIZE // 2))
     assert (ids < SIZE).sum() == 3 * (ids >= SIZE).sum()
     assert counters.filtered == {"side": len(SMALL)}
