@@ -147,18 +147,20 @@ class _OnDisk:
 
     def take(self, me: Owner) -> Owner | None:
         """Writes `me`, or returns the owner that is in the way."""
-        if not self._path.parent.is_dir():
-            if self._path.parent.exists():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Others may make and remove the folder at the same time: each call is tried, none foreseen.
+        with contextlib.suppress(FileExistsError):
+            self._path.parent.mkdir(parents=True)
             self._made = True
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if (opened := self._file()) is None:
+            return self.take(me)  # its owner removed it in between
+        file, is_new = opened
         try:
             got = self._lock(file)
-            data = os.pread(file, 1 << 16, 0)
-            there = Owner.parse(data)
-            dead = self._locks and (there == Owner() or there.boot == me.boot)
-            if not got or (data and not dead):
+            there = Owner.parse(os.pread(file, 1 << 16, 0))
+            is_free = is_new  # without locks: who makes the file has it
+            if self._locks:
+                is_free = got and (there == Owner() or there.boot == me.boot)
+            if not is_free:
                 return there
             if self._is_at_path(file):
                 self._open, file = file, -1
@@ -168,6 +170,20 @@ class _OnDisk:
             if file >= 0:
                 os.close(file)
         return self.take(me)  # its owner removed the file in between
+
+    def _file(self) -> tuple[int, bool] | None:
+        """The open file, and whether this call made it; None: it was there, and then it was not."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+        except FileNotFoundError:
+            if self._path.parent.is_symlink():  # to where nothing is
+                raise
+            return None
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(self._path, flags), False
+            return None
 
     def _is_at_path(self, file: int) -> bool:
         try:
