@@ -164,6 +164,7 @@ def test_an_interrupted_pass_gives_the_same_bytes(whole, data, reference, tmp_pa
     assert content(tmp_path / "out") == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
 def test_a_signal_stops_cleanly(number, code, whole, data, reference, tmp_path, monkeypatch):
     signal_at(monkeypatch, number, 4)
@@ -230,6 +231,7 @@ def test_a_workdir_in_a_store_holds_no_cache():
         wanted.folder("gs://bucket/a")
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_that_needs_a_cache_is_refused_before_anything_runs():
     with pytest.raises(ConfigError, match=r"configs/smoke\.py:online"):
         train.run(smoke.get_config("tiny"), "gs://bucket/a")
@@ -242,6 +244,7 @@ def test_no_checkpoint_no_cache(data, tmp_path):
         make(data, "", tmp_path / "out", config=config)
 
 
+@pytest.mark.slow
 def test_two_at_a_time_are_refused_but_may_read_what_is_complete(whole, data, reference, tmp_path):
     with ownership.owned(str(tmp_path / "out" / ownership.FILE)):
         for force in (False, True):

@@ -88,6 +88,7 @@ def test_checksums_are_those_of_the_files_and_of_all_of_them(written):
         assert damage_of(path) is None
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found_or_changes_nothing(workdir):
     """In the file's own checksums, too; several processes find together what one finds."""
     folder = workdir / "checkpoints" / "3"

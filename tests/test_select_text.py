@@ -208,6 +208,7 @@ def test_a_killed_selection_goes_on_on_other_devices_and_gives_the_same(
     assert select_text.run(config, jax.devices()[:2]) == found
 
 
+@pytest.mark.slow
 def test_two_at_a_time_are_refused(tmp_path):
     write_corpus(tmp_path / "corpus", [f"sentence number {i}" for i in range(90)])
     config = SelectTextConfig(

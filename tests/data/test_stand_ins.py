@@ -85,6 +85,7 @@ def assert_uniform(ids, usable):
     assert drawn.max() <= expected + 8 * expected**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [array_record, tars, parquet])
 def test_after_a_shard_left_out_all_others_are_drawn_alike(tmp_path, pictures, make):
     config = DataConfig(**make(tmp_path, pictures), filters=FILTERS, num_threads=0)
@@ -115,6 +116,7 @@ def test_in_a_mixture_the_others_of_the_member_are_drawn_alike(tmp_path, picture
     assert counters.filtered == {"side": len(SMALL)}
 
 
+@pytest.mark.slow
 def test_rows_of_parquet_without_captions_at_the_end(tmp_path, pictures):
     """In the whole file as one window, and in windows of one row group."""
     from aced.data.parquet import ParquetSource

@@ -1,12 +1,14 @@
 """Shards of a cache: flipped bits are found, or fall where nothing is."""
 
 import numpy as np
+import pytest
 
 from aced.embedding_cache import entries
 
 ROW_BYTES = 96
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_shard_is_found_or_changes_nothing(tmp_path):
     path, rng = tmp_path / "embeddings-00000-of-00001.array_record", np.random.default_rng(0)
     rows = [rng.integers(0, 256, (1 + i % 3, ROW_BYTES), dtype=np.uint8) for i in range(200)]
