@@ -9,6 +9,7 @@ exist: it is refused, with its path and the nearest name that does exist.
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -18,10 +19,16 @@ import ml_collections
 from ml_collections import config_dict
 
 T = TypeVar("T")
+WORKDIR = "{workdir}"  # in a path, stands for the folder of the run
 
 
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type, or that contradicts another one."""
+
+
+def expand(path: str, workdir: str) -> str:
+    """Returns `path` with `WORKDIR` and "~" replaced."""
+    return os.path.expanduser(path.replace(WORKDIR, workdir))
 
 
 def to_config(instance: Any) -> ml_collections.ConfigDict:

@@ -15,16 +15,19 @@ import jax
 from absl import app, flags
 from etils import epath
 
-from aced import evaluators, flag_settings, program, record, train
+from aced import evaluators, flag_settings
 from aced import main as training
+from aced.checkpoints import record
 from aced.config import ConfigError
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import suites
 from aced.flag_settings import setting
-from aced.interop import model_folder
 from aced.methods.frozen import CheckpointOf, load_model, trained_model
+from aced.models import model_folder
 from aced.models.kinds import kind_of
 from aced.parallel import mesh as meshes
+from aced.train import program
+from aced.train.config import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ def run(
         ConfigError: a setting is wrong, there is no model, or none of the config's kind.
         CheckpointError: there is no such checkpoint.
     """
-    settings = train.parse(config)
+    settings = parse(config)
     if not settings.evals:
         raise ConfigError("The config has no evaluations; add some to config.evals.")
     item = CheckpointOf(checkpoint=wanted.model or workdir, which=wanted.which)

@@ -14,8 +14,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from aced import ownership
 from aced.config import ConfigError
+from aced.files import ownership
 from aced.quiet_logs import quiet_libraries
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,19 +48,21 @@ _NONE = re.compile(r"--?config\.([\w.]+)=None")
 
 
 def main(argv: list[str]) -> None:
-    """Flags -> config -> train.run."""
+    """Flags -> config -> loop.run."""
     import jax
 
-    from aced import report, summary, train
+    from aced.report import command
+    from aced.train import loop, summary
+    from aced.train.config import parse
 
     folder = workdir()
     with running(argv):
         logging.info("workdir: %s", folder)
-        train.run(_CONFIG.value, folder, force=_FORCE.value)
+        loop.run(_CONFIG.value, folder, force=_FORCE.value)
         if jax.process_index() == 0:
             print(summary.table(folder))
-            if train.parse(_CONFIG.value).method.selects:
-                print(f"What was chosen, in pictures: {report.write_pictures(folder)}")
+            if parse(_CONFIG.value).method.selects:
+                print(f"What was chosen, in pictures: {command.write_pictures(folder)}")
             print(f"The run is in {folder}. Curves: python -m aced.report {folder}")
 
 
@@ -69,8 +71,8 @@ def running(argv: list[str]) -> Iterator[None]:
     """What is around the work of a command with these flags: processes, logs, errors of a line."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
-    from aced import distributed
-    from aced.preemption import INTERRUPTED
+    from aced.parallel import distributed
+    from aced.parallel.preemption import INTERRUPTED
 
     quiet_libraries()
     with distributed.ending_together():
@@ -86,11 +88,11 @@ def running(argv: list[str]) -> Iterator[None]:
 
 def _errors_of_users() -> tuple[type[Exception], ...]:
     """What a user can set right; everything else shows where in the code it happened."""
-    from aced.checkpoint import CheckpointError
+    from aced.checkpoints.checkpointer import CheckpointError
     from aced.data.pipeline import InputError
     from aced.data.records import DatasetError
-    from aced.data.storage import StorageError
-    from aced.train import TrainingError
+    from aced.files.storage import StorageError
+    from aced.train.loop import TrainingError
 
     return ConfigError, TrainingError, CheckpointError, DatasetError, StorageError, InputError
 
@@ -130,7 +132,8 @@ def _set_to_none(config: ml_collections.ConfigDict, path: str) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with errors of one line."""
-    command = os.path.splitext(os.path.basename(argv[0]))[0]
+    # A command is a module, or the __main__.py of a package.
+    command = os.path.splitext(argv[0].removesuffix("/__main__.py"))[0].rpartition("/")[2]
     try:
         nones = {arg: match[1] for arg in argv if (match := _NONE.fullmatch(arg))}
         left = flags.FLAGS([arg for arg in argv if arg not in nones])

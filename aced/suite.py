@@ -16,10 +16,13 @@ from absl import app
 from etils import epath
 from jaxtyping import Float
 
-from aced import flag_settings, metrics, record, summary
+from aced import flag_settings
+from aced.checkpoints import record
 from aced.config import ConfigError, flatten
 from aced.evaluators import suites
 from aced.flag_settings import setting
+from aced.metrics import history
+from aced.train import summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ def choose(folders: Sequence[str], config: SuiteConfig) -> str:
             raise ConfigError(f"{run} is not the workdir of a run.")
     records = [record.read(run) for run in runs]
     _check_alike(runs, records)
-    found = [metrics.last_values(run) for run in runs]
+    found = [history.last_values(run) for run in runs]
     names = _wanted(records[0].settings["evals"], found[0], config.numbers)
     for run, values in zip(runs, found, strict=True):
         if values["step"] != found[0]["step"]:

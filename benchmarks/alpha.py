@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from aced import flops, program
+from aced.cost import flops
 from aced.data.tokenizers import TokenizerConfig
 from aced.methods import scoring
 from aced.methods.contrastive_settings import ContrastiveConfig
@@ -42,7 +42,8 @@ from aced.models.text import TextConfig
 from aced.models.vit import ImageConfig
 from aced.parallel import mesh as meshes
 from aced.selection import SelectionConfig
-from aced.train import TrainConfig
+from aced.train import program
+from aced.train.config import TrainConfig
 
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each case; the fastest counts.")

@@ -30,9 +30,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from aced import flops, program
+from aced.cache import Cache, description, entries, precision
+from aced.cost import flops
 from aced.data.tokenizers import TokenizerConfig
-from aced.embedding_cache import Cache, description, entries, precision
 from aced.methods import scoring
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.frozen import FrozenConfig
@@ -42,7 +42,8 @@ from aced.models.text import TextConfig
 from aced.models.vit import ImageConfig
 from aced.parallel import mesh as meshes
 from aced.selection import SelectionConfig
-from aced.train import TrainConfig
+from aced.train import program
+from aced.train.config import TrainConfig
 
 SIZE, FILTER_RATIO, EXAMPLES = 64, 0.8, 4096  # b, f, and those of the cache on disk
 FORWARD, READ = "forward pass of the super-batch", "reading a super-batch's embeddings"

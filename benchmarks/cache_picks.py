@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from aced.embedding_cache.precision import PRECISIONS, decode, encode
+from aced.cache.precision import PRECISIONS, decode, encode
 from aced.selection import SelectionConfig
 from benchmarks import strata
 

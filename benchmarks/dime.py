@@ -30,14 +30,17 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from aced import cache, evaluate, select_text, summary, train
-from aced.cache import CacheConfig
+from aced import evaluate
+from aced.cache.command import run as make_cache
+from aced.cache.config import CacheConfig
 from aced.config import to_config
 from aced.data import records
-from aced.data.shapes import Shapes, ShapesConfig
+from aced.data.shapes.scenes import Shapes, ShapesConfig
 from aced.data.sources import MemberConfig
 from aced.methods.dime import DimeConfig
-from aced.text_selection.config import SelectTextConfig
+from aced.select_text.command import run as select_text
+from aced.select_text.config import SelectTextConfig
+from aced.train import loop, summary
 from benchmarks import table
 from configs import small
 
@@ -144,10 +147,10 @@ def write_corpus(path: pathlib.Path) -> None:
 
 def prepare(work: pathlib.Path) -> None:
     """The teacher, its features of the pictures, the sentences and its features of them."""
-    train.run(teacher(), str(work / "teacher"))
+    loop.run(teacher(), str(work / "teacher"))
     first = student("DIME-FM", 0, work)
     settings = CacheConfig(model="teacher", out=str(work / "pictures"), towers="image")
-    cache.run(first, settings, str(work))
+    make_cache(first, settings, str(work))
     if not (corpus := work / "corpus.txt").exists():
         write_corpus(corpus)
     for method in ("nearest", "random"):
@@ -161,12 +164,12 @@ def prepare(work: pathlib.Path) -> None:
             features=str(work / "pictures"),
             block=4096,
         )
-        print(method, select_text.run(chosen), flush=True)
+        print(method, select_text(chosen), flush=True)
         name = "DIME-FM" if method == "nearest" else "random sentences"
         settings = CacheConfig(
             model="sentences", out=str(work / f"{method}_features"), towers="text"
         )
-        cache.run(student(name, 0, work), settings, str(work))
+        make_cache(student(name, 0, work), settings, str(work))
 
 
 def probe(name: str, seed: int, workdir: pathlib.Path) -> dict:
@@ -221,7 +224,7 @@ def main(argv: list[str]) -> None:
     for seed in range(_SEEDS.value):
         for name in _RUNS.value or STUDENTS:
             workdir = folder(work, name, seed)
-            train.run(student(name, seed, work), str(workdir))
+            loop.run(student(name, seed, work), str(workdir))
             rows.append(row(name, seed, workdir, best))
             print(rows[-1], flush=True)
             table.write(_OUT.value, rows)

@@ -49,8 +49,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from aced.config import ConfigError
 from aced.data import records
-from aced.data.captions import PrepareError
-from aced.prepare import PrepareConfig, prepare
+from aced.prepare.captions import PrepareError
+from aced.prepare.command import PrepareConfig, prepare
 from benchmarks.icon_drawing import drawing, number, render
 from benchmarks.icon_families import PACKAGES, subject
 

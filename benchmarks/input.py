@@ -44,12 +44,12 @@ from absl import app, flags
 from PIL import Image
 
 from aced.data import pipeline, records
-from aced.data.decode import MAX_PIXELS, decode
-from aced.data.pictures import Look, Viewer
+from aced.data.images.decode import MAX_PIXELS, decode
+from aced.data.images.pictures import Look, Viewer
+from aced.data.images.thumbnails import make_thumbnail
+from aced.data.images.transforms import ResizeConfig
 from aced.data.sources import ArrayRecordConfig, DataConfig, open_source
-from aced.data.thumbnails import make_thumbnail
 from aced.data.tokenizers import TokenizerConfig
-from aced.data.transforms import ResizeConfig
 from benchmarks import table
 
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)

@@ -18,13 +18,13 @@ from typing import Any
 import ml_collections
 from absl import app, flags
 
-from aced import train
 from aced.config import to_config
 from aced.evaluators import EvalConfig
 from aced.methods.lit_decoder import LitDecoderConfig
 from aced.models.coca import CoCaConfig
 from aced.models.decoder import DecoderConfig
-from aced.train import TrainConfig
+from aced.train import loop
+from aced.train.config import TrainConfig
 from benchmarks import table
 from configs import smoke, tiny
 
@@ -63,9 +63,9 @@ def measure(folder: pathlib.Path) -> list[dict[str, Any]]:
     rows = []
     for steps in _ENCODERS.value:
         base, place = encoder(steps), str(folder / f"encoder{steps}")
-        own = train.run(base, place)
+        own = loop.run(base, place)
         for seed in range(_SEEDS.value):
-            last = train.run(decoder(place, base, seed), str(folder / f"lit{steps}_{seed}"))
+            last = loop.run(decoder(place, base, seed), str(folder / f"lit{steps}_{seed}"))
             numbers = {name: round(last[f"val/{name}"], 4) for name in ("cider", "exact", "loss")}
             row = {"steps": steps, "seed": seed, "mean_r1": round(own["retrieval/mean_r1"], 4)}
             rows.append(row | numbers | {"flops": f"{last['flops']:.3g}"})

@@ -38,8 +38,8 @@ from absl import app, flags
 
 from aced.config import ConfigError
 from aced.data import records
-from aced.data.captions import PrepareError
-from aced.prepare import PrepareConfig, prepare
+from aced.prepare.captions import PrepareError
+from aced.prepare.command import PrepareConfig, prepare
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
 PICTURES = "usr/share/openclipart"  # inside the packages: png/ and svg/, with the same names

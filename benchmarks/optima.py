@@ -30,20 +30,21 @@ import numpy as np
 import tokenizers
 from absl import app, flags
 
-from aced import metrics, summary, train
 from aced.config import to_config
 from aced.data import records
-from aced.data.shapes import ShapesConfig
-from aced.data.shapes_tasks import CLASS_NAMES, open_shapes
+from aced.data.shapes.scenes import ShapesConfig
+from aced.data.shapes.tasks import CLASS_NAMES, open_shapes
 from aced.evaluators import EvalConfig
 from aced.methods.bandit import BanditConfig
 from aced.methods.coca import CoCaTrainConfig
 from aced.methods.coca_task import CoCaTaskConfig
 from aced.methods.optima import MODULES, LayerWeights, OptimaConfig
+from aced.metrics import history
 from aced.models.coca import CoCaConfig
 from aced.models.decoder import DecoderConfig
 from aced.models.vit import ImageConfig
-from aced.train import TrainConfig
+from aced.train import loop, summary
+from aced.train.config import TrainConfig
 from benchmarks import table
 from configs import small, tiny
 
@@ -189,10 +190,10 @@ def make_teacher(task: str, work: pathlib.Path) -> None:
     """Trains the teacher of a task, and before it what that starts from; what is there stays."""
     start = TASKS[task].start
     if start == "pretrained":
-        train.run(pretraining(work), str(work / start))
+        loop.run(pretraining(work), str(work / start))
     elif start:
         make_teacher(start.removesuffix("/teacher"), work)
-    train.run(teacher(task, work), str(work / task / "teacher"))
+    loop.run(teacher(task, work), str(work / task / "teacher"))
 
 
 def student(task: str, name: str, seed: int, work: pathlib.Path) -> ml_collections.ConfigDict:
@@ -248,7 +249,7 @@ def row(task: str, name: str, seed: int, workdir: pathlib.Path, best: float | No
 def pulls(task: str, name: str, seed: int, workdir: pathlib.Path) -> list[dict]:
     """What a run played, a row each."""
     rows = []
-    for line in metrics.read(workdir):
+    for line in history.read(workdir):
         on = [m for m in MODULES if line[f"bandit/played/{m}"]]
         reward = f"{line['bandit/reward']:.4f}"  # of the pull before
         out = {"task": task, "run": name, "seed": seed, "step": line["step"]}
@@ -279,7 +280,7 @@ def main(argv: list[str]) -> None:
         for seed in range(_SEEDS.value):
             for name in STUDENTS:
                 workdir = folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
-                train.run(student(task, name, seed, work), str(workdir))
+                loop.run(student(task, name, seed, work), str(workdir))
                 scores.append(row(task, name, seed, workdir, best))
                 played += pulls(task, name, seed, workdir)
                 print(scores[-1], flush=True)

@@ -18,9 +18,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax
 import jax.numpy as jnp
 
-from aced.embeddings import Embeddings
 from aced.losses.contrastive import sigmoid_loss, softmax_loss
 from aced.losses.distillation import sigmoid_kd, softmax_kd
+from aced.outputs import Embeddings
 from aced.parallel.mesh import by_example, make_mesh, replicated
 
 N, WIDTH = 8192, 512

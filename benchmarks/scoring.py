@@ -32,16 +32,16 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from aced import record
-from aced.checkpoint import load_params
+from aced.checkpoints import record
+from aced.checkpoints.checkpointer import load_params
 from aced.config import from_config
 from aced.data import pipeline
 from aced.data.sources import DataConfig, open_source
-from aced.embeddings import Embeddings
 from aced.methods import scoring
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
 from aced.models.two_tower import TwoTowerConfig
+from aced.outputs import Embeddings
 from aced.selection import SelectionConfig, select
 
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Finished runs with a reference.", required=True)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.selection import SelectionConfig
 from aced.selection.joint import select_joint
 from aced.selection.scores import score_terms, softplus

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from aced.data.parquet import ParquetConfig
 from aced.data.pipeline import View, train_batches
 from aced.data.sources import DataConfig, MemberConfig, open_source
-from aced.data.tars import WebDatasetConfig
+from aced.data.sources.parquet import ParquetConfig
+from aced.data.sources.tars import WebDatasetConfig
 from aced.data.tokenizers import TokenizerConfig
 
 RECORDS, SHARDS, BATCH, EVERY = 100_000, 10, 1000, 10

@@ -29,8 +29,9 @@ import time
 import jax
 import numpy as np
 
-from aced import program, train
 from aced.parallel import mesh as meshes
+from aced.train import program
+from aced.train.config import parse
 from benchmarks import big_vision_step, plain_jax
 
 SIZES = {
@@ -75,7 +76,7 @@ def aced_program(changes):
         },
     }
     mesh = meshes.make_mesh()
-    return program.build(train.parse(config), mesh), mesh
+    return program.build(parse(config), mesh), mesh
 
 
 def batch_of():

@@ -33,14 +33,14 @@ from absl import app, flags
 from etils import epath
 from jax.scipy.special import logsumexp
 
-from aced import record
-from aced.checkpoint import load_params
+from aced.checkpoints import record
+from aced.checkpoints.checkpointer import load_params
 from aced.config import from_config
 from aced.data import pipeline
 from aced.data.sources import DataConfig, open_source
-from aced.embeddings import Embeddings
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
+from aced.outputs import Embeddings
 from aced.selection import SelectionConfig, select
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished run with a reference.", required=True)

@@ -5,7 +5,7 @@ Command:  python -m aced.main --config=configs/aced_f0.py --workdir=gs://BUCKET/
               --config.method.reference.checkpoint=gs://BUCKET/reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
 Cost:     1.38e22 FLOPs, 38,900 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py. 6.86e20 FLOPs with `:cache=PATH`, the reference's
+          Derived by aced/cost/flops.py. 6.86e20 FLOPs with `:cache=PATH`, the reference's
           embeddings of all pairs, which python -m aced.cache makes once with this config.
 Expect:   ImageNet 0-shot 68.5, COCO 51.0, Flickr 79.5, 64.0 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).

@@ -5,7 +5,7 @@ Command:  python -m aced.main --config=configs/aced_f1.py --workdir=gs://BUCKET/
               --config.method.reference.checkpoint=gs://BUCKET/reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
 Cost:     4.47e22 FLOPs, 126,000 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py. 1.49e21 FLOPs with `:cache=PATH`, the reference's
+          Derived by aced/cost/flops.py. 1.49e21 FLOPs with `:cache=PATH`, the reference's
           embeddings of all pairs, which python -m aced.cache makes once with this config.
 Expect:   ImageNet 0-shot 74.9, COCO 55.6, Flickr 84.7, 69.7 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).

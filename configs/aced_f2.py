@@ -5,7 +5,7 @@ Command:  python -m aced.main --config=configs/aced_f2.py --workdir=gs://BUCKET/
               --config.method.reference.checkpoint=gs://BUCKET/reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
 Cost:     4.53e22 FLOPs, 128,000 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py. 2.15e21 FLOPs with `:cache=PATH`, the reference's
+          Derived by aced/cost/flops.py. 2.15e21 FLOPs with `:cache=PATH`, the reference's
           embeddings of all pairs, which python -m aced.cache makes once with this config.
 Expect:   ImageNet 0-shot 76.9, COCO 58.3, Flickr 85.3, 70.9 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).

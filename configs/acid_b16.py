@@ -6,7 +6,7 @@ Command:  python -m aced.main --config=configs/acid_b16.py --workdir=gs://BUCKET
           The reference is a run of configs/siglip_b16.py on a small, clean data set.
 Hardware: 256 TPU v5e chips (JEST).
 Cost:     2.26e21 FLOPs, 6,360 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py. 1.39e21 FLOPs with `:cache=PATH`, the reference's
+          Derived by aced/cost/flops.py. 1.39e21 FLOPs with `:cache=PATH`, the reference's
           embeddings of all pairs, which python -m aced.cache makes once with this config.
 Expect:   JEST++ B with 4B examples: 76.9 ImageNet 0-shot, COCO R@1 70.3 image to text, 53.3 text
           to image (printed in JEST, with its own reference and data).

@@ -8,7 +8,7 @@ Command:  python -m aced.main --config=configs/coca_base.py --workdir=gs://BUCKE
               --config.data.array_record.path=/data/vqa
 Hardware: 256 TPU v5e chips (assumed).
 Cost:     8.49e21 FLOPs, 23,938 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Derived by aced/cost/flops.py.
 Expect:   no number: the paper's are of image-text data that are not public.
 
 From the paper: 288 px in patches of 18, 65,536 pairs a step for 500,000 steps, Adafactor, decoupled
@@ -27,7 +27,7 @@ from aced.evaluators import EvalConfig
 from aced.methods.coca import CoCaTrainConfig
 from aced.methods.coca_task import CoCaTaskConfig
 from aced.models import coca
-from aced.train import TrainConfig
+from aced.train.config import TrainConfig
 from configs import coca_tasks, methods, tiny
 
 

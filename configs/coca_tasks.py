@@ -23,7 +23,7 @@ class Task:
     head_lr: float | None  # of the head, which is new; None: there is none
     classes: int
     pictures: int
-    embedded: str  # see `aced.data.shapes_tasks`
+    embedded: str  # see `aced.data.shapes.scenes.tasks`
 
     @property
     def kind(self) -> Literal["answers", "captioning"]:

@@ -14,7 +14,7 @@ Command:  python -m aced.convert --source=openai/clip-vit-large-patch14 --to=ace
           /data/pairs has a split "val" of pictures with captions, to measure retrieval on.
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.06e20 FLOPs, 298 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py; the caches and the choice of sentences come on top.
+          Derived by aced/cost/flops.py; the caches and the choice of sentences come on top.
 Expect:   with sentences chosen from a text corpus: ImageNet 0-shot 66.5, ELEVATER 0-shot 56.4,
           linear probe 79.2, average of five shifts 50.2 (arXiv 2303.18232, read in the authors'
           log and README).
@@ -33,7 +33,7 @@ from aced.config import parse_arg, to_config
 from aced.evaluators import EvalConfig
 from aced.methods.dime import DimeConfig
 from aced.models import two_tower
-from aced.train import TrainConfig
+from aced.train.config import TrainConfig
 from configs import tiny
 
 

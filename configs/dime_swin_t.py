@@ -3,7 +3,7 @@
 Command:  as configs/dime_b32.py, with this file
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.08e20 FLOPs, 303 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py; the caches and the choice of sentences come on top.
+          Derived by aced/cost/flops.py; the caches and the choice of sentences come on top.
 Expect:   no number of this student is known here.
 
 The recipe is that of configs/dime_b32.py; that the paper trains Swin-T by it is known, with which

@@ -32,7 +32,7 @@ import ml_collections
 
 from aced.config import ConfigError, parse_arg, to_config
 from aced.evaluators import EvalConfig
-from aced.train import TrainConfig
+from aced.train.config import TrainConfig
 
 ELEVATER = {  # what counts of each, and how many test pictures it should have
     "caltech101": "mean_per_class",  # 6,084

@@ -5,7 +5,7 @@ Command:  python -m aced.main --config=configs/kd_b16.py --workdir=gs://BUCKET/k
               --config.method.teachers.large.checkpoint=gs://BUCKET/teacher
 Hardware: 256 TPU v5e chips, to compare with configs/siglip_b16.py (ours).
 Cost:     1.13e21 FLOPs, 3,170 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Derived by aced/cost/flops.py.
 Expect:   less than H-ACID at every teacher size; it helps at all only with large teachers
           (arXiv 2411.18674, from secondary summaries).
 

@@ -7,7 +7,7 @@ Command:  python -m aced.main --config=configs/lit_decoder.py:task=coco_caption 
           coco_caption, vqa, snli_ve, nlvr2.
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.58e17 FLOPs, 0.444 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Derived by aced/cost/flops.py.
 Expect:   no number: the paper's are of decoders whose size could not be read.
 
 From the paper: the encoder stays as it is, a small autoregressive decoder reads it by
@@ -24,7 +24,7 @@ from aced.methods.lit_decoder import LitDecoderConfig, reading
 from aced.models import two_tower
 from aced.models.coca import CoCaConfig
 from aced.models.decoder import DecoderConfig
-from aced.train import TrainConfig
+from aced.train.config import TrainConfig
 from configs import coca_tasks, tiny
 
 

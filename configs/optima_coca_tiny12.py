@@ -7,7 +7,7 @@ Command:  python -m aced.main --config=configs/optima_coca_tiny12.py:task=vqa \\
           coco_caption.
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     2.08e18 FLOPs, 5.87 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Derived by aced/cost/flops.py.
 Expect:   no number: of the paper only abstract and introduction could be read.
 
 From the paper: the teacher, the tasks, modules as arms, the fall of the loss as reward, a Thompson
@@ -21,7 +21,7 @@ import ml_collections
 from aced.config import parse_arg, to_config
 from aced.methods.optima import OptimaConfig
 from aced.models import coca
-from aced.train import TrainConfig
+from aced.train.config import TrainConfig
 from configs import coca_tasks, tiny
 
 

@@ -5,7 +5,7 @@ Command:  python -m aced.main --config=configs/optima_coca_tiny6.py:task=vqa \\
               --config.method.teacher.checkpoint=gs://BUCKET/vqa
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.63e18 FLOPs, 4.60 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Derived by aced/cost/flops.py.
 Expect:   no number: of the paper only abstract and introduction could be read.
 
 As configs/optima_coca_tiny12.py, which says what is the paper's and what is our reading.

@@ -6,7 +6,7 @@ Command:  python -m aced.main --config=configs/siglip2_acid_b32.py --workdir=gs:
               --config.method.reference.checkpoint=gs://BUCKET/curated_reference
 Hardware: 256 TPU v5e chips (assumed: JEST's).
 Cost:     1.56e21 FLOPs, 4,390 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py. 6.30e20 FLOPs with `:cache=PATH`, the reference's
+          Derived by aced/cost/flops.py. 6.30e20 FLOPs with `:cache=PATH`, the reference's
           embeddings of all pairs, which python -m aced.cache makes once with this config.
 Expect:   no number of this stage alone is known here.
 

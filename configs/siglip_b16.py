@@ -4,7 +4,7 @@ Command:  python -m aced.main --config=configs/siglip_b16.py --workdir=gs://BUCK
               --config.data.array_record.path=/data/pairs
 Hardware: 256 TPU v5e chips (JEST).
 Cost:     5.21e20 FLOPs, 1,470 v5e chip-hours at 50 % MFU (assumed).
-          Both are derived, from aced/flops.py.
+          Derived by aced/cost/flops.py.
 Expect:   the same recipe with 40B examples gives 76.7 ImageNet 0-shot, COCO R@1 65.2 image to
           text, 47.4 text to image (SigLIP B, as printed in JEST).
 
@@ -17,7 +17,7 @@ import ml_collections
 
 from aced.config import parse_arg, to_config
 from aced.evaluators import EvalConfig
-from aced.train import TrainConfig
+from aced.train.config import TrainConfig
 from configs import tiny
 
 

@@ -9,7 +9,7 @@ Command:  python -m aced.prepare --images=PICTURES --captions=captions.jsonl --v
           python -m aced.main \\
               --config='configs/small.py:method=iid,data=/data/{00000..00098}.tar,val=/data/00099.tar'
 Hardware: 2 CPU cores; or any GPU.
-Cost:     3.82e13 FLOPs, derived from aced/flops.py.
+Cost:     3.82e13 FLOPs, derived from aced/cost/flops.py.
 Expect:   not measured; docs/selection.md compares the methods on icons with smaller towers.
 
 Everything here is ours, chosen for speed; only the method is the papers'. Arguments: `data`,
@@ -23,7 +23,8 @@ training one), `cache=PATH` (its embeddings, which python -m aced.cache made wit
 import ml_collections
 
 from aced.config import ConfigError, parse_arg, to_config
-from aced.data import parquet_splits, sources, tokenizers
+from aced.data import sources, tokenizers
+from aced.data.sources import parquet_splits
 from aced.evaluators import EvalConfig
 from configs import methods, smoke, tiny
 

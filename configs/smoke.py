@@ -2,7 +2,7 @@
 
 Command:  python -m aced.main --config=configs/smoke.py
 Hardware: 2 CPU cores.
-Cost:     6.94e12 FLOPs, derived from aced/flops.py.
+Cost:     6.94e12 FLOPs, derived from aced/cost/flops.py.
 Expect:   5 minutes on 2 idle cores; R@1 of ACED 10.8 %, of IID at equal examples 0.3 %, of the
           reference 14.8 % (one run, benchmarks/results/smoke.txt).
 
@@ -18,11 +18,11 @@ runs in every step, instead of once), `:tiny`.
 
 import ml_collections
 
-from aced.caching import CacheConfig
+from aced.cache.config import CacheConfig
 from aced.config import parse_arg, to_config
-from aced.data import shapes
+from aced.data.shapes import scenes
 from aced.evaluators import EvalConfig
-from aced.train import TrainConfig
+from aced.train.config import TrainConfig
 from configs import methods, tiny
 
 RESOLUTION = 32
@@ -105,7 +105,7 @@ def run(*, depth: int, width: int, steps: int, seed: int) -> ml_collections.Conf
         evaluation.data.source = "shapes"
         evaluation.data.shapes.split = "val"
         evaluation.data.shapes.resolution = RESOLUTION
-        evaluation.templates = shapes.TEMPLATES
+        evaluation.templates = scenes.TEMPLATES
         config.evals[name] = evaluation
     config.checkpoint.every_steps = 100
     return config

@@ -2,15 +2,15 @@
 
 import ml_collections
 
-from aced.caching import CacheConfig
+from aced.cache.config import CacheConfig
 from aced.config import to_config
 from aced.data import tokenizers
-from aced.data.shapes_tasks import CLASS_NAMES
+from aced.data.shapes.tasks import CLASS_NAMES
 from aced.methods.coca import CoCaTrainConfig
 from aced.methods.coca_task import CoCaTaskConfig
 from aced.models.coca import CoCaConfig
 from aced.models.text import TextConfig
-from aced.train import TrainConfig
+from aced.train.config import TrainConfig
 from configs import coca_tasks
 
 BATCH_SIZE = 16

@@ -15,7 +15,7 @@ fi
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SCRIPT=launch/$(basename "$0")
 # shellcheck disable=SC2034
-PREEMPTED=42 # aced/preemption.py: everything is saved, start the same command again
+PREEMPTED=42 # aced/parallel/preemption.py: everything is saved, start the same command again
 # shellcheck disable=SC2034
 LOST=255 # of ssh: no connection, or it broke
 COMMAND=""

@@ -9,11 +9,10 @@ import numpy as np
 from PIL import Image
 
 from aced.data import records
-from aced.data.shapes import Shapes, ShapesConfig
+from aced.data.shapes.scenes import Shapes, ShapesConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
-from aced.interop import model_folder
-from aced.interop.model import Model
-from aced.models import two_tower
+from aced.models import model_folder, two_tower
+from aced.models.saved import Model
 from aced.models.text import TextConfig
 from aced.models.vit import ImageConfig
 from tests import small_run

@@ -9,10 +9,10 @@ import warnings
 import ml_collections
 
 from aced.config import parse_arg, to_config
-from aced.data.parquet import ParquetConfig
 from aced.data.sources import ArrayRecordConfig, MemberConfig
-from aced.data.tars import WebDatasetConfig
-from aced.data.tfds import TfdsConfig
+from aced.data.sources.parquet import ParquetConfig
+from aced.data.sources.tars import WebDatasetConfig
+from aced.data.sources.tfds import TfdsConfig
 from configs import smoke, tiny
 from tests.data import many
 

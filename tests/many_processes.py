@@ -90,7 +90,7 @@ def start(
 ) -> Iterator[Started]:
     """Starts `python <command>` in `count` processes of `devices` CPU devices each.
 
-    With more than one process they find each other by the variables of `aced.distributed`.
+    With more than one process they find each other by the variables of `aced.parallel.distributed`.
     """
     port, name = free_port(), time.monotonic_ns()
     logs.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import os
 
-from aced.preemption import Preemption
+from aced.parallel.preemption import Preemption
 
 
 def signal_at(monkeypatch, number: int, wanted: int) -> None:

@@ -8,14 +8,14 @@ import time
 import fsspec
 import pytest
 
-from aced import metrics, ownership
-from aced.data import storage
-from aced.data.storage import StorageError
-from aced.preemption import EXIT_CODE
+from aced.files import ownership, storage
+from aced.files.storage import StorageError
+from aced.metrics import history
+from aced.parallel.preemption import EXIT_CODE
 from tests import bucket, many_processes
 from tests.data import many
-from tests.data.test_every_source import STEPS, assert_same, batches, data_config
-from tests.test_train import assert_same_run, lines
+from tests.data.sources.test_every_source import STEPS, assert_same, batches, data_config
+from tests.train.test_train import assert_same_run, lines
 
 CONFIG = "--config=configs/smoke.py:tiny,method=i_acid,online"
 SETTINGS = (
@@ -106,7 +106,7 @@ def test_two_processes_share_a_run_and_one_goes_on_with_it(server, on_disk, tmp_
     finish("gs://bucket/runs/two", tmp_path, processes=2, steps=60, **variables)
     finish("gs://bucket/runs/two", tmp_path, **variables)
     folder = objects / "runs" / "two"
-    assert metrics.read_picks(folder) == metrics.read_picks(on_disk)
+    assert history.read_picks(folder) == history.read_picks(on_disk)
     for a, b in zip(lines(folder), lines(on_disk), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 

@@ -10,12 +10,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from aced import durations, methods, metrics, plan, summary, train
-from aced import flops as costs
+from aced import methods
 from aced.config import ConfigError
+from aced.cost import flops as costs
 from aced.methods.frozen import FrozenConfig
+from aced.metrics import history
+from aced.optim import durations
 from aced.parallel import mesh as meshes
 from aced.parallel.mesh import MeshConfig
+from aced.preflight import plan
+from aced.train import loop, summary
+from aced.train.config import parse
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(
@@ -80,12 +85,12 @@ def test_a_table_tells_what_has_no_name_in_the_paper():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_runs_two_steps(name, tmp_path):
-    last = train.run(load(name).get_config("tiny"), str(tmp_path), devices=jax.devices()[:1])
+    last = loop.run(load(name).get_config("tiny"), str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2
     assert last["examples_trained"] == 32
     config = methods.parse(load(name).get_config("tiny").method)
     assert last["examples_scored"] == (config.super_batch_size(32) if config.selects else 0)
-    lines = metrics.read(tmp_path)
+    lines = history.read(tmp_path)
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["skipped"] == 0 for line in lines)
     if config.name == "contrastive":  # of its settings only those that distil have that term
@@ -101,7 +106,7 @@ def test_the_config_of_ones_own_in_the_readme(tmp_path):
     spec = importlib.util.spec_from_file_location("mine", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    settings = train.parse(module.get_config())
+    settings = parse(module.get_config())
     assert settings.data.members == ("curated", "web")
     assert settings.evals["cifar10"].data.tfds.name == "cifar10"
     config = module.get_config("tiny")
@@ -118,7 +123,7 @@ def test_the_config_of_ones_own_in_the_readme(tmp_path):
     ],
 )
 def test_what_else_a_recipe_can_do(name, arg, number, tmp_path):
-    last = train.run(load(name).get_config(arg), str(tmp_path), devices=jax.devices()[:1])
+    last = loop.run(load(name).get_config(arg), str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2
     assert last["examples_scored"] == (160 if "acid" in arg else 0)
     assert last[number] >= 0
@@ -141,8 +146,8 @@ def test_header_says_what_a_run_costs(name):
 
 def flops(config):
     """FLOPs of a run and of those before it, by the settings alone."""
-    settings = train.parse(config)
-    earlier = {name: train.parse(run) for name, run in settings.before.items()}
+    settings = parse(config)
+    earlier = {name: parse(run) for name, run in settings.before.items()}
     method = settings.method
     cache = 0
     if "reference" in earlier:  # not trained yet, so that its size is not on disk

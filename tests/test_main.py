@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from aced import metrics
+from aced.metrics import history
 from tests import commands, many_processes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def test_a_run_is_evaluated_by_the_command(first):
     workdir, _ = first
     done = aced(TINY, f"--workdir={workdir}", "--json", command="evaluate")
     assert done.returncode == 0, done.stderr
-    found, logged = json.loads(done.stdout), metrics.last_values(workdir)
+    found, logged = json.loads(done.stdout), history.last_values(workdir)
     assert "retrieval/mean_r1" in found
     assert found == pytest.approx({name: logged[name] for name in found}, abs=1e-6)
 
@@ -133,7 +133,7 @@ def test_a_duration_in_another_unit(tmp_path):
         "--config.evals.retrieval.every_steps=2",
     )
     assert done.returncode == 0, done.stderr
-    found = metrics.read(tmp_path)
+    found = history.read(tmp_path)
     assert [line["step"] for line in found] == [1, 2, 3]
     assert ["retrieval/mean_r1" in line for line in found] == [False, True, True]
     assert f"python -m aced.report {tmp_path}" in done.stdout
@@ -146,7 +146,7 @@ def test_ctrl_c_saves_and_goes_on(tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
-        file = tmp_path / metrics.FILE
+        file = tmp_path / history.FILE
         if file.exists() and file.read_text().count("\n") >= 3:
             break
         time.sleep(0.2)
@@ -154,7 +154,7 @@ def test_ctrl_c_saves_and_goes_on(tmp_path):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    saved = metrics.read(tmp_path)[-1]["step"]
+    saved = history.read(tmp_path)[-1]["step"]
     assert f"Step {saved} is saved; start the same command again." in stderr
     assert (tmp_path / "checkpoints" / str(saved)).is_dir()
 

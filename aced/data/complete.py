@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from aced.data.filters import FilterConfig
+from aced.data.images.filters import FilterConfig
 from aced.data.pipeline import Batches, View
 from aced.data.reader import Example, InputCounters, Reader
 from aced.data.records import Source

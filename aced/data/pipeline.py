@@ -10,23 +10,22 @@ import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from aced.config import ConfigError
 from aced.data import order as orders
-from aced.data.augment import AugmentConfig, augment
-from aced.data.pictures import Cut, Look, PictureName
+from aced.data.images.augment import AugmentConfig, augment
+from aced.data.images.pictures import Cut, Look, PictureName
+from aced.data.images.transforms import ResizeConfig
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
-from aced.data.transforms import ResizeConfig
-from aced.embedding_cache.reader import Cache
 
 Batch = dict[str, np.ndarray]
 
@@ -52,6 +51,20 @@ class View:
     def of(cls, model: Any) -> "View":
         """The view of a `TwoTowerConfig`."""
         return cls(model.image.resolution, model.tokenizer, model.resize)
+
+
+@runtime_checkable
+class StoredEmbeddings(Protocol):
+    """Embeddings that come with the examples; `aced.cache.Cache` is one."""
+
+    missing: Mapping[int, str]  # the examples without embeddings, by id, and why
+    towers: Sequence[str]  # "image", "text" or both
+
+    def read(
+        self, ids: Int[np.ndarray, " n"], captions: Int[np.ndarray, " n"]
+    ) -> dict[str, Float[np.ndarray, "n d"]]:
+        """Returns `zimg` and `ztxt` [n d], or one of them, of these captions of these examples."""
+        ...
 
 
 class Batches(Iterator[Any]):
@@ -123,7 +136,7 @@ def train_batches(
     start_step: int = 0,
     rows: Int[np.ndarray, " n"] | None = None,
     counters: InputCounters | None = None,
-    caches: Mapping[str, Cache] | None = None,
+    caches: Mapping[str, StoredEmbeddings] | None = None,
 ) -> Batches:
     """Returns this process's part of super-batches `start_step`, `start_step + 1`, ... without end.
 

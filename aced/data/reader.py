@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 
 from aced.data import order as orders
-from aced.data.decode import DecodeError
-from aced.data.filters import FilterConfig
-from aced.data.pictures import Cut, Look, Viewer
+from aced.data.images.decode import DecodeError
+from aced.data.images.filters import FilterConfig
+from aced.data.images.pictures import Cut, Look, Viewer
 from aced.data.records import RecordError, Source
 from aced.data.sources import DataConfig, check_size
 

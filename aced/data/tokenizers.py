@@ -20,7 +20,8 @@ import tokenizers
 from jaxtyping import Int
 
 from aced.config import ConfigError
-from aced.data import clip_bpe, shapes, shapes_tasks
+from aced.data import clip_bpe
+from aced.data.shapes import scenes, tasks
 
 CLIP_EOS = clip_bpe.END_ID
 # Names under which a `tokenizer.json` usually holds its end-of-text token, most telling first.
@@ -239,7 +240,7 @@ def closed_tokenizer(kind: Literal["shapes", "scenes"]) -> tokenizers.Tokenizer:
 
     "scenes" has those of "shapes" with the same ids, and then those of the tasks.
     """
-    words = (*shapes.WORDS, *(shapes_tasks.WORDS if kind == "scenes" else ()))
+    words = (*scenes.WORDS, *(tasks.WORDS if kind == "scenes" else ()))
     vocab = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *words))}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

@@ -13,7 +13,6 @@ from aced.config import ConfigError
 from aced.data.sources import open_source
 from aced.evaluators import whole
 from aced.evaluators.config import EvalConfig
-from aced.methods import coca_task
 from aced.models import coca
 from aced.models.coca import CoCaConfig
 from aced.models.kinds import ModelConfig
@@ -44,7 +43,7 @@ class Answers:
         def judge(batch: whole.Arrays) -> whole.Arrays:
             if "label" not in batch:
                 raise self._unlabelled()
-            images, text = coca_task.inputs(self._model, batch)
+            images, text = coca.inputs(self._model, batch)
             right, loss = _judged(self._model, params, images, text, batch["label"])
             return {"right": right, "loss": loss, "texts_mask": batch["texts_mask"]}
 

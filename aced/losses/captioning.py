@@ -14,21 +14,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from aced.config import ConfigError
+from aced.outputs import Words, word_logits
 from aced.parallel.mesh import EXAMPLES, data_shards
 
 CHUNK = 2048  # tokens on a device at a time: 0.5 GB of float32 logits of 64k words
-
-
-@struct.dataclass
-class Words:
-    """What a decoder says about the words of texts: `logits` of it are the words' logits."""
-
-    states: Float[Array, "b l d"]  # in the compute dtype; state i is about word i
-    kernel: Float[Array, "d v"]  # of the output softmax
-
-    def frozen(self) -> "Words":
-        """The same numbers, through which no gradient flows."""
-        return jax.lax.stop_gradient(self)
 
 
 @struct.dataclass
@@ -39,16 +28,6 @@ class WordLosses:
     accuracy: Float[Array, ""]  # share of the words that have the largest logit
     words: Float[Array, ""]  # number of words averaged over
     kl: Float[Array, ""] | None  # None without a teacher
-
-
-def logits(states: Float[Array, "*b d"], kernel: Float[Array, "d v"]) -> Float[Array, "*b v"]:
-    """Float32 logits of all words; factors in the dtype of `states`, summed in float32."""
-    return jnp.einsum(
-        "...d,dv->...v",
-        states,
-        kernel.astype(states.dtype),
-        preferred_element_type=jnp.float32,
-    )
 
 
 def word_losses(
@@ -86,11 +65,11 @@ def word_losses(
         models["teacher"] = teacher.frozen()
 
     def of_chunk(kernels: dict[str, Array], rows: dict[str, Array]) -> dict[str, Array]:
-        scores = logits(rows["student"], kernels["student"])  # [c v]
+        scores = word_logits(rows["student"], kernels["student"])  # [c v]
         out = {"cross_entropy": cross_entropy(scores, rows["text"])}
         out["accuracy"] = (scores.argmax(axis=-1) == rows["text"]).astype(jnp.float32)
         if teacher is not None:
-            targets = logits(rows["teacher"], kernels["teacher"])
+            targets = word_logits(rows["teacher"], kernels["teacher"])
             out["kl"] = divergence(scores, targets, temperature)
         return {name: jnp.where(rows["real"], x, 0).sum() for name, x in out.items()}
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.parallel import ring
 from aced.parallel.ring import Pairs
 

@@ -12,15 +12,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from aced.config import ConfigError
-from aced.embeddings import Embeddings
-from aced.losses.contrastive import (
-    PRECISION,
-    Form,
-    block_logits,
-    pair_sum,
-    pairs,
-    with_logsumexps,
-)
+from aced.losses.contrastive import PRECISION, Form, block_logits, pair_sum, pairs, with_logsumexps
+from aced.outputs import Embeddings
 from aced.parallel.ring import Pairs
 
 Projection = dict[str, Float[Array, "student_d teacher_d"]]

@@ -3,13 +3,13 @@
 from typing import Any
 
 from aced.config import ConfigError, from_config
+from aced.methods.base import MethodConfig
 from aced.methods.coca import CoCaTrainConfig, CoCaTraining
 from aced.methods.coca_task import CoCaTask, CoCaTaskConfig
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.dime import Dime, DimeConfig
 from aced.methods.lit_decoder import LitDecoder, LitDecoderConfig
-from aced.methods.method import MethodConfig
 from aced.methods.optima import Optima, OptimaConfig
 
 METHODS = {

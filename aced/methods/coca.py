@@ -13,15 +13,14 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from aced import flops
 from aced.config import ConfigError
-from aced.embeddings import Embeddings
+from aced.cost import flops
 from aced.losses import captioning, contrastive
-from aced.losses.captioning import Words
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.models import coca, two_tower
 from aced.models.coca import CoCaConfig
+from aced.outputs import Embeddings, Words
 from aced.parallel.micro_batch import map_micro_batches
 
 

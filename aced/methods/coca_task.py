@@ -18,17 +18,18 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from aced import flops, state
 from aced.config import ConfigError
+from aced.cost import flops
 from aced.data.pipeline import View
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import captioning
-from aced.losses.captioning import Words
+from aced.methods.base import Method, MethodConfig
 from aced.methods.by_source import by_source
-from aced.methods.method import Method, MethodConfig
 from aced.models import coca
 from aced.models.coca import CoCaConfig
+from aced.optim import state
+from aced.outputs import Words
 from aced.parallel.micro_batch import map_micro_batches
 
 Task = Literal["answers", "captioning"]
@@ -82,12 +83,6 @@ def streams(task: Task, model: CoCaConfig, data: DataConfig, rows: int) -> dict[
     if model.pictures == 2:
         views["second/"] = dataclasses.replace(view, picture="second", tokenizer=None)
     return {"": Stream(data, rows, views, {}, needs=("label",) if task == "answers" else ())}
-
-
-def inputs(model: CoCaConfig, batch: dict[str, Array]) -> tuple[tuple[Array, ...], Array]:
-    """The pictures and the texts of a batch."""
-    images = (batch["image"], batch["second/image"]) if model.pictures == 2 else (batch["image"],)
-    return images, batch["text"]
 
 
 def run(
@@ -184,7 +179,7 @@ class CoCaTask(Method):
         return streams(self.config.task, self.config.model, data, candidates)
 
     def flops_per_step(self, batch_size: int) -> int:
-        """Floating point operations of one step; see `aced.flops`."""
+        """Floating point operations of one step; see `aced.cost.flops`."""
         return flops.step_flops([(macs(self.config.task, self.config.model), batch_size)])
 
     def train_step(
@@ -221,6 +216,6 @@ class CoCaTask(Method):
         def rows(piece: tuple) -> Answers:
             return run(config.task, config.model, params, *piece)[0].replace(kernel=None)
 
-        pieces, size = inputs(config.model, batch), config.train_micro_batch
+        pieces, size = coca.inputs(config.model, batch), config.train_micro_batch
         said = map_micro_batches(rows, pieces, size, "method.train_micro_batch")
         return said.replace(kernel=params["text"]["softmax"]["kernel"])

@@ -28,20 +28,21 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from aced import flops, state
 from aced.config import ConfigError
+from aced.cost import flops
 from aced.data.pipeline import View
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
-from aced.embeddings import Embeddings
 from aced.losses import contrastive, distillation
 from aced.methods import scoring
+from aced.methods.base import Method
 from aced.methods.by_source import by_source
 from aced.methods.contrastive_settings import REFERENCE, ContrastiveConfig, frozen_key
-from aced.methods.method import Method
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
 from aced.models.kinds import ModelConfig
+from aced.optim import state
+from aced.outputs import Embeddings
 from aced.parallel.micro_batch import map_micro_batches
 from aced.selection import collapse, scores, select, take
 
@@ -92,7 +93,7 @@ class Contrastive(Method):
         return {"": Stream(data, candidates, views, caches)}
 
     def flops_per_step(self, batch_size: int) -> int:
-        """Floating point operations of one step, scoring included; see `aced.flops`."""
+        """Floating point operations of one step, scoring included; see `aced.cost.flops`."""
         config = self.config
         candidates = config.super_batch_size(batch_size)
         trained = batch_size * (2 if self.distils_apart else 1)

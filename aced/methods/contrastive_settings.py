@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 from aced.config import ConfigError
+from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig
-from aced.methods.method import MethodConfig
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
 from aced.selection import SelectionConfig, scores

@@ -18,19 +18,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from aced import flops, state
 from aced.config import ConfigError
-from aced.data.augment import AugmentConfig
+from aced.cost import flops
+from aced.data.images.augment import AugmentConfig
 from aced.data.pipeline import View
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import similarity
 from aced.losses.similarity import SimilarityConfig
+from aced.methods.base import Method, MethodConfig
 from aced.methods.by_source import by_source
 from aced.methods.frozen import FrozenConfig
-from aced.methods.method import Method, MethodConfig
 from aced.models import two_tower
 from aced.models.two_tower import TwoTowerConfig
+from aced.optim import state
 from aced.parallel.micro_batch import map_micro_batches
 
 TEACHER, SENTENCES = "teacher", "sentences"
@@ -166,7 +167,7 @@ class Dime(Method):
         return {"": pictures, "sentences/": sentences}
 
     def flops_per_step(self, batch_size: int) -> int:
-        """Floating point operations of one step; see `aced.flops`."""
+        """Floating point operations of one step; see `aced.cost.flops`."""
         image, _ = flops.macs(self.config.model)
         return flops.step_flops([(image, batch_size)])
 

@@ -1,7 +1,6 @@
 """Frozen models: the reference that selects and the teachers that are distilled from."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -10,17 +9,16 @@ from absl import logging
 from etils import epath
 from jaxtyping import PyTree
 
-from aced import record
-from aced.checkpoint import load_params
-from aced.config import ConfigError, flatten, from_config
-from aced.embedding_cache import description, fingerprint
-from aced.embeddings import Embeddings
-from aced.interop import model_folder
+from aced.cache import description, fingerprint
+from aced.checkpoints import record
+from aced.checkpoints.checkpointer import load_params
+from aced.config import ConfigError, expand, flatten, from_config
+from aced.models import model_folder
 from aced.models.coca import CoCaConfig
 from aced.models.kinds import ModelConfig
 from aced.models.two_tower import TwoTowerConfig
+from aced.outputs import Embeddings
 
-WORKDIR = "{workdir}"
 _COMPUTED = ("dtype", "scan", "remat", "attention")  # how a model is computed, not what
 _FREE = (*_COMPUTED, "init_scale", "init_bias")  # what may differ from the run that trained it
 
@@ -36,7 +34,7 @@ class CheckpointOf:
 
     def folder(self, workdir: str) -> str:
         """The run's folder, spelled out."""
-        return str(epath.Path(os.path.expanduser(self.checkpoint.replace(WORKDIR, workdir))))
+        return str(epath.Path(expand(self.checkpoint, workdir)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +74,7 @@ class FrozenConfig(CheckpointOf):
 
     def cache_folder(self, workdir: str) -> str:
         """The cache's folder, spelled out."""
-        return str(epath.Path(os.path.expanduser(self.cache.replace(WORKDIR, workdir))))
+        return str(epath.Path(expand(self.cache, workdir)))
 
     def _resolve_cached(self, workdir: str, towers: Sequence[str]) -> "FrozenConfig":
         folder = self.cache_folder(workdir)

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import jax
 from jaxtyping import Array, PyTree
 
-from aced import flops
 from aced.config import ConfigError
+from aced.cost import flops
 from aced.methods import coca_task
 from aced.methods.coca_task import Answers, CoCaTask, CoCaTaskConfig
 from aced.methods.frozen import EncoderConfig
@@ -98,7 +98,7 @@ class LitDecoder(CoCaTask):
         self.fixed = (r"model/image/.*", *self.fixed)
 
     def flops_per_step(self, batch_size: int) -> int:
-        """Floating point operations of one step; see `aced.flops`."""
+        """Floating point operations of one step; see `aced.cost.flops`."""
         task, model = self.config.task, self.config.model
         encoder = model.pictures * flops.macs_coca(model).image
         decoder = coca_task.macs(task, model) - encoder

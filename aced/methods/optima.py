@@ -24,20 +24,21 @@ from absl import logging
 from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
-from aced import flops, state
 from aced.config import ConfigError
+from aced.cost import flops
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import layerwise
 from aced.losses.layerwise import Errors, LayerMap
 from aced.methods import bandit, coca_task
 from aced.methods.bandit import BanditConfig, BanditState
+from aced.methods.base import Method, MethodConfig
 from aced.methods.by_source import by_source
 from aced.methods.coca_task import Answers, Task
 from aced.methods.frozen import FrozenCoCaConfig
-from aced.methods.method import Method, MethodConfig
 from aced.models import coca
 from aced.models.coca import MODULES, CoCaConfig
+from aced.optim import state
 from aced.parallel.micro_batch import map_micro_batches
 
 TEACHER = "teacher"
@@ -227,7 +228,7 @@ class Optima(Method):
         return coca_task.streams(self.config.task, self.config.model, data, candidates)
 
     def flops_per_step(self, batch_size: int) -> int:
-        """Floating point operations of one step; see `aced.flops`.
+        """Floating point operations of one step; see `aced.cost.flops`.
 
         A reward takes two more forward passes of each model, shared among the steps of a pull.
         """
@@ -383,7 +384,7 @@ class Optima(Method):
 
         said, taught, errors = map_micro_batches(
             rows,
-            coca_task.inputs(model, batch),
+            coca.inputs(model, batch),
             config.train_micro_batch,
             "method.train_micro_batch",
         )

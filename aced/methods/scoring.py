@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from aced import flops
 from aced.config import ConfigError
-from aced.embeddings import Embeddings
+from aced.cost import flops
 from aced.models import flexi
 from aced.models.kinds import ModelConfig, kind_of
+from aced.outputs import Embeddings
 from aced.parallel.mesh import constrain_by_example, data_shards
 
 
@@ -77,7 +77,7 @@ class ScoringConfig:
 
 
 def macs(model: ModelConfig, scoring: ScoringConfig) -> tuple[int, int]:
-    """MACs of one forward pass of (one image, one text) as it scores; see `aced.flops`.
+    """MACs of one forward pass of (one image, one text) as it scores; see `aced.cost.flops`.
 
     One in int8 counts as one, although a chip may do two of them at a time.
     """

@@ -15,15 +15,13 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from aced.config import ConfigError
+from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import Tokenizer, TokenizerConfig
-from aced.data.transforms import ResizeConfig
-from aced.embeddings import Embeddings
-from aced.losses import captioning
-from aced.losses.captioning import Words
 from aced.models import presets, transformer, two_tower
 from aced.models.decoder import Cache, Decoder, DecoderConfig, real_words
 from aced.models.pooler import Cascade, Head
 from aced.models.vit import ImageConfig, ViT
+from aced.outputs import Embeddings, Words, word_logits
 from aced.parallel.mesh import constrain_by_example
 
 MODULES = ("image", "unimodal", "multimodal")  # whose hidden states can be asked for
@@ -121,6 +119,12 @@ def preset(name: str, **changes: Any) -> CoCaConfig:
         "tokenizer": TokenizerConfig(length=DecoderConfig.length),
     }
     return CoCaConfig(**(fields | changes))
+
+
+def inputs(model: CoCaConfig, batch: dict[str, Array]) -> tuple[tuple[Array, ...], Array]:
+    """Returns the pictures of a batch, one or two per example, and its texts."""
+    images = (batch["image"], batch["second/image"]) if model.pictures == 2 else (batch["image"],)
+    return images, batch["text"]
 
 
 def check_tokenizer(config: CoCaConfig, tokenizer: Tokenizer) -> None:
@@ -359,7 +363,7 @@ def embed(
 
 def logits(output: Output) -> Float[Array, "b l v"]:
     """Float32 logits of every word, for small vocabularies: losses do without all of them."""
-    return captioning.logits(output.words.states, output.words.kernel)
+    return word_logits(output.words.states, output.words.kernel)
 
 
 def init(config: CoCaConfig, key: Array) -> dict[str, Any]:

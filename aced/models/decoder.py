@@ -19,10 +19,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from aced.config import ConfigError
-from aced.losses import captioning
-from aced.losses.captioning import Words
 from aced.models import presets, transformer
 from aced.models.transformer import Compute
+from aced.outputs import Words, word_logits
 from aced.parallel.mesh import constrain_by_example, everywhere
 
 
@@ -238,7 +237,7 @@ class Decoder(nn.Module):
         if image is None:  # it has not changed
             multimodal = multimodal.replace(image=caches["multimodal"].image)
         words = self._words(x)
-        logits = captioning.logits(words.states[:, 0], words.kernel)
+        logits = word_logits(words.states[:, 0], words.kernel)
         return logits, {"unimodal": unimodal, "multimodal": multimodal}
 
     def _words(self, x: Float[Array, "n l d"]) -> Words:

@@ -10,13 +10,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
 
 from aced.config import ConfigError
+from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import Tokenizer, TokenizerConfig
-from aced.data.transforms import ResizeConfig
-from aced.embeddings import Embeddings
 from aced.models import presets, transformer
 from aced.models.swin import Swin
 from aced.models.text import TextConfig, TextTower
 from aced.models.vit import ImageConfig, ViT
+from aced.outputs import Embeddings
 from aced.parallel.mesh import constrain_by_example
 
 

@@ -1,1 +1,1 @@
-"""Meshes, shardings, and work cut into pieces."""
+"""Meshes, shardings, micro-batches, and processes that run as one."""

@@ -5,7 +5,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from aced.config import ConfigError
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
 from aced.selection.diagnostics import collapse, describe

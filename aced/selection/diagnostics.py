@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
 from aced.selection.gather import gather_rows, replicated

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
 from aced.selection.gain import gain_of_draw, perplexity

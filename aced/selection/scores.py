@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from aced.config import ConfigError
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 
 # Sign and owner of each loss in a score.
 SCORES: dict[str, tuple[tuple[float, str], ...]] = {

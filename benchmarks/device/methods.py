@@ -24,9 +24,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from aced import train as aced_train
 from aced.config import to_config
 from aced.data.tokenizers import get_tokenizer
+from aced.train import loop as aced_train
 from benchmarks.device import pools, training
 from benchmarks.device.pool import Pool
 from benchmarks.device.rows import Rows

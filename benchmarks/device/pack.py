@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aced.data import decode, records, transforms
+from aced.data import records
+from aced.data.images import decode, transforms
 from aced.data.tokenizers import get_tokenizer
 from benchmarks.device import pools
 from benchmarks.device.pool import Pool

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree, UInt8
 
-from aced.data.shapes import Shapes, ShapesConfig
+from aced.data.shapes.scenes import Shapes, ShapesConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from aced.models import two_tower
 

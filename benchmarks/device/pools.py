@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Int
 
-from aced.data.shapes import ShapesConfig
+from aced.data.shapes.scenes import ShapesConfig
 from aced.data.tokenizers import TokenizerConfig
 from benchmarks.device.pool import Pool, scenes
 

@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from aced import program, train
 from aced.models.kinds import kind_of
 from aced.parallel import mesh as meshes
+from aced.train import program
+from aced.train.config import TrainConfig, parse
 from benchmarks.device import timing
 from benchmarks.device.cases import CASES, COLUMNS, KEY, Case, is_done
 from benchmarks.device.rows import Rows
@@ -40,7 +41,7 @@ TINY_MOST = 32  # examples trained on, in a dry run
 GB = 1e9
 
 
-def settings(case: Case, batch_size: int, tiny: bool = False) -> train.TrainConfig:
+def settings(case: Case, batch_size: int, tiny: bool = False) -> TrainConfig:
     """A case's settings for a batch."""
     module = importlib.import_module(f"configs.{case.recipe}")
     config = module.get_config(",".join((*case.arguments, "tiny") if tiny else case.arguments))
@@ -56,7 +57,7 @@ def settings(case: Case, batch_size: int, tiny: bool = False) -> train.TrainConf
         elif item.checkpoint and item.model is None:  # tiny.py would have it trained first
             item.model = method.model.copy_and_resolve_references()
     config.before, config.before_caches = {}, {}
-    return train.parse(config)
+    return parse(config)
 
 
 def random_frozen(built: program.Program) -> dict[str, PyTree]:
@@ -161,7 +162,7 @@ class Steps:
 
     def stop(self, batch_size: int, row: dict[str, Any]) -> str:
         """Why twice the batch is not to be tried; empty: it is."""
-        if batch_size >= (TINY_MOST if self._tiny else train.TrainConfig().batch_size):
+        if batch_size >= (TINY_MOST if self._tiny else TrainConfig().batch_size):
             return "size"
         # All but parameters and optimizer grows with the batch.
         needed = 2 * row["planned_gb"] - row["fixed_gb"]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aced import hardware
+from aced.cost import hardware
 
 WARM_UP = 1  # steps
 LEAST, MOST, ABOUT = 3, 20, 5.0  # timed steps, and seconds for them
@@ -29,7 +29,7 @@ def numbers(found: Sequence[float], *, batch: int, flops: int, device: str) -> d
     Args:
         found: seconds of the steps.
         batch: b, examples trained on per step.
-        flops: of a step, by `aced.flops`: what is computed twice to save memory counts once.
+        flops: of a step, by `aced.cost.flops`: what is computed twice to save memory counts once.
         device: its kind.
     """
     step, peak = statistics.median(found), hardware.peak_flops(device)

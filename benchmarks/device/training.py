@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from aced import optimizer, state
 from aced.evaluators.retrieval import recall
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
-from aced.optimizer import OptimizerConfig
+from aced.optim import optimizer, state
+from aced.optim.optimizer import OptimizerConfig
 from benchmarks.device.pool import Pool, embed
 
 

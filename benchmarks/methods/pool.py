@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from aced.data import decode, records
-from aced.data.shapes import ShapesConfig
+from aced.data import records
+from aced.data.images import decode
+from aced.data.shapes.scenes import ShapesConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from benchmarks.device.pool import scenes
 from benchmarks.icons import AGREED

@@ -15,9 +15,9 @@ import optax
 from flax import serialization
 from jaxtyping import Array, Int, PyTree
 
-from aced.embeddings import Embeddings
 from aced.evaluators.retrieval import recall
 from aced.losses import contrastive, distillation
+from aced.outputs import Embeddings
 from aced.selection import SelectionConfig, select
 from benchmarks.methods import pool as pools
 from benchmarks.methods import towers

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from aced.embeddings import Embeddings
 from aced.models.two_tower import l2_normalize
+from aced.outputs import Embeddings
 
 WIDTH = 64  # of the embeddings
 

@@ -7,7 +7,7 @@ import pytest
 
 from aced.config import ConfigError
 from aced.data import order
-from aced.data.mixture import Mixture
+from aced.data.sources.mixture import Mixture
 
 
 class Sized:

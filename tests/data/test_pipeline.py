@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from aced.config import ConfigError
-from aced.data.augment import AugmentConfig
-from aced.data.filters import FilterConfig
-from aced.data.mixture import Mixture
+from aced.data.images.augment import AugmentConfig
+from aced.data.images.filters import FilterConfig
+from aced.data.images.transforms import ResizeConfig, resize
 from aced.data.pipeline import InputCounters, InputError, View, eval_batches, train_batches
 from aced.data.records import RecordError
-from aced.data.shapes import Shapes, ShapesConfig
+from aced.data.shapes.scenes import Shapes, ShapesConfig
 from aced.data.sources import DataConfig
+from aced.data.sources.mixture import Mixture
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
-from aced.data.transforms import ResizeConfig, resize
 
 WORDS = TokenizerConfig(kind="shapes", length=24)
 VIEW = View(16, WORDS)

@@ -10,17 +10,17 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from aced.cache.reader import Cache
 from aced.data import order as orders
 from aced.data import records
-from aced.data.filters import FilterConfig
-from aced.data.mixture import Mixture
-from aced.data.parquet import ParquetConfig
+from aced.data.images.filters import FilterConfig
 from aced.data.pipeline import InputCounters, View, train_batches
-from aced.data.shapes import ShapesConfig
+from aced.data.shapes.scenes import ShapesConfig
 from aced.data.sources import ArrayRecordConfig, DataConfig, MemberConfig, open_source
-from aced.data.tars import WebDatasetConfig
+from aced.data.sources.mixture import Mixture
+from aced.data.sources.parquet import ParquetConfig
+from aced.data.sources.tars import WebDatasetConfig
 from aced.data.tokenizers import TokenizerConfig
-from aced.embedding_cache.reader import Cache
 from tests.data import many
 
 VIEW = View(8, TokenizerConfig(kind="shapes", length=8))
@@ -119,7 +119,7 @@ def test_in_a_mixture_the_others_of_the_member_are_drawn_alike(tmp_path, picture
 @pytest.mark.slow
 def test_rows_of_parquet_without_captions_at_the_end(tmp_path, pictures):
     """In the whole file as one window, and in windows of one row group."""
-    from aced.data.parquet import ParquetSource
+    from aced.data.sources.parquet import ParquetSource
 
     usable = SIZE * 92 // 100
     captions = ["red circle"] * usable + [None] * (SIZE - usable)
@@ -134,7 +134,7 @@ def test_rows_of_parquet_without_captions_at_the_end(tmp_path, pictures):
 
 
 def test_windows_of_parquet_without_a_usable_row_read_few_groups(tmp_path, pictures):
-    from aced.data import parquet as parquet_module
+    from aced.data.sources import parquet as parquet_module
 
     config = DataConfig(**parquet(tmp_path, pictures), filters=FILTERS, num_threads=0)
     source = parquet_module.ParquetSource(config.parquet)

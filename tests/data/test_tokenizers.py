@@ -10,7 +10,8 @@ import sentencepiece
 import tokenizers as hf
 
 from aced.config import ConfigError, from_config, to_config
-from aced.data import clip_bpe, shapes, shapes_tasks
+from aced.data import clip_bpe
+from aced.data.shapes import scenes, tasks
 from aced.data.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
 
 # Made with open_clip 3.3.0's SimpleTokenizer (padding left out).
@@ -73,7 +74,7 @@ HARD_PARTS = (
 def spm_path(tmp_path_factory):
     """A tiny sentencepiece model with the special ids of SigLIP's: pad 0, end 1, unknown 2."""
     folder = tmp_path_factory.mktemp("spm")
-    data = shapes.Shapes(shapes.ShapesConfig())
+    data = scenes.Shapes(scenes.ShapesConfig())
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([data[i]["texts"][0] for i in range(200)]),
         model_prefix=str(folder / "tiny"),
@@ -102,7 +103,7 @@ def test_clip_ids_are_open_clips(caption):
 def many_captions(seed, number):
     """Of the embedded data, English texts, and random characters: a third of each."""
     rng = random.Random(seed)
-    scenes = shapes.Shapes(shapes.ShapesConfig())
+    drawn = scenes.Shapes(scenes.ShapesConfig())
     words = " ".join(pydoc_data.topics.topics.values()).split()
     # Of Unicode 3.2: libraries differ in how many of the newer letters they know.
     category = unicodedata.ucd_3_2_0.category
@@ -110,7 +111,7 @@ def many_captions(seed, number):
     all_ = known + [chr(code) for code in range(0x1F300, 0x1FB00)]  # newer emoji are no letters
     hard = [*HARD_PARTS.split(" "), " "]
     for i in range(number // 3):
-        yield shapes.describe(scenes.scene(i))
+        yield scenes.describe(drawn.scene(i))
         start = rng.randrange(len(words) - 20)
         yield " ".join(words[start : start + rng.randint(1, 20)])
         script = rng.randrange(len(known) - 100)
@@ -215,7 +216,7 @@ def test_hf_ends_once_with_the_files_end_token(tmp_path, template):
 
 def test_shapes_vocabulary_is_closed_and_needs_no_file():
     tokenizer = Tokenizer(TokenizerConfig(kind="shapes", length=16))
-    names = {word: i + 3 for i, word in enumerate(sorted(shapes.WORDS))}
+    names = {word: i + 3 for i, word in enumerate(sorted(scenes.WORDS))}
     expected = [names[word] for word in ("a", "red", "star", ",", "above")]
     ids = tokenizer(["A red star, above", "a zebra"])
     assert ids.tolist() == [padded([*expected, 1], 16, 0), padded([names["a"], 2, 1], 16, 0)]
@@ -224,9 +225,9 @@ def test_shapes_vocabulary_is_closed_and_needs_no_file():
 
 def test_every_text_of_the_embedded_data_is_in_its_vocabulary():
     tokenizer = Tokenizer(TokenizerConfig(kind="shapes"))
-    data = shapes.Shapes(shapes.ShapesConfig(vague=0.3, duplicate=0.3, wrong=0.3))
+    data = scenes.Shapes(scenes.ShapesConfig(vague=0.3, duplicate=0.3, wrong=0.3))
     texts = [data[i]["texts"][0] for i in range(500)]
-    prompts = [t.format(name) for t in shapes.TEMPLATES for name in shapes.CLASS_NAMES]
+    prompts = [t.format(name) for t in scenes.TEMPLATES for name in scenes.CLASS_NAMES]
     ids = tokenizer(texts + prompts)
     assert not (ids == 2).any()
     assert ((ids == 1).sum(axis=1) == 1).all()
@@ -236,15 +237,15 @@ def test_every_text_of_the_embedded_data_is_in_its_vocabulary():
 @pytest.mark.slow
 def test_scenes_extend_the_vocabulary_of_captions_and_have_every_text_of_every_task():
     few, all_ = (Tokenizer(TokenizerConfig(kind=k, length=24)) for k in ("shapes", "scenes"))
-    captions = [*map(shapes.describe, map(shapes.Shapes(shapes.ShapesConfig()).scene, range(200)))]
-    words = [*shapes.WORDS, *shapes.VAGUE, *captions]
+    captions = [*map(scenes.describe, map(scenes.Shapes(scenes.ShapesConfig()).scene, range(200)))]
+    words = [*scenes.WORDS, *scenes.VAGUE, *captions]
     np.testing.assert_array_equal(few(words), all_(words))
-    assert few.vocab_size == 3 + len(shapes.WORDS)
-    assert all_.vocab_size == few.vocab_size + len(shapes_tasks.WORDS)
-    assert not set(shapes.WORDS) & set(shapes_tasks.WORDS)
+    assert few.vocab_size == 3 + len(scenes.WORDS)
+    assert all_.vocab_size == few.vocab_size + len(tasks.WORDS)
+    assert not set(scenes.WORDS) & set(tasks.WORDS)
     seen = set()
-    for task, names in shapes_tasks.CLASS_NAMES.items():
-        data = shapes_tasks.ShapesTask(shapes.ShapesConfig(task=task))
+    for task, names in tasks.CLASS_NAMES.items():
+        data = tasks.ShapesTask(scenes.ShapesConfig(task=task))
         ids = all_([*(data.example(i).text for i in range(2500)), *names])
         assert not (ids == 2).any()
         assert ((ids == 1).sum(axis=1) == 1).all()

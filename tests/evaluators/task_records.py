@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from aced.data import shapes
 from aced.data.records import RecordError
+from aced.data.shapes import scenes
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from tests.models import tiny_coca
 
@@ -43,7 +43,7 @@ class Records:
         for i in range(n):
             image, second = rng.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
             texts = [
-                " ".join(rng.choice(shapes.WORDS, rng.integers(1, 8)))
+                " ".join(rng.choice(scenes.WORDS, rng.integers(1, 8)))
                 for _ in range(rng.integers(1, 4))
             ]
             label = -1 if i in unknown else int(rng.integers(classes))

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from absl import logging as absl_logging
 
-from aced import evaluate, metrics, record, suite, train
+from aced import evaluate, suite
+from aced.checkpoints import record
 from aced.config import ConfigError
 from aced.evaluators import suites
+from aced.metrics import history
 from aced.suite import SuiteConfig
-from tests.test_evaluate import config
+from aced.train import loop
+from aced.train.config import parse
+from tests.evaluators.test_evaluate import config
 from tests.test_main import aced
 
 
@@ -74,7 +78,7 @@ def test_averages_of_what_was_made_just_now(monkeypatch):
 )
 def test_suites_of_what_is_never_measured(changes, message):
     with pytest.raises(ConfigError, match=message):
-        train.parse(config(**changes))
+        parse(config(**changes))
 
 
 @pytest.fixture(scope="module", name="runs")
@@ -85,7 +89,7 @@ def _runs(tmp_path_factory):
         of_seed = config(seed=seed)
         of_seed.suites = {"both": ("retrieval/mean_r1", "classes/top1")}
         of_seed.checkpoint.best_metric, of_seed.checkpoint.keep_best = "suite/both", 1
-        last = train.run(of_seed, str(folder / f"seed{seed}"), devices=jax.devices()[:1])
+        last = loop.run(of_seed, str(folder / f"seed{seed}"), devices=jax.devices()[:1])
         both = (last["retrieval/mean_r1"] + last["classes/top1"]) / 2
         assert last["suite/both"] == pytest.approx(both)
     return folder
@@ -95,7 +99,7 @@ def _runs(tmp_path_factory):
 def test_runs_and_evaluations_give_the_average(runs):
     wanted = config(suites={"both": ("retrieval/mean_r1", "classes/top1")})
     found = evaluate.run(wanted, evaluate.EvaluateConfig(which="best"), str(runs / "seed1"))
-    logged = metrics.last_values(runs / "seed1")
+    logged = history.last_values(runs / "seed1")
     assert found["suite/both"] == pytest.approx(logged["suite/both"], abs=1e-6)
 
 
@@ -104,7 +108,7 @@ def test_the_command_chooses_from_runs(runs):
     folders = [str(runs / f"seed{seed}") for seed in range(3)]
     done = aced(*folders, "--name=mine", command="suite")
     assert done.returncode == 0, done.stderr
-    found = [metrics.last_values(folder) for folder in folders]
+    found = [history.last_values(folder) for folder in folders]
     rows = re.findall(r"^(\S+/\S+) +([\d.]+) +([\d.]+) +([\d.]+)", done.stdout, re.MULTILINE)
     assert {name for name, *_ in rows} == {"retrieval/mean_r1", "classes/top1"}
     for name, mean, own, _ in rows:
@@ -113,7 +117,7 @@ def test_the_command_chooses_from_runs(runs):
         assert float(own) == pytest.approx(np.std(values, ddof=1), abs=1e-5)
     line = done.stdout.strip().splitlines()[-1]
     assert line.startswith("config.suites.mine = (")
-    train.parse(config(suites={"mine": eval(line.partition(" = ")[2])}))
+    parse(config(suites={"mine": eval(line.partition(" = ")[2])}))
     regex = SuiteConfig(numbers="retrieval/.*_r1")
     assert "classes" not in suite.choose(folders, regex)
 
@@ -127,15 +131,15 @@ def test_the_command_chooses_from_runs(runs):
         ({record.FILE: ('"model_fingerprints": {', '"model_fingerprints": {"a": "b",')}, "frozen"),
         ({record.FILE: ('"max_examples": 1000', '"max_examples": 9')}, r"evals.\S+ is 9, not 1000"),
         ({record.FILE: ('"seed": 1,', '"seed": 0,')}, "have the same seed, 0"),
-        ({metrics.FILE: ('"step": 2', '"step": 3')}, r"is at step 3 and \S+ at 2; finish both"),
-        ({metrics.FILE: ('"classes/top1": ', '"classes/top1": "NaN", "x": ')}, "no finite classes"),
-        ({metrics.FILE: ("classes/top1", "classes/top2")}, "no finite classes/top1"),
+        ({history.FILE: ('"step": 2', '"step": 3')}, r"is at step 3 and \S+ at 2; finish both"),
+        ({history.FILE: ('"classes/top1": ', '"classes/top1": "NaN", "x": ')}, "no finite classes"),
+        ({history.FILE: ("classes/top1", "classes/top2")}, "no finite classes/top1"),
         ({record.FILE: ('"log_steps": 1,', '"log_steps": 7,')}, None),
     ],
 )
 def test_runs_that_are_not_the_same_but_for_the_seed(runs, tmp_path, changes, message):
     folders = [str(runs / "seed0"), str(tmp_path)]
-    for file in (record.FILE, metrics.FILE):
+    for file in (record.FILE, history.FILE):
         text = (runs / "seed1" / file).read_text()
         then, now = changes.get(file, ("", ""))
         assert then in text

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 from aced.config import ConfigError
 from aced.losses import captioning
-from aced.losses.captioning import Words
+from aced.outputs import Words
 from aced.parallel import mesh as meshes
 from aced.parallel.mesh import MeshConfig, make_mesh
 

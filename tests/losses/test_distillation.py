@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from aced.config import ConfigError
-from aced.embeddings import Embeddings
 from aced.losses.distillation import (
     distillation_loss,
     feature_matching,
@@ -14,6 +13,7 @@ from aced.losses.distillation import (
     sigmoid_kd,
     softmax_kd,
 )
+from aced.outputs import Embeddings
 
 PARTS = ("zimg", "ztxt", "scale", "bias")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, softmax
 
-from aced.embeddings import Embeddings
 from aced.losses.contrastive import sigmoid_loss, softmax_loss
 from aced.losses.distillation import distillation_loss, sigmoid_kd, softmax_kd
+from aced.outputs import Embeddings
 from aced.parallel.mesh import MeshConfig, global_batch, make_mesh
 
 N = 40  # five on each of eight devices

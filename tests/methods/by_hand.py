@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from scipy.special import logsumexp
 
-from aced import methods, state
+from aced import methods
 from aced.config import to_config
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
@@ -21,6 +21,7 @@ from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
 from aced.models.text import TextConfig
 from aced.models.vit import ImageConfig
+from aced.optim import state
 from aced.selection import SelectionConfig
 from configs import methods as table
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced.embeddings import Embeddings
 from aced.methods.by_source import by_source
+from aced.outputs import Embeddings
 
 B, SIZE, D = 24, 8, 6
 

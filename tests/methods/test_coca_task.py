@@ -10,12 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from aced import methods, state
+from aced import methods
 from aced.config import ConfigError, to_config
 from aced.data.sources import DataConfig
 from aced.methods import coca_task
 from aced.methods.coca_task import Answers, CoCaTask, CoCaTaskConfig
 from aced.models import coca
+from aced.optim import state
 from aced.parallel import mesh as meshes
 from tests.models import tiny_coca
 

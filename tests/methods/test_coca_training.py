@@ -10,13 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from aced import flops, methods, state
+from aced import methods
 from aced.config import ConfigError, to_config
+from aced.cost import flops
 from aced.methods.coca import CoCaTrainConfig, CoCaTraining
 from aced.methods.contrastive_settings import DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
 from aced.models import coca, two_tower
+from aced.optim import state
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 from aced.selection import SelectionConfig, select

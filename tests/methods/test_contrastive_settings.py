@@ -6,8 +6,9 @@ import by_hand
 import jax
 import pytest
 
-from aced import flops, methods
+from aced import methods
 from aced.config import ConfigError, to_config
+from aced.cost import flops
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig

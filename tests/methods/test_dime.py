@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from aced import state
 from aced.config import ConfigError
 from aced.losses import similarity
 from aced.methods.dime import Dime, DimeConfig, student
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
+from aced.optim import state
 from aced.parallel import mesh as meshes
 from tests import cached
 

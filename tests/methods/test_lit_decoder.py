@@ -10,21 +10,25 @@ import numpy as np
 import optax
 import pytest
 
-from aced import evaluate, flops, plan, state, train
-from aced.checkpoint import load_params
+from aced import evaluate
+from aced.checkpoints.checkpointer import load_params
 from aced.config import ConfigError
-from aced.data.transforms import ResizeConfig
-from aced.interop import model_folder
-from aced.interop.model import Model
+from aced.cost import flops
+from aced.data.images.transforms import ResizeConfig
 from aced.methods.coca_task import CoCaTask, CoCaTaskConfig
 from aced.methods.frozen import EncoderConfig, trained_model
 from aced.methods.lit_decoder import LitDecoder, LitDecoderConfig, reading
-from aced.models import coca, two_tower
+from aced.models import coca, model_folder, two_tower
 from aced.models.coca import CoCaConfig
+from aced.models.saved import Model
 from aced.models.swin_config import SwinConfig
 from aced.models.transformer import Compute
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig, MapHead
+from aced.optim import state
+from aced.preflight import plan
+from aced.train import loop
+from aced.train.config import parse
 from configs import lit_decoder
 from tests.models import coca_by_hand, tiny_coca
 
@@ -152,7 +156,7 @@ def test_a_run_keeps_its_encoder(tmp_path):
     config = lit_decoder.get_config("tiny,task=nlvr2")
     config.method.train_micro_batch = 8
     workdir, some = tmp_path / "run", jax.devices()[:2]
-    last = train.run(config, str(workdir), devices=some)
+    last = loop.run(config, str(workdir), devices=some)
     ours = load_params(workdir, part="model")["image"]
     theirs = load_params(workdir / "encoder", part="model")["image"]
     assert set(ours) == set(theirs) - {"map", "head"}
@@ -179,7 +183,7 @@ def test_the_encoder_may_be_a_converted_model(tmp_path):
     model_folder.write(Model(clip, params, b"", "test"), folder)
     config = lit_decoder.get_config("tiny")
     config.before, config.method.encoder.checkpoint = {}, str(folder)
-    train.run(config, str(workdir), devices=jax.devices()[:1])
+    loop.run(config, str(workdir), devices=jax.devices()[:1])
     ours = load_params(workdir, part="model")["image"]
     for name in ours:
         jax.tree.map(np.testing.assert_array_equal, ours[name], params["image"][name])
@@ -207,8 +211,8 @@ def test_encoders_that_cannot_be_read(tmp_path):
     config = lit_decoder.get_config("tiny")
     config.evals.val.kind = "retrieval"
     with pytest.raises(ConfigError, match=r"config.evals.val.kind is 'retrieval', for which"):
-        train.parse(config)
+        parse(config)
     config = lit_decoder.get_config("tiny")
     config.before, config.method.encoder.checkpoint = {}, str(tmp_path / "none")
     with pytest.raises(ConfigError, match="none does not exist"):
-        train.run(config, str(tmp_path), devices=jax.devices()[:1])
+        loop.run(config, str(tmp_path), devices=jax.devices()[:1])

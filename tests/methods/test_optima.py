@@ -10,13 +10,15 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from aced import flops, methods, optimizer, state
+from aced import methods
 from aced.config import ConfigError, to_config
+from aced.cost import flops
 from aced.methods import bandit, coca_task
 from aced.methods.bandit import BanditConfig
 from aced.methods.frozen import FrozenCoCaConfig
 from aced.methods.optima import MODULES, LayerWeights, Optima, OptimaConfig, student
 from aced.models import coca
+from aced.optim import optimizer, state
 from aced.parallel import mesh as meshes
 from tests.models import coca_by_hand, tiny_coca
 

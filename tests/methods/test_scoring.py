@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced import flops
 from aced.config import ConfigError
+from aced.cost import flops
 from aced.data.tokenizers import TokenizerConfig
 from aced.methods import scoring
 from aced.methods.scoring import ScoringConfig

@@ -23,7 +23,7 @@ from aced.models import coca
 from aced.models.coca import CoCaConfig
 from aced.models.decoder import DecoderConfig
 from aced.models.vit import ImageConfig
-from tests.interop import foreign
+from tests.convert import foreign
 
 SOT, EOT = 18, 19
 CONFIG = CoCaConfig(

@@ -14,7 +14,7 @@ from aced.models import presets, two_tower
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
-from tests.interop import foreign
+from tests.convert import foreign
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 COUNTS = json.loads((GOLDEN / "counts.json").read_text(encoding="utf-8"))

@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interop import foreign
 from jax.sharding import PartitionSpec as P
 
-from aced import flops, metrics, train
-from aced.compiled import hlo
 from aced.config import ConfigError, from_config, to_config
-from aced.interop import big_vision, huggingface, open_clip_write
-from aced.interop.model import InteropError, Model, expected_shapes, nested
+from aced.convert import big_vision, huggingface, open_clip_write
+from aced.cost import flops
 from aced.methods.scoring import ScoringConfig
+from aced.metrics import history
 from aced.models import flexi, presets, swin
+from aced.models.saved import InteropError, Model, expected_shapes, nested
 from aced.models.swin import Swin
 from aced.models.swin_config import SwinConfig
 from aced.models.text import TextConfig
@@ -27,7 +26,11 @@ from aced.models.vit import ImageConfig
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 from aced.parallel.mesh import MeshConfig
+from aced.preflight import hlo
+from aced.train import loop
+from aced.train.config import parse
 from configs import smoke, tiny
+from tests.convert import foreign
 
 
 @pytest.fixture(autouse=True)
@@ -371,12 +374,12 @@ def test_a_run_with_a_swin_image_tower_trains_and_evaluates(tmp_path):
     image = ImageConfig(architecture="swin", resolution=224)
     config.method.model.image = to_config(image)
     config = tiny.shrink(config)
-    assert train.parse(config).method.model.image.out_width == 32
+    assert parse(config).method.model.image.out_width == 32
     config.method.model.image.swin.depths, config.method.model.image.swin.heads = (2,), (2,)
     config.evals = {"classes": config.evals.classes}
-    last = train.run(config, str(tmp_path), devices=jax.devices()[:1])
+    last = loop.run(config, str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2
-    lines = metrics.read(tmp_path)
+    lines = history.read(tmp_path)
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert any(key.startswith("classes/") for line in lines for key in line)
 

@@ -1,4 +1,4 @@
-"""The whole model: settings against each other; tests/interop compares with other libraries."""
+"""The whole model: settings against each other; tests/convert compares with other libraries."""
 
 import dataclasses
 import functools

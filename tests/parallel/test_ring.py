@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from aced.config import ConfigError
-from aced.embeddings import Embeddings
 from aced.losses.contrastive import sigmoid_loss, softmax_loss
 from aced.losses.distillation import sigmoid_kd, softmax_kd
+from aced.outputs import Embeddings
 from aced.parallel.mesh import MeshConfig, by_example, make_mesh, replicated
 from aced.parallel.ring import Pairs, logsumexps, pair_sum
 

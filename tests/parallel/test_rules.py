@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from aced import optimizer, state
 from aced.config import ConfigError
 from aced.models import presets, two_tower
-from aced.optimizer import OptimizerConfig
+from aced.optim import optimizer, state
+from aced.optim.optimizer import OptimizerConfig
+from aced.optim.schedules import ScheduleConfig
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 from aced.parallel.mesh import MeshConfig
-from aced.schedules import ScheduleConfig
 
 MESH = meshes.make_mesh(config=MeshConfig(fsdp=4, tensor=2))
 

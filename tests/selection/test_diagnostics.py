@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.selection import SelectionConfig
 from aced.selection.diagnostics import collapse, describe, effective_rank
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.selection import SelectionConfig
 from aced.selection.independent import select_independent
 from aced.selection.scores import score_terms

@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp, softmax
 from scipy.stats import entropy
 
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.selection import SelectionConfig
 from aced.selection.gain import gain_of_draw
 from aced.selection.joint import select_joint

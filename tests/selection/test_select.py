@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aced.config import ConfigError, from_config, to_config
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.parallel import mesh as meshes
 from aced.selection import SelectionConfig, select, take
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from crossing import crossing
 
-from aced.embeddings import Embeddings
+from aced.outputs import Embeddings
 from aced.parallel import mesh as meshes
 from aced.selection import SelectionConfig, select, take
 

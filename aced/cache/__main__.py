@@ -1,0 +1,94 @@
+"""Embeddings of a run's whole data set by its reference or a teacher, once instead of every step.
+
+    python -m aced.cache --config=configs/aced_f0.py --model=reference --out=/data/reference_cache
+    python -m aced.main --config=configs/aced_f0.py:cache=/data/reference_cache --workdir=...
+
+The config is the run's own: its data and decoding, and method.reference or method.teachers.NAME
+with a checkpoint. It runs on the devices and processes that training runs on (--distributed). A
+pass that was stopped goes on where it was when the same command is started again; exit code 42
+after SIGTERM, 130 after Ctrl-C.
+"""
+
+import dataclasses
+
+import jax
+from absl import app, flags
+
+from aced import main as training
+from aced.cache.command import run
+from aced.cache.config import CacheConfig
+from aced.cache.description import TOWERS, Description
+from aced.cache.precision import PRECISIONS
+from aced.methods.contrastive_settings import REFERENCE
+
+
+def report(found: Description) -> str:
+    """What was made, in a few lines."""
+    plan = found.plan
+    size = sum(shard.bytes for shard in found.shards)
+    there = plan.examples - len(found.missing)
+    lines = [
+        f"{there:,} of {plan.examples:,} examples, {found.captions:,} captions, width "
+        f"{plan.width}, {plan.precision}: {size / 2**20:,.1f} MiB, {size / max(there, 1):,.0f} "
+        "bytes an example.",
+        "Error, root mean square and maximum, of an embedding (length 1) and of a pair's cosine:",
+    ]
+    for name, kinds in found.errors.items():
+        numbers = "   ".join(f"{kind} {e['rms']:.1e} {e['max']:.1e}" for kind, e in kinds.items())
+        lines.append(f"  {name:9}{numbers}{'   <- kept' if name == plan.precision else ''}")
+    own = "none" if plan.bias is None else f"{plan.bias:.3f}"
+    lines.append(f"The model's own scale {plan.scale:.3f}, bias {own}.")
+    if found.fitted is not None:
+        fit = found.fitted
+        lines.append(
+            f"Fitted for the sigmoid loss in batches of {fit.batch_size:,}: scale {fit.scale:.3f}, "
+            f"bias {fit.bias:.3f} (loss {fit.loss:.4f} over {fit.pairs:,} pairs)."
+        )
+    if found.missing:
+        first, reason = next(iter(found.missing.items()))
+        lines.append(
+            f"{len(found.missing):,} examples are missing, and training will skip them; the first, "
+            f"number {first}: {reason}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> config -> run."""
+    values = flags.FLAGS
+    with training.running(argv):
+        fields = dataclasses.fields(CacheConfig)
+        wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
+        found = run(values.config, wanted, training.workdir(), force=values.force)
+        if jax.process_index() == 0:
+            print(f"{wanted.out}: {report(found)}")
+
+
+if __name__ == "__main__":
+    flags.adopt_module_key_flags(training)
+    flags.DEFINE_string("model", REFERENCE, "Which frozen model: 'reference', or a teacher's name.")
+    flags.DEFINE_string("out", None, "Folder to make, on a file system that all processes share.")
+    flags.DEFINE_enum(
+        "precision",
+        CacheConfig.precision,
+        PRECISIONS,
+        "Of the stored numbers. int8 has one float32 scale per embedding: 1.5 KB a pair of width "
+        "768. The error of each is measured and printed, whichever is kept.",
+    )
+    flags.DEFINE_enum("towers", CacheConfig.towers, list(TOWERS), "Which embeddings.")
+    flags.DEFINE_integer("shard_size", CacheConfig.shard_size, "Examples of a file.", 1)
+    flags.DEFINE_integer(
+        "batch_size",
+        CacheConfig.batch_size,
+        "Examples at a time over all devices; 0: as scored.",
+        0,
+    )
+    flags.DEFINE_integer(
+        "calibration_pairs",
+        CacheConfig.calibration_pairs,
+        "Pairs that a scale and a bias for the sigmoid loss are fitted to.",
+        0,
+    )
+    for name in ("config", "out"):
+        flags.mark_flag_as_required(name)
+    app.run(main, flags_parser=training.parse_flags)

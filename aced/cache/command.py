@@ -1,0 +1,38 @@
+"""Makes the embeddings of the data set of a run."""
+
+from typing import Any
+
+import jax
+
+from aced.cache.config import CacheConfig
+from aced.cache.description import Description
+from aced.parallel import mesh as meshes
+from aced.parallel.watchdog import Watchdog
+from aced.train import caches
+from aced.train.config import parse
+
+
+def run(
+    config: Any,
+    wanted: CacheConfig,
+    workdir: str,
+    devices: list[jax.Device] | None = None,
+    *,
+    force: bool = False,
+) -> Description:
+    """Makes the cache, or goes on with it; all processes of the pass call this.
+
+    Args:
+        config: of the run that will use it, as for `loop.run`.
+        wanted: which model, and how it is kept.
+        workdir: what "{workdir}" in the config stands for.
+        devices: the devices to use; None: all.
+        force: take the folder over from another process that is known to be dead.
+
+    Raises:
+        As `caches.make`.
+    """
+    settings = parse(config)
+    mesh = meshes.make_mesh(devices, settings.mesh)
+    with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
+        return caches.make(settings, wanted, workdir, mesh, watchdog, force=force)

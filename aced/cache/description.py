@@ -1,0 +1,243 @@
+"""What a cache says of itself: `plan.json` while it is made, `cache.json` when it is complete.
+
+    my_cache/
+      cache.json                                  the model, the data, the precision and its error
+      embeddings-00000-of-00002.array_record
+      embeddings-00001-of-00002.array_record
+
+Nothing that is read is trusted: types, sizes and lengths are checked, and the names of shards are
+built from their number, never read. Both files have a checksum of what is in them; those of the
+shards are in `cache.json`, and ArrayRecord has one of each group of entries, compared at reading.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from aced.cache import entries, precision
+from aced.cache.calibration import Calibration
+from aced.config import ConfigError, flatten, from_config
+from aced.data.records import DatasetError
+from aced.data.sources import MAX_EXAMPLES
+from aced.files import storage
+from aced.models.two_tower import TwoTowerConfig
+
+FORMAT, VERSION = "aced-embeddings", 1
+PLAN, COMPLETE = "plan.json", "cache.json"
+TOWERS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
+_CHECKSUM = "sha256"  # of all else in the file
+_MAX_BYTES = 1 << 30  # of a description; 10 million examples that are missing need half of it
+_MAX_WIDTH = 1 << 16
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# Of a plan, what may differ between two starts of the same pass: how the model is computed, but
+# not in which numbers, and where its vocabulary lies; what is in that file is in the fingerprint.
+_FREE = re.compile(r"model\.(scan|remat|attention|tokenizer\.path)")
+
+
+class CacheError(DatasetError):
+    """A cache that is missing, damaged, or of another model or data set than is wanted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a cache holds, decided before the first example is embedded."""
+
+    examples: int  # of the data set
+    towers: Literal["both", "image", "text"]
+    precision: Literal["float32", "bfloat16", "int8"]
+    shard_size: int  # examples of a shard; the last one may have fewer
+    model: TwoTowerConfig
+    scale: float  # of the model's logits
+    bias: float | None  # None: it was trained without
+    calibration_pairs: int  # how many pairs a scale and a bias are fitted to at most
+    calibration_batch_size: int  # b of the sigmoid loss that they are fitted for
+    fingerprint: dict[str, str]  # by what it is of: weights, tokenizer, decode, data
+
+    def __post_init__(self):
+        for name, most in (("examples", MAX_EXAMPLES), ("shard_size", MAX_EXAMPLES)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} must be 1 to {most}, got {getattr(self, name)}.")
+        if self.shards > entries.MAX_SHARDS:
+            raise ConfigError(
+                f"shard_size = {self.shard_size} makes {self.shards} shards of {self.examples} "
+                f"examples; {entries.MAX_SHARDS} are allowed, so raise it."
+            )
+        if not 1 <= self.model.width <= _MAX_WIDTH:
+            raise ConfigError(f"The model's width must be 1 to {_MAX_WIDTH}.")
+        numbers = (self.scale, 0.0 if self.bias is None else self.bias)
+        if not (all(map(math.isfinite, numbers)) and self.scale > 0):
+            raise ConfigError(f"scale and bias must be finite and scale positive, got {numbers}.")
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return self.model.width
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return precision.row_bytes(self.precision, self.width)
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+        return -(-self.examples // self.shard_size)
+
+    def range(self, shard: int) -> range:
+        """The examples of a shard."""
+        first = shard * self.shard_size
+        return range(first, min(first + self.shard_size, self.examples))
+
+    def has(self, tower: str) -> bool:
+        """Whether the embeddings of `tower` ("image" or "text") are there."""
+        return tower in TOWERS[self.towers]
+
+    def other_fingerprints(self, expected: Mapping[str, str]) -> list[str]:
+        """What is not as `expected`, a line each."""
+        found = self.fingerprint
+        return [
+            f"{name}: here {value}, there {found.get(name)}"
+            for name, value in expected.items()
+            if found.get(name) != value
+        ]
+
+    def path(self, folder: pathlib.Path, shard: int) -> pathlib.Path:
+        """The file of a shard."""
+        return folder / entries.shard_name(shard, self.shards)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A complete file, and what is known of its examples."""
+
+    bytes: int
+    sha256: str
+    captions: int
+    missing: dict[str, str]  # id of an example that could not be embedded: the reason
+
+    def __post_init__(self):
+        if self.bytes < 0 or self.captions < 0 or not _SHA256.fullmatch(self.sha256):
+            raise ConfigError(f"not a shard: {self.bytes} bytes, sha256 {self.sha256!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A complete cache."""
+
+    plan: Plan
+    shards: tuple[Shard, ...]
+    fitted: Calibration | None  # None: there is no best scale, or not both towers
+    errors: dict[str, Any]  # by precision, also those that were not chosen: see precision.Errors
+
+    def __post_init__(self):
+        if len(self.shards) != self.plan.shards:
+            raise ConfigError(f"{len(self.shards)} shards instead of {self.plan.shards}.")
+        for number, shard in enumerate(self.shards):
+            within = self.plan.range(number)
+            strange = [i for i in shard.missing if not (i.isdecimal() and int(i) in within)]
+            if strange:
+                raise ConfigError(f"example {strange[0]!r} is missing in shard {number}.")
+
+    @property
+    def missing(self) -> dict[int, str]:
+        """The examples that could not be embedded, and why."""
+        return {int(i): reason for shard in self.shards for i, reason in shard.missing.items()}
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all that training reads of it."""
+        about = [self.plan.scale, self.plan.bias, *(shard.sha256 for shard in self.shards)]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    @property
+    def captions(self) -> int:
+        """Captions that were embedded."""
+        return sum(shard.captions for shard in self.shards)
+
+
+def differences(there: Plan, wanted: Plan) -> list[str]:
+    """What makes `wanted` another cache than `there`, a line each."""
+    old, new = (flatten(json.loads(json.dumps(dataclasses.asdict(p)))) for p in (there, wanted))
+    return [
+        f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _FREE.fullmatch(key)
+    ]
+
+
+def refuse(folder: str | os.PathLike, lines: Sequence[str]) -> None:
+    """Raises a CacheError that lists `lines`, what is other than the run needs it, if any is."""
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise CacheError(
+            f"The embeddings in {folder} are of another model or other data:\n{listed}\n"
+            "Choose another cache, or make one with this run's config: python -m aced.cache "
+            "--config=CONFIG --model=reference|TEACHER --out=NEW_FOLDER"
+        )
+
+
+def write(path: pathlib.Path, content: Any) -> None:
+    """Writes a dataclass as JSON: the file is there whole, or as it was before."""
+    about = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(content)
+    about[_CHECKSUM] = _checksum(about)
+    with storage.whole_file(path) as part, part.open("w", encoding="utf-8") as file:
+        json.dump(about, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def read(path: pathlib.Path, kind: type) -> Any:
+    """Returns the dataclass `kind` that `write` wrote to `path`.
+
+    Raises:
+        CacheError: it is not that, it is too large, or a bit of it has changed.
+    """
+    try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise ValueError(f"it has {size} bytes; {_MAX_BYTES} are allowed")
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(about, Mapping):
+            raise ValueError("it is no JSON object")
+        written = about.pop(_CHECKSUM, None)  # caches of before there was one are read without
+        if written is not None and written != _checksum(about):
+            raise ValueError(f"its content is not that of its {_CHECKSUM}: it was changed")
+        found = about.pop("format", None), about.pop("version", None)
+        if found != (FORMAT, VERSION):
+            raise ValueError(f"format and version are {found}, not {(FORMAT, VERSION)}")
+        return from_config(kind, about, path.name)
+    except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
+        raise CacheError(
+            f"{path} is not readable ({error}); copy the cache again or make it again."
+        ) from error
+
+
+def is_complete(folder: str | os.PathLike) -> bool:
+    """Whether there is a cache in `folder`, and it is finished."""
+    return "://" not in str(folder) and (pathlib.Path(folder) / COMPLETE).is_file()
+
+
+def read_complete(folder: str | os.PathLike) -> Description:
+    """Returns the description of the complete cache in `folder`; its shards are not opened.
+
+    Raises:
+        CacheError: there is none, or it is not finished.
+    """
+    if "://" in str(folder):
+        raise CacheError(f"{folder}: caches are read from file systems; mount it (gcsfuse).")
+    path = pathlib.Path(folder)
+    if not is_complete(path):
+        state = "is not finished" if (path / PLAN).is_file() else "is no cache"
+        raise CacheError(
+            f"{path} {state}: it has no {COMPLETE}. `python -m aced.cache --out={path} ...` makes "
+            "one, and goes on where it was stopped."
+        )
+    return read(path / COMPLETE, Description)

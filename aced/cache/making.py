@@ -1,0 +1,343 @@
+"""The pass: every example of a data set embedded once, shard by shard, over all devices.
+
+Each process reads and writes shards of its own, while all devices embed together. A shard is done
+when its summary is there, which is written after it; what is not done is made anew, from its first
+example, so that a pass that was killed gives the bytes of one that was not.
+"""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, PyTree
+
+from aced.cache import calibration, description, entries, precision
+from aced.cache.description import COMPLETE, PLAN, Description, Plan, Shard
+from aced.cache.reader import Cache
+from aced.config import ConfigError
+from aced.data.complete import Complete, complete_batches
+from aced.data.pipeline import View
+from aced.data.records import Source
+from aced.data.sources import DataConfig
+from aced.files import ownership
+from aced.metrics import progress
+from aced.metrics.writer import Budget
+from aced.models.two_tower import TwoTower
+from aced.parallel import distributed
+from aced.parallel import mesh as meshes
+from aced.parallel.preemption import Preemption
+from aced.parallel.watchdog import Watchdog
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What is kept of a shard until all are done."""
+
+    shard: Shard
+    errors: dict[str, Any]  # the sums of `precision.Errors`
+
+
+def begin(plan: Plan, folder: pathlib.Path) -> list[int]:
+    """Begins the cache `plan` in `folder`, or goes on with it; returns the shards left to make.
+
+    All processes call this.
+
+    Raises:
+        CacheError: there is another cache.
+        ConfigError: there is something else.
+    """
+    distributed.check_shared(folder)
+    left = np.ones(plan.shards, np.int32)
+    if jax.process_index() == 0:
+        left = _begin(plan, folder)
+    return np.flatnonzero(distributed.from_first(left)).tolist()
+
+
+def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
+    folder.mkdir(parents=True, exist_ok=True)
+    there = None
+    if (folder / COMPLETE).exists():
+        there = description.read_complete(folder).plan
+    elif (folder / PLAN).exists():
+        there = description.read(folder / PLAN, Plan)
+    if there is not None and (lines := description.differences(there, plan)):
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise description.CacheError(
+            f"{folder} holds another cache:\n{listed}\nSet it back to go on with that one, or "
+            "choose another --out for a new one."
+        )
+    if there is None:
+        ours = (f"{PLAN}.part", ownership.FILE)
+        strange = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+        if strange:
+            raise ConfigError(f"--out={folder} is not empty ({strange[0]}); choose a new folder.")
+        description.write(folder / PLAN, plan)
+    for path in folder.iterdir():  # what a killed process left half-written
+        if path.suffix == ".part" and (entries.is_ours(path.name) or path.stem in (PLAN, COMPLETE)):
+            path.unlink()
+    if (folder / COMPLETE).exists():
+        _tidy(plan, folder)
+        return np.zeros(plan.shards, np.int32)
+    left = np.ones(plan.shards, np.int32)
+    for shard in range(plan.shards):
+        path = plan.path(folder, shard)
+        if (file := path.with_suffix(".json")).exists():
+            size = description.read(file, Summary).shard.bytes
+            left[shard] = not path.is_file() or path.stat().st_size != size
+    return left
+
+
+class Maker:
+    """Embeds the examples of shards, all devices together, and writes them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: pathlib.Path,
+        source: Source,
+        data: DataConfig,
+        params: PyTree,
+        mesh: Mesh,
+        batch_size: int,
+    ):
+        """Takes a begun cache, its data, and the model's parameters on `mesh`."""
+        self._plan, self._folder = plan, folder
+        self._source, self._data = source, data
+        self._params, self._mesh, self._batch_size = params, mesh, batch_size
+        self._rows = len(meshes.local_rows(mesh, batch_size))
+        self._part = batch_size // meshes.example_shards(mesh)  # examples of one device
+        self._readers = meshes.readers(mesh)
+        tower = TwoTower(plan.model)
+        self._embed = {
+            name: jax.jit(
+                functools.partial(_apply, tower, f"encode_{name}"),
+                out_shardings=meshes.by_example(mesh),
+            )
+            for name in description.TOWERS[plan.towers]
+        }
+
+    def run(self, left: list[int], watchdog: Watchdog) -> int | None:
+        """Makes the shards `left`, which are the same on all processes.
+
+        Returns how to exit if it was to stop while the last of them was made.
+
+        Raises:
+            CacheError: the model gives numbers that are not finite.
+            SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
+        """
+        waves = [
+            left[i : i + self._readers.count] for i in range(0, len(left), self._readers.count)
+        ]
+        # All take as many steps for a wave as its slowest reader needs.
+        longest = len(self._plan.range(0))
+        steps = distributed.largest(-(-longest // self._rows))
+        index_of = functools.partial(self._index, waves, steps)
+        total = steps * len(waves)
+        batches = complete_batches(
+            self._source,
+            View.of(self._plan.model),
+            index_of,
+            count=total * self._rows,
+            batch_size=self._rows,
+            towers=description.TOWERS[self._plan.towers],
+            config=self._data,
+        )
+        done = sum(len(self._plan.range(s)) for s in range(self._plan.shards)) - sum(
+            len(self._plan.range(s)) for s in left
+        )
+        logging.info("%s: %d of %d examples are done.", self._folder, done, self._plan.examples)
+        meter = progress.Meter(Budget(self._batch_size, 0, 0))
+        shard: _OpenShard | None = None
+        with Preemption() as preemption, progress.Progress(total) as line, batches:
+            for step, (batch, embedded) in enumerate(self._embedded(batches), 1):
+                wave = waves[(step - 1) // steps]
+                if (step - 1) % steps == 0:
+                    shard = self._open(wave)
+                if shard is not None:
+                    shard.add(batch, *embedded)
+                if step % steps == 0 and shard is not None:
+                    shard.close()
+                watchdog.alive()
+                line.show(step, meter.measure(step))
+                if preemption.reached(step):
+                    if step == total:
+                        return preemption.exit_code
+                    if shard is not None and step % steps:
+                        shard.discard()
+                    logging.warning("The pass is stopped; start the same command again.")
+                    sys.exit(preemption.exit_code)
+        return None
+
+    def _index(self, waves: list[list[int]], steps: int, place: int) -> int:
+        """The example that this process reads at a place of the pass; -1: none."""
+        wave, row = divmod(place, steps * self._rows)
+        shards = waves[wave]
+        if self._readers.index >= len(shards):
+            return -1
+        examples = self._plan.range(shards[self._readers.index])
+        return examples[row] if row < len(examples) else -1
+
+    def _open(self, wave: list[int]) -> "_OpenShard | None":
+        """The shard of this wave that this process writes."""
+        if not self._readers.is_first or self._readers.index >= len(wave):
+            return None
+        return _OpenShard(self._plan, self._folder, wave[self._readers.index])
+
+    def _embedded(self, batches: Iterator[Complete]) -> Iterator[tuple[Complete, tuple]]:
+        """Every batch with its embeddings; the next one is on its way to the devices already."""
+        running: collections.deque[tuple[Complete, Any]] = collections.deque()
+        for batch in batches:
+            running.append((batch, self._start(batch)))
+            if len(running) > 1:
+                yield self._finish(*running.popleft())
+        while running:
+            yield self._finish(*running.popleft())
+
+    def _start(self, batch: Complete) -> dict[str, list[jax.Array]]:
+        """Sends a batch to the devices. Texts go in rounds of one for each example there is."""
+        inputs: dict[str, list[np.ndarray]] = {"image": [batch.image]}
+        if "text" in self._embed:
+            parts = [np.concatenate(part) for part in self._parts(batch)]
+            most = max(len(part) for part in parts)
+            rounds = max(1, distributed.largest(-(-most // self._part)))
+            texts = np.zeros((len(parts), rounds * self._part, parts[0].shape[1]), np.int32)
+            for into, part in zip(texts, parts, strict=True):
+                into[: len(part)] = part
+            by_round = texts.reshape(len(parts), rounds, self._part, -1).swapaxes(0, 1)
+            inputs["text"] = list(by_round.reshape(rounds, self._rows, -1))
+        return {
+            name: [
+                embed(self._params, meshes.global_batch({name: x}, self._mesh)[name])
+                for x in inputs[name]
+            ]
+            for name, embed in self._embed.items()
+        }
+
+    def _finish(
+        self, batch: Complete, running: dict[str, list[jax.Array]]
+    ) -> tuple[Complete, tuple]:
+        """Waits for `_start`; returns zimg [n d] and the ztxt [k d] of each example, or Nones."""
+        zimg, ztxt = None, None
+        if "image" in running:
+            (zimg,) = (meshes.local_batch(x) for x in running["image"])
+        if "text" in running:
+            rounds = np.stack([meshes.local_batch(x) for x in running["text"]])
+            parts = rounds.reshape(len(rounds), -1, self._part, rounds.shape[-1]).swapaxes(0, 1)
+            ztxt = []
+            for part, texts in zip(parts, self._parts(batch), strict=True):
+                rows = part.reshape(-1, part.shape[-1])
+                ends = np.cumsum([len(ids) for ids in texts])
+                ztxt += np.split(rows[: ends[-1]], ends[:-1])
+        return batch, (zimg, ztxt)
+
+    def _parts(self, batch: Complete) -> list[tuple[np.ndarray, ...]]:
+        """The captions of the examples of each device."""
+        starts = range(0, self._rows, self._part)
+        return [batch.texts[start : start + self._part] for start in starts]
+
+
+class _OpenShard:
+    """A shard in the making."""
+
+    def __init__(self, plan: Plan, folder: pathlib.Path, shard: int):
+        self._plan, self._path = plan, plan.path(folder, shard)
+        towers = len(description.TOWERS[plan.towers])
+        self._writer = entries.EntryWriter(self._path, towers * plan.row_bytes)
+        self._errors = precision.Errors()
+        self._missing: dict[str, str] = {}
+        self._captions = 0
+
+    def add(
+        self,
+        batch: Complete,
+        zimg: Float[np.ndarray, "n d"] | None,
+        ztxt: list[Float[np.ndarray, "_ d"]] | None,
+    ) -> None:
+        """Writes the entries of a batch."""
+        for i, index in enumerate(batch.ids.tolist()):
+            if index < 0:
+                continue
+            towers = [] if zimg is None else [zimg[i : i + 1]]
+            towers += [] if ztxt is None else [ztxt[i]]
+            if batch.reasons[i] is not None:
+                self._missing[str(index)] = batch.reasons[i]
+                towers = []
+            rows = np.concatenate([*towers, np.zeros((0, self._plan.width), np.float32)])
+            if not np.isfinite(rows).all():
+                raise description.CacheError(
+                    f"The model's embedding of example {index} is not finite. Check its checkpoint."
+                )
+            self._captions += 0 if ztxt is None or not towers else len(ztxt[i])
+            self._writer.write(index, precision.encode(rows, self._plan.precision))
+        there = [i for i in range(len(batch.ids)) if batch.ids[i] >= 0 and not batch.reasons[i]]
+        if there and ztxt is not None:
+            texts = np.concatenate([ztxt[i] for i in there])
+            owners = np.repeat(there, [len(ztxt[i]) for i in there])
+            self._errors.add(*([] if zimg is None else [zimg[owners]]), texts)
+        elif there:
+            self._errors.add(zimg[there])
+
+    def close(self) -> None:
+        """Completes the shard, and says so in its summary."""
+        about = self._writer.close()
+        shard = Shard(captions=self._captions, missing=self._missing, **about)
+        description.write(self._path.with_suffix(".json"), Summary(shard, self._errors.sums))
+
+    def discard(self) -> None:
+        """Removes it."""
+        self._writer.discard()
+
+
+def _apply(tower: TwoTower, method: str, params: PyTree, x: jax.Array) -> jax.Array:
+    return tower.apply({"params": params}, x, method=method)
+
+
+def end(plan: Plan, folder: pathlib.Path) -> Description:
+    """Completes a cache of which all shards are made; all processes call this."""
+    distributed.same(0)  # all are done
+    if jax.process_index() == 0 and not (folder / COMPLETE).exists():
+        _end(plan, folder)
+    distributed.same(1)
+    return description.read_complete(folder)
+
+
+def _end(plan: Plan, folder: pathlib.Path) -> None:
+    summaries = [
+        description.read(plan.path(folder, shard).with_suffix(".json"), Summary)
+        for shard in range(plan.shards)
+    ]
+    errors = precision.Errors()
+    for summary in summaries:
+        errors.merge(precision.Errors(summary.errors))
+    shards = tuple(summary.shard for summary in summaries)
+    done = Description(plan, shards, None, errors.summary())
+    if plan.towers == "both":
+        done = dataclasses.replace(done, fitted=_fitted(plan, Cache(folder, done)))
+    description.write(folder / COMPLETE, done)
+    _tidy(plan, folder)
+
+
+def _fitted(plan: Plan, cache: Cache) -> calibration.Calibration | None:
+    """Scale and bias for examples that are evenly spread over the data set."""
+    count = min(plan.examples, plan.calibration_pairs)
+    ids = np.arange(count) * plan.examples // count
+    ids = ids[[i not in cache.missing for i in ids.tolist()]]
+    if not len(ids):
+        return None
+    found = cache.read(ids, np.zeros_like(ids))
+    return calibration.fit(found["zimg"], found["ztxt"], plan.calibration_batch_size)
+
+
+def _tidy(plan: Plan, folder: pathlib.Path) -> None:
+    """Removes what only an unfinished cache needs."""
+    for shard in range(plan.shards):
+        plan.path(folder, shard).with_suffix(".json").unlink(missing_ok=True)
+    (folder / PLAN).unlink(missing_ok=True)

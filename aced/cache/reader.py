@@ -1,0 +1,104 @@
+"""Reads embeddings by example id, a whole batch at a time."""
+
+import os
+import pathlib
+import threading
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from aced.cache import entries, precision
+from aced.cache.description import COMPLETE, TOWERS, CacheError, Description, read_complete
+
+
+class Cache:
+    """The embeddings of all examples of a data set by one model; from any thread.
+
+    Attributes:
+        description: what `cache.json` says.
+        missing: the examples without embeddings, by id, and why.
+        towers: "image", "text" or both: whose embeddings there are.
+    """
+
+    def __init__(self, folder: str | os.PathLike, description: Description | None = None):
+        """Opens a cache; its files are opened when first read.
+
+        Args:
+            folder: where it is.
+            description: what it has; None: it is complete, and `cache.json` says that.
+
+        Raises:
+            CacheError: it is not complete, or a file is missing or cut off.
+        """
+        self.description = description or read_complete(folder)
+        self.missing = self.description.missing
+        self.towers = TOWERS[self.description.plan.towers]
+        self._folder, self._plan = pathlib.Path(folder), self.description.plan
+        for number, shard in enumerate(self.description.shards):
+            path = self._plan.path(self._folder, number)
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise CacheError(
+                    f"Shard {path} {found} where {COMPLETE} says {shard.bytes} bytes; copy the "
+                    "cache again or make it again."
+                )
+        self._readers: dict[int, entries.EntryReader] = {}
+        self._lock = threading.Lock()
+
+    def read(
+        self, ids: Int[np.ndarray, " n"], captions: Int[np.ndarray, " n"]
+    ) -> dict[str, Float[np.ndarray, "n d"]]:
+        """Returns `zimg` and `ztxt` [n d], or the one of them that the cache has.
+
+        Args:
+            ids: of examples that are not `missing`, in any order, perhaps more than once.
+            captions: the number of the caption of each, among those that are not blank.
+
+        Raises:
+            CacheError: a file is damaged, or an example has no such caption.
+        """
+        numbers = ids // self._plan.shard_size
+        order = np.argsort(numbers, kind="stable")
+        wanted: list[np.ndarray | None] = [None] * len(ids)
+        for number in np.unique(numbers):
+            places = order[np.searchsorted(numbers[order], number) :][: (numbers == number).sum()]
+            for place, rows in zip(
+                places, self._entries(int(number), ids[places].tolist()), strict=True
+            ):
+                wanted[place] = rows
+        out = {}
+        if self._plan.has("image"):
+            out["zimg"] = self._decode([rows[:1] for rows in wanted], ids, "image")
+        if self._plan.has("text"):
+            skip = 1 if self._plan.has("image") else 0
+            texts = [
+                rows[skip + caption : skip + caption + 1]
+                for rows, caption in zip(wanted, captions.tolist(), strict=True)
+            ]
+            out["ztxt"] = self._decode(texts, ids, "text")
+        return out
+
+    def _entries(self, number: int, ids: list[int]) -> list[np.ndarray]:
+        path = self._plan.path(self._folder, number)
+        try:
+            with self._lock:  # reads are thread-safe, opening the same file twice would be a waste
+                if number not in self._readers:
+                    within = self._plan.range(number)
+                    self._readers[number] = entries.EntryReader(
+                        path, within.start, len(within), self._plan.row_bytes
+                    )
+            return self._readers[number].read(ids)
+        except ValueError as error:
+            raise CacheError(
+                f"{path} is damaged: {error}; copy the cache again or make it again."
+            ) from error
+
+    def _decode(self, rows: list[np.ndarray], ids: np.ndarray, tower: str) -> np.ndarray:
+        for i, found in zip(ids.tolist(), rows, strict=True):
+            if not len(found):
+                reason = self.missing.get(i, "it has fewer captions in the cache than in the data")
+                raise CacheError(
+                    f"{self._folder} has no embedding of the {tower} of example {i}: {reason}."
+                )
+        return precision.decode(np.concatenate(rows), self._plan.precision)

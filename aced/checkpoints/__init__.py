@@ -1,0 +1,1 @@
+"""Checkpoints, and the record of the settings that a run was started with."""

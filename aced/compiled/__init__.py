@@ -1,1 +1,0 @@
-"""Compiling for machines that are not there, and reading what the compiler made."""

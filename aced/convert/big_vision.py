@@ -1,0 +1,233 @@
+"""big_vision's SigLIP checkpoints: one .npz, names as in its two_towers model.
+
+The file holds weights alone. What it does not say (preprocessing, activation, tokenizer) is given:
+by a preset's name, or by a JSON file of our settings.
+"""
+
+import dataclasses
+import math
+import pathlib
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+
+from aced.config import from_config
+from aced.convert import tables
+from aced.convert.tables import Pair, same, with_axes
+from aced.data.tokenizers import TokenizerConfig
+from aced.models import presets, tensors, two_tower
+from aced.models.saved import TOKENIZER_FILES, InteropError, Model, refuse
+from aced.models.two_tower import TwoTowerConfig
+
+WEIGHTS = "model.npz"
+SETTINGS = "settings.json"
+_PREFIX = "params/"
+_MAX_BYTES = 1 << 36
+_BLOCK = "encoderblock"
+_BFLOAT16 = np.dtype("V2")  # as numpy reads what it has no name for
+
+Shape = tuple[int, ...]
+
+
+def read(file: pathlib.Path, model: str, tokenizer: str, source: str) -> Model:
+    """Returns the model in an .npz.
+
+    Args:
+        file: the checkpoint, of the SigLIP kind: img/, txt/, t and b.
+        model: a name of `presets.MODELS`, or a JSON file of `TwoTowerConfig`'s settings.
+        tokenizer: a sentencepiece .model or a tokenizer.json; empty: as `model` has it.
+        source: what to call it in errors and in the record of where the model came from.
+
+    Raises:
+        InteropError: the file is broken, or its parameters are not those of `model`.
+    """
+    if not model:
+        raise InteropError(
+            f"{source} holds weights alone; say what they are with --model=NAME ("
+            f"{', '.join(presets.MODELS)}) or --model=FILE.json, our settings in JSON."
+        )
+    config, content = _with_tokenizer(_settings(model), tokenizer, model)
+    _check(config)
+    weights = _load(file)
+    for name in ("t", "b"):
+        if name not in weights or weights[name].size != 1:
+            raise InteropError(f"{source} has no number {name!r}; is it a SigLIP of big_vision?")
+    logits = {"init_scale": math.exp(float(weights["t"].reshape(())))}
+    logits["init_bias"] = float(weights["b"].reshape(()))
+    config = dataclasses.replace(config, **logits)
+    params = tables.to_params(_table(config), weights, config, source)
+    return Model(config, params, content, source)
+
+
+def write(model: Model, folder: pathlib.Path) -> list[str]:
+    """Writes `model` into `folder`, which is there and empty: the .npz, and the rest beside it.
+
+    Returns:
+        What the .npz does not hold, in words.
+
+    Raises:
+        InteropError: big_vision's two_towers cannot express the model.
+    """
+    config = model.config
+    _check(config)
+    weights = tables.to_tensors(_table(config), model.params, config)
+    with (folder / WEIGHTS).open("wb") as stream:
+        np.savez(stream, **{_PREFIX + name: value for name, value in weights.items()})
+    tensors.write_json(folder / SETTINGS, dataclasses.asdict(config))
+    if model.tokenizer:
+        (folder / config.tokenizer.path).write_bytes(model.tokenizer)
+    return [
+        f"big_vision reads {WEIGHTS} alone: preprocessing and tokenizer, which are in {SETTINGS} "
+        "for our own --model flag, are its config's"
+    ]
+
+
+def _settings(model: str) -> TwoTowerConfig:
+    if model in presets.MODELS:
+        return two_tower.preset(model)
+    if not model.endswith(".json"):
+        raise InteropError(
+            f"--model = {model!r} is none of {', '.join(presets.MODELS)}, and no .json file."
+        )
+    return from_config(TwoTowerConfig, tensors.read_json(pathlib.Path(model)), model)
+
+
+def _with_tokenizer(
+    config: TwoTowerConfig, tokenizer: str, model: str
+) -> tuple[TwoTowerConfig, bytes]:
+    """`config` with the tokenizer's path as in `Model`, and the file's content."""
+    # Beside the JSON file, unless the path is absolute.
+    own = config.tokenizer.path and str(pathlib.Path(model).parent / config.tokenizer.path)
+    tokens, path = config.tokenizer, tokenizer or own
+    if tokenizer:
+        kind = "hf" if tokenizer.endswith(".json") else "sentencepiece"
+        # SigLIP lower-cases; ids and padding are as the file says.
+        tokens = TokenizerConfig(kind=kind, path=tokenizer, length=config.text.length)
+    if not path:
+        return config, b""
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise InteropError(f"The tokenizer of {model} cannot be read: {error}") from error
+    tokens = dataclasses.replace(tokens, path=TOKENIZER_FILES[tokens.kind])
+    return dataclasses.replace(config, tokenizer=tokens), content
+
+
+def _check(config: TwoTowerConfig) -> None:
+    image, text = config.image, config.text
+    target = "big_vision's two_towers"
+    wrong = {
+        "image.architecture must be 'vit'": image.architecture != "vit",
+        "image.pool must be 'map'": image.pool != "map",
+        "image.position must be 'learned'": image.position != "learned",
+        "image.pre_norm must be False": image.pre_norm,
+        "image.patch_bias must be True": not image.patch_bias,
+        "embed_dim must be None": config.embed_dim is not None,
+        "init_bias must be a number": config.init_bias is None,
+        "text.pool must be 'last'": text.pool != "last",
+        "text.causal must be False": text.causal,
+        "text.head_bias must be True": not text.head_bias,
+        "activations must be 'gelu_tanh'": {image.activation, text.activation} != {"gelu_tanh"},
+        "norm_eps must be 1e-6": {image.norm_eps, text.norm_eps} != {1e-6},
+    }
+    refuse(target, wrong)
+
+
+def _load(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays by name; blocks that were stacked for a scan are numbered."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if sum(item.file_size for item in archive.infolist()) > _MAX_BYTES:
+                raise InteropError(f"{file} unfolds to more than {_MAX_BYTES:,} bytes.")
+        with np.load(file, allow_pickle=False) as archive:
+            found = {name.removeprefix(_PREFIX): archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        if isinstance(error, InteropError):
+            raise
+        raise InteropError(f"{file} is not an .npz of plain arrays: {error}") from error
+    out: dict[str, np.ndarray] = {}
+    for name, value in found.items():
+        if value.dtype == _BFLOAT16:
+            value = value.view(jnp.bfloat16).astype(np.float32)
+        if name.split("/")[0] == "opt" or not np.issubdtype(value.dtype, np.floating):
+            continue  # a training checkpoint has the optimizer's state and a step, too
+        if f"/{_BLOCK}/" in name:
+            for i, layer in enumerate(value):
+                out[name.replace(f"/{_BLOCK}/", f"/{_BLOCK}_{i}/")] = layer
+        else:
+            out[name] = value
+    return out
+
+
+def _table(config: TwoTowerConfig) -> list[Pair]:
+    head, dims, patch = "img/MAPHead_0", config.image.dims, config.image.patch
+    attention = f"{head}/MultiHeadDotProductAttention_0"
+    patches = (-1, dims.width), (patch, patch, 3, dims.width)
+    return [
+        _reshaped("img/embedding/kernel", "image/patch/kernel", *patches),
+        same("img/embedding/bias", "image/patch/bias"),
+        with_axes("img/pos_embedding", "image/position", 1),
+        *_encoder("img/Transformer", "image", dims),
+        with_axes(f"{head}/probe", "image/map/probe", 2),
+        *_attention(attention, "image/map/attention", dims.width, dims.heads),
+        *_norm(f"{head}/LayerNorm_0", "image/map/norm"),
+        *_mlp(f"{head}/MlpBlock_0", "image/map/mlp"),
+        same("txt/Embed_0/embedding", "text/token"),
+        with_axes("txt/pos_embedding", "text/position", 1),
+        *_encoder("txt/Encoder_0", "text", config.text.dims),
+        same("txt/head/kernel", "text/head/kernel"),
+        same("txt/head/bias", "text/head/bias"),
+        with_axes("t", "t", 1),
+        with_axes("b", "bias", 1),
+    ]
+
+
+def _encoder(theirs: str, ours: str, dims: presets.Size) -> list[Pair]:
+    layer, block = f"{theirs}/{_BLOCK}_{{}}", f"{ours}/blocks"
+    return [
+        *_norm(f"{layer}/LayerNorm_0", f"{block}/norm1"),
+        *_attention(
+            f"{layer}/MultiHeadDotProductAttention_0", f"{block}/attention", dims.width, dims.heads
+        ),
+        *_norm(f"{layer}/LayerNorm_1", f"{block}/norm2"),
+        *_mlp(f"{layer}/MlpBlock_0", f"{block}/mlp"),
+        *_norm(f"{theirs}/encoder_norm", f"{ours}/norm"),
+    ]
+
+
+def _attention(theirs: str, ours: str, width: int, heads: int) -> list[Pair]:
+    """flax's attention keeps the heads apart: [d heads d/heads], and [heads d/heads d] for out."""
+    out: list[Pair] = []
+    for name, short in {"query": "q", "key": "k", "value": "v"}.items():
+        their, our = f"{theirs}/{name}", f"{ours}/{short}"
+        out += [
+            _reshaped(f"{their}/kernel", f"{our}/kernel", (width, -1), (width, heads, -1)),
+            _reshaped(f"{their}/bias", f"{our}/bias", (-1,), (heads, -1)),
+        ]
+    shapes = (-1, width), (heads, -1, width)
+    kernel = _reshaped(f"{theirs}/out/kernel", f"{ours}/out/kernel", *shapes)
+    return [*out, kernel, same(f"{theirs}/out/bias", f"{ours}/out/bias")]
+
+
+def _mlp(theirs: str, ours: str) -> list[Pair]:
+    return [
+        same(f"{theirs}/Dense_{i}/{part}", f"{ours}/fc{i + 1}/{part}")
+        for i in range(2)
+        for part in ("kernel", "bias")
+    ]
+
+
+def _norm(theirs: str, ours: str) -> list[Pair]:
+    return [same(f"{theirs}/{part}", f"{ours}/{part}") for part in ("scale", "bias")]
+
+
+def _reshaped(theirs: str, ours: str, shape: Shape, their_shape: Shape) -> Pair:
+    """The same numbers in the same order; -1 stands for what is left."""
+
+    def to_ours(x: np.ndarray) -> tables.Arrays:
+        if x.ndim != len(their_shape):
+            raise InteropError(f"{theirs} has the shape {list(x.shape)}, expected {their_shape}.")
+        return (x.reshape(shape),)
+
+    return Pair(theirs, (ours,), to_ours, lambda x: x.reshape(their_shape))

@@ -1,0 +1,177 @@
+"""Reads a model in one format and writes it in another."""
+
+import dataclasses
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from aced import flag_settings
+from aced.checkpoints import checkpointer, record
+from aced.config import ConfigError
+from aced.convert import big_vision, hub, huggingface, open_clip, open_clip_write
+from aced.files import storage
+from aced.flag_settings import setting
+from aced.methods.frozen import trained_model
+from aced.models import model_folder
+from aced.models.saved import TOKENIZER_FILES, InteropError, Model
+
+_MARKS = (model_folder.FILE, huggingface.CONFIG, open_clip.CONFIG, big_vision.WEIGHTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """The command's settings; each is a flag of the same name."""
+
+    source: str = setting("", "Folder, .npz file, gs:// run, or owner/name on the hub.")
+    out: str = setting("", "Folder to make.")
+    to: str = setting(
+        "",
+        "Format to write: aced is the model folder that a run's .checkpoint takes.",
+        ("aced", "huggingface", "open_clip", "big_vision"),
+    )
+    which: str = setting("last", "Of a run: which of its checkpoints.", ("last", "best"))
+    parameters: str = setting(
+        "params", "Of a run: the parameters, or their moving average.", ("params", "ema")
+    )
+    model: str = setting(
+        "", "Of an .npz: a model's name (CLIP-B/16, ...) or our settings in a .json file."
+    )
+    tokenizer: str = setting(
+        "", "Of an .npz: a sentencepiece .model or tokenizer.json, if not as --model has it."
+    )
+    revision: str = setting("", "Of a model on the hub: branch, tag or commit.")
+    overwrite: bool = setting(False, "Replace an earlier output at --out, once all went well.")
+
+    def __post_init__(self):
+        for name in ("source", "out"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name} is empty; set it. See --help.")
+        flag_settings.check_choices(self)
+        if not self.source.endswith(".npz") and (self.model or self.tokenizer):
+            raise ConfigError(
+                "--model and --tokenizer are for .npz files; this source says itself."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What was read, and what differs in the output."""
+
+    kind: str  # of the source, in words
+    model: Model
+    notes: list[str]
+
+
+def convert(config: ConvertConfig) -> Converted:
+    """Reads the source and writes it to `config.out`, whole or not at all.
+
+    Raises:
+        InteropError: the source cannot be read, the format cannot express it, or the output is
+            there already.
+        ConfigError: its settings contradict each other.
+        CheckpointError: the run has no such checkpoint.
+    """
+    out = pathlib.Path(config.out).expanduser()
+    _check_out(out, pathlib.Path(config.source).expanduser(), config.overwrite)
+    kind, model = read(config)
+    write: Callable[[Model, pathlib.Path], list[str] | None] = {
+        "aced": model_folder.write,
+        "huggingface": huggingface.write,
+        "open_clip": open_clip_write.write,
+        "big_vision": big_vision.write,
+    }[config.to]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    try:
+        notes = write(model, partial) or []
+        if out.exists():
+            old = partial.with_name(f"{partial.name}.old")
+            out.rename(old)
+            partial.rename(out)
+            shutil.rmtree(old)
+        else:
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Converted(kind, model, notes)
+
+
+def read(config: ConvertConfig) -> tuple[str, Model]:
+    """Returns what the source is, in words, and its model.
+
+    Raises:
+        InteropError, ConfigError, CheckpointError: as `convert`.
+    """
+    source = config.source
+    if storage.is_remote(source):
+        if not (epath.Path(source) / checkpointer.FOLDER).is_dir():
+            raise InteropError(
+                f"{source} has no {checkpointer.FOLDER}/, so it is no run, and of object stores only "
+                "runs are read; correct it, or copy the model."
+            )
+        return "a run", _read_run(config, source)
+    path = pathlib.Path(source).expanduser()
+    if path.is_file() and path.suffix == ".npz":
+        return "big_vision's .npz", big_vision.read(path, config.model, config.tokenizer, source)
+    if not path.exists() and hub.is_name(source):
+        path = hub.download(source, config.revision)
+    if not path.is_dir():
+        raise InteropError(
+            f"{source} is no folder, no .npz, and no owner/name of the hub; give one of these."
+        )
+    if model_folder.is_model_folder(str(path)):
+        return "a model folder", model_folder.read(str(path))
+    if (path / checkpointer.FOLDER).is_dir():
+        return "a run", _read_run(config, str(path))
+    if huggingface.is_folder(path):
+        return "transformers' layout", huggingface.read(path, source)
+    if open_clip.is_folder(path):
+        return "open_clip's layout", open_clip.read(path, source)
+    raise InteropError(
+        f"{source} is nothing that can be read: it has neither {model_folder.FILE} (ours), nor "
+        f"{record.FILE} with {checkpointer.FOLDER}/ (a run), nor {huggingface.CONFIG} "
+        f"(transformers), nor {open_clip.CONFIG} (open_clip)."
+    )
+
+
+def _read_run(config: ConvertConfig, folder: str) -> Model:
+    settings = trained_model(folder)
+    params = checkpointer.load_params(
+        folder, which=config.which, key=config.parameters, part="model"
+    )
+    tokens, content = settings.tokenizer, b""
+    if tokens.path:
+        try:
+            content = pathlib.Path(tokens.path).read_bytes()
+        except OSError as error:
+            raise InteropError(
+                f"The run's tokenizer.path cannot be read: {error}. Put the file back there."
+            ) from error
+        tokens = dataclasses.replace(tokens, path=TOKENIZER_FILES[tokens.kind])
+    host = _on_host(params)
+    model = dataclasses.replace(settings, tokenizer=tokens)
+    return Model(model, host, content, f"{config.source} ({config.which}, {config.parameters})")
+
+
+def _on_host(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _on_host(value) for key, value in tree.items()}
+    return np.asarray(tree)
+
+
+def _check_out(out: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise InteropError(f"--out={out} is the source or holds it; choose another folder.")
+    if not overwrite:
+        raise InteropError(f"{out} is there already; choose another --out, or give --overwrite.")
+    ours = any((out / mark).is_file() for mark in _MARKS)
+    if not ours or (out / checkpointer.FOLDER).exists():
+        raise InteropError(f"{out} is no earlier output of this command; it is not replaced.")

@@ -1,0 +1,43 @@
+"""Models of the Hugging Face hub, by name."""
+
+import pathlib
+import re
+
+from aced.models.saved import InteropError
+
+# Weights as safetensors, settings, tokenizers; never code, and no pickle.
+PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_name(source: str) -> bool:
+    """Whether `source` looks like owner/name."""
+    return _NAME.fullmatch(source) is not None
+
+
+def download(name: str, revision: str) -> pathlib.Path:
+    """Returns the local copy of a model of the hub; made first, or found in the library's cache.
+
+    Args:
+        name: owner/name, such as google/siglip-base-patch16-224.
+        revision: a branch, tag or commit; empty: the newest.
+
+    Raises:
+        InteropError: huggingface_hub is not installed, or it could not get the model.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InteropError(
+            f"{name} is no path here. To take it from the Hugging Face hub: pip install '.[hf]'."
+        ) from error
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision or None, allow_patterns=list(PATTERNS)
+        )
+    # Network, permissions, names, cache: the library lets out many kinds of errors.
+    except Exception as error:
+        raise InteropError(
+            f"{name} is no path here, and the hub did not give it: {error}"
+        ) from error
+    return pathlib.Path(folder)

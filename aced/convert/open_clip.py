@@ -1,0 +1,276 @@
+"""open_clip's layout: CLIP with open_clip's own towers, SigLIP with timm's image tower.
+
+open_clip_config.json, open_clip_model.safetensors, tokenizer (none for CLIP's own)
+"""
+
+import math
+import pathlib
+from typing import Any
+
+from aced.config import ConfigError
+from aced.convert import open_clip_names, tables, timm_names, tokenizer_read
+from aced.data.images.transforms import ResizeConfig
+from aced.data.tokenizers import CLIP_EOS, TokenizerConfig
+from aced.models import tensors
+from aced.models.saved import InteropError, Model, read_config_value, size_settings
+from aced.models.text import TextConfig
+from aced.models.two_tower import TwoTowerConfig
+from aced.models.vit import ImageConfig
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+_OTHER_WEIGHTS = ("open_clip_pytorch_model.safetensors", "model.safetensors")
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_MODES = {"shortest": "crop", "squash": "squash"}
+# Settings that change nothing in a trained model.
+_IDLE = {"patch_dropout", "output_tokens", "timm_model_pretrained", "timm_drop", "timm_drop_path"}
+_VISION: dict[str, Any] = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0} | {
+    "patch_size": 16,
+    "image_size": 224,
+    "no_ln_pre": False,
+    "act_kwargs": None,
+    "norm_kwargs": None,
+}
+_TIMM: dict[str, Any] = {"timm_model_name": None, "timm_pool": "avg", "timm_proj": "linear"} | {
+    "timm_proj_bias": False,
+    "image_size": 224,
+}
+_TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8} | {
+    "layers": 12,
+    "mlp_ratio": 4.0,
+    "hf_tokenizer_name": None,
+    "tokenizer_kwargs": None,
+    "pad_id": 0,
+    "eos_id": 2,
+    "no_causal_mask": False,
+    "pool_type": "argmax",
+    "proj_bias": False,
+    "act_kwargs": None,
+    "norm_kwargs": None,
+}
+# Settings that must have these values: others are models that ours are not.
+_FIXED: dict[str, Any] = {
+    "ls_init_value": None,
+    "attentional_pool": False,
+    "pos_embed_type": "learnable",
+    "final_ln_after_pool": False,
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+    "embed_cls": False,
+    "proj_type": "linear",
+    "hf_model_name": None,
+    "tokenizer_mode": None,
+}
+
+
+def is_folder(folder: pathlib.Path) -> bool:
+    """Whether `folder` is open_clip's."""
+    return (folder / CONFIG).is_file()
+
+
+def read(folder: pathlib.Path, source: str) -> Model:
+    """Returns the model in `folder`.
+
+    Args:
+        folder: where the files are.
+        source: what to call it in errors and in the record of where the model came from.
+
+    Raises:
+        InteropError: a file is missing or broken, or the model is none that ours can be.
+    """
+    about = tensors.read_json(folder / CONFIG)
+    model, pictures = about.get("model_cfg"), about.get("preprocess_cfg") or {}
+    if not isinstance(model, dict) or not isinstance(pictures, dict):
+        raise InteropError(f"{source}: {CONFIG} has no model_cfg.")
+    vision, text = (_part(model, f"{name}_cfg", source) for name in ("vision", "text"))
+    timm = vision.get("timm_model_name") is not None
+    vision = _known(vision, _TIMM if timm else _VISION | {"pool_type": "tok"}, "vision_cfg", source)
+    text = _known(text, _TEXT, "text_cfg", source)
+    if not timm and vision["pool_type"] != "tok":
+        raise InteropError(
+            f"{source}: vision_cfg.pool_type = {vision['pool_type']!r}; of open_clip's own towers "
+            "those that pool at the class token ('tok') can be read."
+        )
+    quick = bool(model.get("quick_gelu", False))
+    embed_dim = read_config_value(model, "embed_dim", int, f"{source}: model_cfg")
+    weights = tensors.read_safetensors(folder, (WEIGHTS, *_OTHER_WEIGHTS))
+    tokenizer, content = _tokenizer(folder, text, source)
+    mean, std = pictures.get("mean", OPENAI_MEAN), pictures.get("std", OPENAI_STD)
+    try:
+        image = {"mean": _triple(mean, source), "std": _triple(std, source)}
+        config = TwoTowerConfig(
+            image=_timm_tower(vision, image, source) if timm else _own_tower(vision, image, quick),
+            text=_text_tower(text, tokenizer, quick, source),
+            embed_dim=None if timm and vision["timm_proj"] == "none" else embed_dim,
+            resize=_resize(pictures, source),
+            tokenizer=tokenizer,
+            **_logits(weights, source),
+        )
+    except ConfigError as error:
+        raise InteropError(f"{source}: {error}") from error
+    custom_text = bool(model.get("custom_text", False))
+    table = open_clip_names.table(config, custom_text, weights["logit_scale"].ndim)
+    return Model(config, tables.to_params(table, weights, config, source), content, source)
+
+
+def _part(model: dict[str, Any], name: str, source: str) -> dict[str, Any]:
+    part = model.get(name)
+    if not isinstance(part, dict):
+        raise InteropError(f"{source}: {CONFIG} has no model_cfg.{name}.")
+    return part
+
+
+def _known(
+    given: dict[str, Any], defaults: dict[str, Any], name: str, source: str
+) -> dict[str, Any]:
+    """`given` over `defaults`; a setting that neither reads nor is idle is refused."""
+    for key, value in given.items():
+        if key in defaults or key in _IDLE or (key in _FIXED and value == _FIXED[key]):
+            continue
+        raise InteropError(
+            f"{source}: {name}.{key} = {value!r} is nothing that our models have; what can be read "
+            "are ViT towers and SigLIP's."
+        )
+    out = defaults | {key: value for key, value in given.items() if key in defaults}
+    for key, default in defaults.items():
+        if type(default) is int and (type(out[key]) is not int or out[key] < 0):
+            raise InteropError(f"{source}: {name}.{key} must be a count, found {out[key]!r}.")
+        if type(default) is float and type(out[key]) not in (int, float):
+            raise InteropError(f"{source}: {name}.{key} must be a number, found {out[key]!r}.")
+    return out
+
+
+def _shared(cfg: dict[str, Any], heads: int, quick: bool) -> dict[str, Any]:
+    tanh = (cfg["act_kwargs"] or {}).get("approximate") == "tanh"
+    mlp = int(cfg["width"] * cfg["mlp_ratio"])
+    return {
+        **size_settings(cfg["width"], cfg["layers"], mlp, heads),
+        "activation": "quick_gelu" if quick else "gelu_tanh" if tanh else "gelu",
+        "norm_eps": float((cfg["norm_kwargs"] or {}).get("eps", 1e-5)),
+    }
+
+
+def _own_tower(vision: dict[str, Any], pixels: dict[str, Any], quick: bool) -> ImageConfig:
+    return ImageConfig(
+        patch=vision["patch_size"],
+        resolution=vision["image_size"],
+        pool="cls",
+        pre_norm=not vision["no_ln_pre"],
+        patch_bias=False,
+        **_shared(vision, vision["width"] // max(vision["head_width"], 1), quick),
+        **pixels,
+    )
+
+
+def _timm_tower(vision: dict[str, Any], pixels: dict[str, Any], source: str) -> ImageConfig:
+    name = str(vision["timm_model_name"]).partition(".")[0]
+    tower = timm_names.TOWERS.get(name)
+    if tower is None or vision["timm_pool"] not in ("map", ""):
+        raise InteropError(
+            f"{source}: the timm tower {name!r} with timm_pool = {vision['timm_pool']!r} cannot be "
+            f"read; with timm_pool = 'map' these can: {', '.join(timm_names.TOWERS)}."
+        )
+    if vision["timm_proj"] not in ("none", "linear") or vision["timm_proj_bias"]:
+        raise InteropError(
+            f"{source}: vision_cfg.timm_proj must be 'none', or 'linear' without bias, found "
+            f"{vision['timm_proj']!r}."
+        )
+    size = tower.size
+    return ImageConfig(
+        patch=tower.patch,
+        resolution=tower.resolution,
+        activation=tower.activation,
+        **size_settings(size.width, size.depth, size.mlp, size.heads),
+        **pixels,
+    )
+
+
+def _text_tower(
+    text: dict[str, Any], tokenizer: TokenizerConfig, quick: bool, source: str
+) -> TextConfig:
+    eos = CLIP_EOS if tokenizer.kind == "clip_bpe" else tokenizer.eos_id
+    pool: dict[str, Any] = {"pool": "last"}
+    if text["pool_type"] == "eos":
+        pool = {"pool": "eot", "eot_id": text["eos_id"]}
+    elif text["pool_type"] == "argmax":
+        pool = {"pool": "eot", "eot_id": text["vocab_size"] - 1}
+    elif text["pool_type"] != "last":
+        raise InteropError(f"{source}: text_cfg.pool_type = {text['pool_type']!r} is not ours.")
+    if pool["pool"] == "eot" and pool["eot_id"] != eos:
+        raise InteropError(
+            f"{source} pools texts at the id {pool['eot_id']} (text_cfg.pool_type = "
+            f"{text['pool_type']!r}), but its tokenizer ends them with {eos}."
+        )
+    return TextConfig(
+        vocab_size=text["vocab_size"],
+        length=text["context_length"],
+        causal=not text["no_causal_mask"],
+        head_bias=bool(text["proj_bias"]),
+        **pool,
+        **_shared(text, text["heads"], quick),
+    )
+
+
+def _tokenizer(
+    folder: pathlib.Path, text: dict[str, Any], source: str
+) -> tuple[TokenizerConfig, bytes]:
+    """SimpleTokenizer is our "clip_bpe"; HFTokenizer cleans texts before its file sees them."""
+    kwargs = dict(text["tokenizer_kwargs"] or {})
+    hf = bool(text["hf_tokenizer_name"])
+    clean = kwargs.pop("clean", "whitespace" if hf else "lower")
+    if any(kwargs.values()) or clean not in ("whitespace", "lower", "canonicalize"):
+        raise InteropError(f"{source}: text_cfg.tokenizer_kwargs has {kwargs or clean}, unknown.")
+    if not hf and clean == "whitespace":
+        raise InteropError(f"{source}: CLIP's tokenizer without lower-casing is not ours.")
+    canonical: dict[str, Any] = {}
+    if clean == "canonicalize":
+        canonical = {"canonicalize": True, "underscore": "space"}
+    if not hf:
+        return TokenizerConfig(length=text["context_length"], **canonical), b""
+    found, content, _ = tokenizer_read.read(folder, text["context_length"], "")
+    settings = {"mend": True, "lower": found.lower or clean != "whitespace", **canonical}
+    # HFTokenizer pads and cuts to context_length, whatever the tokenizer's own length is.
+    fields = {key: getattr(found, key) for key in ("kind", "path", "eos", "eos_id", "pad_id")}
+    return TokenizerConfig(length=text["context_length"], **fields, **settings), content
+
+
+def _resize(pictures: dict[str, Any], source: str) -> ResizeConfig:
+    mode = pictures.get("resize_mode") or "shortest"
+    if mode not in _MODES or pictures.get("mode", "RGB") != "RGB":
+        raise InteropError(
+            f"{source}: preprocess_cfg.resize_mode = {mode!r}; ours are {', '.join(_MODES)}."
+        )
+    # "random" is open_clip's for training; at inference it is bicubic.
+    filters = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
+    name = pictures.get("interpolation") or "bicubic"
+    if name not in filters:
+        raise InteropError(f"{source}: preprocess_cfg.interpolation = {name!r} is not ours.")
+    return ResizeConfig(mode=_MODES[mode], interpolation=filters[name])
+
+
+def _triple(value: Any, source: str) -> tuple[float, float, float]:
+    numbers = isinstance(value, list | tuple) and len(value) == 3
+    if not numbers or not all(isinstance(x, int | float) for x in value):
+        raise InteropError(f"{source}: preprocess_cfg: expected three numbers, found {value!r}.")
+    return tuple(map(float, value))
+
+
+def _logits(weights: dict[str, Any], source: str) -> dict[str, float | None]:
+    wrong = [
+        name
+        for name in ("logit_scale", "logit_bias")
+        if weights.get(name) is not None and weights[name].size != 1
+    ]
+    if "logit_scale" not in weights or wrong:
+        raise InteropError(f"{source} has no number {(wrong or ['logit_scale'])[0]}.")
+    bias = weights.get("logit_bias")
+    return {
+        "init_scale": math.exp(float(weights["logit_scale"].reshape(()))),
+        "init_bias": None if bias is None else float(bias.reshape(())),
+    }

@@ -1,0 +1,159 @@
+"""Tables that say which of our parameters is which of theirs; read in both directions.
+
+A line of a table is a `Pair`. Blocks are stacked in our tree, `[depth, ...]`, and numbered in
+theirs: there `{}` in the name stands for the number of the block.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from aced.models.saved import InteropError, Params, flat, nested
+from aced.models.two_tower import TwoTowerConfig
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One of their tensors and the one or several of our parameters that it holds."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    to_ours: Callable[[np.ndarray], Arrays]
+    to_theirs: Callable[..., np.ndarray]
+
+
+def same(theirs: str, ours: str) -> Pair:
+    """Both have it alike."""
+    return Pair(theirs, (ours,), lambda x: (x,), lambda x: x)
+
+
+def transposed(theirs: str, ours: str) -> Pair:
+    """A matrix that torch has as [out, in], and we as [in, out]."""
+    return Pair(theirs, (ours,), lambda x: (_checked(x, theirs, 2).T,), lambda x: x.T)
+
+
+def with_axes(theirs: str, ours: str, count: int) -> Pair:
+    """They have `count` leading axes of length 1 that we have not."""
+
+    def to_ours(x: np.ndarray) -> Arrays:
+        if x.shape[:count] != (1,) * count:
+            raise InteropError(f"{theirs} has the shape {list(x.shape)}: its first is not 1.")
+        return (x.reshape(x.shape[count:]),)
+
+    return Pair(theirs, (ours,), to_ours, lambda x: x.reshape((1,) * count + x.shape))
+
+
+def linear(theirs: str, ours: str, *, bias: bool = True) -> list[Pair]:
+    """torch.nn.Linear and flax.linen.Dense."""
+    kernel = transposed(f"{theirs}.weight", f"{ours}/kernel")
+    return [kernel, *([same(f"{theirs}.bias", f"{ours}/bias")] if bias else [])]
+
+
+def norm(theirs: str, ours: str) -> list[Pair]:
+    """A layer norm in torch and in flax."""
+    return [same(f"{theirs}.weight", f"{ours}/scale"), same(f"{theirs}.bias", f"{ours}/bias")]
+
+
+def fused(weight: str, bias: str, ours: Iterable[str]) -> list[Pair]:
+    """Several linear layers of the same input, one above the other in one matrix."""
+    parts = tuple(ours)
+
+    def split(x: np.ndarray) -> Arrays:
+        if x.shape[0] % len(parts):
+            raise InteropError(f"{weight} has the shape {list(x.shape)}, not of {len(parts)} parts")
+        return tuple(np.split(x, len(parts)))
+
+    return [
+        Pair(
+            weight,
+            tuple(f"{part}/kernel" for part in parts),
+            lambda x: tuple(part.T for part in split(_checked(x, weight, 2))),
+            lambda *xs: np.concatenate([x.T for x in xs]),
+        ),
+        Pair(bias, tuple(f"{part}/bias" for part in parts), split, lambda *xs: np.concatenate(xs)),
+    ]
+
+
+def convolution(theirs: str, ours: str, patch: int) -> Pair:
+    """The patch embedding: [width, 3, patch, patch] in torch, [patch*patch*3, width] here."""
+
+    def to_ours(x: np.ndarray) -> Arrays:
+        if x.shape[1:] != (3, patch, patch):
+            raise InteropError(
+                f"{theirs} has the shape {list(x.shape)}, expected [width, 3, {patch}, {patch}]."
+            )
+        return (x.transpose(2, 3, 1, 0).reshape(-1, len(x)),)
+
+    def to_theirs(x: np.ndarray) -> np.ndarray:
+        return x.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+
+    return Pair(theirs, (ours,), to_ours, to_theirs)
+
+
+def _checked(x: np.ndarray, name: str, axes: int) -> np.ndarray:
+    if x.ndim != axes:
+        raise InteropError(f"{name} has the shape {list(x.shape)}, expected {axes} axes.")
+    return x
+
+
+def to_params(
+    table: list[Pair], tensors: dict[str, np.ndarray], config: TwoTowerConfig, source: str
+) -> Params:
+    """Returns our parameters; shapes are checked by `Model`.
+
+    Raises:
+        InteropError: a tensor is missing, or there is one that no line of the table reads.
+    """
+    out: dict[str, np.ndarray] = {}
+    left = dict(tensors)
+    for pair in table:
+        layers = _layers(pair, config)
+        names = [pair.theirs] if layers is None else [pair.theirs.format(i) for i in range(layers)]
+        missing = [name for name in names if name not in left]
+        if missing:
+            raise InteropError(f"{source} has no tensor {missing[0]!r}; is it another model?")
+        read = [pair.to_ours(left.pop(name)) for name in names]
+        for ours, arrays in zip(pair.ours, zip(*read, strict=True), strict=True):
+            if len({x.shape for x in arrays}) > 1:
+                raise InteropError(f"{source}: the blocks of {pair.theirs} differ in shape.")
+            array = arrays[0] if layers is None else np.stack(arrays)
+            out[ours] = np.asarray(array, np.float32, order="C")
+    if left:
+        raise InteropError(
+            f"{source} has {len(left)} tensors that our model has no place for, such as "
+            f"{sorted(left)[0]!r} {list(left[sorted(left)[0]].shape)}; without them its embeddings "
+            "would be others."
+        )
+    return nested(out)
+
+
+def to_tensors(table: list[Pair], params: Params, config: TwoTowerConfig) -> dict[str, np.ndarray]:
+    """Returns their tensors by name.
+
+    Raises:
+        InteropError: one of our parameters has no line in the table.
+    """
+    leaves = {name: np.asarray(x, np.float32) for name, x in flat(params).items()}
+    out: dict[str, np.ndarray] = {}
+    for pair in table:
+        layers = _layers(pair, config)
+        arrays = [leaves.pop(name) for name in pair.ours]
+        if layers is None:
+            out[pair.theirs] = pair.to_theirs(*arrays)
+        else:
+            for i in range(layers):
+                out[pair.theirs.format(i)] = pair.to_theirs(*(x[i] for x in arrays))
+    if leaves:
+        raise InteropError(f"The format has no place for {sorted(leaves)}.")
+    return out
+
+
+def _layers(pair: Pair, config: TwoTowerConfig) -> int | None:
+    """How many blocks the pair stands for; None: it is not of a block."""
+    if "{}" not in pair.theirs:
+        return None
+    tower = config.image if pair.ours[0].startswith("image/") else config.text
+    return tower.dims.depth

@@ -1,0 +1,164 @@
+"""Our tokenizers as objects of the `tokenizers` library, which transformers and open_clip load."""
+
+import re
+import string
+
+import sentencepiece
+import tokenizers
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram
+
+from aced.convert import clip_vocabulary, sentencepiece_file
+from aced.data import clip_bpe
+from aced.data.tokenizers import TokenizerConfig, closed_tokenizer
+from aced.models.saved import InteropError
+
+_CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+# The common part of what ftfy and html.unescape mend (`tokenizers.clip_clean`), as replacements.
+_MENDED = {
+    "&amp;": "&",
+    "&lt;": "<",
+    "&gt;": ">",
+    "&quot;": '"',
+    "&#39;": "'",
+    "&#x27;": "'",
+    "&nbsp;": " ",
+    "ﬀ": "ff",
+    "ﬁ": "fi",
+    "ﬂ": "fl",
+    "ﬃ": "ffi",
+    "ﬄ": "ffl",
+    "ﬅ": "ſt",
+    "ﬆ": "st",
+}
+_UNCURLED = (("[\u02bc\u2018\u2019\u201b]", "'"), ("[\u201c\u201d\u201f]", '"'))
+_SPACE = r"[\s\x1c-\x1f\x85]+"
+_CONTROL = r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1a\x7f\u200e\u200f\ufeff]"
+
+
+def build(config: TokenizerConfig, content: bytes) -> tokenizers.Tokenizer:
+    """Returns a tokenizer that cleans, encodes and ends texts as `config` does; it does not pad.
+
+    What ftfy mends (for `mend` and CLIP) is mended in part: quotes, ligatures, full-width letters,
+    control characters, the common HTML entities; broken encodings are not.
+
+    Args:
+        config: our settings.
+        content: of the tokenizer's file, where the kind has one.
+
+    Raises:
+        InteropError: the kind of sentencepiece model has no such form.
+    """
+    if config.kind == "clip_bpe":
+        vocabulary, merges = clip_vocabulary.vocabulary()
+        model = clip(vocabulary, merges)
+    elif config.kind in ("shapes", "scenes"):
+        model = closed_tokenizer(config.kind)
+    elif config.kind == "sentencepiece":
+        model = _from_sentencepiece(content)
+    else:
+        model = tokenizers.Tokenizer.from_str(content.decode())
+        model.no_padding()
+        model.no_truncation()
+    steps = _cleaning(config)
+    if steps:
+        own = [model.normalizer] if model.normalizer is not None else []
+        model.normalizer = normalizers.Sequence([*steps, *own])
+    return model
+
+
+def end_texts(model: tokenizers.Tokenizer, eos_id: int) -> None:
+    """Lets `model` end every text with `eos_id`, unless it does so already."""
+    ids = model.encode("").ids
+    if ids and ids[-1] == eos_id:
+        return
+    before = [model.id_to_token(i) for i in ids]
+    eos = model.id_to_token(eos_id)
+    special = [(token, model.token_to_id(token)) for token in {*before, eos}]
+    model.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", eos], special_tokens=special
+    )
+
+
+def clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer as transformers builds it: NFC, lower case, words, byte-pair encoding.
+
+    Args:
+        vocabulary: ids; `<|startoftext|>` and `<|endoftext|>` among them.
+        merges: pairs of tokens, the earliest first.
+
+    Raises:
+        InteropError: one of the two tokens is missing.
+    """
+    start, end = clip_vocabulary.START_OF_TEXT, clip_vocabulary.END_OF_TEXT
+    if not {start, end} <= set(vocabulary):
+        raise InteropError(f"The vocabulary has no {start} and {end}; it is not CLIP's.")
+    model = tokenizers.Tokenizer(
+        BPE(vocabulary, merges, end_of_word_suffix=clip_bpe.END_OF_WORD, unk_token=end)
+    )
+    model.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    model.post_processor = processors.TemplateProcessing(
+        single=[start, "$A", end],
+        special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])],
+    )
+    model.add_special_tokens([AddedToken(start, special=True), AddedToken(end, special=True)])
+    return model
+
+
+def _cleaning(config: TokenizerConfig) -> list[normalizers.Normalizer]:
+    """The steps of `Tokenizer._clean`, in its order."""
+    steps: list[normalizers.Normalizer] = []
+    if config.mend or config.kind == "clip_bpe":
+        for _ in range(2):  # html.unescape is applied twice: "&amp;lt;"
+            steps += [normalizers.Replace(old, new) for old, new in _MENDED.items()]
+        steps += [normalizers.Replace(Regex(old), new) for old, new in _UNCURLED]
+        full_width = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+        steps += [normalizers.Replace(old, new) for old, new in full_width.items()]
+        steps += [normalizers.Replace("\u3000", " "), normalizers.Replace(Regex(_CONTROL), "")]
+        steps += [normalizers.NFC(), normalizers.Replace(Regex(_SPACE), " "), normalizers.Strip()]
+    if config.lower:
+        # Python's lower() knows the form of sigma at the end of a word.
+        final = Regex(r"(?<=\p{L})Σ(?!\p{L})")
+        steps += [normalizers.Replace(final, "ς"), normalizers.Lowercase()]
+    if config.underscore == "space":
+        steps.append(normalizers.Replace("_", " "))
+    if config.canonicalize:
+        punctuation = Regex(f"[{re.escape(string.punctuation)}]")
+        steps += [normalizers.Replace(punctuation, ""), normalizers.Replace(Regex(_SPACE), " ")]
+        steps.append(normalizers.Strip())
+    return steps
+
+
+def _from_sentencepiece(content: bytes) -> tokenizers.Tokenizer:
+    """A unigram model, from the file of the sentencepiece library."""
+    spec = sentencepiece_file.normalization(content)
+    if not spec.unigram:
+        raise InteropError(
+            "This sentencepiece model is no unigram model (Gemma's is byte-pair encoding) and has "
+            "no exact form as tokenizer.json here; take the tokenizer.json published beside it, "
+            "with tokenizer.kind='hf'."
+        )
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
+    ids = range(pieces.get_piece_size())
+    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in ids]
+    byte_fallback = any(pieces.is_byte(i) for i in ids)
+    model = tokenizers.Tokenizer(Unigram(vocabulary, pieces.unk_id(), byte_fallback))
+    steps: list[normalizers.Normalizer] = []
+    if spec.charsmap:
+        steps.append(normalizers.Precompiled(spec.charsmap))
+    if spec.remove_extra_spaces:
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
+    model.normalizer = normalizers.Sequence(steps)
+    prefix = "always" if spec.dummy_prefix else "never"
+    model.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=prefix)
+    return model

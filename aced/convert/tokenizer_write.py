@@ -1,0 +1,131 @@
+"""Our tokenizer as the files that transformers' AutoTokenizer and open_clip's HFTokenizer load."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import tempfile
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from aced.convert import tokenizer_build
+from aced.data.tokenizers import Tokenizer
+from aced.models.saved import Model
+
+_PAD = "<|pad|>"
+_OF_ITS_OWN = re.compile(r"<.+>|\[.+\]")  # what special tokens look like; no caption has them
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFiles:
+    """Files by name; what AutoTokenizer is told, and what the model has to do for it."""
+
+    files: dict[str, bytes]
+    settings: dict[str, Any]  # of tokenizer_config.json
+    eos_id: int | None
+    pad_id: int
+    # Row of the token table that the new padding token's row is to equal; None: no new token
+    pad_like: int | None = None
+    notes: tuple[str, ...] = ()  # what differs from our own tokenizer, in words
+
+
+def opened(model: Model) -> Tokenizer:
+    """Our tokenizer of `model`, from the content of its file."""
+    config = model.config.tokenizer
+    if not model.tokenizer:
+        return Tokenizer(config)
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / config.path
+        file.write_bytes(model.tokenizer)
+        return Tokenizer(dataclasses.replace(config, path=str(file)))
+
+
+def files(model: Model) -> TokenizerFiles:
+    """Returns the files for the tokenizer of `model`.
+
+    Raises:
+        InteropError: the tokenizer has no such form.
+    """
+    ours = opened(model)
+    settings = {
+        "model_max_length": model.config.tokenizer.length,
+        "padding_side": "right",
+        "truncation_side": "right",
+        "clean_up_tokenization_spaces": False,
+    }
+    if not model.config.text.causal:
+        # A mask of the padding would change what the text tower sees.
+        settings["model_input_names"] = ["input_ids"]
+    if _is_siglip_tokenizer(model):
+        return _siglip(model, ours, settings)
+    return _fast(model, ours, settings)
+
+
+def padded_table(model: Model, written: TokenizerFiles) -> np.ndarray:
+    """The token table [vocab d], with the new padding token's row if there is one."""
+    table = model.params["text"]["token"]
+    if written.pad_like is None:
+        return table
+    row = table[written.pad_like]
+    if written.pad_id == len(table):
+        return np.concatenate([table, row[None]])
+    table = table.copy()
+    table[written.pad_id] = row  # behind the tokenizer's ids: no caption read it
+    return table
+
+
+def _is_siglip_tokenizer(model: Model) -> bool:
+    """Whether SiglipTokenizer, which always deletes punctuation, does what ours does."""
+    config = model.config.tokenizer
+    exact = config.kind == "sentencepiece" and config.eos and not config.mend
+    return exact and config.canonicalize and config.underscore == "delete"
+
+
+def _siglip(model: Model, ours: Tokenizer, settings: dict[str, Any]) -> TokenizerFiles:
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.tokenizer)
+    settings |= {
+        "tokenizer_class": "SiglipTokenizer",
+        "do_lower_case": model.config.tokenizer.lower,
+        "eos_token": pieces.id_to_piece(ours.eos_id),
+        "pad_token": pieces.id_to_piece(ours.pad_id),
+        "unk_token": pieces.id_to_piece(pieces.unk_id()),
+    }
+    return TokenizerFiles({"spiece.model": model.tokenizer}, settings, ours.eos_id, ours.pad_id)
+
+
+def _fast(model: Model, ours: Tokenizer, settings: dict[str, Any]) -> TokenizerFiles:
+    config, text = model.config.tokenizer, model.config.text
+    fast = tokenizer_build.build(config, model.tokenizer)
+    notes = []
+    if config.mend or config.kind == "clip_bpe":
+        notes.append(
+            "ftfy is no part of transformers: quotes, ligatures, full-width letters, control "
+            "characters and the common HTML entities are mended there, broken encodings are not"
+        )
+    if config.eos:
+        tokenizer_build.end_texts(fast, ours.eos_id)
+    eos = None if ours.eos_id is None else fast.id_to_token(ours.eos_id)
+    pad_id, pad_like = ours.pad_id, None
+    pad = fast.id_to_token(pad_id)
+    special = {token.content for token in fast.get_added_tokens_decoder().values() if token.special}
+    if pad != eos and pad not in special and not _OF_ITS_OWN.fullmatch(pad or ""):
+        if text.causal and text.pool == "eot" and eos is not None:
+            pad, pad_id = eos, ours.eos_id  # behind the end of text nothing is looked at
+        else:
+            fast.add_special_tokens([_PAD])
+            pad, pad_like, pad_id = _PAD, pad_id, fast.token_to_id(_PAD)
+            notes.append(
+                f"padding is token {pad_id}, {_PAD}, a copy of {pad_like}, which is a word's, too"
+            )
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": pad}
+    if eos is not None:
+        settings["eos_token"] = eos
+    start = fast.encode("").ids[:1]
+    if start and start[0] != ours.eos_id:
+        settings["bos_token"] = fast.id_to_token(start[0])
+    content = json.dumps(json.loads(fast.to_str()), ensure_ascii=False).encode()
+    return TokenizerFiles(
+        {"tokenizer.json": content}, settings, ours.eos_id, pad_id, pad_like, tuple(notes)
+    )

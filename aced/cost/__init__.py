@@ -1,0 +1,1 @@
+"""FLOPs of a step, and peak rates of the hardware."""

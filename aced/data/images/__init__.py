@@ -1,0 +1,1 @@
+"""Pictures: decoding, resizing, filters and augmentation."""

@@ -1,0 +1,72 @@
+"""Which examples are left out on purpose: by the sizes of the picture and of its captions.
+
+Of a record with two pictures the first one counts.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from aced.config import ConfigError
+from aced.data.images.decode import picture_size
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """Examples to leave out; 0: no such limit. Captions are left out one by one."""
+
+    min_side: int = 0  # pixels of the shorter side
+    max_aspect: float = 0.0  # longer side / shorter side; 3 is what img2dataset's users take
+    min_chars: int = 0  # of a caption, without space around it
+    max_chars: int = 0
+    min_words: int = 0  # of a caption, divided by space
+    max_words: int = 0
+    # Examples left out in a row for one place of a batch that stop the run: next to nothing passes.
+    max_in_a_row: int = 10_000
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ConfigError(f"data.filters.{field.name} must not be negative.")
+        if 0 < self.max_aspect < 1:
+            raise ConfigError("data.filters.max_aspect is longer / shorter side, at least 1.")
+        for what in ("chars", "words"):
+            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if most and least > most:
+                raise ConfigError(f"data.filters.min_{what} = {least} > max_{what} = {most}.")
+        if self.max_in_a_row < 1:
+            raise ConfigError("data.filters.max_in_a_row must be at least 1.")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What these filters can leave an example out for."""
+        limits = {
+            "side": (self.min_side,),
+            "aspect": (self.max_aspect,),
+            "caption": (self.min_chars, self.max_chars, self.min_words, self.max_words),
+        }
+        return tuple(name for name, values in limits.items() if any(values))
+
+    def reason(self, image: bytes | np.ndarray) -> str:
+        """Why this picture is left out, one of `reasons`; "" if it is not. Reads its header.
+
+        Raises:
+            DecodeError: it is not a picture.
+        """
+        if not self.min_side and not self.max_aspect:
+            return ""
+        sides = image.shape[:2] if isinstance(image, np.ndarray) else picture_size(image)
+        short, long = sorted(sides)
+        if short < self.min_side:
+            return "side"
+        return "aspect" if self.max_aspect and long > self.max_aspect * short else ""
+
+    def captions(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """The places in `texts` of those that are within the limits."""
+        return tuple(i for i, text in enumerate(texts) if self._fits(text))
+
+    def _fits(self, text: str) -> bool:
+        chars, words = len(text.strip()), len(text.split())
+        fits_chars = self.min_chars <= chars <= (self.max_chars or chars)
+        return fits_chars and self.min_words <= words <= (self.max_words or words)

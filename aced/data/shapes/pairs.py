@@ -1,0 +1,235 @@
+"""Statements about two pictures, true or false, after NLVR2 (A. Suhr et al., arXiv:1811.00491).
+
+The truth is drawn first, by a fair coin, so that the text tells nothing of it. Then the scenes are
+changed to have what makes the statement true or false, alike in both cases: things get another
+colour or shape, never are there more or fewer but where their number is what is stated.
+
+- Statements of `ALIKE` compare: given either picture alone, they are true half of the time.
+- Those of `BOTH` demand something of each picture, and a picture that lacks it decides the matter.
+  That is so by logic; false ones fail in one picture only, each as often as the other, so that one
+  picture alone is right on at most three quarters of them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from aced.data.draws import Draws
+from aced.data.shapes.kinds import FORMS, NUMBERS, Kind, any_kind, kind_of, nearly
+from aced.data.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+
+CLASSES = ("false", "true")
+_MOST = 4  # things in a scene
+
+Pair = tuple[Scene, Scene]
+Made = tuple[Pair, str]  # the scenes, changed, and the statement
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A statement about two scenes."""
+
+    scenes: Pair
+    text: str
+    label: int  # position in CLASSES
+    kind: str  # of statement, one of ALIKE or BOTH
+
+
+def compare(pair: Pair, draws: Draws) -> Compared:
+    """Returns a statement about the scenes `pair`, which it changes to be true or false."""
+    kind, is_true = draws.pick((*ALIKE, *BOTH)), draws.coin()
+    scenes, text = (ALIKE | BOTH)[kind](pair, draws, is_true)
+    return Compared(scenes, text, int(is_true), kind)
+
+
+TEXTS = {
+    "background": "both pictures have the same background",
+    "count": "both pictures have the same number of shapes",
+    "together": "together there are {} shapes",
+    "exactly_one": "exactly one picture has {}",
+    "both_or_neither": "either both pictures or neither of them have {}",
+    "colour": "the largest thing has the same color in both pictures",
+    "shape": "the largest thing has the same shape in both pictures",
+    "place": "the largest thing is in the same place in both pictures",
+    "both": "both pictures have {}",
+    "neither": "neither picture has {}",
+    "only": "only the {} picture has {}",
+    "more": "there are more shapes in the {} picture",
+    "backgrounds": "the background of both pictures is {}",
+}
+_SIDES = ("left", "right")
+
+
+def _same_background(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    first, second = pair
+    other = draws.other(tuple(BACKGROUNDS), first.background)
+    background = first.background if is_true else other
+    return (first, dataclasses.replace(second, background=background)), TEXTS["background"]
+
+
+def _same_count(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    numbers = range(1, _MOST + 1)
+    count = draws.pick(numbers)
+    other = count if is_true else draws.other(numbers, count)
+    return _with_counts(pair, draws, (count, other)), TEXTS["count"]
+
+
+def _together(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    total = draws.pick(range(3, 2 * _MOST))
+    # Both numbers are drawn from those that can be a part of the total. Where it is not, the second
+    # is moved on around them, so that each picture alone has each of them as often as if it were.
+    parts = range(max(1, total - _MOST), min(_MOST, total - 1) + 1)
+    count = draws.pick(parts)
+    shift = 0 if is_true else 1 + draws.below(len(parts) - 1)
+    other = parts[(total - count - parts[0] + shift) % len(parts)]
+    return _with_counts(pair, draws, (count, other)), TEXTS["together"].format(NUMBERS[total])
+
+
+def _exactly_one(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    has = draws.coin()
+    scenes, kind = _having(pair, draws, (has, has != is_true))
+    return scenes, TEXTS["exactly_one"].format(kind.one)
+
+
+def _both_or_neither(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    has = draws.coin()
+    scenes, kind = _having(pair, draws, (has, has == is_true))
+    return scenes, TEXTS["both_or_neither"].format(kind.one)
+
+
+def _same_main(name: str, options: tuple[str, ...]) -> Callable[[Pair, Draws, bool], Made]:
+    def statement(pair: Pair, draws: Draws, is_true: bool) -> Made:
+        first, second = pair
+        mine = getattr(first.things[0], name)
+        main = dataclasses.replace(
+            second.things[0], **{name: mine if is_true else draws.other(options, mine)}
+        )
+        return (first, _with(second, 0, main)), TEXTS[name]
+
+    return statement
+
+
+def _same_place(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    first, second = pair
+    mine = first.things[0].place
+    place = mine if is_true else draws.other(range(len(PLACES)), mine)
+    old = second.things[0].place
+    moved = {old: place, place: old}  # what is there changes places with it
+    things = tuple(
+        dataclasses.replace(thing, place=moved.get(thing.place, thing.place))
+        for thing in second.things
+    )
+    return (first, dataclasses.replace(second, things=things)), TEXTS["place"]
+
+
+def _both(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    scenes, kind = _having(pair, draws, _or_one_fails((True, True), draws, is_true))
+    return scenes, TEXTS["both"].format(kind.one)
+
+
+def _neither(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    scenes, kind = _having(pair, draws, _or_one_fails((False, False), draws, is_true))
+    return scenes, TEXTS["neither"].format(kind.one)
+
+
+def _only(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    side = draws.below(2)
+    has = _or_one_fails((side == 0, side == 1), draws, is_true)
+    scenes, kind = _having(pair, draws, has)
+    return scenes, TEXTS["only"].format(_SIDES[side], kind.one)
+
+
+def _more(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    # One more or one less: one or four shapes decide it alone, two and three do not.
+    fewer, side = 1 + draws.below(_MOST - 1), draws.below(2)
+    counts = (fewer + 1, fewer) if (side == 0) == is_true else (fewer, fewer + 1)
+    return _with_counts(pair, draws, counts), TEXTS["more"].format(_SIDES[side])
+
+
+def _backgrounds(pair: Pair, draws: Draws, is_true: bool) -> Made:
+    background = draws.pick(tuple(BACKGROUNDS))
+    fits = _or_one_fails((True, True), draws, is_true)
+    first, second = (
+        dataclasses.replace(
+            scene,
+            background=background if fit else draws.other(tuple(BACKGROUNDS), background),
+        )
+        for scene, fit in zip(pair, fits, strict=True)
+    )
+    return (first, second), TEXTS["backgrounds"].format(background)
+
+
+def _or_one_fails(wanted: tuple[bool, bool], draws: Draws, is_true: bool) -> tuple[bool, bool]:
+    """`wanted`, or, for a false statement, one of the two the other way."""
+    failing = draws.below(2)
+    first, second = (has != (not is_true and i == failing) for i, has in enumerate(wanted))
+    return first, second
+
+
+def _having(pair: Pair, draws: Draws, has: tuple[bool, bool]) -> tuple[Pair, Kind]:
+    """Scenes that have a thing of a random kind or not, as `has` says, and the kind."""
+    kind = any_kind(draws, draws.pick(FORMS))
+    first, second = (
+        _with_kind(scene, draws, kind) if wanted else _without_kind(scene, draws, kind)
+        for scene, wanted in zip(pair, has, strict=True)
+    )
+    return (first, second), kind
+
+
+def _with_kind(scene: Scene, draws: Draws, kind: Kind) -> Scene:
+    """`scene` with one of its things made one of `kind`."""
+    i = draws.below(len(scene.things))
+    named = {name: value for name, value in vars(kind).items() if value is not None}
+    return _with(scene, i, dataclasses.replace(scene.things[i], **named))
+
+
+def _without_kind(scene: Scene, draws: Draws, kind: Kind) -> Scene:
+    """`scene` with all things of `kind` changed; often one of them is nearly of that kind."""
+    if draws.coin():
+        scene = _with_kind(scene, draws, nearly(draws, kind))
+    names = [name for name, value in vars(kind).items() if value is not None]
+    for i, thing in enumerate(scene.things):
+        if kind.fits(thing):
+            changed = nearly(draws, kind_of(thing, names))
+            named = {name: getattr(changed, name) for name in names}
+            scene = _with(scene, i, dataclasses.replace(thing, **named))
+    return scene
+
+
+def _with_counts(pair: Pair, draws: Draws, counts: tuple[int, int]) -> Pair:
+    first, second = (_with_count(scene, draws, n) for scene, n in zip(pair, counts, strict=True))
+    return first, second
+
+
+def _with_count(scene: Scene, draws: Draws, count: int) -> Scene:
+    """`scene` with its first `count` things, or with further ones like the others of scenes."""
+    things = list(scene.things[:count])
+    smaller = tuple(SIZES)[: tuple(SIZES).index(things[0].size)]
+    while len(things) < count:
+        place = draws.other(range(len(PLACES)), *(thing.place for thing in things))
+        shape, colour = draws.pick(tuple(SHAPES)), draws.pick(tuple(COLOURS))
+        things.append(Thing(shape, colour, draws.pick(smaller), place, (0.0, 0.0)))
+    return dataclasses.replace(scene, things=tuple(things))
+
+
+def _with(scene: Scene, i: int, thing: Thing) -> Scene:
+    things = (*scene.things[:i], thing, *scene.things[i + 1 :])
+    return dataclasses.replace(scene, things=things)
+
+
+ALIKE = {
+    "background": _same_background,
+    "count": _same_count,
+    "together": _together,
+    "exactly_one": _exactly_one,
+    "both_or_neither": _both_or_neither,
+    "colour": _same_main("colour", tuple(COLOURS)),
+    "shape": _same_main("shape", tuple(SHAPES)),
+    "place": _same_place,
+}
+BOTH = {
+    "both": _both,
+    "neither": _neither,
+    "only": _only,
+    "more": _more,
+    "backgrounds": _backgrounds,
+}

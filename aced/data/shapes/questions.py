@@ -1,0 +1,153 @@
+"""Questions about a scene, each with the one right answer of a closed list.
+
+A question names a thing by attributes that no other thing of the scene shares, so that it has one
+answer. A place is one of nine cells, as in the captions: what is in the top left is not "on the
+left". Questions for yes or no are made for an answer that was drawn before, from attributes that
+are drawn alike for both: the text tells nothing of the answer.
+"""
+
+from collections.abc import Callable
+
+from aced.data.draws import Draws
+from aced.data.shapes.kinds import FORMS, NUMBERS, any_kind, kind_of, nearly, telling
+from aced.data.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene
+
+ANSWERS = ("no", "yes", *COLOURS, *BACKGROUNDS, *SHAPES, *PLACES, *SIZES, *NUMBERS[:5])
+TEMPLATES = {
+    "color": ("what color is the {}", "what is the color of the {}"),
+    "shape": ("what shape is the {}", "what is the shape of the {}"),
+    "size": ("what size is the {}", "what is the size of the {}"),
+    "place": ("where is the {}",),
+    "background": ("what color is the background", "what is the color of the background"),
+    "count": ("how many shapes are there",),
+    "count_kind": ("how many {} are there",),
+    "exists": ("is there {}",),
+    "is_at": ("is the {} {}",),
+    "is_colored": ("is the {} {}",),
+    "relation": ("is the {} {} the {}",),
+}
+# By how much the row and the column change from the second thing to the first.
+_RELATIONS = {
+    "above": (-1, 0),
+    "below": (1, 0),
+    "to the left of": (0, -1),
+    "to the right of": (0, 1),
+}
+_OPPOSITES = {"above": "below", "to the left of": "to the right of"}
+_OPPOSITES |= {b: a for a, b in _OPPOSITES.items()}
+
+Asked = tuple[str, str]  # question and answer
+
+
+def ask(scene: Scene, draws: Draws) -> Asked:
+    """Returns a question about `scene` and its answer, one of `ANSWERS`."""
+    while (asked := draws.pick(_KINDS)(scene, draws)) is None:
+        pass  # not possible of this scene: another kind
+    return asked
+
+
+def _make(kind: str, draws: Draws, *parts: str) -> str:
+    return draws.pick(TEMPLATES[kind]).format(*parts)
+
+
+def _attribute(kind: str, attribute: str, others: tuple[str, ...]) -> Callable[..., Asked]:
+    """Asks for an attribute of a thing that is named by the `others`, or by its place."""
+
+    def question(scene: Scene, draws: Draws) -> Asked:
+        thing = draws.pick(scene.things)
+        names = [found.text for found in telling(scene.things, thing, others)]
+        name = draws.pick([*names, f"thing {PLACES[thing.place]}"])
+        return _make(kind, draws, name), getattr(thing, attribute)
+
+    return question
+
+
+def _place(scene: Scene, draws: Draws) -> Asked | None:
+    thing = draws.pick(scene.things)
+    names = [found.text for found in telling(scene.things, thing, ("size", "colour", "shape"))]
+    return (_make("place", draws, draws.pick(names)), PLACES[thing.place]) if names else None
+
+
+def _background(scene: Scene, draws: Draws) -> Asked:
+    return _make("background", draws), scene.background
+
+
+def _count(scene: Scene, draws: Draws) -> Asked:
+    return _make("count", draws), NUMBERS[len(scene.things)]
+
+
+def _count_kind(scene: Scene, draws: Draws) -> Asked:
+    kind = kind_of(draws.pick(scene.things), draws.pick(FORMS))
+    kind = nearly(draws, kind) if draws.coin() else kind
+    return _make("count_kind", draws, kind.many), NUMBERS[sum(map(kind.fits, scene.things))]
+
+
+def _exists(scene: Scene, draws: Draws) -> Asked:
+    form = draws.pick(FORMS)
+    kind = kind_of(draws.pick(scene.things), form)
+    if draws.coin():
+        return _make("exists", draws, kind.one), "yes"
+    kind = nearly(draws, kind)  # a thing of this shape, or of this colour, is there
+    while any(map(kind.fits, scene.things)):
+        kind = any_kind(draws, form)
+    return _make("exists", draws, kind.one), "no"
+
+
+def _is_at(scene: Scene, draws: Draws) -> Asked | None:
+    thing = draws.pick(scene.things)
+    names = [found.text for found in telling(scene.things, thing, ("size", "colour", "shape"))]
+    if not names:
+        return None
+    name, yes = draws.pick(names), draws.coin()
+    place = thing.place if yes else draws.other(range(len(PLACES)), thing.place)
+    return _make("is_at", draws, name, PLACES[place]), ANSWERS[yes]
+
+
+def _is_colored(scene: Scene, draws: Draws) -> Asked | None:
+    thing = draws.pick(scene.things)
+    names = [found.text for found in telling(scene.things, thing, ("size", "shape"))]
+    if not names:
+        return None
+    name, yes = draws.pick(names), draws.coin()
+    colour = thing.colour if yes else draws.other(tuple(COLOURS), thing.colour)
+    return _make("is_colored", draws, name, colour), ANSWERS[yes]
+
+
+def _relation(scene: Scene, draws: Draws) -> Asked | None:
+    named = {
+        thing: [kind.text for kind in telling(scene.things, thing, ("size", "colour", "shape"))]
+        for thing in scene.things
+    }
+    things = [thing for thing, names in named.items() if names]
+    if len(things) < 2:
+        return None
+    first = draws.pick(things)
+    second = draws.other(things, first)
+    (row, column), (other_row, other_column) = divmod(first.place, 3), divmod(second.place, 3)
+    change = row - other_row, column - other_column
+    true = [
+        relation
+        for relation, (down, right) in _RELATIONS.items()
+        if down * change[0] + right * change[1] > 0
+    ]
+    relation, yes = draws.pick(true), draws.coin()
+    relation = relation if yes else _OPPOSITES[relation]  # false however "above" is understood
+    names = draws.pick(named[first]), draws.pick(named[second])
+    return _make("relation", draws, names[0], relation, names[1]), ANSWERS[yes]
+
+
+# A kind is drawn from this list, each as often as it stands here; where the scene has no such
+# question (one thing has no relation), again. Six of sixteen are for yes or no.
+_KINDS = (
+    *[_attribute("color", "colour", ("size", "shape"))] * 2,
+    *[_attribute("shape", "shape", ("size", "colour"))] * 2,
+    _attribute("size", "size", ("colour", "shape")),
+    *[_place] * 2,
+    _background,
+    _count,
+    _count_kind,
+    *[_exists] * 2,
+    _is_at,
+    _is_colored,
+    *[_relation] * 2,
+)

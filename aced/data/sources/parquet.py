@@ -1,0 +1,331 @@
+"""Parquet files with pictures in a column, as Hugging Face data sets and img2dataset have them.
+
+Parquet is read by row group: to read one row means to read and unpack its whole group, a hundred to
+many thousand rows. Reading in a random order would read every group once per row. So these sources
+give `groups`, and `order.GroupedOrder` shuffles in two levels: groups, and rows within a window of
+several groups. A few groups are kept, each read once an epoch by every process that needs it.
+"""
+
+import bisect
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import operator
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from aced.config import ConfigError
+from aced.data import records
+from aced.data.records import DatasetError, RecordError
+from aced.data.sources import parquet_splits
+from aced.files import encoding, storage
+from aced.files.storage import File
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MAX_FOOTER_BYTES = 1 << 28
+_THREADS = 16
+_BATCH_ROWS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetConfig:
+    """Parquet files with the bytes of pictures in a column, or {bytes, path} as `datasets` does."""
+
+    # A file, a folder of them, or a pattern: /data/coco/data/train-*.parquet, s3://bucket/*.parquet.
+    path: str = ""
+    split: str = "train"  # of a folder whose files are named by splits, as the hub's are
+    image: str = "image"  # column of the encoded pictures
+    # Columns of strings, of lists of strings, or of classes that `datasets` has named, whose names
+    # are the captions; of classified pictures alone maybe none.
+    captions: tuple[str, ...] = ("caption",)
+    # Column with the number of a class, or with its name: then names are numbered in their order;
+    # none: no labels.
+    label: str = ""
+    second: str = ""  # column of a second picture, where examples are about two; none: one
+    # The window of the shuffle, in MiB of unpacked row groups: examples mix only within it. Every
+    # process keeps up to twice as much in memory. Part of the order: the same on all machines.
+    window_mib: int = 1024
+
+    def __post_init__(self) -> None:
+        if not self.captions and not self.label:
+            raise ConfigError(
+                "data.parquet.captions is empty; name the columns with captions, or a .label."
+            )
+        if self.window_mib < 1:
+            raise ConfigError(f"data.parquet.window_mib must be at least 1, got {self.window_mib}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A row group."""
+
+    path: str
+    number: int  # in its file
+    name: str  # of the file, alike on every machine
+
+
+class ParquetSource:
+    """The rows of a set of parquet files; see `Source`.
+
+    Attributes:
+        groups: rows of every row group, in order.
+        group_bytes: of every row group, unpacked.
+        window_bytes: of the window of the shuffle.
+        split: of the folder, which is read; "": it has none, or files are named.
+        class_names: of the labels, or else of captions that are classes; None: there are none.
+    """
+
+    def __init__(self, config: ParquetConfig):
+        """Reads the footers of all files.
+
+        Raises:
+            ConfigError: pyarrow, the split or a column is missing, or a column has another type,
+                or labels have too many names to be classes.
+            DatasetError: a file is no parquet file, or has other columns than the first.
+            StorageError: no file is there, or one cannot be read.
+        """
+        _pyarrow()
+        from aced.data.sources import parquet_classes
+
+        self._config = config
+        self._columns = [config.image, *config.captions]
+        self._columns += filter(None, [config.label, config.second])
+        files, self.split = parquet_splits.find(config.path, config.split)
+        names = storage.names([file.path for file in files])
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            footers = list(pool.map(_footer, files, itertools.repeat(self._columns)))
+        self._groups: list[_Group] = []
+        self.groups: list[int] = []
+        self.group_bytes: list[int] = []
+        self.window_bytes = config.window_mib << 20
+        digest = hashlib.sha256(repr(self._columns).encode())
+        full = []
+        for file, name, footer in zip(files, names, footers, strict=True):
+            if any(footer.rows):  # a file without rows may have columns without a type
+                full.append((file, footer.schema))
+                _check_columns(*full[-1], config)
+            digest.update(f"{name} {footer.sha256}\n".encode())
+            for number, rows in enumerate(footer.rows):
+                if rows:
+                    self._groups.append(_Group(file.path, number, name))
+                    self.groups.append(rows)
+                    self.group_bytes.append(footer.sizes[number])
+        self.name = f"{config.path}, split {self.split!r}" if self.split else config.path
+        self.fingerprint = f"parquet {digest.hexdigest()}"
+        self._ends = [0, *itertools.accumulate(self.groups)]
+        self._names_of = parquet_classes.names_of(full, config.label, config.captions)
+        self.class_names = next(iter(self._names_of.values()), None)
+        self._numbers = None  # of labels that are names, which as captions are what they are
+        if full and config.label and parquet_classes.are_names(full[0][1].field(config.label)):
+            names = self._names_of.pop(config.label)
+            self._numbers = {name: number for number, name in enumerate(names)}
+        self._kept: collections.OrderedDict[int, concurrent.futures.Future] = (
+            collections.OrderedDict()
+        )
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Row `index`, as `Source` says; without caption `texts` is empty.
+
+        Raises:
+            IndexError: there is no such row.
+            RecordError: it has no picture, or its row group is damaged.
+            StorageError: the file cannot be read just now.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        number = bisect.bisect_right(self._ends, index) - 1
+        group, row = self._groups[number], index - self._ends[number]
+        where = f"{group.path}, row group {group.number}"
+        try:
+            table = self._table(number)
+            out = {"image": _picture(table[self._config.image][row].as_py()), "id": index}
+            if self._config.second:
+                out["second"] = _picture(table[self._config.second][row].as_py())
+            texts = [
+                text
+                for column in self._config.captions
+                for text in _captions(table[column][row].as_py(), self._names_of.get(column))
+            ]
+            out["texts"] = tuple(texts[: records.MAX_ITEMS])
+            if self._config.label:
+                out["label"] = _label(table[self._config.label][row].as_py(), self._numbers)
+        except Exception as error:  # damaged pages make pyarrow raise nearly anything
+            if storage.is_passing(error):
+                raise storage.StorageError(f"{where} cannot be read: {error}") from error
+            raise RecordError(f"{where}, row {row}: {error}") from error
+        return out | {"key": f"{group.name}/{group.number}/{row}"}
+
+    def _table(self, number: int) -> "pa.Table":
+        """A row group, read once however many threads ask for it; damage is kept, too."""
+        with self._lock:
+            future = self._kept.get(number)
+            is_mine = future is None
+            if is_mine:
+                future = self._kept[number] = concurrent.futures.Future()
+                self._forget()
+            self._kept.move_to_end(number)
+        if is_mine:
+            try:
+                future.set_result(_read_group(self._groups[number], self._columns))
+            except BaseException as error:  # those who wait for it would wait for ever
+                if storage.is_passing(error):  # next time it may be read
+                    with self._lock:
+                        self._kept.pop(number, None)
+                future.set_exception(error)
+        return future.result()
+
+    def _forget(self) -> None:
+        """Lets the groups go that were not used for longest, down to two windows."""
+        kept = sum(self.group_bytes[number] for number in self._kept)
+        while kept > 2 * self.window_bytes and len(self._kept) > 2:
+            oldest, _ = self._kept.popitem(last=False)
+            kept -= self.group_bytes[oldest]
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            "data.source='parquet' needs pyarrow: `pip install '.[parquet]'`."
+        ) from error
+    return pyarrow
+
+
+@dataclasses.dataclass(frozen=True)
+class _Footer:
+    """What is read from the end of a file."""
+
+    schema: "pa.Schema"
+    rows: list[int]  # of every row group
+    sizes: list[int]  # of the columns that are read in every row group: bytes, unpacked
+    sha256: str  # of places, sizes and statistics of all columns
+
+
+def _footer(file: File, columns: Sequence[str]) -> _Footer:
+    """Reads the end of a file alone.
+
+    Of statistics that are damaged in a certain way pyarrow makes no error, but ends the process
+    (about one in 400 flipped bits of a footer); parquet has no checksum over its footer.
+
+    Raises:
+        DatasetError: it is no parquet file, or damaged.
+        StorageError: it cannot be read.
+    """
+    pyarrow = _pyarrow()
+    try:
+        tail = storage.read(file.path, max(0, file.size - 8), 8)
+        size = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or not 0 < size <= min(file.size - 8, _MAX_FOOTER_BYTES):
+            raise ValueError("it does not end as a parquet file does; it was cut off or is none")
+        footer = storage.read(file.path, file.size - 8 - size, size)
+        buffer = pyarrow.BufferReader(b"PAR1" + footer + tail)
+        metadata = pyarrow.parquet.read_metadata(buffer)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        rows = [group.num_rows for group in groups]
+        sizes = [_unpacked_bytes(group, columns) for group in groups]
+        if min(rows + sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
+            raise ValueError("its numbers of rows are damaged")
+        schema = metadata.schema.to_arrow_schema()
+        return _Footer(schema, rows, sizes, hashlib.sha256(footer).hexdigest())
+    except storage.StorageError:
+        raise
+    except Exception as error:  # damaged metadata make pyarrow raise nearly anything
+        raise DatasetError(f"{file.path} cannot be used: {error}.") from error
+
+
+def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> None:
+    """Refuses columns that are missing or of a wrong type, with a list of what is there."""
+    from aced.data.sources import parquet_classes
+
+    types = _pyarrow().types
+
+    def is_picture(field: "pa.Field") -> bool:
+        kind = field.type
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    def is_text(field: "pa.Field") -> bool:
+        kind = field.type
+        if types.is_list(kind) or types.is_large_list(kind):
+            kind = kind.value_type
+        if types.is_integer(kind):
+            return parquet_classes.described(schema, field.name) is not None
+        return types.is_string(kind) or types.is_large_string(kind)
+
+    def is_class(field: "pa.Field") -> bool:
+        return types.is_integer(field.type) or parquet_classes.are_names(field)
+
+    there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    wanted = [("image", config.image, is_picture, "bytes, or a struct with `bytes`")]
+    wanted += [("captions", c, is_text, "strings, or lists of strings") for c in config.captions]
+    if config.second:
+        wanted.append(("second", config.second, is_picture, "bytes, or a struct with `bytes`"))
+    if config.label:
+        wanted.append(("label", config.label, is_class, "whole numbers, or names"))
+    for key, name, fits, what in wanted:
+        index = schema.get_field_index(name)
+        if index < 0 or not fits(schema.field(index)):
+            found = "does not exist" if index < 0 else f"is {schema.field(index).type}"
+            raise ConfigError(
+                f"data.parquet.{key} = {name!r} must be a column of {what}, and in {file.path} it "
+                f"{found}. There are: {there}."
+            )
+
+
+def _unpacked_bytes(group: Any, columns: Sequence[str]) -> int:
+    leaves = (group.column(i) for i in range(group.num_columns))
+    return sum(
+        leaf.total_uncompressed_size
+        for leaf in leaves
+        if any(f"{leaf.path_in_schema}.".startswith(f"{column}.") for column in columns)
+    )
+
+
+def _read_group(group: _Group, columns: Sequence[str]) -> "pa.Table":
+    parquet = _pyarrow().parquet
+    with storage.open_file(group.path) as file, parquet.ParquetFile(file, pre_buffer=True) as whole:
+        # Not whole: a group with more than 2 GiB in a struct cannot be one array.
+        batches = whole.iter_batches(
+            _BATCH_ROWS, row_groups=[group.number], columns=list(columns), use_threads=False
+        )
+        return _pyarrow().Table.from_batches(batches)
+
+
+def _picture(value: Any) -> bytes:
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not value:
+        raise ValueError("it has no bytes of a picture; a path beside it is not followed")
+    if len(value) > records.MAX_IMAGE_BYTES:
+        raise ValueError(f"a picture of {len(value)} bytes; {records.MAX_IMAGE_BYTES} can be")
+    return value
+
+
+def _captions(value: Any, names: Sequence[str] | None) -> list[str]:
+    """One or several; `names` are those of classes, by number."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
+    if names is None:
+        return [encoding.without_mark(text) for text in texts]
+    if texts and max(texts) >= len(names):
+        raise ValueError(f"class {max(texts)} has no name; there are {len(names)}")
+    return [names[number] for number in texts if number >= 0]  # -1: not known
+
+
+def _label(value: Any, numbers: Mapping[str, int] | None) -> int:
+    if numbers is not None:
+        value = numbers.get(value)
+    if value is None or not -(1 << 31) <= value < 1 << 31:
+        raise ValueError(f"its label is no number of a class: {value!r}")
+    return value

@@ -1,0 +1,183 @@
+"""The splits of a folder of parquet files, found as Hugging Face's `datasets` finds them.
+
+By what README.md says (`configs`, `data_files`), or else by names: train-00000-of-00002.parquet,
+data/validation.parquet, test/0000.parquet. Files without such names are all of one split, "train".
+"""
+
+import re
+from typing import Any
+
+import yaml
+from absl import logging
+
+from aced.config import ConfigError
+from aced.files import storage
+from aced.files.storage import File
+
+DEFAULT = "train"
+_SUFFIX = ".parquet"
+_MAX_README_BYTES = 1 << 22
+_SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\b.*")  # name of the split, place among many
+_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+def find(path: str, split: str) -> tuple[list[File], str]:
+    """The files of `split` in the folder `path`, or all that a pattern or a file names.
+
+    Args:
+        path: see `storage.find`; a folder may have its files in data/ or in folders of splits, too.
+        split: its name; "val" finds "validation", and the like.
+
+    Returns:
+        The files, in order; the name of the split as the folder has it, "" where it has none.
+
+    Raises:
+        ConfigError: there is no such split, or `split` is set where files are named, or README.md
+            names several sets of files and none as the default.
+        StorageError: nothing is there, or it cannot be listed.
+    """
+    if not storage.is_folder(path):
+        if split != DEFAULT:
+            raise ConfigError(
+                f"data.parquet.split = {split!r} is of a folder, but {path} names the files; give "
+                "the folder, or leave the split out."
+            )
+        return storage.find(path, _SUFFIX), ""
+    splits = _splits(path)
+    found = [name for name in splits if name == split] or [
+        name for name in splits if _WORDS.get(name, name) == _WORDS.get(split, split)
+    ]
+    if list(splits) == [""] and split == DEFAULT:
+        return splits[""], ""
+    if len(found) != 1:  # "validation" may be "val" or "dev", and both may be there
+        there = ", ".join(filter(None, splits))
+        if not there:
+            there = f"none: no file's name begins with that of a split, as in {split}-0.parquet"
+        raise ConfigError(
+            f"{path} has no split {split!r}. Its splits are: {there}. Set data.parquet.split "
+            "(aced.prepare: --split) to one of them, or give the files: "
+            f"{path}/NAME-*.parquet"
+        )
+    others = [
+        f"{name or 'of no split'} ({len(splits[name])})" for name in splits if name != found[0]
+    ]
+    logging.info(
+        "%s: the split %r is read, %d files. Left out are the files of: %s",
+        *(path, found[0], len(splits[found[0]]), ", ".join(others) or "nothing"),
+    )
+    return splits[found[0]], found[0]
+
+
+def names(path: str) -> list[str]:
+    """The splits of `path`; none where it is no folder, or its files are of no split.
+
+    Raises:
+        ConfigError, StorageError: see `find`.
+    """
+    return list(filter(None, _splits(path))) if storage.is_folder(path) else []
+
+
+def _splits(path: str) -> dict[str, list[File]]:
+    """The files of a folder by split; "": those that are of none."""
+    path = path.rstrip("/")
+    return _noted(path) or _by_name(path)
+
+
+def _by_name(path: str) -> dict[str, list[File]]:
+    """The files by split, as their names or those of their folders tell it."""
+    splits: dict[str, list[File]] = {}
+    if files := storage.matching(f"{path}/*{_SUFFIX}"):
+        for file in files:
+            splits.setdefault(_split_of(file.path), []).append(file)
+        return splits
+    others = set()
+    for file in (
+        *storage.matching(f"{path}/*/*{_SUFFIX}"),
+        *storage.matching(f"{path}/data/*/*{_SUFFIX}"),
+    ):
+        folder = file.path.split("/")[-2]
+        split = _split_of(file.path) if folder == "data" else _word(folder)
+        if split or folder == "data":
+            splits.setdefault(split, []).append(file)
+        else:
+            others.add(file.path.rpartition("/")[0])
+    if others and not splits:
+        raise storage.StorageError(
+            f"{path} has no *{_SUFFIX} itself, but there are some in {', '.join(sorted(others))}; "
+            "give one of these folders, or a pattern."
+        )
+    return splits or {"": storage.find(path, _SUFFIX)}  # which says that there is none
+
+
+def _split_of(path: str) -> str:
+    """The split that a file's name tells; "": none."""
+    name = path.rpartition("/")[2].removesuffix(_SUFFIX)
+    if (shard := _SHARD.fullmatch(name)) and _word(shard[1]):
+        return shard[1]
+    return _word(name)
+
+
+def _word(name: str) -> str:
+    """The split that a word in `name` stands for; "" if there is no such word."""
+    words = re.split(r"[-._ 0-9]+", name.lower())
+    return next((_WORDS[word] for word in words if word in _WORDS), "")
+
+
+def _noted(path: str) -> dict[str, list[File]]:
+    """The files by split as README.md notes them; none where it does not."""
+    if (file := storage.stat(f"{path}/README.md")) is None:
+        return {}
+    text = storage.read(file.path, 0, min(file.size, _MAX_README_BYTES))
+    try:
+        head = re.match(r"\ufeff?---\s*\n(.*?)\n---", text.decode(), re.DOTALL)
+        configs = yaml.safe_load(head[1])["configs"] if head else []
+        patterns = _patterns(configs, file.path)
+    except ConfigError:
+        raise
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
+        logging.warning("%s is not used, splits go by the names of files: %r", file.path, error)
+        return {}
+    splits = {}
+    for split, of_split in patterns.items():
+        found = []
+        for pattern in of_split:
+            if ".." in pattern.split("/") or storage.is_remote(pattern):
+                raise ConfigError(f"{file.path} names {pattern}, which is not in its folder.")
+            found += storage.matching(f"{path}/{pattern}")
+        if found := [f for f in dict.fromkeys(found) if f.path.endswith(_SUFFIX)]:
+            splits[split] = found
+    return splits
+
+
+def _patterns(configs: list[dict[str, Any]], readme: str) -> dict[str, list[str]]:
+    """Patterns of files by split: of README.md's only set of files, or of its default."""
+    configs = [config for config in configs if config.get("data_files")]
+    if len(configs) > 1:
+        names = [str(config["config_name"]) for config in configs]
+        configs = [c for c in configs if c.get("default") or c["config_name"] == "default"]
+        if len(configs) != 1:
+            raise ConfigError(
+                f"{readme} names several sets of files, none as the default: {', '.join(names)}. "
+                "Give a pattern of the files of one of them."
+            )
+    patterns: dict[str, list[str]] = {}
+    for config in configs:
+        entries = config["data_files"]
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if isinstance(entry, str):
+                entry = {"split": DEFAULT, "path": entry}
+            of_split = entry["path"]
+            of_split = of_split if isinstance(of_split, list) else [of_split]
+            patterns.setdefault(str(entry.get("split", DEFAULT)), []).extend(map(str, of_split))
+    return patterns

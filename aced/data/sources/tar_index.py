@@ -1,0 +1,238 @@
+"""The index of a set of WebDataset tars: which bytes of which tar are which example.
+
+A tar can only be read from front to back; with this index, any example is one read. It is built
+once and kept in a file: beside the tars, for every machine, or else in a folder of this machine.
+It is mapped, not loaded, so that 10^8 examples cost no memory; whoever builds it needs twice its
+size once, which is 72 bytes and the name of each example. It holds the size and the stamp
+(time of change, or ETag) of every tar, and is built again when one of them differs.
+
+While it is built, each tar has a file of its own, of the same form. So whoever was killed goes on
+where it was, and the hosts of a pod, which all start at once, share the tars without a word: each
+takes them in an order of its own, and leaves out those that are done.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+
+from aced.data.sources.tar_scan import ENTRY, scan
+from aced.files import storage
+from aced.files.storage import File
+
+MAGIC = b"aced-tar-index-3"
+_HEADER = struct.Struct("<16sQ")  # MAGIC, bytes of the JSON that follows
+_THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TarIndex:
+    """The examples of a set of tars, in order."""
+
+    entries: np.ndarray  # of ENTRY, mapped from the index's file
+    keys: memoryview  # the bytes of all keys
+    digest: str  # of all headers of all tars: the same for every copy of them
+
+    def key(self, entry: np.void) -> str:
+        """The name of an example without its ending; of a damaged one, with the reason."""
+        start = int(entry["key"])
+        return bytes(self.keys[start : start + int(entry["key_size"])]).decode("utf-8", "replace")
+
+
+def load(files: Sequence[File], cache_folder: str) -> TarIndex:
+    """The index of these tars: the one that is kept, or else a new one, which then is.
+
+    Args:
+        files: the tars, in order.
+        cache_folder: a local folder for the index where there is no writing beside the tars.
+
+    Raises:
+        DatasetError: a file is no tar, or is compressed.
+        StorageError: a tar cannot be read.
+    """
+    paths = [file.path for file in files]
+    names = storage.names(paths)
+    table = [[name, file.size, file.stamp] for name, file in zip(names, files, strict=True)]
+    # Another set of tars in the same folder has an index of its own.
+    file_name = f"INDEX-{_sha256(*names)[:8]}"
+    beside = f"{storage.common_folder(paths)}/{file_name}"
+    own = os.path.join(os.path.expanduser(cache_folder), f"{file_name}-{_sha256(*paths)[:8]}")
+    before = _state(beside)
+    for place in (own, beside) if storage.is_remote(beside) else (beside, own):
+        if (index := _read(place, table, own)) is not None:
+            return index
+    try:
+        data = _build(files, table, (beside, own), before)
+    except _MadeElsewhereError:
+        index = load(files, cache_folder)
+        _remove_parts(beside, own)  # its maker may have done so before the last of ours was written
+        return index
+    for place in (beside, own):
+        if _keep(place, data) and (index := _read(place, table, own)) is not None:
+            _remove_parts(beside, own)
+            return index
+    return _parse(memoryview(data), table)
+
+
+class _MadeElsewhereError(Exception):
+    """Another process has written the index while this one was at it."""
+
+
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _parts(place: str) -> str:
+    """The folder of the tars' own files, while the index in `place` is built."""
+    return f"{place}.parts"
+
+
+def _remove_parts(*places: str) -> None:
+    for place in places:
+        storage.remove_folder(_parts(place))
+
+
+def _state(place: str) -> File | None:
+    """What is in `place`, without its content; None also where that cannot be told."""
+    with contextlib.suppress(Exception):  # stores raise errors of many kinds
+        return storage.stat(place)
+    return None
+
+
+def _keep(place: str, data: bytes | bytearray) -> bool:
+    try:
+        storage.write(place, data)
+    except Exception as error:  # stores raise errors of many kinds, and none is worth a run
+        logging.log_every_n_seconds(
+            logging.WARNING, "The index cannot be kept in %s: %s", 60, place, error
+        )
+        return False
+    return True
+
+
+def _read(place: str, table: list, own: str) -> TarIndex | None:
+    """The index in `place` if it is there, whole, and of these tars; copied to `own` if remote."""
+    try:
+        if storage.is_remote(place):
+            if (file := storage.stat(place)) is None:
+                return None
+            storage.write(own, storage.read(place, 0, file.size))
+            place = own
+        with open(place, "rb") as local:
+            mapped = memoryview(mmap.mmap(local.fileno(), 0, access=mmap.ACCESS_READ))
+        return _parse(mapped, table)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # of the store, or of what it holds
+        logging.warning("The index %s is not used and built again: %s", place, error)
+        return None
+
+
+def _read_part(place: str, row: list) -> TarIndex | None:
+    """The index of one tar, in memory: so many mapped files would be too many open ones."""
+    try:
+        if (file := storage.stat(place)) is None:
+            return None
+        return _parse(memoryview(storage.read(place, 0, file.size)), [row])
+    except Exception:  # as above; the tar is read instead
+        return None
+
+
+def _parse(data: memoryview, table: list) -> TarIndex:
+    """The index in `data`.
+
+    Raises:
+        ValueError: it is not whole, or of other tars.
+    """
+    if len(data) < _HEADER.size:
+        raise ValueError("it is cut off")
+    magic, size = _HEADER.unpack_from(data)
+    if magic != MAGIC or size > len(data):
+        raise ValueError("it is no index of this version")
+    header = json.loads(bytes(data[_HEADER.size : _HEADER.size + size]))
+    if header["tars"] != table:
+        raise ValueError("tars have changed since")
+    count, start = header["entries"], _HEADER.size + size
+    keys = start + count * ENTRY.itemsize
+    if len(data) != keys + header["key_bytes"]:
+        raise ValueError("it is cut off")
+    entries = np.frombuffer(data, ENTRY, count, start)
+    return TarIndex(entries, data[keys:], str(header["digest"]))
+
+
+def _build(
+    files: Sequence[File], table: list, places: Sequence[str], before: File | None
+) -> bytearray:
+    """The index of all tars, from what each has, which is kept in the first place that lets it.
+
+    Raises:
+        _MadeElsewhereError: an index other than `before` has come to be in the first place.
+    """
+    logging.info("Indexing %d tars, once; the index will be kept in %s", len(files), places[0])
+
+    def part(number: int) -> TarIndex:
+        row = table[number]
+        own_places = [f"{_parts(place)}/{_sha256(json.dumps(row))[:16]}" for place in places]
+        for place in own_places:
+            if (found := _read_part(place, row)) is not None:
+                return found
+        if _state(places[0]) not in (None, before):
+            raise _MadeElsewhereError
+        data = _pack([row], *scan(files[number]))
+        any(_keep(place, data) for place in own_places)
+        return _parse(memoryview(data), [row])
+
+    order = np.random.default_rng().permutation(len(files)).tolist()
+    parts = {}
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for number, one in zip(order, pool.map(part, order), strict=True):
+            parts[number] = one
+            logging.log_every_n_seconds(
+                logging.INFO, "Indexed %d of %d tars", 30, len(parts), len(files)
+            )
+    return _join([parts[number] for number in range(len(files))], table)
+
+
+def _join(parts: Sequence[TarIndex], table: list) -> bytearray:
+    """The index of all tars; each part is let into its place, so that nothing is there thrice."""
+    digest = _sha256(*(f"{row[0]} {part.digest}" for row, part in zip(table, parts, strict=True)))
+    sizes = sum(len(part.entries) for part in parts), sum(len(part.keys) for part in parts)
+    data, entries, keys = _laid_out(table, *sizes, digest)
+    first = base = 0
+    for number, part in enumerate(parts):
+        own = entries[first : first + len(part.entries)]
+        own[:] = part.entries
+        own["tar"] = number
+        own["key"] += base
+        keys[base : base + len(part.keys)] = part.keys
+        first, base = first + len(own), base + len(part.keys)
+    return data
+
+
+def _pack(table: list, entries: np.ndarray, keys: bytes, digest: str) -> bytearray:
+    data, to_entries, to_keys = _laid_out(table, len(entries), len(keys), digest)
+    to_entries[:], to_keys[:] = entries, keys
+    return data
+
+
+def _laid_out(
+    table: list, entries: int, key_bytes: int, digest: str
+) -> tuple[bytearray, np.ndarray, memoryview]:
+    """An index with room for entries and keys, and where these go."""
+    header = {"tars": table, "entries": entries, "key_bytes": key_bytes, "digest": digest}
+    text = json.dumps(header).encode()
+    # Arrays are read faster from where a number may begin.
+    text += b" " * (-(_HEADER.size + len(text)) % 64)
+    start = _HEADER.size + len(text)
+    data = bytearray(start + entries * ENTRY.itemsize + key_bytes)
+    data[:start] = _HEADER.pack(MAGIC, len(text)) + text
+    room = np.frombuffer(data, ENTRY, entries, start)
+    return data, room, memoryview(data)[start + room.nbytes :]

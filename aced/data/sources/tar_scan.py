@@ -1,0 +1,172 @@
+"""What is in one tar: its examples, where their parts stand, and the hash of its headers."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import logging
+
+from aced.data.records import DatasetError
+from aced.data.sources import tar_format
+from aced.data.sources.tar_format import Damage
+from aced.files import storage
+from aced.files.storage import File
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_KINDS = dict.fromkeys(PICTURES, "image") | {"txt": "text", "json": "json"}
+# Where parts of an example are in its tar; start -1: there is none. `key` is a place in the keys;
+# that of a damaged example is its name and the reason, and `damaged` is 1.
+ENTRY = np.dtype(
+    [("tar", "<i4"), ("damaged", "<i4"), ("key", "<i8"), ("key_size", "<i8")]
+    + [(f"{kind}{what}", "<i8") for kind in ("image", "text", "json") for what in ("", "_size")]
+)
+# Read at once: on a disk the few small files between two pictures; from a store everything, since
+# a request takes as long as many megabytes.
+_LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 23
+
+
+_APART = "other members of the same name stand elsewhere; which belong together cannot be told"
+
+
+@dataclasses.dataclass(slots=True)
+class _Example:
+    """What stands together under one name; a damaged one's parts are not in the index."""
+
+    key: str
+    damage: str | None = None
+    parts: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+
+def scan(file: File) -> tuple[np.ndarray, bytes, str]:
+    """Reads a tar from front to back, but for what is in its pictures on a disk.
+
+    Returns:
+        Its entries, of ENTRY, as those of tar 0; the bytes of their keys; the hash of its headers.
+
+    Raises:
+        DatasetError: it is no tar, or is compressed.
+        StorageError: it cannot be read.
+    """
+    digest, rows, keys = hashlib.sha256(), [], bytearray()
+    window = _Window(file)
+    try:
+        found = list(_examples(tar_format.members(window.read, file.size, digest)))
+    except storage.StorageError:
+        raise
+    except Exception as error:  # whatever a file has in it that is no tar
+        what = error if isinstance(error, tar_format.TarError) else repr(error)
+        raise DatasetError(f"{file.path} cannot be used: {what}.") from error
+    for example in _joined(found, file.path):
+        name, parts = example.key, example.parts
+        if is_damaged := example.damage is not None:
+            name, parts = f"{name}: {example.damage}", {}
+        name = name.encode()
+        places = [x for kind in ("image", "text", "json") for x in parts.get(kind, (-1, 0))]
+        rows.append((0, is_damaged, len(keys), len(name), *places))
+        keys += name
+    if not rows:
+        logging.warning("%s holds no example.", file.path)
+    return np.array(rows, ENTRY), bytes(keys), digest.hexdigest()
+
+
+def _joined(examples: list[_Example], path: str) -> list[_Example]:
+    """Puts together what stands apart: in some tars all pictures come first, then all captions.
+
+    Only where it cannot be mistaken: one picture of this name in the tar, and of each other kind
+    one member. Tars that were joined have the same names again, and those are other examples.
+    """
+    alone: dict[str, list[_Example]] = {}  # without a picture
+    for example in examples:
+        if example.parts and "image" not in example.parts:
+            alone.setdefault(example.key, []).append(example)
+    with_picture: dict[str, list[_Example]] = {}
+    for example in examples:
+        if "image" in example.parts and example.key in alone:
+            with_picture.setdefault(example.key, []).append(example)
+    gone, joined = set(), 0
+    for key, pictures in with_picture.items():
+        others = alone[key]
+        kinds = [kind for example in (pictures[0], *others) for kind in example.parts]
+        if len(pictures) == 1 and len(set(kinds)) == len(kinds):
+            for other in others:
+                pictures[0].parts |= other.parts
+            gone |= set(map(id, others))
+            joined += 1
+        else:
+            for example in others:
+                example.damage = _APART
+    if joined:
+        logging.warning(
+            "%s: the members of %d examples do not stand together, and are read one by one, which "
+            "is slow. Write the tar again, with `tar --sort=name`.",
+            *(path, joined),
+        )
+    return [example for example in examples if id(example) not in gone]
+
+
+def _examples(members: Iterator) -> Iterator[_Example]:
+    """What stands together under one name up to its first dot, and what is damaged.
+
+    A damaged example is one too: it is met in training, and counted and skipped there like any
+    record that cannot be read. The captions of a picture that was lost belong to the damage. So is
+    a picture with a second dot in its name, unless it is another one of an example (KEY.seg.png).
+    """
+    key: str | None = ""  # None: nothing stands behind the last damage yet
+    parts: dict[str, tuple[int, int]] = {}
+    others: list[str] = []
+    lost = False  # the damage before this example may have been its picture
+    for member in members:
+        if storage.is_shadow(member.name):
+            continue
+        if isinstance(member, Damage):
+            yield from _finished(key, parts, others, lost=True)
+            yield _Example(member.name, member.reason)
+            key, parts, others = None, {}, []
+            continue
+        folder, _, base = member.name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        stem = f"{folder}/{stem}" if folder else stem
+        kind = _KINDS.get(ending.lower())
+        if kind is None and _KINDS.get(ending.rpartition(".")[2].lower()) != "image":
+            continue
+        if stem != key or kind in parts:
+            yield from _finished(key, parts, others, lost)
+            lost = key is None
+            key, parts, others = stem, {}, []
+        if kind is None:
+            others.append(member.name)
+        else:
+            parts[kind] = member.start, member.size
+    yield from _finished(key, parts, others, lost)
+
+
+def _finished(
+    key: str | None, parts: dict[str, tuple[int, int]], others: Sequence[str], lost: bool
+) -> Iterator[_Example]:
+    if "image" in parts:
+        yield _Example(key, None, parts)
+    elif others:
+        for name in others:
+            reason = "a name ends at its first dot, so that this picture belongs to none"
+            yield _Example(name, reason)
+    elif parts and not lost:
+        yield _Example(key, f"it has no picture ({', '.join(PICTURES)})", parts)
+
+
+class _Window:
+    """The bytes of a file from where they were last asked for on."""
+
+    def __init__(self, file: File):
+        self._path = file.path
+        self._size = _REMOTE_WINDOW if storage.is_remote(file.path) else _LOCAL_WINDOW
+        self._start, self._data = 0, b""
+
+    def read(self, start: int, length: int) -> bytes:
+        """Up to `length` bytes from `start` on."""
+        if not self._start <= start <= start + length <= self._start + len(self._data):
+            self._start, self._data = (
+                start,
+                storage.read(self._path, start, max(length, self._size)),
+            )
+        return self._data[start - self._start : start - self._start + length]

@@ -1,0 +1,185 @@
+"""WebDataset tars as img2dataset writes them, read at random.
+
+    00000.tar: 000000000.jpg  000000000.txt  000000000.json  000000001.jpg  ...
+
+The tars stay as they are, on a disk or in an object store; `tar_index` says where in them an
+example is.
+"""
+
+import dataclasses
+import json
+import operator
+from typing import Any, SupportsIndex
+
+import numpy as np
+from absl import logging
+
+from aced.config import ConfigError
+from aced.data import records
+from aced.data.records import DatasetError, RecordError
+from aced.data.sources import tar_index
+from aced.files import encoding, storage
+
+_LOOKED_AT = 1000  # first examples that are searched for captions when the data set is opened
+_SEARCHED = 100  # of these, whose KEY.json is searched for fields
+_SLACK = 1 << 16  # bytes between the parts of an example that are read rather than asked for apart
+
+
+@dataclasses.dataclass(frozen=True)
+class WebDatasetConfig:
+    """Tars with pictures (.jpg, .png, .webp) and captions; uncompressed."""
+
+    # A tar, a folder of them, or a pattern: /data/{00000..00099}.tar, gs://bucket/cc12m/*.tar.
+    path: str = ""
+    captions: tuple[str, ...] = ()  # fields of KEY.json that hold captions; none: KEY.txt is it
+    label: str = ""  # field of KEY.json that holds the number of a class; none: no labels
+    cache_folder: str = "~/.cache/aced"  # for the index, where it cannot be beside the tars
+
+
+class TarSource:
+    """The examples of a set of tars; see `Source`."""
+
+    def __init__(self, config: WebDatasetConfig):
+        """Lists the tars and reads or builds their index.
+
+        Raises:
+            ConfigError: KEY.txt, or a field of KEY.json, is nowhere to be found.
+            DatasetError: a file is no tar, or no example has a picture.
+            StorageError: no tar is there, or one cannot be read.
+        """
+        files = storage.find(config.path, ".tar")
+        self._config = config
+        self._paths = [file.path for file in files]
+        self._names = storage.names(self._paths)
+        self._index = tar_index.load(files, config.cache_folder)
+        self.name = config.path
+        # The version, too: what is an example may change with it, and with that all numbers.
+        version = tar_index.MAGIC.decode()
+        self.fingerprint = f"{version} {self._index.digest} {config.captions} {config.label}"
+        self._check_captions()
+
+    def __len__(self) -> int:
+        return len(self._index.entries)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Example `index`, as `Source` says; without caption `texts` is empty.
+
+        Raises:
+            IndexError: there is no such example.
+            RecordError: it is damaged, or too large.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        entry = self._index.entries[index]
+        tar, key = int(entry["tar"]), self._index.key(entry)
+        where = f"{self._paths[tar]}, {key}"
+        if entry["damaged"]:
+            raise RecordError(where)
+        try:
+            parts = self._read(self._paths[tar], entry)
+            fields = _json(parts["json"]) if "json" in parts else {}
+            out = {"image": parts["image"], "id": index, "key": f"{self._names[tar]}/{key}"}
+            out["texts"] = self._texts(parts, fields)
+            if self._config.label:
+                out["label"] = _label(fields, self._config.label)
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{where}: {error}") from error
+        return out
+
+    def _wanted(self) -> tuple[str, ...]:
+        """The members that are read beside the picture."""
+        texts = ("json",) if self._config.captions else ("text",)
+        return tuple(dict.fromkeys((*texts, *(("json",) if self._config.label else ()))))
+
+    def _read(self, path: str, entry: np.void) -> dict[str, bytes]:
+        """The parts of an example: one read where they stand together."""
+        spans = {}
+        for kind in ("image", *self._wanted()):
+            start, size = int(entry[kind]), int(entry[f"{kind}_size"])
+            limit = records.MAX_IMAGE_BYTES if kind == "image" else records.MAX_STRING_BYTES
+            if start >= 0:
+                if not 0 <= size <= limit:
+                    raise ValueError(f"{kind} of {size} bytes; {limit} can be")
+                spans[kind] = start, start + size
+        first, last = min(s for s, _ in spans.values()), max(e for _, e in spans.values())
+        if last - first <= sum(e - s for s, e in spans.values()) + _SLACK:
+            data = storage.read(path, first, last - first)
+            parts = {kind: data[s - first : e - first] for kind, (s, e) in spans.items()}
+        else:
+            parts = {kind: storage.read(path, s, e - s) for kind, (s, e) in spans.items()}
+        for kind, (start, end) in spans.items():
+            if len(parts[kind]) != end - start:
+                raise ValueError(f"the tar ends before {kind} does; it was cut off since")
+        return parts
+
+    def _texts(self, parts: dict[str, bytes], fields: dict[str, Any]) -> tuple[str, ...]:
+        if not self._config.captions:
+            return (encoding.decode(parts["text"]).strip(),) if "text" in parts else ()
+        texts = []
+        for name in self._config.captions:
+            value = fields.get(name)
+            texts += value if isinstance(value, list) else [value]
+        texts = [encoding.without_mark(text) for text in texts if isinstance(text, str)]
+        texts = tuple(texts[: records.MAX_ITEMS])
+        for text in texts:
+            text.encode()  # JSON can hold half a character, which no tokenizer takes
+        return texts
+
+    def _check_captions(self) -> None:
+        """Refuses settings that no example fits, and says what there is."""
+        first = self._index.entries[:_LOOKED_AT]
+        if not len(first):
+            return  # an empty data set is refused by whoever opens it
+        bad = first[first["damaged"] == 1]
+        if len(bad) == len(first):
+            raise DatasetError(
+                f"{self._paths[0]}, {self._index.key(first[0])}. So are the first {len(first)} "
+                f"examples of {self.name}; check the path and how the tars were made."
+            )
+        besides = ""
+        if len(bad):
+            besides = (
+                f"Of the first {len(first)} examples of {self.name}, {len(bad)} cannot be used; "
+                f"{self._paths[int(bad[0]['tar'])]}, {self._index.key(bad[0])}."
+            )
+            logging.warning("%s They are skipped and counted.", besides)
+        json_at = first[(first["json"] >= 0) & (first["damaged"] == 0)]
+        known: set[str] = set()
+        wanted = {*self._config.captions, *filter(None, [self._config.label])}
+        for entry in json_at[:_SEARCHED]:
+            if known and wanted <= known:
+                break
+            start, size = int(entry["json"]), int(entry["json_size"])
+            if 0 <= size <= records.MAX_STRING_BYTES:
+                data = storage.read(self._paths[int(entry["tar"])], start, size)
+                try:
+                    known |= _json(data).keys()
+                except (ValueError, RecursionError):
+                    continue  # it is met again, and counted, when it is read
+        there = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
+        there = f"KEY.json has: {there}. {besides}".rstrip()
+        if not self._config.captions and not (first["text"] >= 0).any():
+            raise ConfigError(
+                f"{self.name} has no KEY.txt; set data.webdataset.captions to the fields of "
+                f"KEY.json with captions. {there}"
+            )
+        if missing := sorted(wanted - known):
+            raise ConfigError(
+                f"{self.name} has no field {missing[0]!r} in its first {len(json_at[:_SEARCHED])} "
+                f"examples; correct data.webdataset.captions and .label. {there}"
+            )
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError(f"its JSON is {type(value).__name__} and no object")
+    return value
+
+
+def _label(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
+        raise ValueError(f"its label {name!r} is no number of a class: {value!r:.100}")
+    return value

@@ -1,0 +1,73 @@
+"""Reads the numbers and picks of a run from its workdir."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from aced.metrics import jsonl
+
+FILE = "metrics.jsonl"
+PICKS_FILE = "picks.jsonl"
+CLAIMS_FILE = "claims.jsonl"
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as they are written
+
+
+def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
+    """Returns a run's metrics, a dict per line in the order of writing.
+
+    The line that a killed process left half-written is left out.
+
+    Raises:
+        FileNotFoundError: `workdir` holds no metrics.
+    """
+    lines = jsonl.read(_file(workdir, FILE))
+    return [{name: NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
+
+
+def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:
+    """Returns the ids of the examples that were trained on, by the steps that were written.
+
+    Raises:
+        FileNotFoundError: `workdir` holds no picks.
+    """
+    return {line["step"]: line["ids"] for line in jsonl.read(_file(workdir, PICKS_FILE))}
+
+
+def some_picks(workdir: epath.PathLike, places: Sequence[float]) -> dict[int, list[int]]:
+    """`read_picks` of single steps, whatever the length of the run.
+
+    Args:
+        workdir: of the run.
+        places: in the file, between 0, the first step, and 1, the last.
+
+    Raises:
+        FileNotFoundError: `workdir` holds no picks.
+    """
+    path = _file(workdir, PICKS_FILE)
+    lines = [jsonl.at(path, place) for place in places]
+    return {line["step"]: line["ids"] for line in lines if line is not None}
+
+
+def _file(workdir: epath.PathLike, name: str) -> epath.Path:
+    path = epath.Path(workdir) / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; is {workdir} the workdir of a run?")
+    return path
+
+
+def _last(path: epath.Path) -> dict[str, Any] | None:
+    """The last complete line of a file; None where there is none, or it is damaged."""
+    try:
+        return jsonl.at(path, 1.0)
+    except ValueError:
+        return None
+
+
+def last_values(workdir: epath.PathLike) -> dict[str, int | float]:
+    """The last value of every metric of a run, in the order in which they first appeared."""
+    values: dict[str, int | float] = {}
+    for line in read(workdir):
+        values |= line
+    return values

@@ -1,0 +1,162 @@
+"""Progress: how fast a run goes, and one line about it on the terminal."""
+
+import contextlib
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from io import TextIOBase
+from typing import Any
+
+import jax
+from absl import logging
+
+from aced.metrics.writer import Budget
+
+
+class Meter:
+    """Measures speed between two calls of `measure`, and what share of the time went where."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        step: int = 0,
+        *,
+        peak: int | float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Starts the clock.
+
+        Args:
+            budget: cost of a step.
+            step: updates done.
+            peak: FLOP/s of all devices together; None: no "wall/mfu".
+            clock: seconds.
+        """
+        self._budget = budget
+        self._step = step
+        self._peak = peak
+        self._clock = clock
+        self._since = clock()
+        self._spent: dict[str, float] = {}
+
+    def spend(self, name: str, seconds: float) -> None:
+        """Counts `seconds` as spent on `name`, such as "data"."""
+        self._spent[name] = self._spent.get(name, 0.0) + seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock inside: an evaluation is not training time."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._since += self._clock() - start
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Says what the first step waits for, which does not count as training time."""
+        logging.info("Compiling the step, once a start: large models take minutes ...")
+        with self.paused():
+            yield
+        logging.info("The step is compiled.")
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Returns the speed since the last call, under names that start with "wall/".
+
+        "wall/<name>_share" is the share of the time that `spend(name)` counted; "wall/mfu" the
+        share of the devices' peak that the budget's FLOPs make.
+        """
+        now = self._clock()
+        seconds = max(now - self._since, 1e-9)
+        rate = (step - self._step) / seconds
+        out = {
+            "wall/steps_per_s": rate,
+            "wall/examples_per_s": rate * self._budget.examples_trained,
+        }
+        out |= {f"wall/{name}_share": spent / seconds for name, spent in self._spent.items()}
+        if self._peak:
+            out["wall/mfu"] = rate * self._budget.flops / self._peak
+        self._step, self._since = step, now
+        self._spent = dict.fromkeys(self._spent, 0.0)
+        return out
+
+
+class Progress:
+    """One line about the run: rewritten in place on a terminal, elsewhere printed now and then."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        stream: TextIOBase | None = None,
+        seconds: int | float = 30.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Opens the line.
+
+        Args:
+            total_steps: length of the run.
+            stream: where to; None: standard error. Only process 0 prints.
+            seconds: least time between two lines where `stream` is no terminal.
+            clock: seconds.
+        """
+        self._total = total_steps
+        self._stream = (stream or sys.stderr) if jax.process_index() == 0 else None
+        self._in_place = self._stream is not None and self._stream.isatty()
+        self._seconds = 0.0 if self._in_place else seconds
+        self._clock = clock
+        self._shown = float("-inf")
+        self._first: tuple[int, float] | None = None  # step, and when it was shown
+        self._width = 0
+
+    def show(self, step: int, values: Mapping[str, Any]) -> None:
+        """Shows the step, the loss, and what a `Meter` measured."""
+        now = self._clock()
+        self._first = self._first or (step, now)
+        if self._stream is None or (now - self._shown < self._seconds and step < self._total):
+            return
+        self._shown = now
+        since, then = self._first
+        # By all that went on since the first line, evaluations and saves too.
+        pace = (now - then) / (step - since) if step > since else None
+        line = describe(step, self._total, values, pace)
+        if self._in_place:
+            self._stream.write(f"\r{line:<{self._width}}")
+            self._width = len(line)
+        else:
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the last line on the terminal."""
+        if self._in_place and self._width:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._width = 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def describe(
+    step: int, total_steps: int, values: Mapping[str, Any], pace: float | None = None
+) -> str:
+    """The line itself; what `values` does not have is left out.
+
+    `pace` are the seconds that a step takes with all that is around it, if that is known.
+    """
+    parts = [f"step {step:,}/{total_steps:,}"]
+    if pace is not None:
+        parts.append(f"ETA {datetime.timedelta(seconds=round((total_steps - step) * pace))}")
+    formats = {
+        "loss": "loss {:.4f}",
+        "wall/examples_per_s": "{:,.0f} examples/s",
+        "wall/data_share": "data wait {:.0%}",
+        "wall/mfu": "MFU {:.1%}",
+    }
+    parts += [text.format(float(values[name])) for name, text in formats.items() if name in values]
+    return "  ".join(parts)

@@ -1,0 +1,164 @@
+"""Our own model folder: what a reference, a teacher or a starting point may be, besides a run.
+
+model.json         format, version, settings, source, SHA-256 of the weights
+model.safetensors  float32 parameters, named as in our tree: "image/blocks/norm1/scale"
+tokenizer.json     or tokenizer.model: the tokenizer's file, where its kind has one
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from aced.config import flatten, from_config
+from aced.models import tensors
+from aced.models.saved import (
+    TOKENIZER_FILES,
+    InteropError,
+    Model,
+    check_shapes,
+    expected_shapes,
+    flat,
+    nested,
+)
+from aced.models.two_tower import TwoTowerConfig
+
+FILE = "model.json"
+WEIGHTS = "model.safetensors"
+_FORMAT, _VERSION = "aced-model", 1
+
+
+def is_model_folder(folder: str) -> bool:
+    """Whether `folder` is one."""
+    return (pathlib.Path(folder) / FILE).is_file()
+
+
+def write(model: Model, folder: pathlib.Path) -> None:
+    """Writes `model` into `folder`, which is there and empty."""
+    leaves = {name: np.asarray(x) for name, x in flat(model.params).items()}
+    tensors.write_safetensors(folder / WEIGHTS, leaves, "aced")
+    if model.tokenizer:
+        (folder / model.config.tokenizer.path).write_bytes(model.tokenizer)
+    about = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "source": model.source,
+        "weights_sha256": _sha256(folder / WEIGHTS),
+        "model": flatten(dataclasses.asdict(model.config)),
+    }
+    tensors.write_json(folder / FILE, about)
+
+
+def read_config(folder: str) -> TwoTowerConfig:
+    """Returns the settings of the model in `folder`; its tokenizer's path is spelled out.
+
+    For config files, too: `config.method.model = to_config(model_folder.read_config(PATH))`.
+
+    Raises:
+        ConfigError: the folder is not one, of another version, or names a file outside.
+    """
+    return _config(pathlib.Path(folder), _about(pathlib.Path(folder)))
+
+
+def read(folder: str) -> Model:
+    """Returns the model in `folder`.
+
+    Raises:
+        InteropError: as `read_config` and `read_params`, or the tokenizer's file is missing.
+    """
+    config = read_config(folder)
+    content = b""
+    if config.tokenizer.path:
+        content = pathlib.Path(config.tokenizer.path).read_bytes()
+        plain = dataclasses.replace(config.tokenizer, path=TOKENIZER_FILES[config.tokenizer.kind])
+        config = dataclasses.replace(config, tokenizer=plain)
+    source = _about(pathlib.Path(folder)).get("source")
+    return Model(config, read_params(folder), content, str(source or folder))
+
+
+def read_params(folder: str, shapes: PyTree | None = None) -> PyTree:
+    """Returns the parameters of the model in `folder`.
+
+    Args:
+        folder: a model folder.
+        shapes: `ShapeDtypeStruct`s with shardings to load as; types are converted. None: float32
+            arrays on the host.
+
+    Raises:
+        InteropError: the weights are not the ones that were written, or have other names, shapes
+            or types than model.json or `shapes` asks for.
+    """
+    path = pathlib.Path(folder)
+    about = _about(path)
+    found = _sha256(path / WEIGHTS)
+    if found != about.get("weights_sha256"):
+        raise InteropError(
+            f"{path / WEIGHTS} is not the file that {FILE} was written for (SHA-256 {found[:12]}, "
+            f"not {str(about.get('weights_sha256'))[:12]}); copy the folder again."
+        )
+    config = _config(path, about)
+    with tensors.open_safetensors(path / WEIGHTS) as reader:
+        names = set(reader.keys())
+        params = {name: reader.get_tensor(name) for name in names & set(expected_shapes(config))}
+    if names != set(params):
+        raise InteropError(f"{path / WEIGHTS} holds {sorted(names - set(params))[:4]}, unknown.")
+    check_shapes(config, nested(params), str(path / WEIGHTS))
+    if shapes is None:
+        return nested(params)
+    return _placed(params, shapes, path)
+
+
+def _placed(params: dict[str, np.ndarray], shapes: PyTree, path: pathlib.Path) -> PyTree:
+    wanted = flat(shapes)
+    if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in params.items()}:
+        raise InteropError(f"{path} holds a model of another size; see its {FILE}.")
+
+    def place(name: str) -> jax.Array:
+        array, to = params[name].astype(wanted[name].dtype), wanted[name]
+        # Every process reads the file and hands over the parts that its devices hold.
+        return jax.make_array_from_callback(to.shape, to.sharding, lambda index: array[index])
+
+    return nested({name: place(name) for name in wanted})
+
+
+def _about(folder: pathlib.Path) -> dict[str, Any]:
+    about = tensors.read_json(folder / FILE)
+    if about.get("format") != _FORMAT:
+        raise InteropError(
+            f"{folder / FILE} is not of format {_FORMAT!r}; write one with python -m aced.convert."
+        )
+    if about.get("version") != _VERSION:
+        raise InteropError(
+            f"{folder / FILE} is of version {about.get('version')!r}, and this program reads "
+            f"{_VERSION}; convert the model again, or update the program."
+        )
+    return about
+
+
+def _config(folder: pathlib.Path, about: dict[str, Any]) -> TwoTowerConfig:
+    settings = about.get("model")
+    if not isinstance(settings, dict):
+        raise InteropError(f"{folder / FILE} has no settings under 'model'.")
+    tree = nested({key.replace(".", "/"): value for key, value in settings.items()})
+    name = settings.get("tokenizer.path") or ""
+    if name:
+        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+            raise InteropError(
+                f"{folder / FILE}: tokenizer.path = {name!r} must name a file in this folder."
+            )
+        if not (folder / name).is_file():
+            raise InteropError(f"{folder} has no {name}, the tokenizer that its {FILE} names.")
+        tree["tokenizer"]["path"] = str(folder / name)
+    return from_config(TwoTowerConfig, tree, f"{folder / FILE}:model")
+
+
+def _sha256(file: pathlib.Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InteropError(f"{file} cannot be read: {error}") from error

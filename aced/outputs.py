@@ -1,0 +1,45 @@
+"""What models return about a batch, and losses and selection read."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+
+@struct.dataclass
+class Embeddings:
+    """L2-normalised embeddings of paired images and texts, with their model's own logit scale.
+
+    The logits of image i and text j are `scale * <zimg_i, ztxt_j> + bias`.
+    """
+
+    zimg: Float[Array, "n d"]
+    ztxt: Float[Array, "n d"]
+    scale: Float[Array, ""]  # t, the inverse temperature itself, not its logarithm
+    bias: Float[Array, ""]  # zero for softmax models
+
+    def frozen(self) -> "Embeddings":
+        """The same numbers, through which no gradient flows."""
+        return jax.lax.stop_gradient(self)
+
+
+@struct.dataclass
+class Words:
+    """States of a decoder, one per word, with the kernel that `word_logits` multiplies them by."""
+
+    states: Float[Array, "b l d"]  # in the compute dtype; state i is about word i
+    kernel: Float[Array, "d v"]  # of the output softmax
+
+    def frozen(self) -> "Words":
+        """The same numbers, through which no gradient flows."""
+        return jax.lax.stop_gradient(self)
+
+
+def word_logits(states: Float[Array, "*b d"], kernel: Float[Array, "d v"]) -> Float[Array, "*b v"]:
+    """Float32 logits of all words; factors in the dtype of `states`, summed in float32."""
+    return jnp.einsum(
+        "...d,dv->...v",
+        states,
+        kernel.astype(states.dtype),
+        preferred_element_type=jnp.float32,
+    )

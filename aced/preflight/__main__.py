@@ -1,0 +1,64 @@
+"""What a run will need and cost, before anything is rented.
+
+    python -m aced.preflight --config=configs/acid_b16.py --topology=v5e:16x16
+
+compiles the run's own step for a slice of TPUs that is not there, which needs neither the data nor
+the reference's checkpoint. For GPUs (--topology=gpu:h200x8) nothing is compiled: a roofline by what
+the step does at least. Exit code 1: it does not fit into memory.
+"""
+
+import os
+
+if __name__ == "__main__":
+    # What the TPU compiler asks for on a machine without TPUs, before jax is imported; on a machine
+    # with TPUs, this leaves them to others.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-8"  # of any kind; the topology decides
+    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    os.environ["TPU_LOG_DIR"] = "disabled"
+
+import json
+import sys
+
+import jax
+from absl import app, flags
+
+from aced import main as training
+from aced.config import ConfigError
+from aced.cost import hardware
+from aced.preflight import plan, table
+from aced.preflight.command import report
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> config -> report."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
+    values = flags.FLAGS
+    try:
+        topology = hardware.topology(values.topology, values.num_slices)
+        if not topology.chip.tpu:
+            jax.config.update("jax_num_cpu_devices", topology.chips)  # to lay shapes out on
+        wanted = plan.read(values.config, training.workdir())
+        found = report(wanted, topology, values.num_slices)
+    except ConfigError as error:
+        sys.exit(f"\n{type(error).__name__}: {error}")
+    print(json.dumps(found, indent=2) if values.json else table.table(found))
+    sys.exit(0 if found["fits"] else 1)
+
+
+if __name__ == "__main__":
+    flags.adopt_module_key_flags(training)
+    flags.DEFINE_string(
+        "topology",
+        None,
+        "What to plan for: a TPU slice by its shape in chips (v5e:16x16, v6e:16x16, v5p:4x4x4), or "
+        "GPUs by their number (gpu:h200x8), the latter by roofline alone.",
+        required=True,
+    )
+    flags.DEFINE_integer("num_slices", 1, "TPU slices of that shape.", lower_bound=1)
+    flags.DEFINE_boolean("json", False, "Print the figures as JSON.")
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=training.parse_flags)

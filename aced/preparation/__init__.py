@@ -1,1 +1,0 @@
-"""`python -m aced.prepare`, part by part; `graph.py` is the whole."""

@@ -1,0 +1,69 @@
+"""`python -m aced.prepare`: images and captions -> a prepared data set.
+
+    python -m aced.prepare --images=photos --captions=captions.jsonl --out=data/photos --val=800
+    python -m aced.prepare --tars='cc12m/{00000..00099}.tar' --out=data/cc12m --near_duplicates=2
+    python -m aced.prepare --parquet=coco --out=gs://b/coco --runner=DataflowRunner --project=...
+
+The table is JSON lines or CSV, one caption a line; several lines of one image are several captions.
+Every image is decoded in full once, here, so that training meets no broken one. What is left out is
+counted and listed with its reason in `rejected.jsonl`; `statistics.html` shows what is kept. Images
+whose stored bytes are equal become one example, the input's first, with the captions of all.
+With `--separate` every line stays an example with its own label: questions with answers about a
+picture, or, with `--second_column`, statements about two pictures.
+
+It is an Apache Beam pipeline (aced/prepare/graph.py). By default it runs in this process, which
+holds the facts of all images in memory, but no pixels. With `--runner`, Beam's own flags are passed
+on; workers need this package installed and must reach the input and `--out`. The same input and
+settings give the same bytes, wherever it runs. A second run finds nothing to do. A run that was
+killed is taken up by the same command: it reads the table again, and of the images it repeats the
+blocks (256 images, or a row group of parquet) and shards that were in work. Until the data set is
+complete, `.NAME.partial` beside it holds a copy of the images.
+"""
+
+import sys
+from typing import Any
+
+from absl import app, flags
+
+from aced import flag_settings
+from aced.config import ConfigError
+from aced.data import records
+from aced.files import ownership, storage
+from aced.prepare.captions import PrepareError
+from aced.prepare.command import PAGE, REJECTED, prepare
+from aced.prepare.config import PrepareConfig
+
+
+def _report(statistics: dict[str, Any], out: str) -> None:
+    print(f"{statistics['images']} images with {statistics['captions']} captions are kept,")
+    print(f"{statistics['stored_anew']} of them stored anew. Left out:")
+    for reason, count in statistics["rejected"].items():
+        print(f"  {reason:20} {count:9}")
+    if not statistics["rejected"]:
+        print("  nothing")
+    for name, part in statistics["splits"].items():
+        print(f"{out}, split {name}: " + ", ".join(f"{n} {what}" for what, n in part.items()))
+    print(f"What was left out, line by line: {out}/{REJECTED}")
+    print(f"What is in it: {out}/{PAGE}")
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, prepares, and says what came out and what to do next."""
+    out = flags.FLAGS.out
+    try:
+        config = flag_settings.read(PrepareConfig)
+        _report(prepare(config, argv[1:], force=flags.FLAGS.force), out)
+    except (PrepareError, ConfigError, records.DatasetError, storage.StorageError) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        sys.exit(f"error: --out={out} cannot be written, or an input not read: {error}")
+    if not flags.FLAGS.val:
+        print("The recipes evaluate on a split 'val': prepare again with --val=N to hold some out.")
+    print(f"Next: python -m aced.main --config=configs/small.py:method=iid,data={out}")
+
+
+if __name__ == "__main__":
+    flag_settings.define(PrepareConfig)
+    flags.DEFINE_boolean("force", False, ownership.FORCE)
+    # Flags that are not this command's are Beam's.
+    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

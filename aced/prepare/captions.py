@@ -1,0 +1,323 @@
+"""The table that `python -m aced.prepare` reads: which captions belong to which image.
+
+JSON lines or CSV, one caption a line (in JSON, maybe a list of them). A line that is wrong is
+counted and listed; what makes the whole table unusable, such as a missing column, is an error.
+"""
+
+import collections
+import csv
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import fsspec
+
+from aced.data import records
+from aced.files import encoding, storage
+
+_HEAD_BYTES = 4096  # of the table, which tell text from other files
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}  # of tables that are called .csv
+_DECIMAL = re.compile(r"[+-]?\d+\.\d*")
+# A longer field is rejected by `_text`, and not with the whole table by the csv module.
+csv.field_size_limit(1 << 30)
+
+
+class PrepareError(ValueError):
+    """The input can't be prepared as a whole; the message says where and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What the table's columns are called; empty: there is no such column."""
+
+    image: str = "image"  # path in the folder of images
+    caption: str = "caption"
+    label: str = ""
+    noisy: str = ""
+    second: str = ""  # path of a second picture
+    extra: tuple[str, ...] = ()  # kept as they are
+    lower: bool = False  # put captions in lower case
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that a line must have."""
+        columns = (self.image, self.caption, self.label, self.noisy, self.second, *self.extra)
+        return [name for name in columns if name]
+
+
+@dataclasses.dataclass
+class CaptionedImage:
+    """An image of the input and what the input says about it."""
+
+    key: str
+    texts: list[str]
+    label: str | None
+    is_noisy: bool | None
+    extra: dict[str, records.Scalar]
+    line: int  # of the table, the first that names it; or the record's index in its source
+    second: str | None  # path of the table's second picture; a record's come with it
+
+
+class RejectedError(Exception):
+    """One line or image that is left out; its arguments are reason (as counted) and detail."""
+
+
+class Rejects:
+    """What is left out: the line it belongs to, its reason, and the JSON object that lists it.
+
+    Args:
+        place: what the objects call the line: in a source of records, it is a record's index.
+    """
+
+    def __init__(self, place: str = "line") -> None:
+        self._place = place
+        self._entries: list[tuple[int, str, str]] = []
+
+    def add(self, error: RejectedError, *, line: int, **where: Any) -> None:
+        """Notes `error`, which happened at `line`, of the image that `where` names."""
+        reason, detail = error.args
+        entry = {"reason": reason, **where, self._place: line, "detail": detail}
+        self._entries.append((line, reason, json.dumps(entry)))
+
+    def take(self) -> list[tuple[int, str, str]]:
+        """Returns what was noted since the last call."""
+        entries, self._entries = self._entries, []
+        return entries
+
+
+def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:
+    """Line number and columns of each row of CSV.
+
+    A row that has not one field for each column is left out: most have a comma in a caption that
+    is not in quotes, and which fields belong together cannot be told.
+    """
+    reader = csv.reader(file, strict=True)
+    try:
+        rows = filter(None, reader)  # without blank lines
+        header = next(rows, None)
+        if header is None:
+            raise PrepareError(f"{path} is empty; its first line must name the columns.")
+        if (name := _repeated([name for name in header if name in columns.names])) is not None:
+            raise PrepareError(
+                f"{path}, line {reader.line_num}: two columns are called {name!r}; rename one of "
+                "them."
+            )
+        if not set(columns.names) <= set(header):
+            raise _without_columns(path, reader.line_num, header, columns)
+        for row in rows:
+            if len(row) == len(header):
+                yield reader.line_num, dict(zip(header, row, strict=True))
+                continue
+            text = f"{','.join(row)!r:.200}"
+            detail = (
+                f"{len(row)} fields, and the header has {len(header)}; a text with a comma in it "
+                f"must be in quotes: {text}"
+            )
+            yield reader.line_num, RejectedError("malformed_line", detail)
+    except csv.Error as error:
+        raise PrepareError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:
+    """Line number and columns of each line of JSON."""
+    wanted = set(columns.names)
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(encoding.without_mark(line), object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            yield number, RejectedError("malformed_line", f"not JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            if not wanted <= row.keys():
+                raise _without_columns(path, number, list(row), columns)
+            yield number, row
+        else:
+            yield number, RejectedError("malformed_line", "not a JSON object")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose fields have names of their own: of two, which counts is not known."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {_repeated(names)!r} is there twice")
+    return fields
+
+
+def _repeated(names: list[str]) -> str | None:
+    name, count = max(collections.Counter(names).items(), key=lambda item: item[1], default=("", 0))
+    return name if count > 1 else None
+
+
+def _without_columns(path: str, line: int, names: list[str], columns: Columns) -> PrepareError:
+    """The error for a table that lacks a column which is wanted."""
+    where = f"{path}, line {line}"
+    missing = next(name for name in columns.names if name not in names)
+    there = encoding.printable(", ".join(names))
+    if there != ", ".join(names):
+        return PrepareError(
+            f"{where}: the names of the columns are {there}: {encoding.trouble(''.join(names))}."
+        )
+    for separator, what in _SEPARATORS.items():
+        if any(separator in name for name in names):
+            return PrepareError(
+                f"{where}: the columns are separated by {what}, and in CSV by commas. Write the "
+                f"table again, in Python: pandas.read_csv({path!r}, sep={separator!r}).to_json("
+                "'captions.jsonl', orient='records', lines=True)"
+            )
+    return PrepareError(
+        f"{where}: there is no column {missing!r}; the columns are: {there}. Name it with "
+        "--image_column, --caption_column, --second_column, --label_column, --noisy_column or "
+        "--extra_columns."
+    )
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise RejectedError("malformed_line", f"{what} is {value!r:.80}, not text")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise RejectedError("malformed_line", f"{what}: {encoding.trouble(value)}") from error
+    if size > records.MAX_STRING_BYTES or "\0" in value:
+        raise RejectedError("malformed_line", f"{what} has {size} bytes or a zero byte")
+    return encoding.without_mark(value.strip()).strip()
+
+
+def _key(value: Any) -> str:
+    path = pathlib.PurePosixPath(_text(value, "the image's path"))
+    if not path.parts:
+        raise RejectedError("malformed_line", "no image path")
+    if path.is_absolute() or ".." in path.parts:
+        raise RejectedError("outside_folder", f"{path} is absolute or leads upwards")
+    return str(path)
+
+
+def _flag(value: Any) -> bool | None:
+    known = {"": None, "none": None, "0": False, "false": False, "1": True, "true": True}
+    if (name := str(value).strip().lower()) not in known:
+        raise RejectedError("malformed_line", f"{value!r:.80} is not true or false")
+    return known[name]
+
+
+def _label(value: Any) -> str | None:
+    """A class's name or number; pandas writes 2.0 for 2 where a column has gaps."""
+    text = _text("" if value is None else str(value), "the label")
+    if text and _DECIMAL.fullmatch(text):
+        if not float(text).is_integer():
+            raise RejectedError("malformed_line", f"label {text} is neither whole nor a name")
+        return str(int(float(text)))
+    return text or None
+
+
+def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
+    """One line of the table, as an image with its captions (empty ones left out)."""
+    captions = row[columns.caption]
+    captions = [text or "" for text in (captions if isinstance(captions, list) else [captions])]
+    texts = [_text(text, "the caption") for text in captions]
+    extra = {name: row[name] for name in columns.extra if row[name] is not None}
+    for name, value in extra.items():
+        large = type(value) is int and abs(value) >= 1 << 63
+        if not isinstance(value, records.Scalar) or large:
+            raise RejectedError("malformed_line", f"{name} is {value!r:.80}, not a scalar")
+        if isinstance(value, str):
+            extra[name] = _text(value, name)
+    return CaptionedImage(
+        key=_key(row[columns.image]),
+        texts=[text.lower() if columns.lower else text for text in texts if text],
+        label=_label(row[columns.label]) if columns.label else None,
+        is_noisy=_flag(row[columns.noisy]) if columns.noisy else None,
+        extra=extra,
+        line=line,
+        second=_key(row[columns.second]) if columns.second else None,
+    )
+
+
+def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedImage:
+    """A record of a source, as an image with its captions (empty and repeated ones left out).
+
+    Raises:
+        RejectedError: its key or a text is not valid.
+    """
+    texts = [_text(text, "the caption") for text in record["texts"]]
+    texts = [text.lower() if lower else text for text in texts if text]
+    label = record.get("label")
+    return CaptionedImage(
+        key=_key(record["key"]),
+        texts=list(dict.fromkeys(texts)),
+        label=None if label is None else str(label),
+        is_noisy=record.get("is_noisy"),
+        extra={},
+        line=index,
+        second=None,
+    )
+
+
+def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> None:
+    """Gives `first` the captions of `other`, the same picture. One bad pair marks it as noisy."""
+    for text in other.texts:
+        if text in first.texts:
+            error = RejectedError("repeated_caption", text)
+        elif len(first.texts) == records.MAX_ITEMS:
+            error = RejectedError("too_many_captions", text)
+        else:
+            first.texts.append(text)
+            continue
+        rejects.add(error, image=other.key, line=other.line)
+    if other.label != first.label:
+        error = RejectedError(
+            "other_label", f"{other.label}, where {first.label} counts; see --separate"
+        )
+        rejects.add(error, image=other.key, line=other.line)
+    if other.is_noisy is not None:
+        first.is_noisy = other.is_noisy or bool(first.is_noisy)
+
+
+def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[CaptionedImage]:
+    """Reads the table `path` (`.csv`, else JSON lines), UTF-8.
+
+    Args:
+        path: the table.
+        columns: what its columns are called.
+        rejects: is told about the lines that are left out, and why.
+
+    Yields:
+        The image of each line that has a caption. Lines of one image are not yet one: `merge`.
+
+    Raises:
+        PrepareError: a column is missing, or the file is not CSV, not UTF-8, or not to be read.
+    """
+    try:
+        problem = encoding.foreign(storage.read(path, 0, _HEAD_BYTES))
+    except OSError as error:
+        raise PrepareError(str(error)) from error
+    if problem is not None:
+        raise PrepareError(f"{path} cannot be read: {problem}.")
+    rows = _csv_rows if path.endswith(".csv") else _json_rows
+    # Bytes that are not UTF-8 survive as surrogates, and are refused text by text.
+    with fsspec.open(path, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        for line, row in rows(file, path, columns):
+            if isinstance(row, RejectedError):
+                rejects.add(row, line=line)
+                continue
+            try:
+                image = _parse(row, line, columns)
+                if not image.texts:
+                    raise RejectedError("empty_caption", "")
+            except RejectedError as error:
+                rejects.add(error, image=str(row[columns.image]), line=line)
+                continue
+            yield image
+
+
+def merge_lines(images: list[CaptionedImage], rejects: Rejects) -> CaptionedImage:
+    """The image of the first of `images`, with all their captions, each once."""
+    first = dataclasses.replace(images[0], texts=[])
+    for image in images:
+        merge(first, image, rejects)
+    return first

@@ -1,0 +1,161 @@
+"""Makes a prepared data set, whole or not at all."""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+
+from aced.config import ConfigError
+from aced.data import records
+from aced.files import ownership, storage
+from aced.prepare.captions import PrepareError
+from aced.prepare.config import PrepareConfig
+from aced.prepare.workspace import Workspace
+
+REJECTED = "rejected.jsonl"
+PAGE = "statistics.html"
+__all__ = ["PrepareConfig", "prepare"]
+
+
+def prepare(
+    config: PrepareConfig, options: Sequence[str] = (), *, force: bool = False
+) -> dict[str, Any]:
+    """Makes the data set `config.out`, all of it or nothing; returns its statistics.
+
+    Where it is there already, of the same input and settings, nothing is done.
+
+    Args:
+        config: the settings.
+        options: Beam's flags, for its runner.
+        force: take the output over from another process that is known to be dead.
+
+    Raises:
+        PrepareError: the table has no such column or can't be read, `out` is taken, or nothing
+          is left to train on.
+        ConfigError: Beam is not installed, an option is not known, or another process prepares it.
+    """
+    graph, inputs, runner = _beam()
+    pipeline = runner.pipeline_on(config.runner, options)
+    blocks: list[tuple[int, int]] = []
+    settings = config.of_contents()
+    if config.captions:
+        _check_table(config)
+        settings["input"] = _sha256(config.captions)
+    else:
+        inputs.open_records.cache_clear()  # the files may have changed since
+        source = inputs.open_records(config)
+        settings["input"], blocks = source.fingerprint, inputs.blocks_of(source)
+        print(f"{source.name} is read, {len(source)} records.")
+    workspace = Workspace(config.out)
+    if (done := _found(config, settings)) is not None:
+        workspace.end(settings)
+        return done
+    with ownership.owned(ownership.beside(workspace.out), force):
+        if (done := _found(config, settings)) is not None:  # by another process, just now
+            return done
+        if workspace.begin(settings):
+            print(f"Going on with what an earlier run left in {workspace.root}.")
+        try:
+            graph.build(pipeline, config, blocks)
+            runner.run(pipeline, config.runner)
+            return _complete(config, workspace, settings)
+        except Exception as error:
+            if (refusal := workspace.refusal()) is not None:
+                workspace.remove()
+                raise PrepareError(refusal) from error
+            raise
+
+
+def _beam() -> tuple[Any, Any, Any]:
+    """The modules that need Beam."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # Beam misses Google's packages, which are not used here
+    try:
+        from aced.prepare import graph, inputs, runner
+    except ImportError as error:
+        raise ConfigError(f"aced.prepare needs `pip install '.[beam]'`: {error}.") from error
+    finally:
+        logging.disable(before)
+    return graph, inputs, runner
+
+
+def _check_table(config: PrepareConfig) -> None:
+    for path, exists in (
+        (config.images, storage.is_remote(config.images) or os.path.isdir(config.images)),
+        (config.captions, storage.stat(config.captions) is not None),
+    ):
+        if not exists:
+            raise PrepareError(f"{path} does not exist; correct --images or --captions.")
+
+
+def _sha256(path: str) -> str:
+    with fsspec.open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _found(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The statistics of the data set that is at `config.out`, if it is the one asked for.
+
+    Raises:
+        PrepareError: there is another one, or something else.
+    """
+    out = Workspace(config.out).out
+    store, inner = fsspec.url_to_fs(out)
+    if not store.exists(inner) or (store.isdir(inner) and not store.ls(inner)):
+        return None
+    is_folder = store.isdir(inner)
+    description = storage.stat(f"{out}/{records.DESCRIPTION}") if is_folder else None
+    if description is None:
+        raise PrepareError(
+            f"{out} exists and is no data set, so it is not overwritten; choose another --out."
+        )
+    if config.overwrite:
+        return None
+    found = json.loads(storage.read(description.path, 0, description.size))
+    if found.get("settings") == json.loads(json.dumps(settings)):
+        print(f"{out} is made with these settings already; nothing to do.")
+        if missing := found["statistics"]["rejected"].get("missing_file"):
+            print(f"Of {missing} images there was no file then; --overwrite looks again.")
+        return found["statistics"]
+    raise PrepareError(
+        f"{out} exists, with other settings or of another input; choose another --out, or replace "
+        "it with --overwrite."
+    )
+
+
+def _complete(
+    config: PrepareConfig, workspace: Workspace, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Adds to the shards what describes them, and moves the whole to its place."""
+    from aced.prepare import graph, page
+    from aced.prepare.blocks import read_spool
+
+    summary = json.loads(workspace.read("summary.json"))
+    with workspace.file(f"out/{REJECTED}") as path, path.open("wb") as listing:
+        for part in summary["parts"]:
+            listing.write(workspace.read(graph.part_name(part)))
+    text = page.page(
+        summary, lambda picture: read_spool(workspace, *picture[1:]), config.max_pixels
+    )
+    workspace.write(f"out/{PAGE}", text.encode())
+    with tempfile.TemporaryDirectory() as folder:
+        records.write_description(
+            folder,
+            summary["shards"],
+            statistics=summary["statistics"],
+            settings=settings,
+            class_names=summary["class_names"],
+        )
+        description = pathlib.Path(folder, records.DESCRIPTION).read_bytes()
+    workspace.write(f"out/{records.DESCRIPTION}", description)
+    files = {REJECTED, PAGE, records.DESCRIPTION}
+    for split, shards in summary["shards"].items():
+        files |= {records.shard_name(split, i, len(shards)) for i in range(len(shards))}
+    workspace.publish(files, config.overwrite)
+    return summary["statistics"]

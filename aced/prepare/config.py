@@ -1,0 +1,180 @@
+"""The settings of `python -m aced.prepare`; each is a flag of the same name."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from aced.config import ConfigError
+from aced.files import storage
+from aced.flag_settings import setting
+from aced.prepare.captions import Columns
+
+EMBEDDED = "DirectRunner"  # in this process, without a server: see runner.py
+
+# Above, the bands of the search (near_duplicates.py) are so short that all are compared with all.
+_MOST_BITS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """What is read, what is left out, and what is written where."""
+
+    images: str = setting("", "Folder of the images; paths in the table are relative to it.")
+    captions: str = setting("", "Table of captions: .jsonl or .csv (with a header), UTF-8.")
+    out: str = setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
+    tars: str = setting(
+        "", "Instead of --images and --captions: WebDataset tars. A folder, file, glob or {0..9}."
+    )
+    parquet: str = setting(
+        "", "Instead of them: parquet files with the images' bytes in --image_column."
+    )
+    split: str = setting(
+        "train", "Split of a folder of parquet files that are named by splits, as the hub's are."
+    )
+    image_column: str = setting("image", "Column of the image's path; in parquet, its bytes.")
+    caption_column: str = setting(
+        "",
+        "Column of the caption (or a list of them); in tars, field of KEY.json. Empty: 'caption', "
+        "in tars KEY.txt.",
+    )
+    label_column: str = setting(
+        "", "Column of the class: integers, or, in a table, names (sorted, numbered)."
+    )
+    second_column: str = setting(
+        "",
+        "Column of a second picture, of examples about two: its path, or in parquet its bytes.",
+    )
+    separate: bool = setting(
+        False,
+        "Every line or record stays an example of its own, with its own label: several questions "
+        "about one picture, say. Else those of one picture are put together, as its captions.",
+    )
+    noisy_column: str = setting("", "Column that says whether a pair is known to be bad.")
+    extra_columns: str = setting("", "Columns to keep as they are, separated by commas.")
+    val: int = setting(0, "Examples held out as split 'val'.")
+    val_clean: bool = setting(False, "Hold out only examples that noisy_column calls good.")
+    seed: int = setting(0, "Seed of the order and of what is held out.")
+    shards: int = setting(0, "Files a split; 0: as many as make them about 256 MiB.")
+    lower: bool = setting(False, "Put captions in lower case.")
+    max_side: int = setting(
+        0,
+        "Shrink images whose longer side is above this, lay transparent ones on white, and store "
+        "those anew: JPEG (quality 95) where it was JPEG, else PNG. 0: keep the bytes as found.",
+    )
+    # The default is Pillow's, and the input pipeline's (`data.max_pixels`).
+    max_pixels: int = setting(89_478_485, "Reject images of more pixels, as found.")
+    thumbnails: int = setting(
+        0, "Store a small copy beside each larger image, its shorter side this long. 0: none."
+    )
+    near_duplicates: int = setting(
+        -1,
+        "Leave out an image whose 64-bit perceptual hash differs in at most so many bits from an "
+        "earlier image's; 0 to 7, and 2 finds rescaled and recompressed copies. -1: keep them.",
+    )
+    near_duplicate_captions: bool = setting(
+        False, "Give the captions of a near-duplicate that is left out to the image that is kept."
+    )
+    threads: int = setting(
+        0, "Threads that decode, in each worker. 0: one a core, at least 2; with a --runner, 1."
+    )
+    runner: str = setting(
+        EMBEDDED,
+        "Beam's runner: DataflowRunner, FlinkRunner, SparkRunner, ...; the default works in this "
+        "process. All flags that are not named here are Beam's, and passed on.",
+    )
+    overwrite: bool = setting(False, "Replace an earlier data set at --out, once all went well.")
+
+    def __post_init__(self):
+        given = [name for name in ("captions", "tars", "parquet") if getattr(self, name)]
+        if len(given) > 1:
+            raise ConfigError(f"--{given[0]} and --{given[1]} are two inputs; give one of them.")
+        if self.images and given and not self.captions:
+            raise ConfigError(f"--images belongs to --captions; --{given[0]} has its own images.")
+        needed = ["out", "image_column"]
+        if not self.tars and not self.parquet:
+            needed[:0] = ["images", "captions"]
+        elif self.noisy_column or self.extra_columns:
+            raise ConfigError("--noisy_column and --extra_columns are of a table: --captions.")
+        if self.split != "train" and not self.parquet:
+            raise ConfigError("--split is of a folder of parquet files: --parquet.")
+        if self.tars and self.second_column:
+            raise ConfigError("--second_column is of a table or of parquet files, not of --tars.")
+        if self.near_duplicates >= 0 and (self.second_column or self.separate):
+            raise ConfigError(
+                "--near_duplicates compares first pictures alone, and would leave out examples "
+                "that --second_column or --separate tell apart; leave it at -1."
+            )
+        for name in needed:
+            if not getattr(self, name):
+                raise ConfigError(f"--{name} is empty; set it.")
+        for name in ("val", "shards", "max_side", "thumbnails", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.max_pixels < 1:
+            raise ConfigError(f"--max_pixels must be positive, got {self.max_pixels}.")
+        if not -1 <= self.near_duplicates <= _MOST_BITS:
+            raise ConfigError(
+                f"--near_duplicates must be -1 (off) to {_MOST_BITS} bits, got "
+                f"{self.near_duplicates}."
+            )
+        if self.near_duplicate_captions and self.near_duplicates < 0:
+            raise ConfigError("--near_duplicate_captions needs --near_duplicates, which is off.")
+        if self.thumbnails and 0 < self.max_side <= self.thumbnails:
+            raise ConfigError(
+                f"--thumbnails={self.thumbnails} are no smaller than --max_side={self.max_side} "
+                "leaves any image; lower or drop them."
+            )
+        if self.val_clean and not self.noisy_column:
+            raise ConfigError("--val_clean needs --noisy_column, which says what is clean.")
+        if self.captions and pathlib.PurePath(self.captions).suffix not in (".jsonl", ".csv"):
+            raise ConfigError(f"--captions must be a .jsonl or .csv file, got {self.captions}.")
+        if self.runner != EMBEDDED and not self.shared_out:
+            raise ConfigError(f"--out={self.out} must be absolute with --runner={self.runner}.")
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether `out` means the same folder in other processes."""
+        return storage.is_remote(self.out) or os.path.isabs(self.out)
+
+    @property
+    def place(self) -> str:
+        """What `rejected.jsonl` calls the place of an image in the input."""
+        return "line" if self.captions else "record"
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns of the table or of parquet files are called."""
+        return Columns(
+            image=self.image_column,
+            caption=self.caption_column or "caption",
+            label=self.label_column,
+            noisy=self.noisy_column,
+            second=self.second_column,
+            extra=tuple(name.strip() for name in self.extra_columns.split(",") if name.strip()),
+            lower=self.lower,
+        )
+
+    @property
+    def caption_columns(self) -> tuple[str, ...]:
+        """Columns of captions in parquet, or fields of KEY.json in tars; none: KEY.txt."""
+        if self.tars:
+            return (self.caption_column,) if self.caption_column else ()
+        return (self.columns.caption,)
+
+    @property
+    def decoders(self) -> int:
+        """Threads that decode in one worker. Most runners start a worker process for each core."""
+        if self.runner != EMBEDDED:
+            return self.threads or 1
+        return self.threads or max(2, os.cpu_count() or 2)
+
+    def of_contents(self) -> dict[str, Any]:
+        """The settings that have an influence on what is in the data set.
+
+        Not the split: which files were read is in the fingerprint of the input.
+        """
+        settings = dataclasses.asdict(self)
+        for name in ("out", "overwrite", "threads", "runner", "split"):
+            del settings[name]
+        return settings

@@ -1,0 +1,99 @@
+"""One image: its bytes are fetched, decoded in full, measured, and if need be stored anew."""
+
+import dataclasses
+import io
+import pathlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from aced.data import records
+from aced.data.images.decode import FORMATS, decode
+from aced.data.images.thumbnails import make_thumbnail
+from aced.files import storage
+from aced.prepare.captions import RejectedError
+from aced.prepare.config import PrepareConfig
+from aced.prepare.perceptual_hash import perceptual_hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """An image that decodes: what is stored of it, and what was measured."""
+
+    data: bytes  # encoded
+    anew: bool  # whether `data` was encoded here
+    width: int  # of `data`, in pixels, upright
+    height: int
+    look: bytes = b""  # the perceptual hash, where it is asked for
+    thumbnail: bytes = b""  # encoded, where there is one
+
+
+def read_file(key: str, folder: str) -> bytes:
+    """The bytes of the image file `key` of `folder`.
+
+    Raises:
+        RejectedError: the file is missing, outside the folder, or too large.
+    """
+    try:
+        if storage.is_remote(folder):
+            path = f"{folder.rstrip('/')}/{key}"
+            if (file := storage.stat(path)) is None:
+                raise RejectedError("missing_file", "no such file")
+            size = file.size
+        else:
+            root = pathlib.Path(folder).resolve()
+            path = str((root / key).resolve())
+            if not pathlib.Path(path).is_relative_to(root):
+                raise RejectedError("outside_folder", "a symbolic link leads out of the folder")
+            if not pathlib.Path(path).is_file():
+                raise RejectedError("missing_file", "no such file")
+            size = pathlib.Path(path).stat().st_size
+        if size > records.MAX_IMAGE_BYTES:
+            raise RejectedError("too_large", f"{size} bytes")
+        return storage.read(path, 0, size)
+    except (OSError, RuntimeError) as error:  # unreadable; a link that leads to itself
+        raise RejectedError("missing_file", str(error)) from error
+
+
+def check(data: bytes, config: PrepareConfig) -> Checked:
+    """Decodes `data` in full, as training will.
+
+    Raises:
+        RejectedError: the image is too large or does not decode.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            if header.width * header.height > config.max_pixels:
+                raise RejectedError("too_large", f"{header.width} x {header.height} pixels")
+            form, is_transparent = header.format, header.has_transparency_data
+        pixels = decode(data, config.max_pixels)
+    except RejectedError:
+        raise
+    except UnidentifiedImageError as error:
+        raise RejectedError("undecodable", f"none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+        raise RejectedError("undecodable", f"{type(error).__name__}: {error}") from error
+    anew = 0 < config.max_side < max(pixels.shape[:2]) or (config.max_side > 0 and is_transparent)
+    if anew:
+        pixels = _shrink(pixels, config.max_side)
+        data = _encode(pixels, "JPEG" if form in ("JPEG", "MPO") else "PNG")
+    look = perceptual_hash(pixels) if config.near_duplicates >= 0 else b""
+    thumbnail = make_thumbnail(pixels, config.thumbnails) if config.thumbnails else None
+    height, width = pixels.shape[:2]
+    return Checked(data, anew, width, height, look, thumbnail or b"")
+
+
+def _shrink(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    height, width = pixels.shape[:2]
+    if (longer := max(height, width)) <= max_side:
+        return pixels
+    size = tuple(max(1, round(side * max_side / longer)) for side in (width, height))
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return np.asarray(image)
+
+
+def _encode(pixels: UInt8[np.ndarray, "h w 3"], form: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, form, quality=95)
+    return out.getvalue()

@@ -1,0 +1,199 @@
+"""What is read, as blocks of images that are examined."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from aced.config import ConfigError
+from aced.data import records
+from aced.data.sources.parquet import ParquetConfig, ParquetSource
+from aced.data.sources.tars import TarSource, WebDatasetConfig
+from aced.files import storage
+from aced.prepare import progress
+from aced.prepare.blocks import BLOCK, REJECTED, Found, examine
+from aced.prepare.captions import (
+    CaptionedImage,
+    PrepareError,
+    RejectedError,
+    Rejects,
+    from_record,
+    merge_lines,
+    read_captions,
+)
+from aced.prepare.config import PrepareConfig
+from aced.prepare.facts import pack, unpack_captions
+from aced.prepare.images import read_file
+from aced.prepare.workspace import Workspace
+
+_WINDOW_MIB = 64  # of parquet's row groups that are kept, at least two: blocks are read in order
+
+
+def from_table(
+    config: PrepareConfig, pipeline: beam.Pipeline
+) -> tuple[beam.PCollection[bytes], beam.PCollection]:
+    """Returns the packed facts of the table's images that decode, and what is left out.
+
+    One worker reads the table: lines of CSV can't be told apart from its middle. A block is the
+    images whose first lines are neighbours, whose files are likely to be neighbours too.
+    """
+    lines = (
+        pipeline
+        | "table" >> beam.Create([config.captions])
+        | "read the table"
+        >> beam.FlatMap(_lines, config)
+        .with_output_types(tuple[str, bytes])
+        .with_outputs(REJECTED, main="images")
+    )
+    images = (
+        lines.images
+        | "group by image" >> beam.GroupByKey()
+        | "merge lines"
+        >> beam.FlatMapTuple(_merge)
+        .with_output_types(tuple[int, bytes])
+        .with_outputs(REJECTED, main="images")
+    )
+    examined = (
+        images.images
+        | "group by block" >> beam.GroupByKey()
+        | "examine"
+        >> beam.FlatMap(_examine_lines, config)
+        .with_output_types(bytes)
+        .with_outputs(REJECTED, main="facts")
+    )
+    rejected = (lines[REJECTED], images[REJECTED], examined[REJECTED])
+    return examined.facts, rejected | "rejected by the input" >> beam.Flatten()
+
+
+def _lines(path: str, config: PrepareConfig) -> Iterator[Any]:
+    rejects = Rejects(config.place)
+    try:
+        for image in read_captions(path, config.columns, rejects):
+            # Lines of the same pictures become one example.
+            key = str(image.line) if config.separate else f"{image.key}\0{image.second or ''}"
+            yield key, pack(image)
+            for entry in rejects.take():
+                yield beam.pvalue.TaggedOutput(REJECTED, entry)
+    except PrepareError as error:
+        raise Workspace(config.out).refuse(str(error)) from error
+    for entry in rejects.take():
+        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+
+
+def _merge(_: str, group: Iterable[bytes]) -> Iterator[Any]:
+    rejects = Rejects()
+    images = sorted(map(unpack_captions, group), key=lambda image: image.line)
+    image = merge_lines(images, rejects)
+    progress.expect("examine", 1)
+    yield image.line // BLOCK, pack(image)
+    for entry in rejects.take():
+        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+
+
+def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) -> Iterator[Any]:
+    block, group = grouped
+
+    def fetch(image: CaptionedImage) -> Found:
+        where = {"image": image.key, "line": image.line}
+        try:
+            data = read_file(image.key, config.images)
+        except RejectedError as error:
+            raise RejectedError(*error.args, where) from error
+        if image.second is None:
+            return image, data, None
+        try:
+            return image, data, read_file(image.second, config.images)
+        except RejectedError as error:
+            reason, detail = error.args
+            detail = f"the second picture, {image.second}: {detail}"
+            raise RejectedError(reason, detail, where) from error
+
+    images = sorted(map(unpack_captions, group), key=lambda image: image.line)
+    yield from examine(config, block, images, fetch)
+
+
+def from_records(
+    config: PrepareConfig, pipeline: beam.Pipeline, blocks: list[tuple[int, int]]
+) -> tuple[beam.PCollection[bytes], beam.PCollection]:
+    """Returns the packed facts of the records that decode, and what is left out.
+
+    Args:
+        config: the settings, with `tars` or `parquet`.
+        pipeline: an empty one.
+        blocks: first record of each block, and the one after its last; see `blocks_of`.
+    """
+    examined = (
+        pipeline
+        | "blocks" >> beam.Create([(i, *block) for i, block in enumerate(blocks)])
+        | "expect" >> beam.Map(_expect)
+        | "spread" >> beam.Reshuffle()
+        | "examine"
+        >> beam.FlatMap(_examine_records, config)
+        .with_output_types(bytes)
+        .with_outputs(REJECTED, main="facts")
+    )
+    return examined.facts, examined[REJECTED]
+
+
+@functools.lru_cache(maxsize=1)
+def open_records(config: PrepareConfig) -> records.Source:
+    """The tars or parquet files of `config`, with random access; kept open, in each worker.
+
+    Raises:
+        PrepareError: there are none, they can't be read, or have no such columns.
+    """
+    image, captions, label = config.image_column, config.caption_columns, config.label_column
+    try:
+        if config.tars:
+            return TarSource(WebDatasetConfig(config.tars, captions, label))
+        return ParquetSource(
+            ParquetConfig(
+                config.parquet,
+                config.split,
+                image,
+                captions,
+                label,
+                second=config.second_column,
+                window_mib=_WINDOW_MIB,
+            )
+        )
+    except (ConfigError, records.DatasetError, storage.StorageError) as error:
+        raise PrepareError(
+            f"{error} (Here these settings are --tars, --parquet, --split, --image_column, "
+            "--caption_column, --second_column and --label_column.)"
+        ) from error
+
+
+def blocks_of(source: records.Source) -> list[tuple[int, int]]:
+    """Where the blocks of `source` begin and end: row groups of parquet, as they are read whole."""
+    if isinstance(source, ParquetSource):
+        ends = list(itertools.accumulate(source.groups))
+    else:
+        ends = [*range(BLOCK, len(source), BLOCK), len(source)] if len(source) else []
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def _expect(numbers: tuple[int, int, int]) -> tuple[int, int, int]:
+    _, begin, end = numbers
+    progress.expect("examine", end - begin)
+    return numbers
+
+
+def _examine_records(numbers: tuple[int, int, int], config: PrepareConfig) -> Iterator[Any]:
+    block, begin, end = numbers
+    source = open_records(config)
+
+    def fetch(index: int) -> Found:
+        where = {"line": index}
+        try:
+            record = source[index]
+            image = from_record(record, index, config.columns.lower)
+        except (records.RecordError, RejectedError) as error:
+            raise RejectedError("unreadable_record", str(error.args[-1]), where) from error
+        if not image.texts:
+            raise RejectedError("empty_caption", "", where | {"image": image.key})
+        return image, record["image"], record.get("second")
+
+    yield from examine(config, block, range(begin, end), fetch)

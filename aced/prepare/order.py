@@ -1,0 +1,235 @@
+"""Splits, order and shards: where in the data set each image comes.
+
+The order is that of sha256("SEED:KEY"), and the first `val` (that may be) are held out: it depends
+on an image's key and the seed alone, and hardly changes where others come or go. To sort without
+having all in one place, the hash's first bits are a bucket: buckets are counted, which tells where
+each begins, and sorted one by one.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from aced.prepare import progress
+from aced.prepare.config import PrepareConfig
+from aced.prepare.facts import Facts, unpack
+from aced.prepare.workspace import Workspace
+
+SHARD_BYTES = 1 << 28  # of images, aimed at when the number of shards is left open
+_BUCKET_BITS = 12  # a worker holds the facts of one in 4,096 images while it sorts
+
+Order = tuple[bytes, int]  # hash, and line: of images that share a key in several tars
+
+
+def split(
+    config: PrepareConfig,
+    kept: beam.PCollection[bytes],
+    counts: beam.PCollection,
+    examples: beam.PCollection,
+) -> beam.PCollection[tuple[str, bytes]]:
+    """Returns the split of each image, with its packed facts.
+
+    Args:
+        config: the settings.
+        kept: packed facts.
+        counts: how many images and lines are left out, by reason; for the error.
+        examples: one of them by reason; for the error.
+    """
+    totals = (
+        kept | "countable" >> beam.Map(_countable, config) | "totals" >> beam.CombineGlobally(_sums)
+    )
+    last = (
+        kept.pipeline
+        | "bound of val" >> beam.Create([None])
+        | "find the bound"
+        >> beam.Map(
+            _bound,
+            config,
+            beam.pvalue.AsSingleton(totals),
+            beam.pvalue.AsSingleton(_smallest(config, kept)),
+            beam.pvalue.AsDict(counts),
+            beam.pvalue.AsDict(examples),
+        )
+    )
+    return kept | "split" >> beam.Map(
+        _split, config, beam.pvalue.AsSingleton(last)
+    ).with_output_types(tuple[str, bytes])
+
+
+def order_of(facts: Facts, seed: int) -> Order:
+    """What images are sorted by."""
+    return hashlib.sha256(f"{seed}:{facts.key}".encode()).digest(), facts.line
+
+
+def _may_be_held_out(facts: Facts, config: PrepareConfig) -> bool:
+    return not (config.val_clean and facts.is_noisy)
+
+
+def _countable(packed: bytes, config: PrepareConfig) -> tuple[int, int]:
+    return 1, int(_may_be_held_out(unpack(packed), config))
+
+
+def _sums(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    first = second = 0
+    for one, two in pairs:
+        first, second = first + one, second + two
+    return first, second
+
+
+def _smallest(config: PrepareConfig, kept: beam.PCollection[bytes]) -> beam.PCollection:
+    """The first `config.val` of those that may be held out, as one list."""
+    if not config.val:
+        return kept.pipeline | "no val" >> beam.Create([[]])
+    return (
+        kept
+        | "order" >> beam.FlatMap(_order_of_val, config)
+        | "first of them" >> beam.combiners.Top.Smallest(config.val)
+    )
+
+
+def _order_of_val(packed: bytes, config: PrepareConfig) -> Iterator[Order]:
+    if _may_be_held_out(facts := unpack(packed), config):
+        yield order_of(facts, config.seed)
+
+
+def _bound(
+    _: None,
+    config: PrepareConfig,
+    totals: tuple[int, int],
+    smallest: list[Order],
+    counts: dict[str, int],
+    examples: dict[str, str],
+) -> Order:
+    """The last image that is held out.
+
+    Raises:
+        PrepareError: nothing is left, or not enough to hold out of.
+    """
+    total, eligible = totals
+    refuse = Workspace(config.out).refuse
+    if not total:
+        raise refuse(_nothing_left(config, counts, examples))
+    if config.val > eligible or config.val == total:
+        raise refuse(
+            f"--val={config.val} leaves nothing to train on, or is more than the {eligible} "
+            f"examples that can be held out of {total}; lower it."
+        )
+    return max(smallest, default=(b"", -1))
+
+
+def _nothing_left(config: PrepareConfig, counts: dict[str, int], examples: dict[str, str]) -> str:
+    """The reasons with an example of each: no `rejected.jsonl` is left that could be looked at."""
+    what = config.captions or config.tars or config.parquet
+    if not counts:
+        return f"No image is left: {what} has no {config.place}s."
+    text = f"No image is left of {what}. Left out:"
+    for reason, count in sorted(counts.items()):
+        text += f"\n  {reason} {count}, the first: {examples[reason]:.500}"
+    if counts.keys() & {"missing_file", "outside_folder"}:
+        text += (
+            f"\nAre --images and the paths in --captions (column {config.columns.image!r}) "
+            "relative to the same folder?"
+        )
+    return text
+
+
+def _split(packed: bytes, config: PrepareConfig, last: Order) -> tuple[str, bytes]:
+    facts = unpack(packed)
+    is_val = _may_be_held_out(facts, config) and order_of(facts, config.seed) <= tuple(last)
+    return ("val" if is_val else "train"), packed
+
+
+def to_shards(
+    config: PrepareConfig, parts: beam.PCollection[tuple[str, bytes]]
+) -> tuple[beam.PCollection, beam.PCollection]:
+    """Returns ((split, shard), (rank in the split, packed facts)) of each image, and the layout.
+
+    The layout is one dict: images, shards, and where each bucket begins, by split.
+    """
+    buckets = parts | "bucket" >> beam.Map(_bucket, config).with_output_types(
+        tuple[tuple[str, int], bytes]
+    )
+    sums = (
+        buckets
+        | "sizes" >> beam.MapTuple(lambda bucket, packed: (bucket, (1, unpack(packed).image_bytes)))
+        | "sizes of buckets" >> beam.CombinePerKey(_sums)
+    )
+    layout = (
+        parts.pipeline
+        | "layout" >> beam.Create([None])
+        | "lay out" >> beam.Map(_layout, config, beam.pvalue.AsDict(sums))
+    )
+    ranked = (
+        buckets
+        | "group by bucket" >> beam.GroupByKey()
+        | "rank" >> beam.FlatMap(_rank, config, beam.pvalue.AsSingleton(layout))
+    )
+    return ranked, layout
+
+
+def _bucket(image: tuple[str, bytes], config: PrepareConfig) -> tuple[tuple[str, int], bytes]:
+    part, packed = image
+    digest, _ = order_of(unpack(packed), config.seed)
+    return (part, int.from_bytes(digest[:2]) >> (16 - _BUCKET_BITS)), packed
+
+
+def _layout(
+    _: None, config: PrepareConfig, sums: dict[tuple[str, int], tuple[int, int]]
+) -> dict[str, Any]:
+    layout: dict[str, Any] = {}
+    for (part, bucket), (count, size) in sorted(sums.items()):
+        of = layout.setdefault(part, {"images": 0, "bytes": 0, "begin": {}})
+        of["begin"][bucket] = of["images"]
+        of["images"] += count
+        of["bytes"] += size
+    for of in layout.values():
+        of["shards"] = min(of["images"], config.shards or -(-of["bytes"] // SHARD_BYTES))
+    return layout
+
+
+def _rank(
+    grouped: tuple[tuple[str, int], Iterable[bytes]],
+    config: PrepareConfig,
+    layout: dict[str, Any],
+) -> Iterator[tuple[tuple[str, int], tuple[int, bytes]]]:
+    (part, number), group = grouped
+    images, shards = layout[part]["images"], layout[part]["shards"]
+    ordered = sorted(group, key=lambda packed: order_of(unpack(packed), config.seed))
+    progress.expect("write", len(ordered))
+    for rank, packed in enumerate(ordered, layout[part]["begin"][number]):
+        # Shard s has the ranks from s * images // shards on: of nearly equal counts.
+        yield (part, ((rank + 1) * shards - 1) // images), (rank, packed)
+
+
+def number_labels(config: PrepareConfig, kept: beam.PCollection[bytes]) -> beam.PCollection:
+    """Returns one pair: the numbers of all labels, and the names of the classes if they had any."""
+    labels = (
+        kept
+        | "labels" >> beam.FlatMap(_label).with_output_types(str)
+        | "different labels" >> beam.Distinct()
+    )
+    return (
+        kept.pipeline
+        | "numbers of labels" >> beam.Create([None])
+        | "number labels" >> beam.Map(_number, config, beam.pvalue.AsIter(labels))
+    )
+
+
+def _label(packed: bytes) -> Iterator[str]:
+    if (label := unpack(packed).label) is not None:
+        yield label
+
+
+def _number(
+    _: None, config: PrepareConfig, labels: Iterable[str]
+) -> tuple[dict[str, int], list[str] | None]:
+    names = sorted(labels)
+    try:
+        numbers, are_names = {label: int(label) for label in names}, False
+    except ValueError:
+        numbers, are_names = {label: i for i, label in enumerate(names)}, True
+    if wrong := [label for label, number in numbers.items() if not 0 <= number < 1 << 31]:
+        raise Workspace(config.out).refuse(f"Label {wrong[0]} is negative or does not fit 32 bits.")
+    return numbers, names if are_names else None

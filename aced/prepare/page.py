@@ -1,0 +1,68 @@
+"""statistics.html: what came out of a preparation, on one page that loads nothing."""
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+from aced.prepare.statistics import Sample
+from aced.report.page import document, figure, table
+
+_BAR = 320  # of the longest bar, pixels
+_TITLES = {
+    "longer_side": "Longer side, pixels",
+    "shorter_side": "Shorter side, pixels",
+    "aspect": "Width : height",
+    "caption_characters": "Length of captions, characters",
+    "captions_per_image": "Captions of an image",
+}
+
+
+def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: int) -> str:
+    """Returns the page.
+
+    Args:
+        summary: what `graph` wrote as summary.json.
+        read: gives a picture's encoded bytes.
+        max_pixels: as the pictures were checked with.
+    """
+    statistics = summary["statistics"]
+    names = ("images", "captions", "noisy", "image_bytes")
+    splits = [[part, *(of[name] for name in names)] for part, of in statistics["splits"].items()]
+    totals = [
+        [name, statistics[name]] for name in ("images", "captions", "stored_anew", "thumbnails")
+    ]
+    parts = [
+        table("Kept", ["", "number"], totals),
+        table("Splits", ["split", *names], splits),
+        table("Left out", ["reason", "number"], statistics["rejected"].items()),
+    ]
+    parts += [
+        f"<h2>{_TITLES[name]}</h2>{_bars(bins)}" for name, bins in statistics["histograms"].items()
+    ]
+    parts.append(table("Captions of most images", ["images", "caption"], summary["captions"]))
+    shown = [
+        figure(read(picture), "; ".join(texts), max_pixels) for picture, texts in summary["samples"]
+    ]
+    parts.append("<h2>Some of the images kept</h2>" + "".join(shown))
+    if summary["pairs"]:
+        pairs = [
+            f'<div class="pair">{figure(read(mine), f"left out: {mine[0]}", max_pixels)}'
+            f"{figure(read(other), f'{bits} bits from {other[0]}', max_pixels)}</div>"
+            for mine, other, bits in summary["pairs"]
+        ]
+        parts.append("<h2>Some of the near-duplicates</h2>" + "".join(pairs))
+    return document("Prepared data set", parts)
+
+
+def _bars(bins: dict[str, int]) -> str:
+    most = max(bins.values())
+    rows = []
+    for i, (name, count) in enumerate(bins.items()):
+        y = 20 * i
+        width = max(1, round(_BAR * count / most))
+        rows.append(
+            f'<text x="120" y="{y + 14}" text-anchor="end">{html.escape(name)}</text>'
+            f'<rect x="128" y="{y + 3}" width="{width}" height="14" fill="#48c"/>'
+            f'<text x="{134 + width}" y="{y + 14}">{count:,}</text>'
+        )
+    return f'<svg width="{_BAR + 240}" height="{20 * len(bins)}">{"".join(rows)}</svg>'

@@ -1,0 +1,88 @@
+"""Which of Beam's runners does the work, and with which of Beam's options."""
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+
+from aced.config import ConfigError
+from aced.prepare import progress
+from aced.prepare.captions import PrepareError
+from aced.prepare.config import EMBEDDED
+
+# Their job servers know options that Beam's own parsers do not.
+_WITH_JOB_SERVERS = ("FlinkRunner", "SparkRunner", "PortableRunner")
+
+
+def pipeline_on(runner: str, options: Sequence[str]) -> beam.Pipeline:
+    """Returns an empty pipeline.
+
+    Args:
+        runner: Beam's name of a runner.
+        options: Beam's flags, passed on unchanged.
+
+    Raises:
+        ConfigError: an option that neither Beam nor the command knows.
+    """
+    if runner not in _WITH_JOB_SERVERS and (unknown := _unknown(options)):
+        raise ConfigError(
+            f"{unknown[0]} is no flag of this command (see --helpshort) and no option of Beam."
+        )
+    settings = PipelineOptions([*options, f"--runner={runner}"])
+    # Beam's DirectRunner would fetch and start a server (Prism), and this is what it falls back to.
+    chosen = fn_runner.FnApiRunner() if runner == EMBEDDED else runner
+    return beam.Pipeline(runner=chosen, options=settings)
+
+
+def _unknown(options: Sequence[str]) -> list[str]:
+    """Those of the options that Beam's parsers do not know: it would only log them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    waiting = [PipelineOptions]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if "_add_argparse_args" in vars(kind):
+            with contextlib.suppress(argparse.ArgumentError):  # of a class that is listed twice
+                kind._add_argparse_args(parser)
+    return parser.parse_known_args(list(options))[1]
+
+
+def run(pipeline: beam.Pipeline, runner: str) -> None:
+    """Runs `pipeline` to its end.
+
+    Raises:
+        RuntimeError: the runner says that it failed. Errors of workers are raised as they are, or
+            within errors of the runner.
+    """
+    with progress.shown() if runner == EMBEDDED else contextlib.nullcontext(), _quiet(runner):
+        result = pipeline.run()
+        state = result.wait_until_finish()
+    if state not in (None, beam.runners.runner.PipelineState.DONE):
+        raise RuntimeError(f"{runner} ended in state {state}; see its log.")
+
+
+@contextlib.contextmanager
+def _quiet(runner: str) -> Iterator[None]:
+    """Keeps Beam from logging what is said better here.
+
+    That is the traces of errors that are about the input, which are raised, and of the embedded
+    runner its notes of what it sets up.
+    """
+    beams, steps = (logging.getLogger(f"apache_beam{name}") for name in ("", ".runners.common"))
+    level = beams.level
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], PrepareError))
+
+    steps.addFilter(passes)
+    if runner == EMBEDDED:
+        beams.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        steps.removeFilter(passes)
+        beams.setLevel(level)

@@ -1,0 +1,141 @@
+"""What a data set holds, counted: for `dataset.json` and the page."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from aced.prepare.config import PrepareConfig
+from aced.prepare.facts import unpack
+from aced.prepare.order import order_of
+
+SAMPLES = 24  # pictures shown
+PAIRS = 12  # near-duplicates shown
+CAPTIONS = 20  # repeated captions listed
+
+Counter = tuple[str, str]  # what is counted, and of which split or in which bin
+# Of a picture shown: key, block, offset, size.
+Sample = tuple[str, int, int, int]
+
+
+def counters(parts: beam.PCollection[tuple[str, bytes]]) -> beam.PCollection:
+    """Returns (counter, sum) of everything that is counted of the images."""
+    return (
+        parts
+        | "count" >> beam.FlatMapTuple(_counts).with_output_types(tuple[Counter, int])
+        | "sums" >> beam.CombinePerKey(sum)
+    )
+
+
+def _counts(part: str, packed: bytes) -> Iterator[tuple[Counter, int]]:
+    facts = unpack(packed)
+    yield ("images", part), 1
+    yield ("captions", part), len(facts.texts)
+    yield ("noisy", part), int(bool(facts.is_noisy))
+    yield ("image_bytes", part), facts.image_bytes
+    yield ("stored_anew", ""), int(facts.anew)
+    yield ("thumbnails", ""), int(facts.thumbnail_size > 0)
+    yield ("second_pictures", ""), int(facts.second_size > 0)
+    longer, shorter = max(facts.width, facts.height), min(facts.width, facts.height)
+    yield ("longer_side", _power_of_two(longer)), 1
+    yield ("shorter_side", _power_of_two(shorter)), 1
+    yield ("aspect", _aspect(facts.width, facts.height)), 1
+    yield ("captions_per_image", _power_of_two(len(facts.texts))), 1
+    for text in facts.texts:
+        yield ("caption_characters", _power_of_two(len(text))), 1
+
+
+def _power_of_two(value: int) -> str:
+    """The bin of a number of at least 1, such as "64 to 127"."""
+    low = 1 << (value.bit_length() - 1)
+    return str(low) if low == 1 else f"{low} to {2 * low - 1}"
+
+
+def _aspect(width: int, height: int) -> str:
+    """The nearest of 1:8, 1:4, ..., 4:1, 8:1 on a scale of ratios; further ones count there."""
+    ratio = max(-3, min(3, round(math.log2(width / height))))
+    return f"{1 << max(ratio, 0)}:{1 << max(-ratio, 0)}"
+
+
+def repeated_captions(parts: beam.PCollection[tuple[str, bytes]]) -> beam.PCollection:
+    """Returns one list of (images, caption): the captions of most images, of more than one."""
+    return (
+        parts
+        | "captions" >> beam.FlatMapTuple(_captions).with_output_types(tuple[str, int])
+        | "images of a caption" >> beam.CombinePerKey(sum)
+        | "repeated" >> beam.Filter(lambda counted: counted[1] > 1)
+        | "most first" >> beam.MapTuple(lambda text, count: (-count, text))
+        | "most repeated" >> beam.combiners.Top.Smallest(CAPTIONS)
+    )
+
+
+def _captions(_: str, packed: bytes) -> Iterator[tuple[str, int]]:
+    for text in unpack(packed).texts:
+        yield text, 1
+
+
+def samples(config: PrepareConfig, parts: beam.PCollection[tuple[str, bytes]]) -> beam.PCollection:
+    """Returns one list of (order, picture to show, captions): the first in the data set's order."""
+    return (
+        parts
+        | "samples" >> beam.Map(_sample, config)
+        | "first samples" >> beam.combiners.Top.Smallest(SAMPLES)
+    )
+
+
+def _sample(image: tuple[str, bytes], config: PrepareConfig) -> tuple[Any, Sample, list[str]]:
+    facts = unpack(image[1])
+    picture = facts.key, facts.block, facts.offset, facts.size
+    return order_of(facts, config.seed), picture, facts.texts[:3]
+
+
+def rejected_counts(rejected: beam.PCollection) -> beam.PCollection:
+    """Returns (reason, number) of what is left out."""
+    return (
+        rejected
+        | "reasons" >> beam.Map(lambda entry: entry[1]).with_output_types(str)
+        | "count reasons" >> beam.combiners.Count.PerElement()
+    )
+
+
+def first_rejected(rejected: beam.PCollection) -> beam.PCollection:
+    """Returns (reason, JSON object of rejected.jsonl): the first of each reason in the input."""
+    return (
+        rejected
+        | "by reason" >> beam.Map(lambda entry: (entry[1], (entry[0], entry[2])))
+        | "first of a reason" >> beam.CombinePerKey(min)
+        | "its object" >> beam.MapTuple(lambda reason, first: (reason, first[1]))
+    )
+
+
+def as_statistics(
+    counted: Iterable[tuple[Counter, int]], rejected: dict[str, int]
+) -> dict[str, Any]:
+    """The statistics of `dataset.json`."""
+    by_name: dict[str, dict[str, int]] = {}
+    for (name, which), count in sorted(counted):
+        by_name.setdefault(name, {})[which] = count
+    of_splits = ("images", "captions", "noisy", "image_bytes")
+    histograms = ("longer_side", "shorter_side", "aspect", "caption_characters")
+    return {
+        "images": sum(by_name["images"].values()),
+        "captions": sum(by_name["captions"].values()),
+        "stored_anew": by_name["stored_anew"][""],
+        "thumbnails": by_name["thumbnails"][""],
+        "second_pictures": by_name["second_pictures"][""],
+        "rejected": dict(sorted(rejected.items())),
+        "splits": {
+            part: {name: by_name[name][part] for name in of_splits} for part in by_name["images"]
+        },
+        "histograms": {
+            name: dict(sorted(by_name[name].items(), key=_place_of_bin))
+            for name in (*histograms, "captions_per_image")
+        },
+    }
+
+
+def _place_of_bin(item: tuple[str, int]) -> float:
+    """Bins in the order of their numbers: of "64 to 127" the first, of "1:2" the ratio."""
+    first, _, second = item[0].split(" ")[0].partition(":")
+    return int(first) / int(second or 1)

@@ -1,0 +1,1 @@
+"""HTML pages with curves and pictures of runs: `python -m aced.report`."""

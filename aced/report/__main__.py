@@ -1,0 +1,32 @@
+"""A page that compares runs: `python -m aced.report runs/* --out=report.html`.
+
+What each cost and got, which settings differ, curves at equal examples and at equal FLOPs, and
+pictures of what was chosen and what was left. The page holds all it shows and loads nothing, so it
+can be sent. The pictures are read again from the data of the runs; where these are out of reach,
+the page says so. Curves need matplotlib (`pip install '.[plots]'`).
+"""
+
+import sys
+
+from absl import app
+from etils import epath
+
+from aced import flag_settings
+from aced.config import ConfigError
+from aced.report.command import ReportConfig, report
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> page."""
+    try:
+        config = flag_settings.read(ReportConfig)
+        text = report(argv[1:], config)
+        epath.Path(config.out).expanduser().write_text(text, encoding="utf-8")
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{config.out}: {len(text) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    flag_settings.define(ReportConfig)
+    app.run(main)

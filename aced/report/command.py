@@ -1,0 +1,170 @@
+"""Draws the page that compares runs, and the pictures of what a run chose."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from aced.checkpoints import record
+from aced.config import ConfigError, flatten
+from aced.data.records import DatasetError
+from aced.flag_settings import setting
+from aced.metrics import history
+from aced.report import chosen, curves, page
+from aced.train import summary
+from aced.train.config import TrainConfig, parse
+
+PICTURES = "picks.html"
+_PLACES = (0.0, 0.5, 1.0)  # in the file of picks: which are shown
+_CURVES = (  # besides the scores of evaluations
+    "loss",
+    "selection/noisy_share",
+    "selection/variety",
+    "selection/perplexity",
+    "selection/near_copies",
+    "selection/easy_overlap",
+)
+_MOST_SETTINGS = 60  # that differ, and are listed
+_EARLIER = ("before", "before_caches")  # settings of what ran before the run
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Where the page goes, and how much is on it."""
+
+    out: str = setting("report.html", "The page to write; one that is there is replaced.")
+    pictures: int = setting(12, "Of either kind, at each of three steps of a run; 0: none.")
+
+    def __post_init__(self):
+        if self.pictures < 0:
+            raise ConfigError(f"--pictures must be at least 0, got {self.pictures}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is known of a run from its workdir."""
+
+    folder: epath.Path
+    settings: dict[str, Any]
+    fingerprint: str  # of its data
+    lines: list[dict[str, int | float]]
+
+
+def report(folders: Sequence[str], config: ReportConfig) -> str:
+    """Returns the page of the runs in `folders`; what is no run's workdir is named on it.
+
+    Raises:
+        ConfigError: none of them is a run's, or matplotlib is not installed.
+    """
+    runs, others = _open(folders)
+    if not runs:
+        raise ConfigError(
+            f"None of {', '.join(folders) or 'no folders'} is the workdir of a run; give some, "
+            "such as runs/*."
+        )
+    titles, cells = summary.rows({name: summary.values(run.folder) for name, run in runs.items()})
+    parts = [page.table("Runs", ["run", *titles], [[name, *row] for name, row in cells.items()])]
+    if others:
+        parts.append(f"<p>No workdirs of runs: {page.escape(', '.join(others))}</p>")
+    parts.append(page.table("Settings that differ", ["setting", *runs], _differing(runs)))
+    parts.append("<h2>Curves</h2>")
+    lines = {name: run.lines for name, run in runs.items()}
+    for name in _curves(lines):
+        url = page.data_url(curves.draw(name, lines), "image/svg+xml")
+        parts.append(f'<img class="curve" alt="{page.escape(name)}" src="{url}">')
+    if config.pictures:
+        for name, run in runs.items():
+            parts += [f"<h2>What {page.escape(name)} chose</h2>", *_pictures(run, config.pictures)]
+    return page.document("Runs", parts)
+
+
+def write_pictures(workdir: epath.PathLike) -> epath.Path:
+    """Writes PICTURES in a run's workdir: what was chosen and what was left at three steps.
+
+    Returns:
+        The page. It needs no matplotlib; where the data cannot be read again, it says why.
+    """
+    folder = epath.Path(workdir)
+    runs, _ = _open([str(folder)])
+    parts = [part for run in runs.values() for part in _pictures(run, ReportConfig.pictures)]
+    out = folder / PICTURES
+    out.write_text(page.document(f"What {folder.name} chose", parts), encoding="utf-8")
+    return out
+
+
+def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:
+    """The runs by the shortest names that tell them apart, and the folders that are none."""
+    found, others = {}, []
+    for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
+        folder = epath.Path(name).expanduser()
+        if summary.is_run(folder):
+            found[name] = Run(folder, *record.read(folder)[:2], history.read(folder))
+        else:
+            others.append(name)
+    short = {name: name.rpartition("/")[2] for name in found}
+    if len(set(short.values())) == len(short):
+        found = {short[name]: run for name, run in found.items()}
+    return found, others
+
+
+def _differing(runs: Mapping[str, Run]) -> list[list[str]]:
+    """A row for each setting that is not the same in all runs; those of earlier runs left out."""
+    settings = {name: flatten(run.settings) for name, run in runs.items()}
+    keys = sorted({key for of_run in settings.values() for key in of_run})
+    rows = []
+    for key in keys:
+        # What is a setting in one run and a group of them in another is told once, as a whole.
+        parents = [".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 1)]
+        if parents and (parents[0] in _EARLIER or not set(parents).isdisjoint(keys)):
+            continue
+        values = [_text(of_run.get(key, ...)) for of_run in settings.values()]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    more = len(rows) - _MOST_SETTINGS
+    return rows[:_MOST_SETTINGS] + ([[f"and {more} more"]] if more > 0 else [])
+
+
+def _text(value: Any) -> str:
+    if value is ...:
+        return "..."
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _curves(lines: Mapping[str, curves.Run]) -> list[str]:
+    """The names of the metrics to draw: losses, noisy picks, and scores of evaluations."""
+    found = dict.fromkeys(name for of_run in lines.values() for line in of_run for name in line)
+    return [name for name in found if name in _CURVES or name in summary.scores(found)]
+
+
+def _pictures(run: Run, count: int) -> list[str]:
+    try:
+        settings = parse(run.settings)
+        batches = chosen.super_batches(run.folder, settings, run.fingerprint, _PLACES, count)
+        shown = list(batches)
+    except (OSError, ConfigError, DatasetError) as error:  # the page is worth having without
+        return [f"<p>No pictures: {page.escape(str(error))}</p>"]
+    parts = []
+    for batch in shown:
+        parts.append(
+            f"<h3>Step {batch.step:,}: {settings.batch_size:,} of {batch.size:,}</h3>"
+            f"<p>Chosen:</p>{_figures(batch.chosen, settings)}"
+        )
+        if batch.left:
+            parts.append(f"<p>Left:</p>{_figures(batch.left, settings)}")
+    if any(x.is_noisy is not None for batch in shown for x in (*batch.chosen, *batch.left)):
+        parts.append("<p>Framed in red: pairs that the data set knows to be wrong.</p>")
+    return parts
+
+
+def _figures(examples: Sequence[chosen.Example], settings: TrainConfig) -> str:
+    figures = []
+    for example in examples:
+        text = f"{example.id}: {'; '.join(example.texts)}"
+        if example.picture is None:
+            figures.append(f"<figure>{page.escape(text)}</figure>")
+        else:
+            limit = settings.data.max_pixels
+            figures.append(page.figure(example.picture, text, limit, marked=bool(example.is_noisy)))
+    return "".join(figures)

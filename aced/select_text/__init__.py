@@ -1,0 +1,1 @@
+"""Sentences for distillation without pairs: `python -m aced.select_text`."""

@@ -1,0 +1,76 @@
+"""`python -m aced.select_text`: sentences for distillation without pairs, from a corpus of text.
+
+    python -m aced.select_text --corpus='text/*.txt.gz' --teacher=models/l14 \\
+        --features=caches/photos_l14 --k=8 --budget=28000000 --out=data/sentences
+
+Chooses the k nearest sentences of every training image, by the teacher's features of the images
+(`python -m aced.cache`) and its text tower: all first neighbours before all second ones, no
+sentence twice, until the budget is full (after DIME-FM, arXiv 2303.18232). Writes a data set of
+sentences without images. With --distributed it runs as one on many machines; started again, it goes
+on where it was stopped, and gives the same.
+"""
+
+import sys
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+from aced import flag_settings
+from aced.checkpoints.checkpointer import CheckpointError
+from aced.config import ConfigError
+from aced.data.records import DatasetError
+from aced.files import ownership
+from aced.files.storage import StorageError
+from aced.parallel import distributed
+from aced.parallel.preemption import INTERRUPTED
+from aced.quiet_logs import quiet_libraries
+from aced.select_text.command import run
+from aced.select_text.config import SelectTextConfig
+from aced.select_text.corpus import Counts
+
+
+def report(out: str, statistics: dict[str, Any]) -> str:
+    """What was chosen, in a few lines."""
+    lines = [f"{out}: {statistics['sentences']:,} sentences, of {statistics['prompts']:,} prompts."]
+    for reason, count in Counts(statistics["corpus"]).most_common():
+        lines.append(f"  {'read' if reason == 'sentences' else reason:16}{count:14,}")
+    if (share := statistics.get("first_neighbour_kept")) is not None:
+        lines.append(f"{share:.1%} of {statistics['images']:,} images keep their first neighbour.")
+        lines.append(f"Similarity of kept neighbours {statistics['neighbour_similarity']:.4f}.")
+    for name, values in statistics.get("similarity", {}).items():
+        lines.append(
+            f"Similarity of an image to the nearest of them ({name}) {values['nearest']:.4f}, to "
+            f"its k nearest {values['k_nearest']:.4f}."
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, selects, and says what came out."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Not a flag: {argv[1]}")
+    quiet_libraries()
+    with distributed.ending_together():
+        try:
+            distributed.begin(flags.FLAGS.distributed)
+            config = flag_settings.read(SelectTextConfig)
+            statistics = run(config, force=flags.FLAGS.force)
+            if jax.process_index() == 0:
+                print(report(config.out, statistics))
+        except (ConfigError, CheckpointError, DatasetError, StorageError) as error:
+            sys.exit(f"\n{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            logging.warning("Interrupted; the same command goes on from what is saved.")
+            sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    flag_settings.define(SelectTextConfig)
+    flags.DEFINE_boolean("force", False, ownership.FORCE)
+    flags.DEFINE_boolean(
+        "distributed",
+        None,
+        "Start this command on every machine and select as one; see python -m aced.main --help.",
+    )
+    app.run(main)

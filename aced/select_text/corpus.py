@@ -1,0 +1,356 @@
+"""Corpora of sentences: lines of text, JSON lines, parquet, or the captions of a data set.
+
+A corpus is a list of parts that different processes may read, and each can be read on from any
+position. What is not taken as a sentence is counted, by its reason.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import logging
+
+from aced.config import ConfigError
+from aced.data import records
+from aced.data.records import RecordError
+from aced.files import encoding, storage
+from aced.files.storage import File
+
+_PART_BYTES = 1 << 26  # of a file of lines that is not compressed
+_PART_EXAMPLES = 1 << 16  # of a data set
+_ROWS = 4096  # of parquet, unpacked at a time
+_HEAD_BYTES = 4096  # of a file of lines, which tell text from other files
+_SKIP_BYTES = 1 << 20  # read at a time to get to the end of a line that is too long
+_KINDS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
+
+Counts = collections.Counter[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """Which files hold the sentences, and which sentences are left out for their length."""
+
+    # .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet: files, globs, {0..9}; or folders of data sets
+    paths: tuple[str, ...] = ()
+    column: str = "text"  # field of the JSON lines, column of the parquet files
+    split: str = "train"  # of a data set
+    min_characters: int = 2  # after normalisation
+    max_characters: int = 1000
+    max_line_bytes: int = 1 << 20  # a line or value that is longer is left out unread
+
+    def __post_init__(self):
+        if not self.paths:
+            raise ConfigError("--corpus is empty; name the files with the sentences.")
+        if not 1 <= self.min_characters <= self.max_characters:
+            raise ConfigError(
+                f"min_characters = {self.min_characters} must be at least 1 and at most "
+                f"max_characters = {self.max_characters}."
+            )
+        if not 1 <= self.max_line_bytes <= records.MAX_STRING_BYTES:
+            raise ConfigError(
+                f"max_line_bytes must be 1 to {records.MAX_STRING_BYTES}, got "
+                f"{self.max_line_bytes}."
+            )
+        # Four bytes of UTF-8 a character, so that what is chosen fits a record.
+        if 4 * self.max_characters > records.MAX_STRING_BYTES:
+            raise ConfigError(
+                f"max_characters must be at most {records.MAX_STRING_BYTES // 4}, got "
+                f"{self.max_characters}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A piece of the corpus that one process reads."""
+
+    path: str  # of the file or data set
+    kind: str  # one of _KINDS, or "" for a data set
+    start: int  # lines: those that begin in bytes `start` to `end`; data set: examples
+    end: int
+    size: int  # bytes of the file (of this piece, if it is cut); see `Corpus.read`
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+    """A sentence in its normal form, and where reading goes on behind it."""
+
+    text: str
+    position: int  # for `Corpus.read`
+    done: int  # about how much of the part's `size` has been read
+
+
+class Corpus:
+    """The sentences of a `CorpusConfig`.
+
+    Attributes:
+        parts: what it consists of.
+        fingerprint: changes with the files' names or sizes, and with what is left out.
+    """
+
+    def __init__(self, config: CorpusConfig, normalise: Callable[[str], str]):
+        """Lists the files; none is read.
+
+        Raises:
+            ConfigError: a file is of no kind that can be read.
+            StorageError: a path does not exist, or nothing matches it.
+            DatasetError: a data set is missing or damaged.
+        """
+        self._config, self._normalise = config, normalise
+        self.parts: list[Part] = []
+        digest = hashlib.sha256()
+        for path in config.paths:
+            if not storage.is_remote(path) and (pathlib.Path(path) / records.DESCRIPTION).is_file():
+                source = records.open_dataset(path, config.split)
+                digest.update(f"data set {source.fingerprint}\n".encode())
+                self.parts += _ranges(path, "", len(source), _PART_EXAMPLES)
+                continue
+            files = _find(path)
+            names = storage.names([file.path for file in files])
+            for file, name in zip(files, names, strict=True):
+                kind = _kind(file.path)
+                digest.update(f"{name} {kind} {file.size}\n".encode())
+                step = _PART_BYTES if kind in (".txt", ".jsonl") else max(file.size, 1)
+                self.parts += _ranges(file.path, kind, file.size, step)
+        settings = dataclasses.asdict(config)
+        for name in ("paths", "split"):  # they say where, not what
+            del settings[name]
+        digest.update(json.dumps(settings).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def read(self, number: int, position: int, counts: Counts) -> Iterator[Sentence]:
+        """The sentences of part `number`, in order.
+
+        Args:
+            number: of the part.
+            position: 0 for its beginning, or the `position` of the sentence to go on behind.
+            counts: raised by one by the reason for whatever is not taken, and for each sentence
+                that is. A sentence's position says nothing of what is left out after it, which is
+                counted when the next one is asked for.
+
+        Raises:
+            ConfigError: a parquet file has no such column of strings, or a file of lines is not
+                UTF-8 from its beginning.
+            StorageError: a file cannot be opened.
+        """
+        part = self.parts[number]
+        if part.kind == "":
+            found = self._captions(part, position, counts)
+        elif part.kind == ".parquet":
+            found = self._rows(part, position, counts)
+        else:
+            found = self._lines(part, position, counts)
+        for text, after, done in found:
+            text = self._normalise(encoding.without_mark(text))
+            length = len(text)
+            if not length:
+                counts["blank"] += 1
+            elif length < self._config.min_characters:
+                counts["too_short"] += 1
+            elif length > self._config.max_characters:
+                counts["too_long"] += 1
+            elif not _is_encodable(text):  # half of a surrogate pair, as JSON can write it
+                counts["not_utf8"] += 1
+            else:
+                counts["sentences"] += 1
+                yield Sentence(text, after, done)
+
+    def _captions(self, part: Part, position: int, counts: Counts) -> Iterator[tuple]:
+        """Positions are index * MAX_ITEMS + number of the caption."""
+        source = records.open_dataset(part.path, self._config.split)
+        first = part.start * records.MAX_ITEMS
+        position = max(position, first)
+        for index in range(position // records.MAX_ITEMS, part.end):
+            try:
+                texts = source[index]["texts"]
+            except RecordError as error:
+                logging.warning("Left out: %s", error)
+                counts["damaged_records"] += 1
+                continue
+            for k, text in enumerate(texts):
+                here = index * records.MAX_ITEMS + k
+                if here >= position:
+                    yield text, here + 1, index - part.start
+
+    def _rows(self, part: Part, position: int, counts: Counts) -> Iterator[tuple]:
+        """Positions are numbers of rows."""
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ConfigError(
+                f"{part.path} needs pyarrow to be read: `pip install '.[parquet]'`."
+            ) from error
+        column, row, rows = self._config.column, 0, 1
+        try:
+            with (
+                storage.open_file(part.path) as file,
+                pyarrow.parquet.ParquetFile(file, pre_buffer=False) as whole,
+            ):
+                _check_column(part.path, whole.schema_arrow, column)
+                rows = max(whole.metadata.num_rows, 1)
+                for group in range(whole.num_row_groups):
+                    size = whole.metadata.row_group(group).num_rows
+                    if row + size <= position:
+                        row += size
+                        continue
+                    for batch in whole.iter_batches(_ROWS, [group], [column], use_threads=False):
+                        for value in batch.column(0):
+                            row += 1
+                            if row <= position:
+                                continue
+                            if not value.is_valid:
+                                counts["no_text"] += 1
+                            elif value.as_buffer().size > self._config.max_line_bytes:
+                                counts["too_long"] += 1
+                            else:
+                                try:
+                                    yield value.as_py(), row, part.size * row // rows
+                                except UnicodeDecodeError:
+                                    counts["not_utf8"] += 1
+        except ConfigError:
+            raise
+        except Exception as error:  # damaged files make pyarrow raise nearly anything
+            if storage.is_passing(error):
+                raise storage.StorageError(f"{part.path} cannot be read: {error}") from error
+            _cut_off(part, counts, error)
+
+    def _lines(self, part: Part, position: int, counts: Counts) -> Iterator[tuple]:
+        """Positions are bytes, unpacked."""
+        limit = self._config.max_line_bytes
+        parse = self._field if part.kind.startswith(".jsonl") else lambda text: text
+        with _opened(part) as (raw, file):
+            try:
+                if not part.start and (problem := encoding.foreign(file.read(_HEAD_BYTES))):
+                    raise ConfigError(f"{part.path} cannot be read: {problem}.")
+                at = _go_to(file, part, position)
+                while part.kind.endswith(".gz") or at < part.end:
+                    line = file.readline(limit + 1)
+                    if not line:
+                        break
+                    at += len(line)
+                    if len(line) > limit and not line.endswith(b"\n"):
+                        at += _skip_line(file)
+                        counts["too_long"] += 1
+                        continue
+                    try:
+                        text = parse(encoding.without_mark(line.decode()))
+                    except UnicodeDecodeError:
+                        counts["not_utf8"] += 1
+                        continue
+                    except _NoTextError as error:
+                        counts[str(error)] += 1
+                        continue
+                    yield text, at, (raw.tell() if raw is not file else at - part.start)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                _cut_off(part, counts, error)
+
+    def _field(self, line: str) -> str:
+        if not line.strip():
+            return ""
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _NoTextError("not_json") from error
+        text = value.get(self._config.column) if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            raise _NoTextError("no_text")
+        return text
+
+
+class _NoTextError(ValueError):
+    """A line that has no sentence; the message is the reason that is counted."""
+
+
+def _ranges(path: str, kind: str, size: int, step: int) -> list[Part]:
+    starts = range(0, size, step)
+    return [Part(path, kind, i, min(i + step, size), min(step, size - i)) for i in starts]
+
+
+def _find(path: str) -> list[File]:
+    """The files that `path` names; of a folder, those of the first kind that is there."""
+    try:
+        return storage.find(path, ".txt")
+    except storage.StorageError as error:
+        if storage.is_remote(path) or not os.path.isdir(path):
+            raise
+        raise storage.StorageError(
+            f"{path} is a folder without {records.DESCRIPTION} and without *.txt; give a data set "
+            f"or a pattern such as {path}/*.jsonl.gz."
+        ) from error
+
+
+def _kind(path: str) -> str:
+    for kind in sorted(_KINDS, key=len, reverse=True):
+        if path.endswith(kind):
+            return kind
+    raise ConfigError(
+        f"{path}: a corpus is made of files that end in {', '.join(_KINDS)}, or it is the folder "
+        "of a data set."
+    )
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _opened(part: Part) -> Iterator[tuple[Any, Any]]:
+    """The file of a part, as it is stored and unpacked; both the same where it is not packed."""
+    try:
+        raw = storage.open_file(part.path)
+    except OSError as error:
+        raise storage.StorageError(f"{part.path} cannot be opened: {error}") from error
+    with raw:
+        if not part.kind.endswith(".gz"):
+            yield raw, raw
+            return
+        with gzip.GzipFile(fileobj=raw) as file:
+            yield raw, file
+
+
+def _go_to(file: Any, part: Part, position: int) -> int:
+    """Goes to `position`, or to the first line that begins in the part; returns where that is."""
+    if position or not part.start:
+        return file.seek(position)
+    file.seek(part.start - 1)
+    return part.start - 1 + _skip_line(file)
+
+
+def _skip_line(file: Any) -> int:
+    """Goes behind the next line feed; returns how many bytes that were."""
+    skipped = 0
+    while piece := file.readline(_SKIP_BYTES):
+        skipped += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _check_column(path: str, schema: Any, column: str) -> None:
+    import pyarrow
+
+    index = schema.get_field_index(column)
+    kind = schema.field(index).type if index >= 0 else None
+    if kind is None or not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise ConfigError(
+            f"--column={column} must be a column of strings, and in {path} it "
+            f"{'does not exist' if kind is None else f'is {kind}'}. There are: {there}."
+        )
+
+
+def _cut_off(part: Part, counts: Counts, error: Exception) -> None:
+    logging.warning("%s is damaged, and what follows in it is left out: %s", part.path, error)
+    counts["damaged_files"] += 1

@@ -1,0 +1,130 @@
+"""The folder beside the data set to be, in which a selection is on its way; all processes see it.
+
+.NAME.selecting/
+  settings.json     what it was started with
+  state.json        which state is complete
+  state-12/         a file per process
+  chosen.npy        the hashes of what was chosen, in order, once that is known
+  sample.npy        ditto, of as many sentences at random
+  chosen-texts/     the sentences themselves, as they are found again; and sample-texts/
+  out/              the data set, which becomes NAME when it is complete
+"""
+
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from aced.config import ConfigError, flatten
+from aced.data import records
+from aced.files import storage
+
+_POLL_SECONDS = 0.1
+
+
+class Workspace:
+    """The files of one selection, and how its processes wait for each other."""
+
+    def __init__(self, out: str):
+        self.out = pathlib.Path(out).expanduser().absolute()
+        self.root = self.out.with_name(f".{self.out.name}.selecting")
+        token = np.int32(time.time_ns() % 2**31)
+        if jax.process_count() > 1:
+            token = multihost_utils.broadcast_one_to_all(token)
+        self._token = int(token)  # marks of an earlier start mean nothing
+
+    def begin(self, settings: Mapping[str, Any]) -> bool:
+        """Takes up what is there of a selection with `settings`, or starts one.
+
+        Returns:
+            Whether the data set is there, complete.
+
+        Raises:
+            ConfigError: a selection with other settings is there, or something else.
+        """
+        settings = json.loads(json.dumps(settings))
+        finished = self.out.exists()
+        if finished:
+            if not (self.out / records.DESCRIPTION).is_file():
+                raise ConfigError(f"--out={self.out} exists and is no data set; choose another.")
+            self._compare(self.out, records.read_description(self.out)["settings"], settings)
+        elif (self.root / "settings.json").is_file():
+            there = json.loads((self.root / "settings.json").read_text())
+            self._compare(self.root, there, settings)
+        self.wait_for_all("compared")
+        if jax.process_index() == 0:
+            if finished:  # maybe it was killed just before it had removed the rest
+                shutil.rmtree(self.root, ignore_errors=True)
+            else:
+                self.write("settings.json", json.dumps(settings, indent=1).encode())
+        self.wait_for_all("begun")
+        return finished
+
+    def _compare(self, path: pathlib.Path, there: Any, now: dict[str, Any]) -> None:
+        old, new = flatten(there), flatten(now)
+        lines = [
+            f"  {key}: there {old.get(key)!r}, now {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if lines:
+            listed = "\n".join(lines)
+            raise ConfigError(
+                f"{path} is a selection with other settings:\n{listed}\nSet them back to go on "
+                f"with it, choose another --out, or remove {path}."
+            )
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes the file `name`, whole or not at all."""
+        storage.write(str(self.root / name), data)
+
+    def save_array(self, name: str, array: np.ndarray) -> None:
+        """Writes the file `name`, whole or not at all."""
+        with storage.whole_file(self.root / name) as part, part.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    def load_array(self, name: str) -> np.ndarray:
+        """Reads what `save_array` wrote."""
+        return np.load(self.root / name, allow_pickle=False)
+
+    def wait_for_all(self, name: str) -> None:
+        """Returns when all processes have called this with the same `name`, used once a start.
+
+        By files: collectives would not wait for long, and some of this work takes long.
+        """
+        if jax.process_count() == 1:
+            return
+        self._mark(name, jax.process_index()).touch()
+        for process in range(jax.process_count()):
+            while not self._mark(name, process).exists():
+                time.sleep(_POLL_SECONDS)
+
+    def leave(self) -> None:
+        """The last thing that every process does; removes the marks."""
+        if jax.process_count() == 1:
+            return
+        self.wait_for_all("finished")
+        if jax.process_index() != 0:
+            self._mark("left", jax.process_index()).touch()  # and nobody is waited for any more
+            return
+        self.wait_for_all("left")
+        shutil.rmtree(self._marks)
+
+    @property
+    def _marks(self) -> pathlib.Path:
+        return self.root.with_name(f"{self.root.name}.marks")
+
+    def _mark(self, name: str, process: int) -> pathlib.Path:
+        self._marks.mkdir(parents=True, exist_ok=True)
+        return self._marks / f"{self._token}-{name}-{process}"
+
+    def publish(self) -> None:
+        """Gives the data set in `out/` its place, and removes the rest."""
+        (self.root / "out").rename(self.out)
+        shutil.rmtree(self.root)

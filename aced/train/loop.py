@@ -1,0 +1,263 @@
+"""The training loop: one for all methods, read from top to bottom.
+
+A method says which models it holds, what it reads of a record, and how one step goes; everything
+else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from aced.checkpoints.checkpointer import Checkpointer, check_place
+from aced.config import ConfigError
+from aced.cost import hardware
+from aced.data import pipeline, sources
+from aced.data.prefetch import DevicePrefetch
+from aced.evaluators import suites
+from aced.files import ownership
+from aced.metrics import history, progress
+from aced.metrics.skipped import SkippedRecords
+from aced.metrics.writer import Budget, Writer
+from aced.optim import state
+from aced.parallel import distributed
+from aced.parallel import mesh as meshes
+from aced.parallel.preemption import Preemption
+from aced.parallel.watchdog import Watchdog
+from aced.train import caches, program
+from aced.train.config import TrainConfig, parse
+from aced.train.setup import Run, input_batches, set_up
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says why and what to do."""
+
+
+def run(
+    config: Any,
+    workdir: str,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    force: bool = False,
+) -> dict[str, int | float]:
+    """Trains to the end, or goes on where the run in `workdir` stopped.
+
+    All processes of a run make this call, with the same arguments.
+
+    Args:
+        config: a `ConfigDict` or mapping of `TrainConfig`.
+        workdir: folder of this run, local or gs://, one for all processes; holds config.json,
+            checkpoints/, metrics.jsonl, picks.jsonl, skipped.jsonl and, in folders of their own,
+            the runs of `config.before`.
+        devices: the devices to use; None: all.
+        force: take the folder over from another process that is known to be dead.
+
+    Returns:
+        The last value of every metric; nothing on processes other than the first, which has the
+        files.
+
+    Raises:
+        ConfigError: a setting is wrong, or is not what the run in `workdir` started with. What
+            can be told from the settings alone is checked before anything runs. Or another
+            process works in `workdir`.
+        TrainingError: too many non-finite steps in a row.
+        SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C, when
+            everything is saved.
+    """
+    check_place(workdir)
+    folder = epath.Path(os.path.expanduser(workdir))
+    _train(parse(config), folder, devices, force)
+    return history.last_values(folder) if jax.process_index() == 0 else {}
+
+
+def _train(
+    settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Device] | None, force: bool
+) -> int | None:
+    """The run, and those before it. Returns how to exit if it was to stop in its last step."""
+    mesh = meshes.make_mesh(devices, settings.mesh)
+    program.check_batch(settings, mesh)
+    for wanted in settings.before_caches.values():  # at once, not after the runs before it
+        wanted.folder(str(folder))
+    with distributed.entered_by_first(ownership.owned(str(folder / ownership.FILE), force)):
+        distributed.check_shared(folder)
+        for name, earlier in settings.before.items():
+            logging.info("%s runs first, in %s", name, folder / name)
+            if exit_code := _train(parse(earlier), folder / name, devices, force):
+                logging.warning("%s is finished; start the same command again.", name)
+                sys.exit(exit_code)
+
+        # Before the watchdog: a first index of tars in a store may take hours, which is no hang.
+        source = sources.open_source(settings.data)
+        program.check_data(settings, source)
+        with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
+            for name, wanted in settings.before_caches.items():
+                logging.info("Embeddings first: %s", name)
+                caches.make(settings, wanted, str(folder), mesh, watchdog, force=force)
+            settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
+            return loop(set_up(settings, mesh, folder, source), watchdog)
+
+
+def loop(run: Run, watchdog: Watchdog) -> int | None:
+    """Takes the steps that are left. Returns how to exit if it was to stop after the last one.
+
+    At most two steps are in flight; only a line of metrics, an evaluation or a checkpoint waits
+    for the devices. All processes take the same way through it.
+    """
+    settings, prog, start = run.settings, run.program, run.start or 0
+    if start >= prog.total_steps:
+        logging.warning(
+            "%s is finished: it has %d steps. Nothing is trained or evaluated again; more of "
+            "config.total_steps goes on with it.",
+            *(run.folder, start),
+        )
+        run.checkpoints.close()
+        return None
+    budget = Budget(
+        examples_trained=settings.batch_size,
+        examples_scored=prog.candidates if settings.method.selects else 0,
+        flops=prog.method.flops_per_step(settings.batch_size),
+    )
+    peak = hardware.peak_flops(prog.mesh.devices.flat[0].device_kind)
+    skipped = SkippedRecords(run.folder, jax.process_index())
+    counters = pipeline.InputCounters(on_skip=skipped)
+    with (
+        Preemption() as preemption,
+        run.checkpoints as checkpoints,
+        Writer(run.folder, budget, run.start) as writer,
+        progress.Progress(prog.total_steps) as line,
+        skipped,
+        input_batches(run, start, counters) as host_batches,
+        DevicePrefetch(host_batches, prog.mesh) as batches,
+    ):
+        meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
+        train_state, previous = run.state, None
+        for step in range(start + 1, prog.total_steps + 1):
+            batch = batches.next(previous and previous["loss"])
+            with meter.compiling() if previous is None else contextlib.nullcontext():
+                train_state, out = prog.step(train_state, run.frozen, batch)
+            if previous is not None:
+                _check_finite(step - 1, previous, settings, writer)
+            previous, last, measured = out, step == prog.total_steps, {}
+
+            # Numbers.
+            if step % settings.log_steps == 0 or last:
+                measured = jax.device_get(out)
+                del measured["picks"]
+                meter.spend("data", batches.take_waited())
+                measured |= {
+                    "learning_rate": prog.learning_rate(step - 1 - int(measured["skipped"])),
+                    **left_out(settings.data, counters),
+                    **meter.measure(step),
+                }
+            if settings.picks_steps and (step % settings.picks_steps == 0 or last):
+                writer.write_picks(step, np.asarray(out["picks"]))
+            due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
+            preempted = preemption.reached(step)
+            if due:
+                jax.block_until_ready(out)  # steps in flight are training's time
+                save = functools.partial(
+                    _save_now, writer, checkpoints, step, train_state, measured
+                )
+                if saved := preempted and not last:  # evaluations may take longer than there is
+                    save()
+                    measured = {}
+                with meter.paused(), _saving_after_failure(None if saved else save):
+                    measured |= evaluate(run, due, train_state, watchdog)
+            if measured:
+                writer.write(step, measured)
+                line.show(step, measured)
+                if warning := prog.method.warning(measured):
+                    logging.log_every_n_seconds(logging.WARNING, "Step %d: %s", 600, step, warning)
+
+            # Checkpoints. The metrics are on disk before the checkpoint that claims them.
+            force = last or preempted or bool(due and settings.checkpoint.keep_best)
+            if force or settings.checkpoint.is_due(step):
+                writer.claim(step)
+            checkpoints.save(step, train_state, measured, force=force)
+            if preempted and not last:
+                checkpoints.wait()
+                logging.warning("Step %d is saved; start the same command again.", step)
+                sys.exit(preemption.exit_code)
+            watchdog.alive()
+        if previous is not None:
+            _check_finite(prog.total_steps, previous, settings, writer)
+    return preemption.exit_code if preempted else None
+
+
+def evaluate(
+    run: Run, names: Sequence[str], train_state: state.TrainState, watchdog: Watchdog
+) -> dict[str, float]:
+    """The numbers of these evaluations, as "<evaluation>/<number>", and the suites of them."""
+    found = {}
+    for name in names:
+        values = run.evals[name][1](train_state.eval_params["model"])
+        watchdog.alive()
+        found |= {f"{name}/{key}": value for key, value in values.items()}
+    return found | suites.averages(found, run.settings.suites)
+
+
+def _save_now(
+    writer: Writer,
+    checkpoints: Checkpointer,
+    step: int,
+    train_state: state.TrainState,
+    measured: dict[str, Any],
+) -> None:
+    """Everything of this step, on disk when it returns."""
+    if measured:
+        writer.write(step, measured)
+    writer.claim(step)
+    checkpoints.save(step, train_state, measured, force=True)
+    checkpoints.wait()
+
+
+@contextlib.contextmanager
+def _saving_after_failure(save: Callable[[], None] | None) -> Iterator[None]:
+    """An evaluation that fails must not cost what was trained; None: that is saved already.
+
+    Only where all processes fail alike is the state saved, since they save together.
+    """
+    try:
+        yield
+    except Exception as error:
+        if save is None or isinstance(error, ConfigError) or jax.process_count() == 1:
+            if save is not None:
+                save()
+            logging.error(
+                "An evaluation failed; the step before it is saved. Correct config.evals and start "
+                "again, or evaluate with python -m aced.evaluate."
+            )
+        raise
+
+
+def left_out(data: sources.DataConfig, counters: pipeline.InputCounters) -> dict[str, int]:
+    """What the input left out so far in all processes: by member of a mixture, and by filter."""
+    counts = {"wall/records_skipped": counters.skipped}
+    counts |= {f"wall/records_skipped/{name}": counters.by_source[name] for name in data.members}
+    reasons = data.filters.reasons
+    counts |= {f"wall/records_filtered/{name}": counters.filtered[name] for name in reasons}
+    return {name: distributed.total(count) for name, count in counts.items()}
+
+
+def _check_finite(
+    step: int, out: dict[str, jax.Array], settings: TrainConfig, writer: Writer
+) -> None:
+    in_a_row = int(out["skipped_in_a_row"])
+    if in_a_row < settings.max_skipped_in_a_row:
+        return
+    picks = np.asarray(out["picks"])
+    writer.write_picks(step, picks)
+    raise TrainingError(
+        f"The loss or its gradient was not finite in {in_a_row} steps in a row, up to step {step}, "
+        f"and every update was skipped. Look at the examples of that step (the last line of "
+        f"{history.PICKS_FILE}; the first are {picks[:4].tolist()}), or lower "
+        "optimizer.schedule.peak. Newer checkpoints hold the last good parameters."
+    )

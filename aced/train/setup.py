@@ -1,0 +1,154 @@
+"""Everything that a run needs before its first step: caches, state, frozen models, evaluations."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from aced import evaluators
+from aced.cache import Cache, fingerprint, open_for
+from aced.checkpoints import record
+from aced.checkpoints.checkpointer import Checkpointer
+from aced.config import ConfigError
+from aced.data import pipeline, sources
+from aced.data.streams import SideBySide
+from aced.data.tokenizers import get_tokenizer
+from aced.methods.frozen import load_model
+from aced.models.kinds import kind_of
+from aced.optim import durations, state
+from aced.parallel import mesh as meshes
+from aced.train import program, starting_model
+from aced.train.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is ready for its first step."""
+
+    settings: TrainConfig
+    program: program.Program
+    folder: epath.Path
+    sources: dict[str, sources.Source]  # of the program's streams, by key prefix
+    # Embeddings of frozen models that do not run, by key prefix of the stream and within it.
+    caches: dict[str, dict[str, Cache]]
+    start: int | None  # step that was restored; None: a new run
+    state: state.TrainState
+    frozen: dict[str, PyTree]
+    checkpoints: Checkpointer
+    evals: dict[str, tuple[int, evaluators.Evaluator]]  # period in steps, evaluator
+
+
+def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: sources.Source) -> Run:
+    """Opens the caches, builds or restores the state, loads the frozen models.
+
+    Raises:
+        ConfigError: sizes do not fit together, or the run in `folder` had other settings.
+        CacheError: embeddings are missing, damaged, or of another model or other data.
+        CheckpointError: a checkpoint is missing or of another shape.
+    """
+    prog = program.build(settings, mesh, len(source))
+    opened = {
+        prefix: sources.open_source(stream.data) if prefix else source
+        for prefix, stream in prog.streams.items()
+    }
+    for prefix, stream in prog.streams.items():
+        stream.check(opened[prefix])
+    caches = {
+        prefix: {
+            name: open_for(item, opened[prefix], stream.data, load_model)
+            for name, item in stream.caches.items()
+        }
+        for prefix, stream in prog.streams.items()
+    }
+    for prefix, model in prog.method.models.items():
+        _warn_of_rest(prefix.rstrip("/") or "method.model", model.image)
+        try:
+            kind_of(model).check_tokenizer(model, get_tokenizer(model.tokenizer))
+        except ConfigError as error:
+            raise ConfigError(
+                f"The model {prefix.rstrip('/') or 'method.model'}: {error}"
+            ) from error
+
+    frozen = {
+        name: load_model(item, prog.frozen[name]) for name, item in prog.method.frozen.items()
+    }
+
+    # The record of a run: what it was started with, which a run that goes on may not change.
+    digests = {f"{name}'s weights": fingerprint.of_placed(p) for name, p in frozen.items()}
+    for prefix, model in prog.method.models.items():
+        name = f"{prefix.rstrip('/') or 'model'}'s tokenizer"
+        digests[name] = fingerprint.of_tokenizer(model.tokenizer)
+    for prefix, stream in caches.items():
+        for name, cache in stream.items():
+            digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
+    record.check(folder, settings, source.fingerprint, digests)
+
+    # Where it starts from: its newest checkpoint, another run's model, or nothing.
+    checkpoints = Checkpointer(folder, settings.checkpoint)
+    restored = checkpoints.restore_or(prog.state)
+    if restored is None:
+        start = None
+        train_state = prog.new_state(jax.random.key(settings.seed), frozen)
+        train_state = starting_model.with_initial_model(train_state, settings, folder)
+        train_state = starting_model.with_given_parts(train_state, prog.method.given)
+    else:
+        train_state, start = restored
+        logging.info("%s goes on after step %d of %d.", folder, start, prog.total_steps)
+    if start is None or start < prog.total_steps:  # a finished run is what it was
+        record.write(folder, settings, source.fingerprint, digests)
+
+    # Evaluations.
+    evals = {
+        name: (
+            durations.steps(item, "every", **prog.sizes, default=prog.total_steps),
+            evaluators.build(item, prog.method.config.model, mesh),
+        )
+        for name, item in settings.evals.items()
+    }
+    return Run(
+        settings=settings,
+        program=prog,
+        folder=folder,
+        sources=opened,
+        caches=caches,
+        start=start,
+        state=train_state,
+        frozen=frozen,
+        checkpoints=checkpoints,
+        evals=evals,
+    )
+
+
+def _warn_of_rest(name: str, tower: Any) -> None:
+    """Says what a model never looks at; some are made so (So400m/14 at 384 px)."""
+    if rest := tower.resolution % tower.patch:
+        logging.warning(
+            "%s: image.resolution = %d is no multiple of patch = %d; the last %d pixels of each "
+            "row and column are not looked at.",
+            *(name, tower.resolution, tower.patch, rest),
+        )
+
+
+def input_batches(run: Run, start: int, counters: pipeline.InputCounters) -> SideBySide:
+    """This process's part of what is read for the steps after `start`."""
+    prog = run.program
+    return SideBySide(
+        {
+            prefix: pipeline.train_batches(
+                run.sources[prefix],
+                stream.data,
+                stream.views,
+                batch_size=stream.rows,
+                seed=run.settings.seed,
+                start_step=start,
+                rows=meshes.local_rows(prog.mesh, stream.rows),
+                counters=counters,
+                caches=run.caches[prefix],
+            )
+            for prefix, stream in prog.streams.items()
+        }
+    )

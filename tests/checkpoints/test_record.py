@@ -1,0 +1,96 @@
+import json
+
+import pytest
+from etils import epath
+
+from aced.checkpoints import record
+from aced.config import ConfigError
+from aced.train.config import parse
+from configs import dime_b32, smoke
+
+
+def settings(**changes):
+    config = smoke.get_config("tiny,method=iid")
+    config.update_from_flattened_dict(changes)
+    return parse(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"total_steps": 9, "log_steps": 7, "picks_steps": 0},
+        {"checkpoint.every_steps": 3, "data.num_threads": 1, "method.model.remat": "full"},
+        {"evals.retrieval.batch_size": 8, "method.score_micro_batch": 16},
+        {"data.array_record.path": "/elsewhere", "data.tfds.data_dir": "/elsewhere"},
+    ],
+)
+def test_what_may_change(changes, tmp_path):
+    folder = epath.Path(tmp_path)
+    record.check(folder, settings(), "data")  # no run there yet
+    record.write(folder, settings(), "data")
+    record.check(folder, settings(**changes), "data")
+
+
+def test_the_second_stream_may_be_read_by_fewer_threads(tmp_path):
+    """What only decides how data are read is free for DIME-FM's sentences, too."""
+    config = dime_b32.get_config("tiny")
+    folder, data = epath.Path(tmp_path), config.method.sentences.data
+    record.write(folder, parse(config), "data")
+    data.num_threads += 1
+    record.check(folder, parse(config), "data")
+    data.shuffle = False
+    with pytest.raises(ConfigError, match=r"method\.sentences\.data\.shuffle"):
+        record.check(folder, parse(config), "data")
+
+
+def test_a_setting_that_there_was_not_yet_must_have_its_default(tmp_path, caplog):
+    """So that a run can go on with newer code."""
+    folder = epath.Path(tmp_path)
+    record.write(folder, settings(), "data")
+    written = json.loads((folder / record.FILE).read_text())
+    del written["method"]["selection"]["draw"], written["data"]["shuffle"]
+    (folder / record.FILE).write_text(json.dumps(written))
+    record.check(folder, settings(), "data")
+    assert "method.selection.draw: None then, 'sample' now" in caplog.text
+    with pytest.raises(ConfigError, match=r"shuffle: None then, False now"):
+        record.check(folder, settings(**{"data.shuffle": False}), "data")
+    del written["batch_size"]  # not its default
+    (folder / record.FILE).write_text(json.dumps(written))
+    with pytest.raises(ConfigError, match=r"settings:\n  batch_size: None then, 16 now\nSet"):
+        record.check(folder, settings(), "data")
+
+
+def test_where_an_encoder_of_the_model_came_from_must_stay():
+    assert record.may_change("method.teacher.checkpoint")
+    assert not record.may_change("method.encoder.checkpoint")
+
+
+def test_frozen_models_must_stay_the_same(tmp_path):
+    folder = epath.Path(tmp_path)
+    record.write(folder, settings(), "data")
+    models = {"reference's weights": "1"}
+    record.check(folder, settings(), "data", models)  # begun before any were written
+    record.write(folder, settings(), "data", models)
+    record.check(folder, settings(), "data", models)
+    with pytest.raises(ConfigError, match=r"reference's weights: '1' then, '2'"):
+        record.check(folder, settings(), "data", {"reference's weights": "2"})
+    with pytest.raises(ConfigError, match=r"reference's weights: '1' then, None"):
+        record.check(folder, settings(), "data")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fingerprint", "message"),
+    [
+        ({"seed": 5}, "data", "seed: 0 then, 5 now"),
+        ({"batch_size": 8}, "data", "batch_size: 16 then, 8 now"),
+        ({"method.selection.gain": 3.0}, "data", r"selection\.gain: 100\.0 then, 3\.0 now"),
+        ({"optimizer.schedule.peak": 0.5}, "data", r"schedule\.peak: 0\.001 then, 0\.5 now"),
+        ({}, "other data", "data_fingerprint: 'data' then, 'other data' now"),
+    ],
+)
+def test_what_makes_another_run(changes, fingerprint, message, tmp_path):
+    folder = epath.Path(tmp_path)
+    record.write(folder, settings(), "data")
+    with pytest.raises(ConfigError, match=message):
+        record.check(folder, settings(**changes), fingerprint)

@@ -1,0 +1,100 @@
+"""The same bytes on every runner; what reaches it; what an unknown option or no Beam says."""
+
+import builtins
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aced.config import ConfigError
+from aced.prepare import inputs
+from aced.prepare.captions import PrepareError
+from aced.prepare.command import PrepareConfig, prepare
+from aced.prepare.runner import pipeline_on
+
+PORTABLE = ["--job_endpoint=embed", "--environment_type=LOOPBACK"]  # a job server in this process
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """Thirty pictures, of which some are near-duplicates or broken, in eight blocks."""
+    monkeypatch.setattr(inputs, "BLOCK", 4)
+    (tmp_path / "images").mkdir()
+    lines = []
+    for i in range(30):
+        coarse = np.random.default_rng(i % 25).integers(0, 256, (7, 9, 3), np.uint8)
+        side = 64 if i < 25 else 80
+        Image.fromarray(coarse).resize((side, side)).save(tmp_path / "images" / f"{i}.png")
+        lines.append({"image": f"{i}.png", "caption": [f"c {i}", "shared"], "label": str(i % 3)})
+    (tmp_path / "images" / "7.png").write_bytes(b"broken")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "captions.jsonl").write_text(text)
+    return {
+        "images": str(tmp_path / "images"),
+        "captions": str(tmp_path / "captions.jsonl"),
+        "label_column": "label",
+        "near_duplicates": 3,
+        "near_duplicate_captions": True,
+        "val": 5,
+        "shards": 3,
+        "thumbnails": 16,
+        "threads": 2,
+    }
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+@pytest.mark.slow
+def test_every_runner_gives_the_same_bytes(tmp_path, settings):
+    runs = {
+        "embedded": ("DirectRunner", []),
+        "workers": (
+            "DirectRunner",
+            ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+        ),
+        "portable": ("PortableRunner", PORTABLE),
+    }
+    for name, (runner, options) in runs.items():
+        out = str(tmp_path / name)
+        statistics = prepare(PrepareConfig(out=out, runner=runner, **settings), options)
+        assert statistics["images"] == 24
+        assert statistics["rejected"]["near_duplicate"] == 5
+        assert statistics["rejected"]["undecodable"] == 1
+    expected = contents(tmp_path / "embedded")
+    assert len(expected) == 3 + 6
+    for name in ("workers", "portable"):
+        found = contents(tmp_path / name)
+        assert {n for n in found | expected if found.get(n) != expected.get(n)} == set()
+
+
+def test_an_error_in_a_worker_elsewhere_says_what_is_wrong_with_the_input(tmp_path, settings):
+    settings |= {"val": 24, "out": str(tmp_path / "out"), "runner": "PortableRunner"}
+    with pytest.raises(PrepareError, match="--val=24 leaves nothing") as caught:
+        prepare(PrepareConfig(**settings), PORTABLE)
+    assert "running" not in str(caught.value)  # Beam's names of steps
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "images"]
+
+
+def test_options_are_passed_on_and_unknown_ones_refused():
+    pipeline = pipeline_on("DirectRunner", ["--direct_num_workers=3", "--temp_location=x"])
+    assert pipeline.options.get_all_options()["direct_num_workers"] == 3
+    assert pipeline.options.get_all_options()["temp_location"] == "x"
+    with pytest.raises(ConfigError, match="--max_sid=4 is no flag of this command"):
+        pipeline_on("DirectRunner", ["--max_sid=4"])
+
+
+def test_no_beam(tmp_path, monkeypatch, settings):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "aced.prepare":
+            raise ImportError("No module named 'apache_beam'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"pip install '\.\[beam\]'.*apache_beam"):
+        prepare(PrepareConfig(out=str(tmp_path / "out"), **settings))

@@ -1,0 +1,185 @@
+"""The page of several runs: its numbers, its curves, and that its pictures are the ones chosen."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from aced.checkpoints import record
+from aced.config import ConfigError
+from aced.data import pipeline
+from aced.data.sources import open_source
+from aced.metrics import history
+from aced.report import chosen, command, curves
+from aced.report.command import ReportConfig
+from aced.train import loop
+from aced.train.config import parse
+from tests import commands, many_processes
+from tests.data.sources.test_every_source import VIEW
+from tests.prepare.test_page import EVIL, Reader
+from tests.train.test_train import config
+
+STEPS = 5
+# Beside the loss, of a run that selects by the learner alone.
+DRAWN = ("near_copies", "noisy_share", "perplexity", "variety")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run that chooses by the learner alone, and one that trains on everything."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("hard", "iid"):
+        loop.run(config(method, STEPS), str(folder / method), jax.devices()[:1])
+    return folder
+
+
+def settings_of(folder):
+    return parse(record.read(epath.Path(folder)).settings)
+
+
+def super_batches(folder, places, count):
+    fingerprint = record.read(epath.Path(folder)).data
+    return chosen.super_batches(folder, settings_of(folder), fingerprint, places, count)
+
+
+@pytest.mark.slow
+def test_what_is_shown_is_the_super_batch_of_the_step(runs):
+    settings = settings_of(runs / "hard")
+    size = settings.method.super_batch_size(settings.batch_size)
+    picks = history.read_picks(runs / "hard")
+    found = list(super_batches(runs / "hard", (0.0, 0.5, 1.0), 10**6))
+    assert [batch.step for batch in found] == [1, 3, STEPS]
+    source = open_source(settings.data)
+    for batch in found:
+        read = pipeline.train_batches(
+            source, settings.data, {"": VIEW}, batch_size=size, seed=settings.seed,
+            start_step=batch.step - 1,
+        )  # fmt: skip
+        with read:
+            candidates = set(next(read)["id"].tolist())
+        ids = {x.id for x in batch.chosen}
+        assert ids == set(picks[batch.step])
+        assert ids | {x.id for x in batch.left} == candidates
+        assert (len(batch.chosen), len(batch.left)) == (32, size - 32)
+        for example in (*batch.chosen, *batch.left):
+            record_ = source[example.id]
+            np.testing.assert_array_equal(example.picture, record_["image"])
+            assert example.texts == record_["texts"]
+            assert example.is_noisy == record_["is_noisy"]
+
+
+@pytest.mark.slow
+def test_few_of_them_and_the_same_ones_again(runs):
+    ids = []
+    for _ in range(2):
+        (batch,) = super_batches(runs / "hard", (1.0,), 3)
+        ids.append([x.id for x in (*batch.chosen, *batch.left)])
+        assert len(batch.chosen) == len(batch.left) == 3
+    assert ids[0] == ids[1]
+    (batch,) = super_batches(runs / "iid", (0.3,), 3)
+    assert (len(batch.chosen), batch.left) == (3, [])
+
+
+@pytest.mark.slow
+def test_the_page(runs, tmp_path):
+    page = Reader(
+        command.report([str(runs / "hard"), f"{runs}/iid/", str(tmp_path)], ReportConfig())
+    )
+    text = " ".join(page.text.split())
+    assert f"No workdirs of runs: {tmp_path}" in text
+    # 5 steps of 32, of 160 candidates where there is a choice.
+    assert "hard160800" in text
+    assert "iid1600" in text
+    differing = text[text.index("Settings that differ") : text.index("Curves")]
+    assert "method.selection.scorehard_learnerlearnability" in differing
+    assert "batch_size" not in differing
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    drawn = [x["alt"] for x in images if x["src"].startswith("data:image/svg+xml;base64,")]
+    assert drawn == ["loss", *(f"selection/{x}" for x in DRAWN)]
+    assert sum(x["src"].startswith("data:image/jpeg;base64,") for x in images) == 3 * 12 * 3
+    assert any(tag == "figure" and x.get("class") == "marked" for tag, x in page.tags)
+    assert command.report([str(runs / "hard")], ReportConfig()) == command.report(
+        [str(runs / "hard")], ReportConfig()
+    )
+
+
+@pytest.mark.slow
+def test_data_out_of_reach_cost_the_pictures_alone(runs, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    settings = config("iid", STEPS)
+    settings.data.source = "array_record"
+    settings.data.array_record.path = str(tmp_path / "gone")
+    record.write(epath.Path(folder), parse(settings), "print")
+    (folder / history.FILE).write_text((runs / "iid" / history.FILE).read_text())
+    (folder / history.PICKS_FILE).write_text((runs / "iid" / history.PICKS_FILE).read_text())
+    text = Reader(command.report([str(folder)], ReportConfig())).text
+    assert re.search(r"No pictures: .*gone", text)
+    assert "No pictures" not in command.report([str(folder)], ReportConfig(pictures=0))
+
+
+@pytest.mark.slow
+def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in (record.FILE, history.FILE, history.PICKS_FILE):
+        (folder / file).write_text((runs / "hard" / file).read_text())
+    text = (folder / record.FILE).read_text()
+    fingerprint = record.read(epath.Path(folder)).data
+    (folder / record.FILE).write_text(text.replace(fingerprint, "of other data"))
+    page = Reader(command.report([str(folder)], ReportConfig())).text
+    assert "No pictures: shapes/train is not what the run of" in page
+    (folder / history.PICKS_FILE).write_text("")
+    page = Reader(command.report([str(folder)], ReportConfig())).text
+    assert "has no picks on file; picks_steps says how often they are" in page
+
+
+@pytest.mark.slow
+def test_names_of_runs_are_no_language_of_the_page(runs, tmp_path):
+    evil = tmp_path / EVIL.replace("/", "")
+    evil.mkdir()
+    for file in (record.FILE, history.FILE, history.PICKS_FILE):
+        (evil / file).write_text((runs / "iid" / file).read_text())
+    page = Reader(command.report([str(evil), str(runs / "iid")], ReportConfig(pictures=1)))
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script"})
+    assert all("onerror" not in attributes for _, attributes in page.tags)
+    assert EVIL.replace("/", "") in page.text
+
+
+def test_curves_of_long_runs_are_the_means_of_neighbours():
+    lines = [{"flops": 2.0 * i, "loss": float(i % 2)} for i in range(4000)]
+    lines += [{"flops": 1.0}, {"flops": 8000.0, "loss": float("nan")}]
+    x, y = curves.points(lines, "flops", "loss")
+    assert (len(x), set(y)) == (1000, {0.5})
+    np.testing.assert_allclose(x, 2.0 * (4 * np.arange(1000) + 1.5))
+
+
+@pytest.mark.slow
+def test_the_command(runs, tmp_path):
+    arguments = [f"{runs}/hard", f"{runs}/iid", f"--out={tmp_path}/page.html", "--pictures=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "aced.report", *arguments],
+        capture_output=True, text=True, timeout=300, env=many_processes.environment(1),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "What hard chose" in (tmp_path / "page.html").read_text()
+    for arguments, message in (
+        ([str(tmp_path)], "is the workdir of a run; give some, such as runs/*"),
+        ([], "None of no folders is"),
+        ([str(runs / "iid"), "--pictures=-1"], "--pictures must be at least 0"),
+    ):
+        done = commands.call("report", *arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_without_matplotlib(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"Curves need `pip install '.\[plots\]'`"):
+        command.report([str(runs / "iid")], ReportConfig())
