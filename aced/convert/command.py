@@ -112,8 +112,8 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
     if storage.is_remote(source):
         if not (epath.Path(source) / checkpointer.FOLDER).is_dir():
             raise InteropError(
-                f"{source} has no {checkpointer.FOLDER}/, so it is no run, and of object stores only "
-                "runs are read; correct it, or copy the model."
+                f"{source} has no {checkpointer.FOLDER}/, so it is no run, and only runs are "
+                "read from object stores; correct it, or copy the model."
             )
         return "a run", _read_run(config, source)
     path = pathlib.Path(source).expanduser()
