@@ -6,6 +6,7 @@ A table stands between `<!-- table NAME -->` and `<!-- /table -->`. A test holds
 docs/ are what this command writes.
 """
 
+import ast
 import collections
 import dataclasses
 import json
@@ -22,7 +23,7 @@ from benchmarks.methods.runs import HIDDEN, Run
 from benchmarks.table import RESULTS
 
 ROOT = pathlib.Path(__file__).parents[1]
-TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _MARK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -207,8 +208,32 @@ def smoke() -> str:
     return "".join(f"    {line}\n" for line in lines)
 
 
+def layers() -> str:
+    """The packages and modules of each layer, from the highest to the lowest, with what they are."""
+    tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"))
+    named = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("LAYERS", "COMMANDS")
+    }
+    rows = []
+    for layer in reversed(named["LAYERS"]):
+        names = named["COMMANDS"] if layer == ("commands",) else layer
+        rows.append([", ".join(f"`{name}`" for name in names), " ".join(map(_purpose, names))])
+    return markdown(["layer", "what it has"], rows)
+
+
+def _purpose(name: str) -> str:
+    """The first sentence of the docstring of a package or module."""
+    folder = ROOT / "aced" / name
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    return text.split("\n")[0].split(": `python")[0].rstrip(".") + "."
+
+
 TABLES = {
     "gain_rule": gain_rule,
+    "layers": layers,
     "methods": methods,
     "methods_else": methods_else,
     "methods_icons": methods_icons,

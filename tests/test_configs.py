@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from aced.parallel.mesh import MeshConfig
 from aced.preflight import plan
 from aced.train import loop, summary
 from aced.train.config import parse
+from tests.docs import pages
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(
@@ -97,12 +97,10 @@ def test_tiny_runs_two_steps(name, tmp_path):
         assert ("loss/distillation" in last) == (config.distillation.weight > 0)
 
 
-def test_the_config_of_ones_own_in_the_readme(tmp_path):
-    text, last = (ROOT / "README.md").read_text(), "        return config\n"
-    start = text.index("    from aced.config import to_config\n")
-    block = text[start : text.index(last, start)] + last
+def test_the_config_of_ones_own_in_the_guide(tmp_path):
+    (block,) = pages.blocks(ROOT / "docs/guides/runs.md", "python")
     file = tmp_path / "mine.py"
-    file.write_text(textwrap.dedent(block))
+    file.write_text(block)
     spec = importlib.util.spec_from_file_location("mine", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,0 +1,102 @@
+"""The examples of code in README.md and docs/ run as they stand."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from aced import evaluators, methods
+from aced.losses import contrastive
+from aced.models import model_folder, two_tower
+from aced.models.saved import Model
+from aced.train import loop
+from configs import smoke
+from tests.docs.pages import ROOT, blocks
+
+
+@pytest.fixture(autouse=True)
+def _examples_leave_no_names_behind(monkeypatch):
+    for table, name in (
+        (evaluators.KINDS, "uniformity"),
+        (contrastive.LOSSES, "hinge"),
+        (methods.METHODS, "locked_image"),
+    ):
+        monkeypatch.setitem(table, name, None)  # at the end it is removed again
+
+
+def run(page: str) -> dict:
+    """Runs the blocks of a page one after the other; returns the names that they define."""
+    names = {"__name__": "example"}
+    code = "\n".join(blocks(ROOT / page, "python"))
+    assert code, f"{page} has no block of Python"
+    exec(compile(code, page, "exec"), names)
+    return names
+
+
+def write_model(folder: pathlib.Path, width: int, seed: int) -> None:
+    config = smoke.run(depth=1, width=width, steps=1, seed=0)
+    model = methods.parse(config.method).model
+    params = jax.device_get(two_tower.init(model, jax.random.key(seed)))
+    folder.mkdir(parents=True)
+    model_folder.write(Model(model, params), folder)
+
+
+def test_readme_with_model_folders(tmp_path, monkeypatch, capsys):
+    write_model(tmp_path / "runs/smoke", 32, seed=0)
+    write_model(tmp_path / "runs/smoke/reference", 64, seed=1)
+    monkeypatch.chdir(tmp_path)
+    names = run("README.md")
+    ids = np.asarray(names["picks"].ids)
+    assert len(set(ids.tolist())) == 64
+    assert names["learner"].zimg.shape == (320, 32)
+    assert "selection/perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_readme_with_the_runs_of_the_first_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = smoke.get_config("steps=2,reference_steps=2,alone,online")
+    config.evals = {}
+    loop.run(config, "runs/smoke", devices=jax.devices()[:1])
+    names = run("README.md")
+    assert names["picks"].ids.shape == (64,)
+
+
+@pytest.mark.slow
+def test_own_loop_picks_fewer_wrong_captions():
+    names = run("docs/extend/own_loop.md")
+    assert names["wrong"] < 0.35  # of the candidates half are wrong
+
+
+def test_loss():
+    names = run("docs/extend/loss.md")
+    assert contrastive.LOSSES["hinge"] is names["hinge_loss"]
+
+
+def test_source():
+    run("docs/extend/source.md")
+
+
+@pytest.mark.slow
+def test_evaluator():
+    names = run("docs/extend/evaluator.md")
+    assert names["numbers"].keys() == {"uniformity"}
+
+
+@pytest.mark.slow
+def test_method(tmp_path):
+    config = run("docs/extend/method.md")["get_config"]("steps=2")
+    config.batch_size, config.evals = 16, {}
+    last = loop.run(config, str(tmp_path), devices=jax.devices()[:1])
+    assert last["step"] == 2
+    assert last["examples_trained"] == 32
+
+
+def test_method_keeps_the_image_tower():
+    names = run("docs/extend/method.md")
+    assert names["LockedImage"].fixed == ("model/image/.*",)
+
+
+def test_recipe():
+    assert run("docs/design/configs.md")["get_config"]("steps=7").total_steps == 7
