@@ -58,6 +58,11 @@ setuptools.setup(
         "s3": ["s3fs>=2025.3"],
         "plots": PLOTS,  # python -m aced.report
         "icons": ["resvg-py>=0.5,<0.6"],  # python -m benchmarks.icons; a newer one may draw anew
+        "docs": [  # mkdocs serve, with mkdocs.yml
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.7,<10",
+            "mkdocstrings[python]>=1,<2",
+        ],
         "test": [
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",

@@ -209,7 +209,7 @@ def smoke() -> str:
 
 
 def layers() -> str:
-    """The packages and modules of each layer, from the highest to the lowest, with what they are."""
+    """The packages and modules of each layer, from the highest to the lowest."""
     tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"))
     named = {
         node.targets[0].id: ast.literal_eval(node.value)
@@ -217,10 +217,10 @@ def layers() -> str:
         if isinstance(node, ast.Assign) and node.targets[0].id in ("LAYERS", "COMMANDS")
     }
     rows = []
-    for layer in reversed(named["LAYERS"]):
+    for number, layer in reversed([*enumerate(named["LAYERS"], 1)]):
         names = named["COMMANDS"] if layer == ("commands",) else layer
-        rows.append([", ".join(f"`{name}`" for name in names), " ".join(map(_purpose, names))])
-    return markdown(["layer", "what it has"], rows)
+        rows += [[str(number), f"`aced.{name}`", _purpose(name)] for name in names]
+    return markdown(["layer", "package or module", "what it has"], rows)
 
 
 def _purpose(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the results of benchmarks are files of the site, at the place that pages link to.
+"""A hook of mkdocs: the results of benchmarks are files of the site, where pages link to.
 
 Pages link to `../benchmarks/results/NAME`, which is right in the repository. The site's root is
 docs/, so there each of these links has one folder less to leave.

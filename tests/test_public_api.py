@@ -1,4 +1,4 @@
-"""The names that `aced` exports: which they are, that they are documented, and that they are lazy."""
+"""The names that `aced` exports: which they are, their documentation, and their late import."""
 
 import inspect
 import pathlib
