@@ -42,6 +42,7 @@ def write_model(folder: pathlib.Path, width: int, seed: int) -> None:
     model_folder.write(Model(model, params), folder)
 
 
+@pytest.mark.slow
 def test_readme_with_model_folders(tmp_path, monkeypatch, capsys):
     write_model(tmp_path / "runs/smoke", 32, seed=0)
     write_model(tmp_path / "runs/smoke/reference", 64, seed=1)
@@ -56,7 +57,7 @@ def test_readme_with_model_folders(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_readme_with_the_runs_of_the_first_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = smoke.get_config("steps=2,reference_steps=2,alone,online")
+    config = smoke.get_config("tiny")
     config.evals = {}
     loop.run(config, "runs/smoke", devices=jax.devices()[:1])
     names = run("README.md")
