@@ -1,0 +1,1 @@
+"""What kills, full disks, damage, hostile files and second runs do to every command."""

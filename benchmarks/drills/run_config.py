@@ -1,0 +1,48 @@
+"""The run of the drills, as a config file: nine steps, of which every third has a checkpoint.
+
+`--config=benchmarks/drills/run_config.py:source=SOURCE,data=FOLDER`; with `reference=` or `cache=`
+it is ACED, else IID.
+"""
+
+import ml_collections
+
+from aced.config import parse_arg, to_config
+from aced.data.sources import ArrayRecordConfig, MemberConfig
+from aced.data.sources.parquet import ParquetConfig
+from aced.data.sources.tars import WebDatasetConfig
+from configs import smoke, tiny
+
+STEPS, SAVED = 9, 3
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The run on the embedded scenes, or on the files of `data`; `mixture` is all of them."""
+    arg = parse_arg(arg, source="shapes", data="", reference="", cache="", evals=False)
+    method = "aced,online,alone" if arg.reference or arg.cache else "iid"
+    config = tiny.shrink(smoke.get_config(f"method={method}"))
+    config.before = {}
+    config.batch_size, config.total_steps = 8, STEPS
+    config.checkpoint.every_steps, config.checkpoint.keep_last = SAVED, 3
+    config.method.selection.chunks = 2
+    if not arg.evals:
+        config.evals = {}
+    if method != "iid":
+        config.method.reference.checkpoint = arg.reference
+        config.method.reference.cache = arg.cache
+    data = config.data
+    data.num_threads, data.source = 2, arg.source
+    if arg.source == "mixture":
+        for name, member in (
+            (
+                "prepared",
+                MemberConfig(
+                    "array_record", array_record=ArrayRecordConfig(f"{arg.data}/prepared")
+                ),
+            ),
+            ("tars", MemberConfig("webdataset", webdataset=WebDatasetConfig(f"{arg.data}/tars"))),
+            ("rows", MemberConfig("parquet", parquet=ParquetConfig(f"{arg.data}/rows"))),
+        ):
+            data.mixture[name] = to_config(member)
+    elif arg.source != "shapes":
+        data[arg.source].path = arg.data
+    return config
