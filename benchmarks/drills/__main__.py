@@ -6,11 +6,12 @@ Some 1,000 cases, about an hour on two cores. Held is a result equal to that of 
 value by value, or one from which something is left out and said to be. A killed command goes on
 with the cases that are missing from WORK/cases.csv. What a case that went wrong printed is in
 WORK/wrong. Full disks need root, for file systems of a given size; without it they are left out.
-`--kinds`, `--cases` (of each kind) and `--seed` try others.
+`--kinds`, `--commands`, `--cases` (of each kind) and `--seed` try others.
 """
 
 import argparse  # the commands define absl's flags in forks of this process
 import collections
+import dataclasses
 import multiprocessing
 import os
 import pathlib
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--work", required=True, help="folder for inputs, cases and failures")
     parser.add_argument("--out", required=True, help="CSV to write")
     parser.add_argument("--kinds", default=",".join(KINDS), help="separated by commas")
+    parser.add_argument("--commands", default="", help="separated by commas; empty: all")
     parser.add_argument("--cases", type=int, default=0, help="of each kind; 0: as many as it has")
     parser.add_argument("--seed", type=int, default=0, help="another one tries other cases")
     parser.add_argument("--workers", type=int, default=2, help="cases at a time")
@@ -64,9 +66,13 @@ def main() -> None:
         kinds.remove("full disk")
     processes.preload()
     bench = Bench(work / "bench")
-    bench.make()
+    cases = [
+        case
+        for kind in kinds
+        for case in _cases(kind, options.commands.split(","), options.cases, options.seed)
+    ]
+    bench.make(case.command for case in cases)
     runs = table.Runs(work / "cases.csv", Case, NUMBERS)
-    cases = [case for kind in kinds for case in _cases(kind, options.cases, options.seed)]
     missing = [case for case in cases if not runs.has(case)]
     with multiprocessing.get_context("fork").Pool(options.workers) as pool:
         arguments = [(case, bench, work) for case in missing]
@@ -79,12 +85,14 @@ def main() -> None:
     print(text(rows))
 
 
-def _cases(kind: str, count: int, seed: int) -> list[Case]:
+def _cases(kind: str, commands: Sequence[str], count: int, seed: int) -> list[Case]:
     make, default, _ = KINDS[kind]
-    return [
-        Case(case.kind, case.command, case.what, case.seed + 1_000_000 * seed)
-        for case in make(count or default)
+    cases = [
+        dataclasses.replace(case, seed=case.seed + 1_000_000 * seed)
+        for case in make(max(count, default))
+        if commands == [""] or case.command.partition("/")[0] in commands
     ]
+    return cases[: count or default]
 
 
 def _try(arguments: tuple[Case, Bench, pathlib.Path]) -> tuple[Case, Verdict, float]:

@@ -10,7 +10,7 @@ import pickle
 import shutil
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.drills import processes
@@ -184,7 +184,6 @@ JOBS = {
     for job in (
         Job("main/scenes", _main("shapes"), run),
         Job("main/mixture", _main("mixture"), run),
-        Job("main/tars", _main("webdataset"), run),
         Job("main/cached", _main("array_record", ",cache={inputs}/cache"), run),
         Job("cache/prepared", _cache("array_record"), embeddings),
         Job("cache/tars", _cache("webdataset"), embeddings),
@@ -203,53 +202,66 @@ JOBS = {
 }
 
 
+# In this order: the jobs whose outputs a job reads, and what its own is called as an input.
+_MADE: dict[str, tuple[tuple[str, ...], str]] = {
+    "prepare/table": ((), "prepared"),
+    "main/scenes": ((), "run"),
+    "convert/run": (("main/scenes",), "model"),
+    "convert/model": (("convert/run",), ""),
+    "convert/huggingface": (("convert/run",), "transformers"),
+    "convert/transformers": (("convert/huggingface",), ""),
+    "cache/features": (("convert/run", "prepare/table"), "features"),
+    "cache/prepared": (("convert/run", "prepare/table"), "cache"),
+    "cache/tars": (("convert/run",), ""),
+    "main/cached": (("cache/prepared",), ""),
+    "main/mixture": (("prepare/table",), ""),
+    "prepare/tars": ((), ""),
+    "prepare/parquet": ((), ""),
+    "select_text": (("cache/features",), ""),
+    "evaluate": (("main/scenes",), ""),
+    "report": (("main/scenes",), ""),
+}
+# What is there of a job that was killed in the middle.
+_MIDWAY = {
+    "prepare/table": ".out.partial/blocks/*.facts",
+    "cache/prepared": "out/embeddings*.json",
+    "select_text": ".out.selecting/state.json",
+}
+
+
 class Bench:
     """Inputs, and every job's output and contents, made once in a folder.
 
     Attributes:
         inputs: the folder that jobs read.
         seconds: what each job took, by name.
+        pairs: what `dataset` gives of each preparation, by name.
     """
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.inputs = folder, folder / "inputs"
         self.seconds: dict[str, float] = {}
+        self.pairs: dict[str, dict[str, tuple]] = {}
         self._expected: dict[str, Contents] = {}
 
-    def make(self) -> None:
-        """Makes what is missing; a killed start goes on."""
+    def make(self, jobs: Iterable[str]) -> None:
+        """Makes what these jobs need and is missing; a killed start goes on."""
         state = self.folder / "bench.pickle"
         if state.exists():
-            self.seconds, self._expected = pickle.loads(state.read_bytes())
-        elif self.folder.exists():
-            shutil.rmtree(self.inputs, ignore_errors=True)
-        if not self.inputs.exists():
+            self.seconds, self.pairs, self._expected = pickle.loads(state.read_bytes())
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
             processes.in_fork(_write_inputs, self.inputs, log=self.folder / "inputs.log")
-        for name, becomes in (
-            ("prepare/table", "prepared"),
-            ("main/scenes", "run"),
-            ("convert/run", "model"),
-            ("convert/model", ""),
-            ("convert/huggingface", "transformers"),
-            ("convert/transformers", ""),
-            ("cache/features", "features"),
-            ("cache/prepared", "cache"),
-            ("cache/tars", ""),
-            ("main/cached", ""),
-            ("main/mixture", ""),
-            ("main/tars", ""),
-            ("prepare/tars", ""),
-            ("prepare/parquet", ""),
-            ("select_text", ""),
-            ("evaluate", ""),
-            ("report", ""),
-        ):
-            if name not in self._expected:
+        wanted = set(jobs)
+        for name in reversed(_MADE):
+            wanted |= set(_MADE[name][0]) if name in wanted else set()
+        for name, (_, becomes) in _MADE.items():
+            if name in wanted and name not in self._expected:
                 self._make(JOBS[name], becomes)
-                state.write_bytes(pickle.dumps((self.seconds, self._expected)))
-        self._stop_midway("prepare/table", ".out.partial/blocks/*.facts")
-        self._stop_midway("cache/prepared", "out/embeddings*.json")
-        self._stop_midway("select_text", ".out.selecting/state.json")
+                state.write_bytes(pickle.dumps((self.seconds, self.pairs, self._expected)))
+        for name, pattern in _MIDWAY.items():
+            if name in wanted:
+                self._stop_midway(name, pattern)
 
     def made(self, job: str) -> pathlib.Path:
         """The folder in which the job's output is."""
@@ -277,6 +289,8 @@ class Bench:
                 raise RuntimeError(f"{job.name} failed undisturbed:\n{done.text}")
         self.seconds[job.name] = took[-1]
         self._expected[job.name] = self.read(job, folder / OUT, done)
+        if job.command == "prepare":
+            self.pairs[job.name] = processes.in_fork(dataset, folder / OUT, log=folder / "reading")
         if becomes:
             shutil.copytree(folder / OUT, self.inputs / becomes)
         print(f"{job.name}: {took[-1]:.1f} s", flush=True)

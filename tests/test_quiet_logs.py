@@ -1,0 +1,25 @@
+import logging
+import pathlib
+import sys
+
+from aced import quiet_logs
+
+
+def record(path, level):
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError as error:
+        return logging.LogRecord("absl", level, path, 1, "a: %s", (error,), sys.exc_info())
+
+
+def test_errors_of_libraries_are_shown_without_their_stack_traces():
+    theirs = record("/site-packages/orbax/checkpoint/futures.py", logging.ERROR)
+    assert quiet_logs._shown(theirs)
+    assert logging.Formatter().format(theirs) == "a: [Errno 28] No space left on device"
+    assert not quiet_logs._shown(record("/site-packages/orbax/checkpoint/futures.py", logging.INFO))
+
+
+def test_our_lines_are_shown_as_they_are():
+    ours = record(str(pathlib.Path(quiet_logs.__file__).parent / "train.py"), logging.INFO)
+    assert quiet_logs._shown(ours)
+    assert "Traceback" in logging.Formatter().format(ours)
