@@ -51,6 +51,7 @@ from aced.data.images.transforms import ResizeConfig
 from aced.data.sources import ArrayRecordConfig, DataConfig, open_source
 from aced.data.tokenizers import TokenizerConfig
 from benchmarks import table
+from benchmarks.photographs import draw
 
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of every way.")
@@ -62,20 +63,6 @@ COLUMNS += ("per_cpu_second", "per_second", "ratio", "records", "rss_mib")
 PICTURES = 12  # of each size
 SMALL = 96, 64  # picture and model of the memory's curve
 _PATIENCE = 300  # seconds, for a process that may have ended
-
-
-def draw(side: int, seed: int) -> bytes:
-    """A JPEG of noise whose amplitude falls a little faster than 1 / frequency."""
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
-    frequency[0, 0] = np.inf
-    noise = np.fft.rfft2(rng.standard_normal((3, side, side))) / frequency**1.3
-    planes = np.fft.irfft2(noise, (side, side))
-    planes = 0.4 * planes + 0.8 * planes[:1]  # mostly grey
-    pixels = np.clip(127 + 45 * planes / planes.std(), 0, 255).astype(np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(out, "JPEG", quality=90, subsampling=2)
-    return out.getvalue()
 
 
 # --- Ways to decode ------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ def _facts(
         height=checked.height,
         anew=checked.anew or (second is not None and second.anew),
         look=checked.look,
+        miniature=checked.miniature,
     )
 
 

@@ -25,6 +25,7 @@ class Facts(CaptionedImage):
     height: int
     anew: bool  # whether it was encoded anew
     look: bytes  # perceptual hash; empty where none is asked for
+    miniature: bytes  # what two looks that are alike are verified by; empty likewise
 
     @property
     def image_bytes(self) -> int:

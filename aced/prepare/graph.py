@@ -28,9 +28,11 @@ def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int
     else:
         examined, rejected = inputs.from_records(config, pipeline, blocks)
     kept, equal = drop_duplicates(config, examined)
-    everything, pairs = [rejected, equal], pipeline | "no pairs" >> beam.Create([])
+    everything, pairs = [rejected, equal], pipeline | "no pairs" >> beam.Create([[]])
     if config.near_duplicates >= 0:
-        kept, near, pairs = drop_near_duplicates(config, kept)
+        different = kept
+        kept, near, pairs = drop_near_duplicates(config, different)
+        pairs = statistics.least_alike(different, pairs)
         everything.append(near)
     rejected = everything | "rejected" >> beam.Flatten()
     counts = statistics.rejected_counts(rejected)
@@ -45,7 +47,6 @@ def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int
         | "group by part" >> beam.GroupByKey()
         | "list rejected" >> beam.Map(_list, config)
     )
-    shown = pairs | "shown pairs" >> beam.combiners.Top.Smallest(statistics.PAIRS)
     _ = (
         pipeline
         | "summary" >> beam.Create([None])
@@ -60,7 +61,7 @@ def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int
             beam.pvalue.AsSingleton(labels),
             beam.pvalue.AsSingleton(statistics.repeated_captions(parts)),
             beam.pvalue.AsSingleton(statistics.samples(config, parts)),
-            beam.pvalue.AsSingleton(shown),
+            beam.pvalue.AsSingleton(pairs),
         )
     )
 
@@ -101,6 +102,6 @@ def _summarise(
         "parts": sorted(listed),
         "captions": [(-count, text) for count, text in captions],
         "samples": [(picture, texts) for _, picture, texts in samples],
-        "pairs": [(mine[1:], other[1:], bits) for mine, other, bits in pairs],
+        "pairs": pairs,
     }
     Workspace(config.out).write("summary.json", json.dumps(summary).encode())

@@ -14,6 +14,7 @@ from aced.data.images.thumbnails import make_thumbnail
 from aced.files import storage
 from aced.prepare.captions import RejectedError
 from aced.prepare.config import PrepareConfig
+from aced.prepare.miniatures import miniature
 from aced.prepare.perceptual_hash import perceptual_hash
 
 
@@ -26,6 +27,7 @@ class Checked:
     width: int  # of `data`, in pixels, upright
     height: int
     look: bytes = b""  # the perceptual hash, where it is asked for
+    miniature: bytes = b""  # and the colours that verify it
     thumbnail: bytes = b""  # encoded, where there is one
 
 
@@ -78,10 +80,12 @@ def check(data: bytes, config: PrepareConfig) -> Checked:
     if anew:
         pixels = _shrink(pixels, config.max_side)
         data = _encode(pixels, "JPEG" if form in ("JPEG", "MPO") else "PNG")
-    look = perceptual_hash(pixels) if config.near_duplicates >= 0 else b""
+    look, small = b"", b""
+    if config.near_duplicates >= 0:
+        look, small = perceptual_hash(pixels), miniature(pixels)
     thumbnail = make_thumbnail(pixels, config.thumbnails) if config.thumbnails else None
     height, width = pixels.shape[:2]
-    return Checked(data, anew, width, height, look, thumbnail or b"")
+    return Checked(data, anew, width, height, look, small, thumbnail or b"")
 
 
 def _shrink(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -1,14 +1,18 @@
-"""Images that look like an earlier one are left out: their perceptual hashes differ in few bits.
+"""Copies of an earlier image, at another size or quality, are left out.
 
-An image is left out if any earlier image of the input (its line, or index) is within T bits,
-whether that one is left out or not. So the rule asks of pairs alone, not of the order of the work.
+An image is left out if any earlier image of the input (its line, or index) is a copy of it, whether
+that one is left out or not: their perceptual hashes differ in at most T bits, and then their shapes
+are equal but for whole pixels and their miniatures differ little. So the rule asks of pairs alone,
+not of the order of the work.
 
 Comparing all with all is not needed, by the pigeonhole principle: if the 64 bits are cut into T + 1
 bands, two hashes that differ in at most T bits are equal in at least one band (M. Norouzi et al.,
 "Fast Search in Hamming Space with Multi-Index Hashing", CVPR 2012, proposition 1, with its radius
 per band of 0). Each band is a key, and those who share one are compared. That is exact, and for N
-random hashes (T + 1) N^2 / 2^(64 / (T + 1)) / 2 pairs: with T = 3 and N = 10^8, 3 * 10^11. Equal
-hashes are one entry in this: a million blank pictures cost as much as one.
+random hashes (T + 1) N^2 / 2^(64 / (T + 1)) / 2 pairs: with T = 3 and N = 10^8, 3 * 10^11. Images
+that look the same to the last bit are one entry in this: a million blank pictures of one size cost
+as much as one. Most copies are found in the first pair that is verified; n different pictures with
+one hash, such as plain colours, take n^2 / 2.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,28 +20,38 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, Shaped
 
+from aced.prepare import miniatures
 from aced.prepare.blocks import REJECTED
 from aced.prepare.captions import RejectedError, Rejects, merge
 from aced.prepare.config import PrepareConfig
 from aced.prepare.facts import Facts, pack, unpack
 
 DROPPED, PAIRS = "dropped", "pairs"
-_CELLS = 1 << 22  # of the comparison that are in memory at a time: 32 MiB
+_CELLS = 1 << 21  # of the comparison that are in memory at a time: 50 MiB
+# All that is compared of an image.
+SIGHT = np.dtype(
+    [
+        ("look", np.uint64),
+        ("miniature", np.uint8, miniatures.SIZE),
+        ("width", np.int64),
+        ("height", np.int64),
+    ]
+)
 
 # Line, key, block, offset, size: what is said of an image that others look like.
 Mark = tuple[int, str, int, int, int]
-Earlier = tuple[Mark, int]  # an earlier image, and in how many bits the hashes differ
+# How far two images are apart: bits of their hashes, mean and largest distance of their colours.
+Apart = tuple[int, float, float]
+Earlier = tuple[Mark, Apart]  # an earlier image that is the same
+Pair = tuple[Mark, Mark, Apart]  # an image that is left out, and the earlier one
 
 
 def drop_near_duplicates(
     config: PrepareConfig, images: beam.PCollection[bytes]
 ) -> tuple[beam.PCollection[bytes], beam.PCollection, beam.PCollection]:
-    """Returns the packed facts of the images that are left, what is left out, and samples of it.
-
-    A sample is (mark of the image left out, mark of the earlier one, bits).
-    """
+    """Returns the packed facts of the images that are left, what is left out, and each `Pair`."""
     earlier = _earlier(images, config.near_duplicates)
     divided = (
         (images | "key by line" >> beam.Map(_by_line).with_output_types(tuple[int, bytes]), earlier)
@@ -66,24 +80,25 @@ def drop_near_duplicates(
 
 
 def _earlier(images: beam.PCollection[bytes], limit: int) -> beam.PCollection:
-    """(line, `Earlier`) of each image that has an earlier one within `limit` bits.
+    """(line, `Earlier`) of each image that is the copy of an earlier one.
 
-    It is the earliest with the same hash, or if there is none, the earliest of all.
+    It is the earliest that looks the same to the last bit, or if there is none, the earliest of
+    all copies.
     """
-    looks = (
+    seen = (
         images
-        | "key by look" >> beam.Map(_by_look)
-        | "group by look" >> beam.GroupByKey()
-        | "equal looks" >> beam.FlatMapTuple(_equal).with_outputs("equal", main="first")
+        | "key by sight" >> beam.Map(_by_sight)
+        | "group by sight" >> beam.GroupByKey()
+        | "equal sights" >> beam.FlatMapTuple(_equal).with_outputs("equal", main="first")
     )
     close = (
-        looks.first
+        seen.first
         | "bands" >> beam.FlatMap(_bands, limit)
         | "group by band" >> beam.GroupByKey()
         | "compare" >> beam.FlatMap(_compare, limit)
         | "earliest" >> beam.CombinePerKey(min)
     )
-    return (looks.equal, close) | "equal and close" >> beam.Flatten()
+    return (seen.equal, close) | "equal and close" >> beam.Flatten()
 
 
 def _by_line(packed: bytes) -> tuple[int, bytes]:
@@ -94,21 +109,22 @@ def _mark(facts: Facts) -> Mark:
     return facts.line, facts.key, facts.block, facts.offset, facts.size
 
 
-def _by_look(packed: bytes) -> tuple[bytes, Mark]:
+def _by_sight(packed: bytes) -> tuple[bytes, Mark]:
     facts = unpack(packed)
-    return facts.look, _mark(facts)
+    size = np.array([facts.width, facts.height], np.int64)
+    return facts.look + facts.miniature + size.tobytes(), _mark(facts)
 
 
-def _equal(look: bytes, marks: Iterable[Mark]) -> Iterator[Any]:
+def _equal(sight: bytes, marks: Iterable[Mark]) -> Iterator[Any]:
     first, *others = sorted(marks)
-    yield look, first
+    yield sight, first
     for mark in others:
-        yield beam.pvalue.TaggedOutput("equal", (mark[0], (first, 0)))
+        yield beam.pvalue.TaggedOutput("equal", (mark[0], (first, (0, 0.0, 0.0))))
 
 
 def _bands(image: tuple[bytes, Mark], limit: int) -> Iterator[tuple[bytes, tuple[bytes, Mark]]]:
-    look, _ = image
-    bits = np.unpackbits(np.frombuffer(look, np.uint8))
+    sight, _ = image
+    bits = np.unpackbits(np.frombuffer(sight, np.uint8, SIGHT["look"].itemsize))
     for number, band in enumerate(np.array_split(bits, limit + 1)):
         yield bytes([number]) + np.packbits(band).tobytes(), image
 
@@ -116,30 +132,61 @@ def _bands(image: tuple[bytes, Mark], limit: int) -> Iterator[tuple[bytes, tuple
 def _compare(
     grouped: tuple[bytes, Iterable[tuple[bytes, Mark]]], limit: int
 ) -> Iterator[tuple[int, Earlier]]:
-    """The earliest image within `limit` bits of each, among those that share a band."""
+    """The earliest image that each is a copy of, among those that share a band."""
     images = sorted(grouped[1], key=lambda image: image[1])
-    looks = np.frombuffer(b"".join(look for look, _ in images), np.uint64)
-    found, bits = earliest(looks, limit)
-    for i in np.flatnonzero(found >= 0):
-        yield images[i][1][0], (images[found[i]][1], int(bits[i]))
+    sights = np.frombuffer(b"".join(sight for sight, _ in images), SIGHT)
+    found = earliest(sights, limit)
+    copies = np.flatnonzero(found >= 0)
+    for i, *apart in zip(copies, *distances(sights[copies], sights[found[copies]]), strict=True):
+        bits, mean, largest = apart
+        yield images[i][1][0], (images[found[i]][1], (int(bits), float(mean), float(largest)))
 
 
-def earliest(
-    looks: UInt64[np.ndarray, " n"], limit: int
-) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """For each of the hashes, the first before it within `limit` bits (-1: none), and the bits."""
-    found, bits = np.full(len(looks), -1), np.zeros(len(looks), np.int64)
-    rows = max(1, _CELLS // max(1, len(looks)))
-    for start in range(0, len(looks), rows):
-        end = min(start + rows, len(looks))
-        distance = np.bitwise_count(looks[start:end, None] ^ looks[None, :end])
+def earliest(sights: Shaped[np.ndarray, " n"], limit: int) -> Int64[np.ndarray, " n"]:
+    """For each of these `SIGHT`s, the first before it that it is a copy of; -1: there is none."""
+    found, looks = np.full(len(sights), -1), sights["look"]
+    rows = max(1, _CELLS // max(1, len(sights)))
+    for start in range(0, len(sights), rows):
+        end = min(start + rows, len(sights))
         before = np.arange(end)[None, :] < np.arange(start, end)[:, None]
-        close = (distance <= limit) & before
-        first = close.argmax(1)
-        some = close.any(1)
-        found[start:end][some] = first[some]
-        bits[start:end] = np.where(some, distance[np.arange(end - start), first], 0)
-    return found, bits
+        close = before & (np.bitwise_count(looks[start:end, None] ^ looks[None, :end]) <= limit)
+        row, others = np.nonzero(close)  # the others of a row stand together, the earliest first
+        waiting, turn = np.unique(row, return_index=True)
+        last = np.append(turn[1:], len(row))
+        waiting += start
+        while len(waiting):
+            same = _are_copies(sights[waiting], sights[others[turn]])
+            found[waiting[same]] = others[turn[same]]
+            goes_on = ~same & (turn + 1 < last)
+            waiting, turn, last = waiting[goes_on], turn[goes_on] + 1, last[goes_on]
+    return found
+
+
+def distances(
+    some: Shaped[np.ndarray, " n"], others: Shaped[np.ndarray, " n"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How far n pairs of `SIGHT`s are apart: bits, mean and largest distance of colours."""
+    bits = np.bitwise_count(some["look"] ^ others["look"])
+    return bits, *miniatures.differences(some["miniature"], others["miniature"])
+
+
+def are_shaped_alike(
+    some: Shaped[np.ndarray, " n"], others: Shaped[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Whether the sides of each of n pairs of `SIGHT`s are as long, but for their scale.
+
+    A side that is scaled is off by less than a pixel.
+    """
+    (w, h), (w2, h2) = ((of["width"], of["height"]) for of in (some, others))
+    return np.abs(w * h2 - h * w2) <= w + h + w2 + h2
+
+
+def _are_copies(
+    some: Shaped[np.ndarray, " n"], others: Shaped[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Whether two images whose hashes are alike are the same one."""
+    colours = miniatures.are_copies(some["miniature"], others["miniature"])
+    return are_shaped_alike(some, others) & colours
 
 
 def _divide(
@@ -150,15 +197,21 @@ def _divide(
     if not earlier:
         yield line, packed
         return
-    ((other, bits),) = earlier
+    ((other, apart),) = earlier
     facts = unpack(packed)
     rejects = Rejects(config.place)
-    error = RejectedError("near_duplicate", f"{bits} bits from {other[1]}")
+    error = RejectedError("near_duplicate", f"{in_words(apart)} from {other[1]}")
     rejects.add(error, image=facts.key, line=line)
     for entry in rejects.take():
         yield beam.pvalue.TaggedOutput(REJECTED, entry)
-    yield beam.pvalue.TaggedOutput(PAIRS, (_mark(facts), other, bits))
+    yield beam.pvalue.TaggedOutput(PAIRS, (_mark(facts), other, apart))
     yield beam.pvalue.TaggedOutput(DROPPED, (line, packed))
+
+
+def in_words(apart: Apart) -> str:
+    """How far two images are apart."""
+    bits, mean, largest = apart
+    return f"{bits} bits and {mean:.4f} (at most {largest:.4f}) of colour"
 
 
 def _first(line: int, earlier: dict[int, int]) -> int:

@@ -1,7 +1,7 @@
 """statistics.html: what came out of a preparation, on one page that loads nothing."""
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aced.prepare.statistics import Sample
@@ -45,13 +45,21 @@ def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: i
     ]
     parts.append("<h2>Some of the images kept</h2>" + "".join(shown))
     if summary["pairs"]:
-        pairs = [
-            f'<div class="pair">{figure(read(mine), f"left out: {mine[0]}", max_pixels)}'
-            f"{figure(read(other), f'{bits} bits from {other[0]}', max_pixels)}</div>"
-            for mine, other, bits in summary["pairs"]
+        parts.append("<h2>Near-duplicates, the least alike first: kept, and left out</h2>")
+        parts += [
+            f'<div class="pair">{_named(other, "the earlier one", read, max_pixels)}'
+            f"{_named(mine, f'left out, {apart}', read, max_pixels)}</div>"
+            for mine, other, apart in summary["pairs"]
         ]
-        parts.append("<h2>Some of the near-duplicates</h2>" + "".join(pairs))
     return document("Prepared data set", parts)
+
+
+def _named(
+    image: Sequence[Any], what: str, read: Callable[[Sample], bytes], max_pixels: int
+) -> str:
+    """The figure of an image, which is its picture and its captions."""
+    picture, texts = image
+    return figure(read(picture), f"{what}: {picture[0]}: {'; '.join(texts)}", max_pixels)
 
 
 def _bars(bins: dict[str, int]) -> str:

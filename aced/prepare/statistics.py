@@ -8,10 +8,11 @@ import apache_beam as beam
 
 from aced.prepare.config import PrepareConfig
 from aced.prepare.facts import unpack
+from aced.prepare.near_duplicates import Pair, in_words
 from aced.prepare.order import order_of
 
 SAMPLES = 24  # pictures shown
-PAIRS = 12  # near-duplicates shown
+PAIRS = 24  # near-duplicates shown
 CAPTIONS = 20  # repeated captions listed
 
 Counter = tuple[str, str]  # what is counted, and of which split or in which bin
@@ -88,6 +89,37 @@ def _sample(image: tuple[str, bytes], config: PrepareConfig) -> tuple[Any, Sampl
     facts = unpack(image[1])
     picture = facts.key, facts.block, facts.offset, facts.size
     return order_of(facts, config.seed), picture, facts.texts[:3]
+
+
+def least_alike(images: beam.PCollection[bytes], pairs: beam.PCollection[Pair]) -> beam.PCollection:
+    """Returns one list of the near-duplicates that are the least alike, those first.
+
+    Each is (left out, earlier one, how far they are apart in words), and of both images the
+    picture to show and its captions.
+    """
+    chosen = beam.pvalue.AsSingleton(
+        pairs
+        | "least alike" >> beam.combiners.Top.Of(PAIRS, key=lambda pair: (pair[2][1:], pair[0]))
+    )
+    captions = images | "captions of pairs" >> beam.FlatMap(_captions_of, chosen)
+    return (
+        images.pipeline
+        | "pairs to show" >> beam.Create([None])
+        | "with captions" >> beam.Map(_with_captions, chosen, beam.pvalue.AsDict(captions))
+    )
+
+
+def _captions_of(packed: bytes, pairs: list[Pair]) -> Iterator[tuple[int, list[str]]]:
+    facts = unpack(packed)
+    if any(facts.line in (mine[0], other[0]) for mine, other, _ in pairs):
+        yield facts.line, facts.texts[:3]
+
+
+def _with_captions(_: None, pairs: list[Pair], captions: dict[int, list[str]]) -> list[Any]:
+    return [
+        (*((mark[1:], captions[mark[0]]) for mark in marks), in_words(apart))
+        for *marks, apart in pairs
+    ]
 
 
 def rejected_counts(rejected: beam.PCollection) -> beam.PCollection:

@@ -43,7 +43,7 @@ def summary():
         },
         "captions": [[5, EVIL], [2, "x" * 1000]],
         "samples": [[picture, [EVIL, "second"]]],
-        "pairs": [[picture, ["b.png", 0, 9, 9], 3]],
+        "pairs": [[[picture, [EVIL]], [["b.png", 0, 9, 9], ["a cat"]], "3 bits and 0.01"]],
     }
 
 
@@ -69,7 +69,15 @@ def test_page():
             assert small.size == (128, 64)
             red, green, _ = small.getpixel((60, 30))
             assert (abs(red - 200) < 6, abs(green - 10) < 6) == (True, True)
-    for shown in ("1,234,567", "near_duplicate", "77", EVIL, "3 bits from b.png", "64 to 127"):
+    for shown in (
+        "1,234,567",
+        "near_duplicate",
+        "77",
+        EVIL,
+        "the earlier one: b.png: a cat",
+        "left out, 3 bits and 0.01: ",
+        "64 to 127",
+    ):
         assert shown in read_back.text
     assert "x" * 300 not in read_back.text
     widths = [int(a["width"]) for tag, a in read_back.tags if tag == "rect"]
