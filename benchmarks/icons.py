@@ -48,7 +48,7 @@ from absl import app, flags
 from PIL import Image, ImageDraw, ImageFont
 
 from aced.config import ConfigError
-from aced.data import records
+from aced.data import picture_hashes, records
 from aced.prepare.captions import PrepareError
 from aced.prepare.command import PrepareConfig, prepare
 from benchmarks.icon_drawing import drawing, number, render
@@ -311,6 +311,7 @@ def join(parts: dict[str, pathlib.Path], out: pathlib.Path) -> None:
             for i in range(count)
         }
         names |= {name: f"{split}-{name}" for name in ("rejected.jsonl", "statistics.html")}
+        names[picture_hashes.file_name("train")] = picture_hashes.file_name(split)
         for old, new in names.items():
             shutil.copy(part / old, partial / new)
     statistics = [description["statistics"] for description in found.values()]

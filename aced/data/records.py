@@ -2,6 +2,7 @@
 
     my_data/
       dataset.json                            counts, hashes, class names, statistics, settings
+      train.hashes                            which picture each record has, see picture_hashes.py
       train-00000-of-00002.array_record
       train-00001-of-00002.array_record
       val-00000-of-00001.array_record
@@ -22,11 +23,15 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn, Protocol, SupportsIndex, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NoReturn, Protocol, SupportsIndex, runtime_checkable
 
 import msgpack
+import numpy as np
 from array_record.python import array_record_module
+from jaxtyping import UInt64
+
+from aced.data import picture_hashes
 
 FORMAT = "aced-records"
 VERSION = 1
@@ -211,32 +216,42 @@ def write_split(
         )
     iterator = iter(examples)
     described = []
-    for shard in range(shards):
-        size = (shard + 1) * count // shards - shard * count // shards
-        path = pathlib.Path(directory) / shard_name(split, shard, shards)
-        described.append(write_shard(path, itertools.islice(iterator, size)))
-        if described[-1]["records"] < size:
-            raise DatasetError(f"Split {split!r} has fewer examples than the {count} announced.")
+    with (pathlib.Path(directory) / picture_hashes.file_name(split)).open("wb") as hashes:
+        for shard in range(shards):
+            size = (shard + 1) * count // shards - shard * count // shards
+            path = pathlib.Path(directory) / shard_name(split, shard, shards)
+            described.append(write_shard(path, itertools.islice(iterator, size), hashes))
+            if described[-1]["records"] < size:
+                raise DatasetError(
+                    f"Split {split!r} has fewer examples than the {count} announced."
+                )
     return described
 
 
-def write_shard(path: str | os.PathLike, examples: Iterable[Example]) -> dict[str, Any]:
-    """Writes `examples` to the file `path`.
+def write_shard(
+    path: str | os.PathLike, examples: Iterable[Example], hashes: BinaryIO
+) -> dict[str, Any]:
+    """Writes `examples` to the file `path`, and which pictures they have to `hashes`.
 
     Returns:
-        The shard's part of `dataset.json`: its records, bytes and sha256.
+        The shard's part of `dataset.json`: its records, bytes and sha256, and that of its part of
+        `hashes`.
     """
-    path, count = pathlib.Path(path), 0
+    path, count, pictures = pathlib.Path(path), 0, hashlib.sha256()
     writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     try:
         for example in examples:
             writer.write(encode(example))
             count += 1
+            pictures.update(which := picture_hashes.of(example.image))
+            hashes.write(which)
     finally:
         writer.close()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"records": count, "bytes": path.stat().st_size, "sha256": digest}
+    size = path.stat().st_size
+    hashed = {picture_hashes.DIGEST: pictures.hexdigest()}
+    return {"records": count, "bytes": size, "sha256": digest, **hashed}
 
 
 def fingerprint(splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
@@ -300,8 +315,9 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
                 for name in ("records", "bytes"):
                     if type(shard[name]) is not int or shard[name] < 0:
                         raise ValueError(f"a shard of {shard[name]!r} {name}")
-                if not re.fullmatch(r"[0-9a-f]{64}", shard["sha256"]):
-                    raise ValueError(f"a shard's sha256 is {shard['sha256']!r}")
+                for digest in (shard["sha256"], shard.get(picture_hashes.DIGEST, "0" * 64)):
+                    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+                        raise ValueError(f"a shard's sha256 is {digest!r}")
         names = description["class_names"]
         if names is not None and not all(type(name) is str for name in names):
             raise ValueError("class_names must be strings or null")
@@ -312,15 +328,26 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
     return description
 
 
+def _described(
+    path: str | os.PathLike, description: Mapping[str, Any], split: str
+) -> Mapping[str, Any]:
+    """The part of the `description` of `path` that is about `split`.
+
+    Raises:
+        DatasetError: there is no such split.
+    """
+    if split not in description["splits"]:
+        known = ", ".join(description["splits"]) or "none"
+        raise DatasetError(f"{path} has no split {split!r}; it has: {known}.")
+    return description["splits"][split]
+
+
 class RecordSource:
     """The examples of one split; see `Source`. Its files are opened when first read."""
 
     def __init__(self, path: str | os.PathLike, split: str):
         description = read_description(path)
-        if split not in description["splits"]:
-            known = ", ".join(description["splits"]) or "none"
-            raise DatasetError(f"{path} has no split {split!r}; it has: {known}.")
-        shards = description["splits"][split]["shards"]
+        shards = _described(path, description, split)["shards"]
         self.name = f"{pathlib.Path(path).name}/{split}"
         self.fingerprint = fingerprint({split: shards})
         self.class_names: list[str] | None = description["class_names"]
@@ -410,3 +437,33 @@ def open_dataset(path: str | os.PathLike, split: str) -> RecordSource:
         DatasetError: no such data set or split, a shard is missing, or there are no examples.
     """
     return RecordSource(path, split)
+
+
+def read_hashes(path: str | os.PathLike, split: str) -> Iterator[UInt64[np.ndarray, " n"]] | None:
+    """Which pictures the examples of `split` have, shard by shard; see `picture_hashes`.
+
+    Returns:
+        One hash for each example, in their order; 0 where it has no picture. None: the data set
+        was prepared before there were any.
+
+    Raises:
+        DatasetError: no such data set or split, or, while they are read, the file is missing or
+            damaged.
+    """
+    description = read_description(path)
+    shards = _described(path, description, split)["shards"]
+    if not all(picture_hashes.DIGEST in shard for shard in shards):
+        return None
+    parts = [(shard["records"], shard[picture_hashes.DIGEST]) for shard in shards]
+    return _checked_hashes(pathlib.Path(path) / picture_hashes.file_name(split), parts)
+
+
+def _checked_hashes(
+    file: pathlib.Path, parts: list[tuple[int, str]]
+) -> Iterator[UInt64[np.ndarray, " n"]]:
+    try:
+        yield from picture_hashes.read(file, parts)
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{file} cannot be read ({error}); copy it again or prepare the data set again."
+        ) from error

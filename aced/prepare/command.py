@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from aced.config import ConfigError
-from aced.data import records
+from aced.data import picture_hashes, records
 from aced.files import ownership, storage
 from aced.prepare.captions import PrepareError
 from aced.prepare.config import PrepareConfig
@@ -20,6 +20,7 @@ from aced.prepare.workspace import Workspace
 
 REJECTED = "rejected.jsonl"
 PAGE = "statistics.html"
+_READERS = 16  # threads that read small files of the workspace, which may be in a store
 __all__ = ["PrepareConfig", "prepare"]
 
 
@@ -134,7 +135,9 @@ def _complete(
 ) -> dict[str, Any]:
     """Adds to the shards what describes them, and moves the whole to its place."""
     from aced.prepare import graph, page
+    from aced.prepare.ahead import ahead
     from aced.prepare.blocks import read_spool
+    from aced.prepare.shards import hashes_name
 
     summary = json.loads(workspace.read("summary.json"))
     with workspace.file(f"out/{REJECTED}") as path, path.open("wb") as listing:
@@ -156,6 +159,11 @@ def _complete(
     workspace.write(f"out/{records.DESCRIPTION}", description)
     files = {REJECTED, PAGE, records.DESCRIPTION}
     for split, shards in summary["shards"].items():
-        files |= {records.shard_name(split, i, len(shards)) for i in range(len(shards))}
+        names = [records.shard_name(split, i, len(shards)) for i in range(len(shards))]
+        hashes = picture_hashes.file_name(split)
+        with workspace.file(f"out/{hashes}") as path, path.open("wb") as whole:
+            for part in ahead(workspace.read, map(hashes_name, names), _READERS):
+                whole.write(part)
+        files |= {*names, hashes}
     workspace.publish(files, config.overwrite)
     return summary["statistics"]

@@ -49,16 +49,26 @@ def _write(
         digest.update(hashlib.sha256(facts).digest())
     made_of = digest.hexdigest()
     note = f"shards/{file}.json"
-    if workspace.exists(note) and workspace.exists(f"out/{file}"):
+    hashes = hashes_name(file)
+    if all(map(workspace.exists, (note, hashes, f"out/{file}"))):
         found = json.loads(workspace.read(note))
         if found["made_of"] == made_of:
             progress.advance("write", len(packed))
             return part, shard, found["shard"]
-    with workspace.file(f"out/{file}") as path:
+    with (
+        workspace.file(f"out/{file}") as path,
+        workspace.file(hashes) as hashes_path,
+        hashes_path.open("wb") as hashes_file,
+    ):
         images = ahead(lambda facts: _example(facts, config, labels[0]), packed, config.decoders)
-        described = records.write_shard(path, _counted(images))
+        described = records.write_shard(path, _counted(images), hashes_file)
     workspace.write(note, json.dumps({"made_of": made_of, "shard": described}).encode())
     return part, shard, described
+
+
+def hashes_name(file: str) -> str:
+    """Where the workspace has the hashes of a shard's pictures, until those of a split are one."""
+    return f"shards/{file}.hashes"
 
 
 def _counted(examples: Iterable[records.Example]) -> Iterator[records.Example]:

@@ -4,7 +4,7 @@
       settings.json          of which input and settings all this is
       blocks/                examined images: N.bytes (encoded images) and N.facts, written last
       parts/                 sorted parts of rejected.jsonl
-      shards/                what was written to which shard, each written after the shard
+      shards/                hashes of each shard's pictures, and what was written to it, last
       summary.json           counts, hashes and samples
       refused.txt            why the input as a whole can't be prepared
       out/                   the data set, moved to its place once it is complete
