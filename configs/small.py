@@ -1,11 +1,11 @@
 """ACED on your own pairs, small enough for a CPU or one GPU: 48 px, CLIP's vocabulary.
 
 Command:  python -m aced.prepare --images=PICTURES --captions=captions.jsonl --val=800 \\
-              --out=/data/all
-          python -m aced.main --config=configs/small.py:data=/data/all,clean=/data/clean
-          `clean` is a second prepared set of pairs that you trust, for the reference; with
-          `method=iid` none is needed. Tars as img2dataset writes them, and parquet, need no
-          preparation, only some of them kept for `val`:
+              --clean_column=vendor=google --out=/data/all
+          python -m aced.main --config=configs/small.py:data=/data/all
+          The reference is trained on the split `clean`, or on a second prepared set of pairs that
+          you trust, `clean=PATH`; with `method=iid` none is needed. Tars as img2dataset writes
+          them, and parquet, need no preparation, only some of them kept for `val`:
           python -m aced.main \\
               --config='configs/small.py:method=iid,data=/data/{00000..00098}.tar,val=/data/00099.tar'
 Hardware: 2 CPU cores; or any GPU.
@@ -20,10 +20,12 @@ training one), `cache=PATH` (its embeddings, which python -m aced.cache made wit
 `tiny`.
 """
 
+import os
+
 import ml_collections
 
 from aced.config import ConfigError, parse_arg, to_config
-from aced.data import sources, tokenizers
+from aced.data import records, sources, tokenizers
 from aced.data.sources import parquet_splits
 from aced.evaluators import EvalConfig
 from configs import methods, smoke, tiny
@@ -49,12 +51,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     val = arg.val or arg.data
     config = run(arg.data, val, depth=2, width=64, steps=arg.steps, seed=arg.seed)
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
+    clean = arg.clean or (arg.data if _has_clean(arg.data) else "")
     sources = [name for name in ("clean", "reference", "cache") if arg[name]]
-    if methods.uses_reference(arg.method) and not sources and arg.data != DATA:
+    if methods.uses_reference(arg.method) and not (sources or clean) and arg.data != DATA:
         raise ConfigError(
-            f"method={arg.method} needs a reference: give clean=PATH (pairs that you trust, to "
-            "train one on first), reference=PATH (a finished run or a converted model) or "
-            "cache=PATH; or choose method=iid."
+            f"method={arg.method} needs a reference: prepare the data with --clean_column, or give "
+            "clean=PATH (pairs that you trust, to train one on first), reference=PATH (a finished "
+            "run or a converted model) or cache=PATH; or choose method=iid."
         )
     if sources and not methods.uses_reference(arg.method):
         raise ConfigError(
@@ -68,8 +71,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
     if config.method.reference.checkpoint and not arg.reference:
         config.before.reference = run(
-            arg.clean or CLEAN, val, depth=4, width=128, steps=1000, seed=1000 + arg.seed
+            clean or CLEAN, val, depth=4, width=128, steps=1000, seed=1000 + arg.seed
         )
+        if _has_clean(clean):
+            config.before.reference.data.array_record.split = "clean"
     return tiny.shrink(config) if arg.tiny else config
 
 
@@ -100,6 +105,12 @@ def read(data: ml_collections.ConfigDict, path: str, split: str) -> None:
     data[data.source].path = path
     if _has_splits(path):
         data[data.source].split = split
+
+
+def _has_clean(path: str) -> bool:
+    """Whether `path` is a data set that was prepared with --clean_column."""
+    is_prepared = os.path.isfile(os.path.join(path, records.DESCRIPTION))
+    return is_prepared and "clean" in records.read_description(path)["splits"]
 
 
 def _has_splits(path: str) -> bool:

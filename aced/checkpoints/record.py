@@ -17,7 +17,7 @@ _DATA, _MODELS = "data_fingerprint", "model_fingerprints"
 # What changes neither the examples of a step nor what is made of them. The length of the run is
 # here, too: it moves the learning rate from there on, and extending a run is what people do.
 _MAY_CHANGE = re.compile(
-    r"total_\w+|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
+    r"total_\w+|overlap|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
     r"|(evals|suites|checkpoint|before|before_caches|init|mesh)\..*"
     r"|(method\.sentences\.)?data\.(num_threads|prefetch|max_skipped_in_a_row|filters\.max_in_a_row|(.*\.)?cache_folder)"
     # Where the data are; what they are is in their fingerprint.

@@ -37,6 +37,7 @@ class Columns:
     caption: str = "caption"
     label: str = ""
     noisy: str = ""
+    clean: tuple[str, str] = ("", "")  # a column, and what is in it where a line is clean
     second: str = ""  # path of a second picture
     extra: tuple[str, ...] = ()  # kept as they are
     lower: bool = False  # put captions in lower case
@@ -44,7 +45,8 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """All columns that a line must have."""
-        columns = (self.image, self.caption, self.label, self.noisy, self.second, *self.extra)
+        columns = (self.image, self.caption, self.label, self.noisy, self.clean[0], self.second)
+        columns += self.extra
         return [name for name in columns if name]
 
 
@@ -56,6 +58,7 @@ class CaptionedImage:
     texts: list[str]
     label: str | None
     is_noisy: bool | None
+    is_clean: bool  # whether all that is said about it is from lines known to be clean
     extra: dict[str, records.Scalar]
     line: int  # of the table, the first that names it; or the record's index in its source
     second: str | None  # path of the table's second picture; a record's come with it
@@ -172,8 +175,8 @@ def _without_columns(path: str, line: int, names: list[str], columns: Columns) -
             )
     return PrepareError(
         f"{where}: there is no column {missing!r}; the columns are: {there}. Name it with "
-        "--image_column, --caption_column, --second_column, --label_column, --noisy_column or "
-        "--extra_columns."
+        "--image_column, --caption_column, --second_column, --label_column, --noisy_column, "
+        "--clean_column or --extra_columns."
     )
 
 
@@ -205,6 +208,11 @@ def _flag(value: Any) -> bool | None:
     return known[name]
 
 
+def _as_text(value: Any) -> str:
+    """A value as it stands in CSV; of JSON's others than texts, as it stands there."""
+    return value.strip() if isinstance(value, str) else json.dumps(value)
+
+
 def _label(value: Any) -> str | None:
     """A class's name or number; pandas writes 2.0 for 2 where a column has gaps."""
     text = _text("" if value is None else str(value), "the label")
@@ -232,6 +240,7 @@ def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
         texts=[text.lower() if columns.lower else text for text in texts if text],
         label=_label(row[columns.label]) if columns.label else None,
         is_noisy=_flag(row[columns.noisy]) if columns.noisy else None,
+        is_clean=bool(columns.clean[0]) and _as_text(row[columns.clean[0]]) == columns.clean[1],
         extra=extra,
         line=line,
         second=_key(row[columns.second]) if columns.second else None,
@@ -252,6 +261,7 @@ def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedIma
         texts=list(dict.fromkeys(texts)),
         label=None if label is None else str(label),
         is_noisy=record.get("is_noisy"),
+        is_clean=False,
         extra={},
         line=index,
         second=None,
@@ -259,7 +269,11 @@ def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedIma
 
 
 def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> None:
-    """Gives `first` the captions of `other`, the same picture. One bad pair marks it as noisy."""
+    """Gives `first` the captions of `other`, the same picture.
+
+    One bad pair marks it as noisy, and one that is not known to be clean as not clean.
+    """
+    first.is_clean = first.is_clean and other.is_clean
     for text in other.texts:
         if text in first.texts:
             error = RejectedError("repeated_caption", text)

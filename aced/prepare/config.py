@@ -51,9 +51,17 @@ class PrepareConfig:
         "about one picture, say. Else those of one picture are put together, as its captions.",
     )
     noisy_column: str = setting("", "Column that says whether a pair is known to be bad.")
+    clean_column: str = setting(
+        "",
+        "COLUMN=VALUE: lines with this value are clean. Pictures of which all lines are, and which "
+        "are not held out, are written once more as split 'clean', to train a reference on.",
+    )
     extra_columns: str = setting("", "Columns to keep as they are, separated by commas.")
     val: int = setting(0, "Examples held out as split 'val'.")
-    val_clean: bool = setting(False, "Hold out only examples that noisy_column calls good.")
+    val_clean: bool = setting(
+        False,
+        "Hold out only examples that noisy_column calls good, or that are clean by clean_column.",
+    )
     seed: int = setting(0, "Seed of the order and of what is held out.")
     shards: int = setting(0, "Files a split; 0: as many as make them about 256 MiB.")
     lower: bool = setting(False, "Put captions in lower case.")
@@ -94,8 +102,10 @@ class PrepareConfig:
         needed = ["out", "image_column"]
         if not self.tars and not self.parquet:
             needed[:0] = ["images", "captions"]
-        elif self.noisy_column or self.extra_columns:
-            raise ConfigError("--noisy_column and --extra_columns are of a table: --captions.")
+        elif self.noisy_column or self.extra_columns or self.clean_column:
+            raise ConfigError(
+                "--noisy_column, --clean_column and --extra_columns are of a table: --captions."
+            )
         if self.split != "train" and not self.parquet:
             raise ConfigError("--split is of a folder of parquet files: --parquet.")
         if self.tars and self.second_column:
@@ -125,8 +135,14 @@ class PrepareConfig:
                 f"--thumbnails={self.thumbnails} are no smaller than --max_side={self.max_side} "
                 "leaves any image; lower or drop them."
             )
-        if self.val_clean and not self.noisy_column:
-            raise ConfigError("--val_clean needs --noisy_column, which says what is clean.")
+        if self.val_clean and not self.noisy_column and not self.clean_column:
+            raise ConfigError(
+                "--val_clean needs --noisy_column or --clean_column, which says what is clean."
+            )
+        if self.clean_column and not all(self.columns.clean):
+            raise ConfigError(
+                f"--clean_column={self.clean_column} must be COLUMN=VALUE, such as vendor=google."
+            )
         if self.captions and pathlib.PurePath(self.captions).suffix not in (".jsonl", ".csv"):
             raise ConfigError(f"--captions must be a .jsonl or .csv file, got {self.captions}.")
         if self.runner != EMBEDDED and not self.shared_out:
@@ -150,10 +166,17 @@ class PrepareConfig:
             caption=self.caption_column or "caption",
             label=self.label_column,
             noisy=self.noisy_column,
+            clean=self._clean,
             second=self.second_column,
             extra=tuple(name.strip() for name in self.extra_columns.split(",") if name.strip()),
             lower=self.lower,
         )
+
+    @property
+    def _clean(self) -> tuple[str, str]:
+        """Column and value of `clean_column`."""
+        column, _, value = self.clean_column.partition("=")
+        return column.strip(), value.strip()
 
     @property
     def caption_columns(self) -> tuple[str, ...]:

@@ -39,7 +39,8 @@ def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int
 
     parts = order.split(config, kept, counts, statistics.first_rejected(rejected))
     labels = order.number_labels(config, kept)
-    ranked, layout = order.to_shards(config, parts)
+    written_parts = order.with_clean(config, parts)
+    ranked, layout = order.to_shards(config, written_parts)
     written = shards.write_shards(config, ranked, layout, labels)
     listed = (
         rejected
@@ -54,7 +55,7 @@ def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int
         >> beam.Map(
             _summarise,
             config,
-            beam.pvalue.AsList(statistics.counters(parts)),
+            beam.pvalue.AsList(statistics.counters(written_parts)),
             beam.pvalue.AsDict(counts),
             beam.pvalue.AsList(written),
             beam.pvalue.AsList(listed),

@@ -33,8 +33,9 @@ _TO_OKLAB = np.array(
 
 def miniature(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """Returns the `SIZE` bytes of a picture's miniature: 16 x 16 lightnesses, 8 x 8 x 2 colours."""
+    # With a gap of 3, as fast, one in six rescaled drawings had edges that were somewhere else.
     small = Image.fromarray(pixels).resize(
-        (_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0
+        (_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=8.0
     )
     lab = oklab(np.asarray(small))
     colours = lab[..., 1:].reshape(_SIDE // 2, 2, _SIDE // 2, 2, 2).mean((1, 3))

@@ -17,6 +17,7 @@ from aced.prepare.config import PrepareConfig
 from aced.prepare.facts import Facts, unpack
 from aced.prepare.workspace import Workspace
 
+CLEAN = "clean"  # split of those that are clean; they are in "train" as well
 SHARD_BYTES = 1 << 28  # of images, aimed at when the number of shards is left open
 _BUCKET_BITS = 12  # a worker holds the facts of one in 4,096 images while it sorts
 
@@ -64,7 +65,8 @@ def order_of(facts: Facts, seed: int) -> Order:
 
 
 def _may_be_held_out(facts: Facts, config: PrepareConfig) -> bool:
-    return not (config.val_clean and facts.is_noisy)
+    is_bad = facts.is_noisy or (config.clean_column and not facts.is_clean)
+    return not (config.val_clean and is_bad)
 
 
 def _countable(packed: bytes, config: PrepareConfig) -> tuple[int, int]:
@@ -141,6 +143,24 @@ def _split(packed: bytes, config: PrepareConfig, last: Order) -> tuple[str, byte
     return ("val" if is_val else "train"), packed
 
 
+def with_clean(
+    config: PrepareConfig, parts: beam.PCollection[tuple[str, bytes]]
+) -> beam.PCollection[tuple[str, bytes]]:
+    """Returns `parts`, and in another one, `CLEAN`, what is clean of those to train on."""
+    if not config.clean_column:
+        return parts
+    return parts | "add the clean ones" >> beam.FlatMap(_and_clean).with_output_types(
+        tuple[str, bytes]
+    )
+
+
+def _and_clean(image: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    part, packed = image
+    yield image
+    if part == "train" and unpack(packed).is_clean:
+        yield CLEAN, packed
+
+
 def to_shards(
     config: PrepareConfig, parts: beam.PCollection[tuple[str, bytes]]
 ) -> tuple[beam.PCollection, beam.PCollection]:
@@ -178,6 +198,13 @@ def _bucket(image: tuple[str, bytes], config: PrepareConfig) -> tuple[tuple[str,
 def _layout(
     _: None, config: PrepareConfig, sums: dict[tuple[str, int], tuple[int, int]]
 ) -> dict[str, Any]:
+    if config.clean_column and not any(part == CLEAN for part, _ in sums):
+        column, value = config.columns.clean
+        raise Workspace(config.out).refuse(
+            f"No picture to train on is clean by --clean_column: none that is not held out has "
+            f"{value!r} in column {column!r} of all its lines in {config.captions}. Correct the "
+            "value, or lower --val."
+        )
     layout: dict[str, Any] = {}
     for (part, bucket), (count, size) in sorted(sums.items()):
         of = layout.setdefault(part, {"images": 0, "bytes": 0, "begin": {}})

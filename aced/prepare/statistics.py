@@ -9,7 +9,7 @@ import apache_beam as beam
 from aced.prepare.config import PrepareConfig
 from aced.prepare.facts import unpack
 from aced.prepare.near_duplicates import Pair, in_words
-from aced.prepare.order import order_of
+from aced.prepare.order import CLEAN, order_of
 
 SAMPLES = 24  # pictures shown
 PAIRS = 24  # near-duplicates shown
@@ -35,6 +35,8 @@ def _counts(part: str, packed: bytes) -> Iterator[tuple[Counter, int]]:
     yield ("captions", part), len(facts.texts)
     yield ("noisy", part), int(bool(facts.is_noisy))
     yield ("image_bytes", part), facts.image_bytes
+    if part == CLEAN:  # they are counted as part of "train"
+        return
     yield ("stored_anew", ""), int(facts.anew)
     yield ("thumbnails", ""), int(facts.thumbnail_size > 0)
     yield ("second_pictures", ""), int(facts.second_size > 0)
@@ -151,8 +153,10 @@ def as_statistics(
     of_splits = ("images", "captions", "noisy", "image_bytes")
     histograms = ("longer_side", "shorter_side", "aspect", "caption_characters")
     return {
-        "images": sum(by_name["images"].values()),
-        "captions": sum(by_name["captions"].values()),
+        **{
+            name: sum(count for part, count in by_name[name].items() if part != CLEAN)
+            for name in ("images", "captions")
+        },
         "stored_anew": by_name["stored_anew"][""],
         "thumbnails": by_name["thumbnails"][""],
         "second_pictures": by_name["second_pictures"][""],

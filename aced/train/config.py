@@ -1,7 +1,7 @@
 """The settings of a run."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from aced import evaluators, methods
 from aced.cache.config import CacheConfig
@@ -31,6 +31,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.0  # 0: no moving average of the parameters
     evals: dict[str, evaluators.EvalConfig] = dataclasses.field(default_factory=dict)
+    overlap: Literal["warn", "refuse", "allow"] = "warn"  # of evaluations' pictures with data's
     # Numbers of evaluations, EVALUATION/NUMBER, by the name of their average, suite/NAME, which is
     # there at steps with all of them
     suites: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

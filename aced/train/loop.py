@@ -7,7 +7,6 @@ else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
 import contextlib
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from aced import overlap
 from aced.checkpoints.checkpointer import Checkpointer, check_place
 from aced.config import ConfigError
 from aced.cost import hardware
@@ -67,14 +67,15 @@ def run(
     Raises:
         ConfigError: a setting is wrong, or is not what the run in `workdir` started with. What
             can be told from the settings alone is checked before anything runs. Or another
-            process works in `workdir`.
+            process works in `workdir`, or an evaluation's pictures are trained on (`overlap`).
         TrainingError: too many non-finite steps in a row.
         SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C, when
             everything is saved.
     """
     check_place(workdir)
-    folder = epath.Path(os.path.expanduser(workdir))
-    _train(parse(config), folder, devices, force)
+    folder = epath.Path(workdir).expanduser()
+    with distributed.entered_by_first(overlap.checked(settings := parse(config), parse)):
+        _train(settings, folder, devices, force)
     return history.last_values(folder) if jax.process_index() == 0 else {}
 
 

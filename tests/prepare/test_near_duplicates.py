@@ -79,6 +79,7 @@ def facts(line, sight):
         texts=[f"caption {line}", "shared"],
         label=None,
         is_noisy=None,
+        is_clean=False,
         extra={},
         line=line,
         second=None,
