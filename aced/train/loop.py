@@ -16,7 +16,6 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from aced import overlap
 from aced.checkpoints.checkpointer import Checkpointer, check_place
 from aced.config import ConfigError
 from aced.cost import hardware
@@ -32,7 +31,7 @@ from aced.parallel import distributed
 from aced.parallel import mesh as meshes
 from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
-from aced.train import caches, program
+from aced.train import caches, overlap, program
 from aced.train.config import TrainConfig, parse
 from aced.train.setup import Run, input_batches, set_up
 

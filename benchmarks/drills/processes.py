@@ -26,8 +26,9 @@ HANGS = "hangs"
 _ROOT = pathlib.Path(__file__).parents[2]
 # What the commands import, without the modules that define flags as they are imported.
 _PRELOADED = (
-    "aced.train aced.report aced.train.caches aced.convert aced.prepare aced.select_text aced.suite "
-    "aced.parallel.distributed aced.checkpoints.checkpointer aced.data.sources.parquet aced.data.sources.tars aced.data.records "
+    "aced.train.loop aced.report.command aced.train.caches aced.convert.command aced.suite "
+    "aced.prepare.command aced.select_text.command aced.parallel.distributed aced.data.records "
+    "aced.checkpoints.checkpointer aced.data.sources.parquet aced.data.sources.tars "
     "aced.prepare.graph aced.prepare.runner aced.prepare.page aced.flag_settings "
     "aced.select_text.images aced.train.summary PIL.Image"
 )

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -18,10 +18,8 @@ from jaxtyping import Bool, UInt64
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.sources import DataConfig, SourceConfig
-
-if TYPE_CHECKING:
-    from aced.evaluators import EvalConfig
-    from aced.train.config import TrainConfig
+from aced.evaluators import EvalConfig
+from aced.train.config import TrainConfig
 
 _NAMED = 3  # examples in a message
 
@@ -45,7 +43,7 @@ class Comparison(NamedTuple):
 
 
 @contextlib.contextmanager
-def checked(settings: "TrainConfig", parse: Callable[[Any], "TrainConfig"]) -> Iterator[None]:
+def checked(settings: TrainConfig, parse: Callable[[Any], TrainConfig]) -> Iterator[None]:
     """A block that begins when no evaluation has pictures that are trained on, or a warning.
 
     Args:
@@ -62,9 +60,9 @@ def checked(settings: "TrainConfig", parse: Callable[[Any], "TrainConfig"]) -> I
 
 
 def _comparisons(
-    settings: "TrainConfig",
-    parse: Callable[[Any], "TrainConfig"],
-    later: Mapping[str, "EvalConfig"],
+    settings: TrainConfig,
+    parse: Callable[[Any], TrainConfig],
+    later: Mapping[str, EvalConfig],
     path: str,
 ) -> Iterator[Comparison]:
     """Those of a run and of the runs before it.

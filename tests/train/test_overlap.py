@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced import overlap
 from aced.config import ConfigError, to_config
 from aced.data import records
 from aced.data.sources import ArrayRecordConfig, DataConfig, MemberConfig
@@ -15,7 +14,7 @@ from aced.data.sources.tars import WebDatasetConfig
 from aced.evaluators import EvalConfig
 from aced.evaluators.config import ProbeConfig
 from aced.prepare.command import PrepareConfig, prepare
-from aced.train import loop
+from aced.train import loop, overlap
 from aced.train.config import TrainConfig, parse
 from configs import small
 
