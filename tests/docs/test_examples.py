@@ -1,8 +1,10 @@
 """The examples of code in README.md and docs/ run as they stand."""
 
+import json
 import pathlib
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 
@@ -97,6 +99,24 @@ def test_method(tmp_path):
 def test_method_keeps_the_image_tower():
     names = run("docs/extend/method.md")
     assert names["LockedImage"].fixed == ("model/image/.*",)
+
+
+@pytest.mark.slow
+def test_notebook_picks_fewer_wrong_captions(tmp_path, monkeypatch):
+    """Its cells, one after the other; no Jupyter is needed for that."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text("utf-8"))["cells"]
+    names = {"__name__": "notebook"}
+    matplotlib.use("agg")
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    assert len(names["picks"][names["step"]]) == 64
+    assert names["last"]["selection/noisy_share_super_batch"] == pytest.approx(0.5, abs=0.1)
+    assert names["last"]["selection/noisy_share"] < 0.4
+    assert len(names["figure"].axes) == 18
 
 
 def test_recipe():
