@@ -137,3 +137,19 @@ def test_paths_in_code_tables_exist():
 def test_example_of_a_config_is_on_the_page_that_the_error_names():
     assert "configs/mine.py" in (ROOT / "README.md").read_text("utf-8")
     assert len(blocks(ROOT / "docs/guides/runs.md", "python")) == 1
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "launch"])
+def test_readme_of_a_folder_names_its_scripts(folder):
+    text = (ROOT / folder / "README.md").read_text("utf-8")
+    scripts = [path for path in (ROOT / folder).iterdir() if path.suffix in (".py", ".sh")]
+    assert scripts
+    for path in scripts:
+        label = path.stem if folder == "benchmarks" else path.name
+        assert f"`{label}`" in text, f"{folder}/README.md does not name {path.name}"
+
+
+def test_every_page_is_in_the_site():
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in text
