@@ -59,7 +59,10 @@ def choose(folders: Sequence[str], config: SuiteConfig) -> str:
     records = [record.read(run) for run in runs]
     _check_alike(runs, records)
     found = [history.last_values(run) for run in runs]
-    names = _wanted(records[0].settings["evals"], found[0], config.numbers)
+    for run, values in zip(runs, found, strict=True):
+        if not values:
+            raise ConfigError(f"{run / history.FILE} has no complete line; leave this run out.")
+    names = _wanted(records[0].settings.get("evals", {}), found[0], config.numbers)
     for run, values in zip(runs, found, strict=True):
         if values["step"] != found[0]["step"]:
             raise ConfigError(
@@ -118,7 +121,7 @@ def _check_alike(runs: Sequence[epath.Path], records: Sequence[record.Record]) -
                     f"{run} differs from {runs[0]} in more than the seed: {key} is "
                     f"{ours.get(key)!r}, not {theirs.get(key)!r}."
                 )
-        seed = ours["seed"]
+        seed = ours.get("seed")
         if seed in seeds:
             raise ConfigError(
                 f"{run} and {seeds[seed]} have the same seed, {seed}: they tell nothing about how "

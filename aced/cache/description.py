@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from aced import own_files
 from aced.cache import entries, precision
 from aced.cache.calibration import Calibration
 from aced.config import ConfigError, flatten, from_config
@@ -31,7 +32,6 @@ from aced.models.two_tower import TwoTowerConfig
 FORMAT, VERSION = "aced-embeddings", 1
 PLAN, COMPLETE = "plan.json", "cache.json"
 TOWERS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
-_CHECKSUM = "sha256"  # of all else in the file
 _MAX_BYTES = 1 << 30  # of a description; 10 million examples that are missing need half of it
 _MAX_WIDTH = 1 << 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -185,14 +185,8 @@ def refuse(folder: str | os.PathLike, lines: Sequence[str]) -> None:
 def write(path: pathlib.Path, content: Any) -> None:
     """Writes a dataclass as JSON: the file is there whole, or as it was before."""
     about = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(content)
-    about[_CHECKSUM] = _checksum(about)
-    with storage.whole_file(path) as part, part.open("w", encoding="utf-8") as file:
-        json.dump(about, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-
-
-def _checksum(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    with storage.whole_file(path) as part:
+        part.write_bytes(own_files.dumps(about))
 
 
 def read(path: pathlib.Path, kind: type) -> Any:
@@ -201,23 +195,14 @@ def read(path: pathlib.Path, kind: type) -> Any:
     Raises:
         CacheError: it is not that, it is too large, or a bit of it has changed.
     """
-    try:
+    with own_files.reading(path, "copy the cache again or make it again", CacheError):
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise ValueError(f"it has {size} bytes; {_MAX_BYTES} are allowed")
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(about, Mapping):
-            raise ValueError("it is no JSON object")
-        written = about.pop(_CHECKSUM, None)  # caches of before there was one are read without
-        if written is not None and written != _checksum(about):
-            raise ValueError(f"its content is not that of its {_CHECKSUM}: it was changed")
+        about = own_files.loads(path.read_bytes())
         found = about.pop("format", None), about.pop("version", None)
         if found != (FORMAT, VERSION):
             raise ValueError(f"format and version are {found}, not {(FORMAT, VERSION)}")
         return from_config(kind, about, path.name)
-    except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
-        raise CacheError(
-            f"{path} is not readable ({error}); copy the cache again or make it again."
-        ) from error
 
 
 def is_complete(folder: str | os.PathLike) -> bool:

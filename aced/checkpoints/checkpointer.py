@@ -29,6 +29,7 @@ from aced.checkpoints.contents import STATE, CheckpointError, DamagedError, chec
 from aced.checkpoints.damage import (
     DAMAGED_FOLDER,
     check_described,
+    check_small,
     check_whole,
     move_aside,
     named_damage,
@@ -129,7 +130,7 @@ class Checkpointer:
                 if found is None:
                     found = self._load(step, abstract), step
                 else:
-                    self._agree(check_described, self._folder / str(step))
+                    self._agree(check_small, self._folder / str(step))
             except DamagedError as error:
                 logging.error("%s", error)
                 damaged[step] = error

@@ -10,10 +10,15 @@ import jax
 from absl import logging
 from etils import epath
 
+from aced import own_files
 from aced.config import ConfigError, flatten, to_config
 
 FILE = "config.json"
 _DATA, _MODELS = "data_fingerprint", "model_fingerprints"
+_ADVICE = (
+    "bring it back from a copy; if it is removed, the run goes on with the settings of its "
+    "command, unchecked"
+)
 # What changes neither the examples of a step nor what is made of them. The length of the run is
 # here, too: it moves the learning rate from there on, and extending a run is what people do.
 _MAY_CHANGE = re.compile(
@@ -41,13 +46,15 @@ def check(
         models: of the frozen models or their cached embeddings, by name.
 
     Raises:
-        ConfigError: something differs that makes it another run; the message says what.
+        ConfigError: something differs that makes it another run, or the file is damaged; the
+            message says what.
     """
     file = folder / FILE
     if not file.exists():
         return
-    then = flatten(json.loads(file.read_text()))
-    now = flatten(json.loads(_text(settings, fingerprint, models)))
+    with own_files.reading(file, _ADVICE):
+        then = flatten(own_files.loads(file.read_bytes()))
+    now = flatten(_content(settings, fingerprint, models))
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     # Runs of before there were any of these go on.
     differing = [key for key in differing if key in then or not key.startswith(f"{_MODELS}.")]
@@ -91,10 +98,12 @@ def read(folder: epath.Path) -> Record:
 
     Raises:
         FileNotFoundError: no run has begun there.
+        ConfigError: the file is damaged.
     """
-    found = json.loads((folder / FILE).read_text())
-    models = found.pop(_MODELS, {})  # the first runs had none
-    data = found.pop(_DATA)
+    with own_files.reading(folder / FILE, _ADVICE):
+        found = own_files.loads((folder / FILE).read_bytes())
+        models = found.pop(_MODELS, {})  # the first runs had none
+        data = found.pop(_DATA)
     return Record(found, data, models)
 
 
@@ -111,12 +120,12 @@ def write(
         return
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{FILE}.part"
-    part.write_text(_text(settings, fingerprint, models))
+    part.write_bytes(own_files.dumps(_content(settings, fingerprint, models)))
     part.replace(folder / FILE)
 
 
-def _text(settings: Any, fingerprint: str, models: Mapping[str, str] | None) -> str:
+def _content(settings: Any, fingerprint: str, models: Mapping[str, str] | None) -> dict[str, Any]:
     config = to_config(settings)
     config[_DATA] = fingerprint
     config[_MODELS] = dict(models or {})
-    return config.to_json_best_effort(indent=2, sort_keys=True)
+    return json.loads(config.to_json_best_effort(sort_keys=True))

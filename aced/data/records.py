@@ -17,7 +17,6 @@ import bisect
 import dataclasses
 import hashlib
 import itertools
-import json
 import operator
 import os
 import pathlib
@@ -33,9 +32,12 @@ from jaxtyping import UInt64
 
 from aced.data import picture_hashes
 
+from aced import own_files
+
 FORMAT = "aced-records"
 VERSION = 1
 DESCRIPTION = "dataset.json"
+ADVICE = "copy the data set again or prepare it again"  # where that is damaged
 
 # Limits on one record: far above anything sensible, far below what would exhaust memory.
 MAX_IMAGE_BYTES = 1 << 28
@@ -284,8 +286,7 @@ def write_description(
         "statistics": statistics,
         "settings": settings,
     }
-    text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
-    (pathlib.Path(directory) / DESCRIPTION).write_text(text, encoding="utf-8")
+    (pathlib.Path(directory) / DESCRIPTION).write_bytes(own_files.dumps(description))
 
 
 def read_description(path: str | os.PathLike) -> dict[str, Any]:
@@ -305,8 +306,8 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is not a prepared data set: it has no {DESCRIPTION}. Make one with "
             "`python -m aced.prepare --images=... --captions=... --out=...`, or correct the path."
         )
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+    with own_files.reading(file, ADVICE, DatasetError):
+        description = own_files.loads(file.read_bytes())
         if (found := (description["format"], description["version"])) != (FORMAT, VERSION):
             raise ValueError(f"format and version are {found}, not {(FORMAT, VERSION)}")
         for split_name, split in description["splits"].items():
@@ -321,10 +322,6 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
         names = description["class_names"]
         if names is not None and not all(type(name) is str for name in names):
             raise ValueError("class_names must be strings or null")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            f"{file} is not readable ({type(error).__name__}: {error}); prepare the data set again."
-        ) from error
     return description
 
 

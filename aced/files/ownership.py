@@ -181,9 +181,12 @@ class _OnDisk:
                 raise
             return None
         except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 return os.open(self._path, flags), False
-            return None
+            except FileNotFoundError:
+                if self._path.is_symlink():  # to where nothing is: it never can be opened
+                    raise
+                return None
 
     def _is_at_path(self, file: int) -> bool:
         try:

@@ -182,7 +182,7 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
         kind: of the model that is wanted.
 
     Raises:
-        ConfigError: there is neither, or it has no such model.
+        ConfigError: there is neither, it is damaged, or it has no such model.
     """
     if kind is TwoTowerConfig and model_folder.is_model_folder(folder):
         return model_folder.read_config(folder)
@@ -198,9 +198,10 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
             "Train the reference or teacher first, or point its .checkpoint at a workdir of "
             "aced.main or at what python -m aced.convert wrote."
         )
+    settings = record.read(file.parent).settings
     try:
-        model = record.read(file.parent).settings["method"]["model"]
-    except (ValueError, KeyError, TypeError) as error:
+        model = settings["method"]["model"]
+    except (KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} names no method.model; point .checkpoint at a workdir of aced.main."
         ) from error

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
 from aced.metrics import jsonl
+from aced.metrics.writer import _PICK_KEYS
 
 FILE = "metrics.jsonl"
 PICKS_FILE = "picks.jsonl"
@@ -17,12 +17,13 @@ NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # 
 def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
     """Returns a run's metrics, a dict per line in the order of writing.
 
-    The line that a killed process left half-written is left out.
+    The line that a killed process left half-written is left out, and so is one that is damaged;
+    the log names it.
 
     Raises:
         FileNotFoundError: `workdir` holds no metrics.
     """
-    lines = jsonl.read(_file(workdir, FILE))
+    lines = jsonl.read(_file(workdir, FILE), ("step",))
     return [{name: NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
 
 
@@ -32,7 +33,8 @@ def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:
     Raises:
         FileNotFoundError: `workdir` holds no picks.
     """
-    return {line["step"]: line["ids"] for line in jsonl.read(_file(workdir, PICKS_FILE))}
+    lines = jsonl.read(_file(workdir, PICKS_FILE), _PICK_KEYS)
+    return {line["step"]: line["ids"] for line in lines}
 
 
 def some_picks(workdir: epath.PathLike, places: Sequence[float]) -> dict[int, list[int]]:
@@ -46,7 +48,7 @@ def some_picks(workdir: epath.PathLike, places: Sequence[float]) -> dict[int, li
         FileNotFoundError: `workdir` holds no picks.
     """
     path = _file(workdir, PICKS_FILE)
-    lines = [jsonl.at(path, place) for place in places]
+    lines = [jsonl.at(path, place, _PICK_KEYS) for place in places]
     return {line["step"]: line["ids"] for line in lines if line is not None}
 
 
@@ -55,14 +57,6 @@ def _file(workdir: epath.PathLike, name: str) -> epath.Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; is {workdir} the workdir of a run?")
     return path
-
-
-def _last(path: epath.Path) -> dict[str, Any] | None:
-    """The last complete line of a file; None where there is none, or it is damaged."""
-    try:
-        return jsonl.at(path, 1.0)
-    except ValueError:
-        return None
 
 
 def last_values(workdir: epath.PathLike) -> dict[str, int | float]:

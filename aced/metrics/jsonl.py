@@ -15,25 +15,17 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from aced import own_files
+
 Line = dict[str, Any]
 _PART_BYTES = 4_000_000  # a part that has so many is done
+_BLOCK_BYTES = 1 << 20
+_SHOWN_BYTES = 80  # of a line that is left out
 
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether `path` is in an object store, which cannot append to a file."""
     return "://" in str(path)
-
-
-def parse(text: str, path: epath.Path) -> list[Line]:
-    """The objects in `text`; `path` names it in warnings about lines that are not complete."""
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            # Normally the last line, cut off by a kill.
-            logging.warning("%s, line %d is not complete and is left out: %r", path, number, line)
-    return lines
 
 
 def parts(path: epath.Path) -> list[epath.Path]:
@@ -51,19 +43,48 @@ def _part(path: epath.Path, number: int) -> epath.Path:
     return path.with_name(f"{path.name}.{number}") if number else path
 
 
-def read(path: epath.Path) -> list[Line]:
-    """The complete lines of a file, all its parts together."""
-    return [line for part in parts(path) for line in parse(part.read_text(), part)]
+def read(path: epath.Path, keys: Sequence[str] = ()) -> list[Line]:
+    """The lines of a file, all its parts together, that are complete and have all `keys`.
+
+    Others are left out, which the log says with the number of the line.
+    """
+    return [line for part in parts(path) for line in _lines(part, keys)]
 
 
-def at(path: epath.Path, place: float) -> Line | None:
-    """The complete line at a place of a file, or the one before it; None where there is none.
+def _lines(part: epath.Path, keys: Sequence[str]) -> Iterator[Line]:
+    *lines, last = part.read_bytes().split(b"\n")
+    for number, data in enumerate([*lines, last] if last else lines, 1):
+        try:
+            yield _parse(data, keys)
+        except own_files.UnreadableError as error:
+            _left_out(part, number, data, error)
+
+
+def _parse(data: bytes, keys: Sequence[str]) -> Line:
+    line = own_files.parse(data)
+    for key in keys:
+        if key not in line:
+            raise own_files.UnreadableError(f"it has no {key!r}")
+    return line
+
+
+def _left_out(part: epath.Path, number: int, data: bytes, error: own_files.UnreadableError) -> None:
+    """Normally it is the last line, which a kill has cut off."""
+    logging.warning(
+        "%s, line %d is not complete or damaged, and is left out (%s): %r",
+        *(part, number, error.reason, data[:_SHOWN_BYTES]),
+    )
+
+
+def at(path: epath.Path, place: float, keys: Sequence[str] = ()) -> Line | None:
+    """The complete line at a place of a file, or the next one before it; None where there is none.
 
     The file is not read as a whole: the picks of a long run are gigabytes.
 
     Args:
         path: the file, all its parts together.
         place: between 0, its first byte, and 1, its last.
+        keys: what a line must have.
     """
     sizes = {part: part.stat().length for part in parts(path)}
     offset = int(place * (sum(sizes.values()) - 1))
@@ -71,8 +92,7 @@ def at(path: epath.Path, place: float) -> Line | None:
         if 0 <= offset < size:
             with _bytes(part) as data:
                 end = data.find(b"\n", offset) + 1 or data.rfind(b"\n") + 1  # it may be cut off
-                start = data.rfind(b"\n", 0, max(end - 1, 0)) + 1
-                return json.loads(data[start:end]) if end else None
+                return next((line for _, line in _backwards(part, data, end, keys)), None)
         offset -= size
     return None
 
@@ -107,16 +127,28 @@ def drop_after(path: epath.Path, step: int | None) -> None:
 def _end_of(part: epath.Path, step: int) -> int:
     """Where the last complete line ends that is not after `step`."""
     with _bytes(part) as data:
-        end = data.rfind(b"\n") + 1
-        while end:
-            start = data.rfind(b"\n", 0, end - 1) + 1
-            try:
-                if json.loads(data[start:end])["step"] <= step:
-                    return end
-            except ValueError:
-                logging.warning("%s, byte %d: a line is not complete and is left out.", part, start)
-            end = start
-    return 0
+        lines = _backwards(part, data, data.rfind(b"\n") + 1, ("step",))
+        return next((end for end, line in lines if line["step"] <= step), 0)
+
+
+def _backwards(
+    part: epath.Path, data: mmap.mmap | bytes, end: int, keys: Sequence[str]
+) -> Iterator[tuple[int, Line]]:
+    """The lines of `data` up to the byte `end`, the last one first, each with its own end."""
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        try:
+            yield end, _parse(data[start : end - 1], keys)
+        except own_files.UnreadableError as error:
+            _left_out(part, _newlines(data, start) + 1, data[start : end - 1], error)
+        end = start
+
+
+def _newlines(data: mmap.mmap | bytes, end: int) -> int:
+    """How many there are before the byte `end`."""
+    return sum(
+        data[i : min(i + _BLOCK_BYTES, end)].count(b"\n") for i in range(0, end, _BLOCK_BYTES)
+    )
 
 
 @contextlib.contextmanager
@@ -154,7 +186,7 @@ class Lines:
         self._before = sum(part.stat().length for part in there[:-1])
         last = _part(path, self._number)
         if self._remote:
-            self._text = last.read_text() if last.exists() else ""
+            self._data = last.read_bytes() if last.exists() else b""
         else:
             self._last = last
             last.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +196,7 @@ class Lines:
     @property
     def size(self) -> int:
         """Bytes of all lines that are written, in all parts."""
-        return self._before + (len(self._text.encode()) if self._remote else self._size)
+        return self._before + (len(self._data) if self._remote else self._size)
 
     def write(self, lines: Sequence[Line]) -> None:
         """Appends `lines`, all or none of them: after an error, call again with the same.
@@ -172,18 +204,18 @@ class Lines:
         Raises:
             OSError: they could not be written.
         """
+        added = dumps(lines).encode()
         if self._remote:
-            is_done = len(self._text) >= _PART_BYTES
-            text = dumps(lines) if is_done else self._text + dumps(lines)
-            _part(self._path, self._number + is_done).write_text(text)
-            self._before += len(self._text.encode()) if is_done else 0
-            self._text, self._number = text, self._number + is_done
+            is_done = len(self._data) >= _PART_BYTES
+            data = added if is_done else self._data + added
+            _part(self._path, self._number + is_done).write_bytes(data)
+            self._before += len(self._data) if is_done else 0
+            self._data, self._number = data, self._number + is_done
             return
-        data = dumps(lines).encode()
         with open(self._last, "ab") as file:
             file.truncate(self._size)  # a write that failed may have left a part of a line
-            file.write(data)
-        self._size += len(data)
+            file.write(added)
+        self._size += len(added)
 
     def sync(self) -> None:
         """Returns when what is written is on the disk itself, where a power cut leaves it.

@@ -20,9 +20,10 @@ from etils import epath
 from jaxtyping import Int
 
 from aced.metrics import jsonl
-from aced.metrics.history import CLAIMS_FILE, FILE, PICKS_FILE, _last
+from aced.metrics.history import CLAIMS_FILE, FILE, PICKS_FILE
 
 _REMOTE_SECONDS = 30.0  # between uploads to an object store, which write a part anew
+_PICK_KEYS = ("step", "ids")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Writer:
         names = (FILE, PICKS_FILE, CLAIMS_FILE)
         for name in names:
             jsonl.drop_after(folder / name, step)
-        kept = jsonl.read(folder / FILE)
+        kept = jsonl.read(folder / FILE, ("step",))
         self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)
         self._sinks = {name: jsonl.Lines(folder / name) for name in names}
         if step is not None:
@@ -157,7 +158,7 @@ class Writer:
 
     def _report_lost(self, folder: epath.Path, step: int) -> None:
         """Compares what is there with what the checkpoint of `step` came with."""
-        claimed = _last(folder / CLAIMS_FILE) or {}
+        claimed = jsonl.at(folder / CLAIMS_FILE, 1.0, ("step",)) or {}
         if not claimed and not self._sinks[CLAIMS_FILE].size:
             return  # a run of before there were claims
         if claimed.get("step") != step:
@@ -169,7 +170,7 @@ class Writer:
         for name in (FILE, PICKS_FILE):
             lost = claimed.get(name, 0) - self._sinks[name].size
             if lost > 0:
-                last = (_last(folder / name) or {"step": "none"})["step"]
+                last = (jsonl.at(folder / name, 1.0, ("step",)) or {"step": "none"})["step"]
                 logging.error(
                     "%s has lost lines: %d bytes fewer than when checkpoint %d was saved; its last "
                     "line is of step %s. A full disk, a power cut or another process may have done "

@@ -1,6 +1,6 @@
 """Our own model folder: what a reference, a teacher or a starting point may be, besides a run.
 
-model.json         format, version, settings, source, SHA-256 of the weights
+model.json         format, version, settings, source, SHA-256 of the other files and of itself
 model.safetensors  float32 parameters, named as in our tree: "image/blocks/norm1/scale"
 tokenizer.json     or tokenizer.model: the tokenizer's file, where its kind has one
 """
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from aced import own_files
 from aced.config import flatten, from_config
 from aced.models import tensors
 from aced.models.saved import (
@@ -41,8 +42,6 @@ def write(model: Model, folder: pathlib.Path) -> None:
     """Writes `model` into `folder`, which is there and empty."""
     leaves = {name: np.asarray(x) for name, x in flat(model.params).items()}
     tensors.write_safetensors(folder / WEIGHTS, leaves, "aced")
-    if model.tokenizer:
-        (folder / model.config.tokenizer.path).write_bytes(model.tokenizer)
     about = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -50,7 +49,10 @@ def write(model: Model, folder: pathlib.Path) -> None:
         "weights_sha256": _sha256(folder / WEIGHTS),
         "model": flatten(dataclasses.asdict(model.config)),
     }
-    tensors.write_json(folder / FILE, about)
+    if model.tokenizer:
+        (folder / model.config.tokenizer.path).write_bytes(model.tokenizer)
+        about["tokenizer_sha256"] = _sha256(folder / model.config.tokenizer.path)
+    (folder / FILE).write_bytes(own_files.dumps(about))
 
 
 def read_config(folder: str) -> TwoTowerConfig:
@@ -94,12 +96,7 @@ def read_params(folder: str, shapes: PyTree | None = None) -> PyTree:
     """
     path = pathlib.Path(folder)
     about = _about(path)
-    found = _sha256(path / WEIGHTS)
-    if found != about.get("weights_sha256"):
-        raise InteropError(
-            f"{path / WEIGHTS} is not the file that {FILE} was written for (SHA-256 {found[:12]}, "
-            f"not {str(about.get('weights_sha256'))[:12]}); copy the folder again."
-        )
+    _check_sha256(path / WEIGHTS, about.get("weights_sha256"))
     config = _config(path, about)
     with tensors.open_safetensors(path / WEIGHTS) as reader:
         names = set(reader.keys())
@@ -126,7 +123,8 @@ def _placed(params: dict[str, np.ndarray], shapes: PyTree, path: pathlib.Path) -
 
 
 def _about(folder: pathlib.Path) -> dict[str, Any]:
-    about = tensors.read_json(folder / FILE)
+    with own_files.reading(folder / FILE, "copy the folder again", InteropError):
+        about = own_files.loads((folder / FILE).read_bytes())
     if about.get("format") != _FORMAT:
         raise InteropError(
             f"{folder / FILE} is not of format {_FORMAT!r}; write one with python -m aced.convert."
@@ -152,8 +150,19 @@ def _config(folder: pathlib.Path, about: dict[str, Any]) -> TwoTowerConfig:
             )
         if not (folder / name).is_file():
             raise InteropError(f"{folder} has no {name}, the tokenizer that its {FILE} names.")
+        _check_sha256(folder / name, about.get("tokenizer_sha256", ...))
         tree["tokenizer"]["path"] = str(folder / name)
     return from_config(TwoTowerConfig, tree, f"{folder / FILE}:model")
+
+
+def _check_sha256(file: pathlib.Path, written: Any) -> None:
+    """Refuses a file that is another than was `written`; `...`: of before there were checksums."""
+    found = _sha256(file)
+    if written not in (found, ...):
+        raise InteropError(
+            f"{file} is not the file that {FILE} was written for (SHA-256 {found[:12]}, not "
+            f"{str(written)[:12]}); copy the folder again."
+        )
 
 
 def _sha256(file: pathlib.Path) -> str:

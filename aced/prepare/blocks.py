@@ -10,16 +10,19 @@ complete blocks as they were then, even if their files have changed since.
 import dataclasses
 import hashlib
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
 import msgpack
+from absl import logging
 
+from aced import own_files
 from aced.files import storage
 from aced.prepare import progress
 from aced.prepare.ahead import ahead
-from aced.prepare.captions import CaptionedImage, RejectedError, Rejects
+from aced.prepare.captions import CaptionedImage, PrepareError, RejectedError, Rejects
 from aced.prepare.config import PrepareConfig
 from aced.prepare.facts import Facts, pack
 from aced.prepare.images import Checked, check
@@ -48,19 +51,33 @@ def examine(
             that is (`line`, maybe `image`).
     """
     workspace = Workspace(config.out)
-    facts = f"blocks/{block:08d}.facts"
-    is_there = workspace.exists(facts)
+    facts = _facts_file(block)
+    found = _of_earlier_run(workspace, facts)
+    is_there = found is not None
     if not is_there:
-        entries = _examined(config, block, items, fetch)
+        found = _examined(config, block, items, fetch)
         with workspace.file(facts) as path:
-            path.write_bytes(msgpack.packb(entries))
-    kept, rejected, seen = msgpack.unpackb(workspace.read(facts))
+            path.write_bytes(own_files.seal(msgpack.packb(found)))
+    kept, rejected, seen = found
     beam.metrics.Metrics.counter("aced", "examined").inc(seen)
     if is_there:
         progress.advance("examine", seen)
     yield from kept
     for entry in rejected:
         yield beam.pvalue.TaggedOutput(REJECTED, tuple(entry))
+
+
+def _of_earlier_run(
+    workspace: Workspace, facts: str
+) -> tuple[list[bytes], list[tuple[int, str, str]], int] | None:
+    """What `_examined` returned for the file `facts`; None: not yet, or the file is damaged."""
+    if not workspace.exists(facts):
+        return None
+    try:
+        return msgpack.unpackb(own_files.unseal(workspace.read(facts)))
+    except own_files.UnreadableError as error:
+        logging.warning("%s is made again: %s.", workspace.path(facts), error)
+        return None
 
 
 def _examined(
@@ -87,9 +104,8 @@ def _examined(
             return RejectedError(reason, f"the second picture: {detail}", where)
 
     kept, rejects, seen = [], Rejects(config.place), 0
-    name = f"blocks/{block:08d}.bytes"
     with (
-        Workspace(config.out).file(name) as path,
+        Workspace(config.out).file(_spool(block)) as path,
         path.open("wb") as spool,
         warnings.catch_warnings(),
     ):
@@ -121,6 +137,7 @@ def _facts(
         size=len(checked.data),
         thumbnail_size=len(checked.thumbnail),
         second_size=len(data),
+        crc=zlib.crc32(checked.data + checked.thumbnail + data),
         sha256=hashlib.sha256(checked.data + data).digest(),
         width=checked.width,
         height=checked.height,
@@ -130,6 +147,31 @@ def _facts(
     )
 
 
+def read_pictures(workspace: Workspace, facts: Facts) -> tuple[bytes, bytes, bytes]:
+    """The encoded picture, its thumbnail and the second picture; empty where there is none.
+
+    Raises:
+        PrepareError: they are not what was written.
+    """
+    behind = facts.size + facts.thumbnail_size  # where the second picture begins
+    data = read_spool(workspace, facts.block, facts.offset, behind + facts.second_size)
+    if zlib.crc32(data) != facts.crc:
+        raise PrepareError(
+            f"The copy of {facts.key} in {workspace.path(_spool(facts.block))} is damaged. Remove "
+            f"{workspace.path(_facts_file(facts.block))} and start again, which copies that block "
+            "anew."
+        )
+    return data[: facts.size], data[facts.size : behind], data[behind:]
+
+
 def read_spool(workspace: Workspace, block: int, offset: int, size: int) -> bytes:
-    """Bytes of the spool of `block`."""
-    return storage.read(workspace.path(f"blocks/{block:08d}.bytes"), offset, size)
+    """Bytes of the spool of `block`, to look at: they are not compared with a checksum."""
+    return storage.read(workspace.path(_spool(block)), offset, size)
+
+
+def _spool(block: int) -> str:
+    return f"blocks/{block:08d}.bytes"
+
+
+def _facts_file(block: int) -> str:
+    return f"blocks/{block:08d}.facts"

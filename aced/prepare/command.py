@@ -11,6 +11,7 @@ from typing import Any
 
 import fsspec
 
+from aced import own_files
 from aced.config import ConfigError
 from aced.data import picture_hashes, records
 from aced.files import ownership, storage
@@ -118,12 +119,15 @@ def _found(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any] | 
         )
     if config.overwrite:
         return None
-    found = json.loads(storage.read(description.path, 0, description.size))
+    with own_files.reading(description.path, records.ADVICE, PrepareError):
+        found = own_files.loads(storage.read(description.path, 0, description.size))
+        statistics = found["statistics"]
+        missing = statistics["rejected"].get("missing_file")
     if found.get("settings") == json.loads(json.dumps(settings)):
         print(f"{out} is made with these settings already; nothing to do.")
-        if missing := found["statistics"]["rejected"].get("missing_file"):
+        if missing:
             print(f"Of {missing} images there was no file then; --overwrite looks again.")
-        return found["statistics"]
+        return statistics
     raise PrepareError(
         f"{out} exists, with other settings or of another input; choose another --out, or replace "
         "it with --overwrite."
@@ -139,10 +143,11 @@ def _complete(
     from aced.prepare.blocks import read_spool
     from aced.prepare.shards import hashes_name
 
-    summary = json.loads(workspace.read("summary.json"))
+    summary = workspace.read_json("summary.json")
     with workspace.file(f"out/{REJECTED}") as path, path.open("wb") as listing:
         for part in summary["parts"]:
-            listing.write(workspace.read(graph.part_name(part)))
+            with workspace.reading(graph.part_name(part)):
+                listing.write(own_files.unseal(workspace.read(graph.part_name(part))))
     text = page.page(
         summary, lambda picture: read_spool(workspace, *picture[1:]), config.max_pixels
     )

@@ -20,6 +20,7 @@ class Facts(CaptionedImage):
     size: int  # how many they are
     thumbnail_size: int  # the bytes that follow them; 0: there is no thumbnail
     second_size: int  # and those of a second picture that follow; 0: there is none
+    crc: int  # CRC-32 of all these bytes, one behind the other
     sha256: bytes  # of the image's bytes, and of the second one's behind them
     width: int  # pixels, as stored
     height: int

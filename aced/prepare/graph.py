@@ -1,11 +1,11 @@
 """The whole preparation as one Beam pipeline, read from the top down."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import apache_beam as beam
 
+from aced import own_files
 from aced.prepare import inputs, order, shards, statistics
 from aced.prepare.config import PrepareConfig
 from aced.prepare.duplicates import drop_duplicates
@@ -76,7 +76,7 @@ def _list(grouped: tuple[int, Iterable[tuple[int, str, str]]], config: PrepareCo
     """Writes one sorted part of rejected.jsonl; returns its number."""
     part, entries = grouped
     text = "".join(f"{entry}\n" for _, _, entry in sorted(map(tuple, entries)))
-    Workspace(config.out).write(part_name(part), text.encode())
+    Workspace(config.out).write(part_name(part), own_files.seal(text.encode()))
     return part
 
 
@@ -105,4 +105,4 @@ def _summarise(
         "samples": [(picture, texts) for _, picture, texts in samples],
         "pairs": pairs,
     }
-    Workspace(config.out).write("summary.json", json.dumps(summary).encode())
+    Workspace(config.out).write_json("summary.json", summary)

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
+from absl import logging
 
 from aced.data import records
+from aced.files import storage
 from aced.prepare import progress
 from aced.prepare.ahead import ahead
-from aced.prepare.blocks import read_spool
+from aced.prepare.blocks import read_pictures
 from aced.prepare.captions import PrepareError
 from aced.prepare.config import PrepareConfig
 from aced.prepare.facts import unpack
@@ -50,11 +52,10 @@ def _write(
     made_of = digest.hexdigest()
     note = f"shards/{file}.json"
     hashes = hashes_name(file)
-    if all(map(workspace.exists, (note, hashes, f"out/{file}"))):
-        found = json.loads(workspace.read(note))
-        if found["made_of"] == made_of:
-            progress.advance("write", len(packed))
-            return part, shard, found["shard"]
+    described = _of_earlier_run(workspace, note, f"out/{file}", made_of)
+    if described is not None and workspace.exists(hashes):
+        progress.advance("write", len(packed))
+        return part, shard, described
     with (
         workspace.file(f"out/{file}") as path,
         workspace.file(hashes) as hashes_path,
@@ -62,13 +63,34 @@ def _write(
     ):
         images = ahead(lambda facts: _example(facts, config, labels[0]), packed, config.decoders)
         described = records.write_shard(path, _counted(images), hashes_file)
-    workspace.write(note, json.dumps({"made_of": made_of, "shard": described}).encode())
+    workspace.write_json(note, {"made_of": made_of, "shard": described})
     return part, shard, described
 
 
 def hashes_name(file: str) -> str:
     """Where the workspace has the hashes of a shard's pictures, until those of a split are one."""
     return f"shards/{file}.hashes"
+
+
+def _of_earlier_run(
+    workspace: Workspace, note: str, file: str, made_of: str
+) -> dict[str, Any] | None:
+    """What `note` has of the shard `file`; None: it is not whole, or made of other facts."""
+    if not (workspace.exists(note) and workspace.exists(file)):
+        return None
+    try:
+        found = workspace.read_json(note)
+    except PrepareError as error:
+        logging.warning("The shard is made again: %s", error)
+        return None
+    if found["made_of"] != made_of:
+        return None
+    with storage.open_file(workspace.path(file)) as shard:
+        digest = hashlib.file_digest(shard, "sha256").hexdigest()
+    if digest == found["shard"]["sha256"]:
+        return found["shard"]
+    logging.warning("%s is made again: it is not what was written.", workspace.path(file))
+    return None
 
 
 def _counted(examples: Iterable[records.Example]) -> Iterator[records.Example]:
@@ -81,22 +103,14 @@ def _counted(examples: Iterable[records.Example]) -> Iterator[records.Example]:
 
 def _example(packed: bytes, config: PrepareConfig, labels: dict[str, int]) -> records.Example:
     facts = unpack(packed)
-    behind = facts.size + facts.thumbnail_size  # where the second picture begins
-    size = behind + facts.second_size
-    data = read_spool(Workspace(config.out), facts.block, facts.offset, size)
-    pictures = data[: facts.size] + data[behind:]
-    if hashlib.sha256(pictures).digest() != facts.sha256 or len(data) != size:
-        raise PrepareError(
-            f"The copy of {facts.key} in {Workspace(config.out).root} is damaged; remove that "
-            "folder and start again."
-        )
+    image, thumbnail, second = read_pictures(Workspace(config.out), facts)
     return records.Example(
-        image=data[: facts.size],
+        image=image,
         texts=tuple(facts.texts),
         key=facts.key,
         label=None if facts.label is None else labels[facts.label],
         is_noisy=facts.is_noisy,
         extra=facts.extra,
-        thumbnail=data[facts.size : behind] or None,
-        second=data[behind:] or None,
+        thumbnail=thumbnail or None,
+        second=second or None,
     )

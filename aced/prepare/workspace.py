@@ -26,6 +26,7 @@ from typing import Any
 
 import fsspec
 
+from aced import own_files
 from aced.data import records
 from aced.files import storage
 from aced.prepare.captions import PrepareError
@@ -48,7 +49,7 @@ class Workspace:
         return storage.stat(self.path(name)) is not None
 
     def read(self, name: str) -> bytes:
-        """The whole file `name`."""
+        """The whole file `name`, as it is: what has a checksum is compared by the caller."""
         if (file := storage.stat(self.path(name))) is None:
             raise PrepareError(
                 f"{self.path(name)} is gone; does another process prepare {self.out}? Start again."
@@ -58,6 +59,24 @@ class Workspace:
     def write(self, name: str, data: bytes) -> None:
         """Writes the file `name`, whole or not at all."""
         storage.write(self.path(name), data)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Writes an object to the file `name`, whole or not at all."""
+        self.write(name, own_files.dumps(content))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object that `write_json` wrote to the file `name`.
+
+        Raises:
+            PrepareError: the file is damaged.
+        """
+        with self.reading(name):
+            return own_files.loads(self.read(name))
+
+    def reading(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Turns what is wrong in the file `name` into a PrepareError, with what to do."""
+        advice = f"remove {self.root} and start again"
+        return own_files.reading(self.path(name), advice, PrepareError)
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[pathlib.Path]:
@@ -92,7 +111,9 @@ class Workspace:
 
     def refusal(self) -> str | None:
         """What `refuse` noted."""
-        return self.read("refused.txt").decode() if self.exists("refused.txt") else None
+        if not self.exists("refused.txt"):
+            return None
+        return self.read("refused.txt").decode("utf-8", "replace")
 
     def begin(self, settings: dict[str, Any]) -> bool:
         """Takes up what is there of a preparation with `settings`; removes that of another.
@@ -103,7 +124,7 @@ class Workspace:
         if self._is_of(settings) and not self.exists("refused.txt"):
             return True
         self.remove()
-        self.write("settings.json", _as_bytes(settings))
+        self.write_json("settings.json", settings)
         return False
 
     def end(self, settings: dict[str, Any]) -> None:
@@ -112,7 +133,9 @@ class Workspace:
             self.remove()
 
     def _is_of(self, settings: dict[str, Any]) -> bool:
-        return self.exists("settings.json") and self.read("settings.json") == _as_bytes(settings)
+        if not self.exists("settings.json"):
+            return False
+        return self.read_json("settings.json") == json.loads(json.dumps(settings))
 
     def publish(self, files: Set[str], replace: bool) -> None:
         """Moves the data set, complete with `files`, to its place; `replace`: over another one's.
@@ -148,7 +171,3 @@ class Workspace:
         store, inner = fsspec.url_to_fs(self.root)
         with contextlib.suppress(FileNotFoundError):
             store.rm(inner, recursive=True)
-
-
-def _as_bytes(settings: dict[str, Any]) -> bytes:
-    return (json.dumps(settings, indent=1) + "\n").encode()

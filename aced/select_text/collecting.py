@@ -16,7 +16,10 @@ import numpy as np
 from jaxtyping import UInt64
 
 from aced.data.records import MAX_STRING_BYTES, DatasetError
+from aced.select_text import sentences
 
+# What msgpack raises where bits are flipped, or its objects, which are no place and no text then.
+_DAMAGES = (ValueError, TypeError, IndexError, AttributeError, msgpack.UnpackException)
 _PIECE = 1 << 18  # sentences that are put together at once
 
 
@@ -87,7 +90,18 @@ class Collection:
         return self._files[piece]
 
     def _read(self, piece: int, process: int) -> Iterator[tuple[int, str]]:
+        """The texts that a process has found, by their places; each is compared with its hash."""
         path = self._path(piece, process)
-        if path.is_file():
+        if not path.is_file():
+            return
+        try:
             with path.open("rb") as file:
-                yield from msgpack.Unpacker(file, raw=False, max_str_len=MAX_STRING_BYTES)
+                for place, text in msgpack.Unpacker(file, raw=False, max_str_len=MAX_STRING_BYTES):
+                    if sentences.hashes([text])[0] != self.hashes[place]:
+                        raise ValueError(f"text {place} is another than was written")
+                    yield place, text
+        except _DAMAGES as error:
+            raise DatasetError(
+                f"{path} is not readable ({error}); start the same command again, which makes it "
+                "anew."
+            ) from error

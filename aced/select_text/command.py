@@ -210,10 +210,11 @@ def choose(selection: Selection) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.nd
                 "There is no sentence to choose; what was left out of the corpus: "
                 f"{dict(snapshot.counts(workspace)) or 'nothing'}."
             )
-        workspace.save_array("chosen.npy", chosen)
-        workspace.save_array("sample.npy", sample[: len(chosen) * selection.compares])
+        compared = sample[: len(chosen) * selection.compares]
+        workspace.save_arrays("chosen.npz", {"chosen": chosen, "sample": compared})
     workspace.wait_for_all("chosen")
-    return workspace.load_array("chosen.npy"), workspace.load_array("sample.npy")
+    found = workspace.load_arrays("chosen.npz")
+    return found["chosen"], found["sample"]
 
 
 def find(

@@ -6,16 +6,14 @@ that a kill at any moment leaves one complete state.
 
 import dataclasses
 import json
-import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import UInt64
 
-from aced.data.records import DatasetError
-from aced.files import storage
 from aced.select_text.corpus import Counts
 from aced.select_text.neighbours import Neighbours, Search
 from aced.select_text.reading import Reading
@@ -23,6 +21,7 @@ from aced.select_text.sample import Sample
 from aced.select_text.sentences import whole
 from aced.select_text.workspace import Workspace
 
+_ABOUT = "state.json"
 _LISTS = ("score", "upper", "lower")
 
 
@@ -50,13 +49,11 @@ def save(workspace: Workspace, state: State) -> None:
     if state.found is not None:
         starts, lists = _own_rows(state.found)
         arrays |= {"starts": starts, **lists, "broken": np.asarray(state.found.broken)}
-    path = folder / f"{jax.process_index()}.npz"
-    with storage.whole_file(path) as part, part.open("wb") as file:
-        np.savez(file, **arrays)
+    workspace.save_arrays(f"{name}/{jax.process_index()}.npz", arrays)
     workspace.wait_for_all(f"{name}-written")
     if jax.process_index() == 0:
         about = {"folder": name, "blocks": state.blocks, "processes": jax.process_count()}
-        workspace.write("state.json", json.dumps(about).encode())
+        workspace.write_json(_ABOUT, about)
         for old in workspace.root.glob("state-*"):
             if old != folder:
                 shutil.rmtree(old)
@@ -75,7 +72,7 @@ def restore(workspace: Workspace, state: State, search: Search | None, images: i
     Raises:
         DatasetError: a file is missing or damaged.
     """
-    if not (workspace.root / "state.json").is_file():
+    if not (workspace.root / _ABOUT).is_file():
         return state
     reading = state.reading
     for process, file in enumerate(_files(workspace)):
@@ -84,7 +81,7 @@ def restore(workspace: Workspace, state: State, search: Search | None, images: i
         if process % jax.process_count() == jax.process_index():
             state.sample.add(file["sample"])
             reading.counts += Counts(json.loads(file["counts"].tobytes()))
-    state.blocks = json.loads((workspace.root / "state.json").read_text())["blocks"]
+    state.blocks = _about(workspace)["blocks"]
     if search is not None:
         state.found = _lists(workspace, search, state.found, images)
     return state
@@ -161,13 +158,10 @@ def _lists(workspace: Workspace, search: Search, empty: Neighbours, images: int)
 
 
 def _files(workspace: Workspace) -> Iterator[dict[str, np.ndarray]]:
-    about = json.loads((workspace.root / "state.json").read_text())
+    about = _about(workspace)
     for process in range(about["processes"]):
-        path = pathlib.Path(workspace.root / about["folder"] / f"{process}.npz")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                yield {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(
-                f"{path} is not readable ({error}); remove {workspace.root} to start anew."
-            ) from error
+        yield workspace.load_arrays(f"{about['folder']}/{process}.npz")
+
+
+def _about(workspace: Workspace) -> dict[str, Any]:
+    return workspace.read_json(_ABOUT, {"folder": str, "blocks": int, "processes": int})

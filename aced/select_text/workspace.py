@@ -4,8 +4,8 @@
   settings.json     what it was started with
   state.json        which state is complete
   state-12/         a file per process
-  chosen.npy        the hashes of what was chosen, in order, once that is known
-  sample.npy        ditto, of as many sentences at random
+  chosen.npz        hashes of what was chosen, in order, once that is known, and of as many
+                    sentences at random
   chosen-texts/     the sentences themselves, as they are found again; and sample-texts/
   out/              the data set, which becomes NAME when it is complete
 """
@@ -14,6 +14,7 @@ import json
 import pathlib
 import shutil
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,11 +22,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from aced import own_files
 from aced.config import ConfigError, flatten
 from aced.data import records
+from aced.data.records import DatasetError
 from aced.files import storage
 
 _POLL_SECONDS = 0.1
+_CHECKSUM = "crc32"  # of the other arrays in a file
 
 
 class Workspace:
@@ -47,6 +51,7 @@ class Workspace:
 
         Raises:
             ConfigError: a selection with other settings is there, or something else.
+            DatasetError: what is there is damaged.
         """
         settings = json.loads(json.dumps(settings))
         finished = self.out.exists()
@@ -55,14 +60,14 @@ class Workspace:
                 raise ConfigError(f"--out={self.out} exists and is no data set; choose another.")
             self._compare(self.out, records.read_description(self.out)["settings"], settings)
         elif (self.root / "settings.json").is_file():
-            there = json.loads((self.root / "settings.json").read_text())
+            there = self.read_json("settings.json")
             self._compare(self.root, there, settings)
         self.wait_for_all("compared")
         if jax.process_index() == 0:
             if finished:  # maybe it was killed just before it had removed the rest
                 shutil.rmtree(self.root, ignore_errors=True)
             else:
-                self.write("settings.json", json.dumps(settings, indent=1).encode())
+                self.write_json("settings.json", settings)
         self.wait_for_all("begun")
         return finished
 
@@ -80,18 +85,49 @@ class Workspace:
                 f"with it, choose another --out, or remove {path}."
             )
 
-    def write(self, name: str, data: bytes) -> None:
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes the file `name`, whole or not at all."""
-        storage.write(str(self.root / name), data)
+        storage.write(str(self.root / name), own_files.dumps(content))
 
-    def save_array(self, name: str, array: np.ndarray) -> None:
+    def read_json(self, name: str, fields: Mapping[str, type] | None = None) -> dict[str, Any]:
+        """Reads what `write_json` wrote, with at least `fields` of these types.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        with own_files.reading(self.root / name, self._advice, DatasetError):
+            found = own_files.loads((self.root / name).read_bytes())
+            for field, kind in (fields or {}).items():
+                if type(found[field]) is not kind:
+                    raise ValueError(f"its {field!r} is {found[field]!r}")
+            return found
+
+    def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the file `name`, whole or not at all."""
         with storage.whole_file(self.root / name) as part, part.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+            np.savez(file, **arrays, **{_CHECKSUM: _crc(arrays)})
 
-    def load_array(self, name: str) -> np.ndarray:
-        """Reads what `save_array` wrote."""
-        return np.load(self.root / name, allow_pickle=False)
+    def load_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Reads what `save_arrays` wrote.
+
+        Raises:
+            DatasetError: the file is missing or damaged.
+        """
+        try:
+            with np.load(self.root / name, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            written = arrays.pop(_CHECKSUM, None)  # states of before there was one have none
+            if written is not None and written != _crc(arrays):
+                raise ValueError("its arrays are not those of its checksum: it was changed")
+            return arrays
+        except Exception as error:  # numpy and zipfile raise errors of many kinds
+            raise DatasetError(
+                f"{self.root / name} is not readable ({error}); {self._advice}."
+            ) from error
+
+    @property
+    def _advice(self) -> str:
+        return f"remove {self.root} to start anew"
 
     def wait_for_all(self, name: str) -> None:
         """Returns when all processes have called this with the same `name`, used once a start.
@@ -128,3 +164,12 @@ class Workspace:
         """Gives the data set in `out/` its place, and removes the rest."""
         (self.root / "out").rename(self.out)
         shutil.rmtree(self.root)
+
+
+def _crc(arrays: Mapping[str, np.ndarray]) -> np.uint32:
+    """Of names, types, shapes and bytes."""
+    crc = 0
+    for name, array in sorted(arrays.items()):
+        crc = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), crc)
+    return np.uint32(crc)

@@ -22,7 +22,7 @@ _SCORES = {"mean_r1": "{:.1%}", "top1": "{:.1%}", "accuracy": "{:.1%}", "cider":
 def table(workdir: epath.PathLike) -> str:
     """Returns a table of the run in `workdir` and of the runs before it, one a line."""
     folder = epath.Path(workdir)
-    before = record.read(folder).settings["before"]
+    before = record.read(folder).settings.get("before", {})
     folders = {name: folder / name for name in before} | {folder.name: folder}
     titles, cells = rows({name: values(path) for name, path in folders.items()})
     lines = [["run", "method", *titles]]

@@ -3,6 +3,7 @@ import json
 import pytest
 from etils import epath
 
+from aced import own_files
 from aced.checkpoints import record
 from aced.config import ConfigError
 from aced.train.config import parse
@@ -48,7 +49,7 @@ def test_a_setting_that_there_was_not_yet_must_have_its_default(tmp_path, caplog
     """So that a run can go on with newer code."""
     folder = epath.Path(tmp_path)
     record.write(folder, settings(), "data")
-    written = json.loads((folder / record.FILE).read_text())
+    written = own_files.loads((folder / record.FILE).read_bytes())
     del written["method"]["selection"]["draw"], written["data"]["shuffle"]
     (folder / record.FILE).write_text(json.dumps(written))
     record.check(folder, settings(), "data")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
+from aced import own_files
 from aced.data import records
 
 
@@ -181,7 +182,7 @@ def test_malformed_records_are_refused(tmp_path, record, reason):
     writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
     writer.write(record)
     writer.close()
-    description = json.loads((path / "dataset.json").read_text())
+    description = own_files.loads((path / "dataset.json").read_bytes())
     description["splits"]["train"]["shards"][0]["bytes"] = file.stat().st_size
     (path / "dataset.json").write_text(json.dumps(description))
     with pytest.raises(records.RecordError, match=reason) as error:
@@ -217,7 +218,7 @@ def test_a_data_set_of_sentences_has_no_images(tmp_path):
 
 
 def damage(path: pathlib.Path, how: str):
-    description = json.loads((path / "dataset.json").read_text())
+    description = own_files.loads((path / "dataset.json").read_bytes())
     shard = path / "train-00001-of-00002.array_record"
     split = description["splits"]["train"]
     if how == "no description":
@@ -249,7 +250,7 @@ def damage(path: pathlib.Path, how: str):
     ("how", "message"),
     [
         ("no description", "python -m aced.prepare"),
-        ("not json", "JSONDecodeError"),
+        ("not json", "line 1: no JSON"),
         ("missing shard", "train-00001-of-00002.array_record is missing"),
         ("cut off", "has 1000 bytes where dataset.json says"),
         ("wrong sum", "states 8 records .* have 7"),

@@ -54,8 +54,9 @@ class TarSource:
         self._index = tar_index.load(files, config.cache_folder)
         self.name = config.path
         # The version, too: what is an example may change with it, and with that all numbers.
-        version = tar_index.MAGIC.decode()
-        self.fingerprint = f"{version} {self._index.digest} {config.captions} {config.label}"
+        self.fingerprint = (
+            f"{tar_index.EXAMPLES} {self._index.digest} {config.captions} {config.label}"
+        )
         self._check_captions()
 
     def __len__(self) -> int:

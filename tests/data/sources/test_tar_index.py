@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -47,8 +48,60 @@ def test_the_index_is_kept_and_built_again_where_a_tar_has_changed(tmp_path, mon
 def test_tars_that_are_cut_into_examples_otherwise_are_other_data(tmp_path, monkeypatch):
     many.write_tars(tmp_path, [2])
     before = source(tmp_path).fingerprint
-    monkeypatch.setattr(tar_index, "MAGIC", b"aced-tar-index-0")
+    monkeypatch.setattr(tar_index, "EXAMPLES", "aced-tar-index-0")
     assert source(tmp_path).fingerprint != before
+
+
+def test_every_flipped_bit_of_an_index_is_found(tmp_path):
+    """So that no picture gets another caption."""
+    many.write_tars(tmp_path, [2, 1])
+    source(tmp_path)
+    (path,) = tmp_path.glob("INDEX-*")
+    data = bytearray(path.read_bytes())
+    (size,) = struct.unpack_from("<Q", data, 24)
+    table = json.loads(data[32 : 32 + size])["tars"]
+    assert tar_index._parse(memoryview(data), table).entries["image_size"].min() > 0
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match=r"it is no index of this version|its content is not"):
+            tar_index._parse(memoryview(data), table)
+        data[bit // 8] ^= 1 << bit % 8
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_damaged_index_is_built_again_and_the_log_says_so(tmp_path, caplog, copied):
+    many.write_tars(tmp_path, [2, 1])
+    path = str(tmp_path)
+    if copied:
+        for tar in tmp_path.glob("*.tar"):
+            storage.write(f"memory://damaged/{tar.name}", tar.read_bytes())
+        path = "memory://damaged"
+    first = source(path, cache_folder=str(tmp_path / "cache"))
+    (index,) = (tmp_path / "cache" if copied else tmp_path).glob("INDEX-*")
+    good = index.read_bytes()
+    for place in range(0, len(good), 97):
+        data = bytearray(good)
+        data[place] ^= 1 << place % 8
+        index.unlink()  # it is mapped
+        index.write_bytes(data)
+        caplog.clear()
+        again = source(path, cache_folder=str(tmp_path / "cache"))
+        assert f"The index {index} is not used and built again" in caplog.text
+        assert [again[i] for i in range(3)] == [first[i] for i in range(3)]
+        assert index.read_bytes() == good
+
+
+def test_an_index_of_before_there_were_checksums_is_built_again_and_the_run_goes_on(tmp_path):
+    """A run compares the fingerprint of its data, which does not change with the index's form."""
+    many.write_tars(tmp_path, [2])
+    before = source(tmp_path)
+    (index,) = tmp_path.glob("INDEX-*")
+    data = index.read_bytes()
+    index.unlink()
+    index.write_bytes(b"aced-tar-index-3" + data[24:])
+    assert source(tmp_path).fingerprint == before.fingerprint
+    assert before.fingerprint.startswith("aced-tar-index-3 ")
+    assert index.read_bytes() == data
 
 
 def test_copies_have_the_same_fingerprint(tmp_path):
@@ -87,12 +140,12 @@ def test_an_index_that_lies_reads_nothing_else(tmp_path):
     (path,) = tmp_path.glob("INDEX-*")
     data = bytearray(path.read_bytes())
     count = 2 * ENTRY.itemsize
-    size = int.from_bytes(data[16:24], "little")
-    entries = np.frombuffer(data, ENTRY, 2, 24 + size)
+    size = int.from_bytes(data[24:32], "little")
+    entries = np.frombuffer(data, ENTRY, 2, 32 + size)
     entries["image_size"] = [1 << 40, 4096]
     entries["text"][1] = 1 << 40
     assert len(data) > count
-    path.write_bytes(data)
+    path.write_bytes(tar_index._checked(data))
     read = source(tmp_path)
     with pytest.raises(RecordError, match="image of 1099511627776 bytes"):
         read[0]
