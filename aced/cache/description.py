@@ -20,13 +20,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from aced import own_files
 from aced.cache import entries, precision
 from aced.cache.calibration import Calibration
 from aced.config import ConfigError, flatten, from_config
 from aced.data.records import DatasetError
 from aced.data.sources import MAX_EXAMPLES
-from aced.files import storage
+from aced.files import own_files, storage
 from aced.models.two_tower import TwoTowerConfig
 
 FORMAT, VERSION = "aced-embeddings", 1

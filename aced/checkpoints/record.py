@@ -10,8 +10,8 @@ import jax
 from absl import logging
 from etils import epath
 
-from aced import own_files
 from aced.config import ConfigError, flatten, to_config
+from aced.files import own_files
 
 FILE = "config.json"
 _DATA, _MODELS = "data_fingerprint", "model_fingerprints"

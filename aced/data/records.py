@@ -31,8 +31,7 @@ from array_record.python import array_record_module
 from jaxtyping import UInt64
 
 from aced.data import picture_hashes
-
-from aced import own_files
+from aced.files import own_files
 
 FORMAT = "aced-records"
 VERSION = 1

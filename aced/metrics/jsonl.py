@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from aced import own_files
+from aced.files import own_files
 
 Line = dict[str, Any]
 _PART_BYTES = 4_000_000  # a part that has so many is done

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from aced import own_files
 from aced.config import flatten, from_config
+from aced.files import own_files
 from aced.models import tensors
 from aced.models.saved import (
     TOKENIZER_FILES,

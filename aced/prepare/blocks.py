@@ -18,8 +18,7 @@ import apache_beam as beam
 import msgpack
 from absl import logging
 
-from aced import own_files
-from aced.files import storage
+from aced.files import own_files, storage
 from aced.prepare import progress
 from aced.prepare.ahead import ahead
 from aced.prepare.captions import CaptionedImage, PrepareError, RejectedError, Rejects

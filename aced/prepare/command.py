@@ -11,10 +11,9 @@ from typing import Any
 
 import fsspec
 
-from aced import own_files
 from aced.config import ConfigError
 from aced.data import picture_hashes, records
-from aced.files import ownership, storage
+from aced.files import own_files, ownership, storage
 from aced.prepare.captions import PrepareError
 from aced.prepare.config import PrepareConfig
 from aced.prepare.workspace import Workspace

@@ -5,7 +5,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from aced import own_files
+from aced.files import own_files
 from aced.prepare import inputs, order, shards, statistics
 from aced.prepare.config import PrepareConfig
 from aced.prepare.duplicates import drop_duplicates

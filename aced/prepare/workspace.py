@@ -26,9 +26,8 @@ from typing import Any
 
 import fsspec
 
-from aced import own_files
 from aced.data import records
-from aced.files import storage
+from aced.files import own_files, storage
 from aced.prepare.captions import PrepareError
 
 

@@ -22,11 +22,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from aced import own_files
 from aced.config import ConfigError, flatten
 from aced.data import records
 from aced.data.records import DatasetError
-from aced.files import storage
+from aced.files import own_files, storage
 
 _POLL_SECONDS = 0.1
 _CHECKSUM = "crc32"  # of the other arrays in a file

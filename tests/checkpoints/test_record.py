@@ -3,9 +3,9 @@ import json
 import pytest
 from etils import epath
 
-from aced import own_files
 from aced.checkpoints import record
 from aced.config import ConfigError
+from aced.files import own_files
 from aced.train.config import parse
 from configs import dime_b32, smoke
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from aced import own_files
 from aced.data import records
+from aced.files import own_files
 
 
 def examples(n=7):
