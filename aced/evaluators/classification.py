@@ -102,9 +102,11 @@ class Labelled:
                 *(np.sum(~known), len(known), self._source.name),
             )
         if self._shown is None and self._names and truth.max() >= len(self._names):
+            beyond = np.unique(truth[truth >= len(self._names)])
+            listed = ", ".join(map(str, beyond[:10])) + ", ..." * (len(beyond) > 10)
             raise ConfigError(
-                f"{self._source.name} has label {truth.max()}, but there are only "
-                f"{len(self._names)} class names; set class_names to all of them."
+                f"{self._source.name} has classes {listed}, but only {len(self._names)} class "
+                "names, which are numbered from 0; set class_names to all of them."
             )
         return found["zimg"][known], truth[known]
 

@@ -1,18 +1,24 @@
 """Evaluation alone: the numbers that training logged, and those of other models."""
 
+import io
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from aced import evaluate
 from aced.config import ConfigError
 from aced.convert.command import ConvertConfig, convert
+from aced.data import records
 from aced.evaluate import EvaluateConfig
 from aced.metrics import history
 from aced.train import loop
 from configs import smoke
+from tests.data import many
 from tests.test_main import aced
+
+CLASSES = ("red", "blue", "star")
 
 
 def config(**changes):
@@ -59,6 +65,64 @@ def test_a_converted_model_is_evaluated_as_its_run(runs, tmp_path):
     wanted = EvaluateConfig(model=out)
     found = evaluate.run(config(), wanted, str(tmp_path / "none"), devices=jax.devices()[:1])
     assert found == pytest.approx(logged(runs / "plain"), abs=1e-6)
+
+
+def labelled(folder, labels):
+    """The same pictures, of classes 0 to 2, as records and as label-only tars; as evaluations."""
+    pictures = [many.jpeg(10 * i, side=24) for i in range(len(labels))]
+    examples = [
+        records.Example(picture, ("a",), str(i), label)
+        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        if label is not None
+    ]
+    (folder / "records").mkdir()
+    split = records.write_split(folder / "records", "train", examples, len(examples), 1)
+    what = {"statistics": {}, "settings": {}, "class_names": list(CLASSES)}
+    records.write_description(folder / "records", {"train": split}, **what)
+    members = []
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        shown = io.BytesIO()
+        np.save(shown, np.arange(3) == (label or 0))
+        members += [(f"{i}.cls", b"broken" if label is None else str(label).encode())]
+        members += [(f"{i}.npy", shown.getvalue()), (f"{i}.webp", picture)]
+    (folder / "tars").mkdir()
+    (folder / "tars" / "0.tar").write_bytes(many.tar_bytes(members))
+    (folder / "classnames.txt").write_text("\n".join(CLASSES))
+    tars = {"source": "webdataset", "webdataset": {"path": f"{folder}/tars", "label": ".cls"}}
+    several = {"path": f"{folder}/tars", "captions": (".npy",)}
+    return {
+        "records": {"source": "array_record", "array_record": {"path": f"{folder}/records"}},
+        "tars": tars,
+        "several": {"source": "webdataset", "webdataset": several},
+    }
+
+
+@pytest.mark.slow
+def test_label_only_tars_are_classified_as_prepared_records_are(runs, tmp_path, caplog):
+    several = {"classes_in": "captions", "max_examples": 10}
+    evals = {
+        name: {"kind": "zeroshot", "data": data} | (several if name == "several" else {})
+        for name, data in labelled(tmp_path, [i % 3 for i in range(20)] + [None]).items()
+    }
+    some, workdir = jax.devices()[:1], str(runs / "plain")
+    found = evaluate.run(config(evals=evals), EvaluateConfig(), workdir, devices=some)
+    for number in ("top1", "top5", "mean_per_class"):
+        assert found[f"tars/{number}"] == found[f"records/{number}"]
+    assert found["tars/examples"] == found["records/examples"] == 20
+    assert found["several/examples"] == 10
+    assert 0 <= found["several/map"] <= 1
+    assert "An evaluation leaves out record 20 of" in caplog.text
+    assert "its KEY.cls is no number of a class: 'broken'" in caplog.text
+
+
+@pytest.mark.slow
+def test_classes_beyond_the_names_are_named(runs, tmp_path):
+    data = labelled(tmp_path, [0, 7, 1, 3, 7])["tars"]
+    evals = {"tars": {"kind": "zeroshot", "data": data}}
+    with pytest.raises(ConfigError, match=r"tars has classes 3, 7, but only 3 class names"):
+        evaluate.run(
+            config(evals=evals), EvaluateConfig(), str(runs / "plain"), devices=jax.devices()[:1]
+        )
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 A tar can only be read from front to back; with this index, any example is one read. It is built
 once and kept in a file: beside the tars, for every machine, or else in a folder of this machine.
 It is mapped, not loaded, so that 10^8 examples cost no memory; whoever builds it needs twice its
-size once, which is 72 bytes and the name of each example. It holds the size and the stamp
+size once, which is 104 bytes and the name of each example. It holds the size and the stamp
 (time of change, or ETag) of every tar, and is built again when one of them differs. So it is when
 its checksum does, which a start compares: that reads it once, at about 3 GB/s of one core.
 

@@ -14,12 +14,14 @@ from aced.files import storage
 from aced.files.storage import File
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-_KINDS = dict.fromkeys(PICTURES, "image") | {"txt": "text", "json": "json"}
+_KINDS = dict.fromkeys(PICTURES, "image")
+_KINDS |= {"txt": "text", "json": "json", "cls": "cls", "npy": "npy"}
+_PLACED = ("image", "text", "json", "cls", "npy")  # kinds, as they stand in an entry
 # Where parts of an example are in its tar; start -1: there is none. `key` is a place in the keys;
 # that of a damaged example is its name and the reason, and `damaged` is 1.
 ENTRY = np.dtype(
     [("tar", "<i4"), ("damaged", "<i4"), ("key", "<i8"), ("key_size", "<i8")]
-    + [(f"{kind}{what}", "<i8") for kind in ("image", "text", "json") for what in ("", "_size")]
+    + [(f"{kind}{what}", "<i8") for kind in _PLACED for what in ("", "_size")]
 )
 # Read at once: on a disk the few small files between two pictures; from a store everything, since
 # a request takes as long as many megabytes.
@@ -62,7 +64,7 @@ def scan(file: File) -> tuple[np.ndarray, bytes, str]:
         if is_damaged := example.damage is not None:
             name, parts = f"{name}: {example.damage}", {}
         name = name.encode()
-        places = [x for kind in ("image", "text", "json") for x in parts.get(kind, (-1, 0))]
+        places = [x for kind in _PLACED for x in parts.get(kind, (-1, 0))]
         rows.append((0, is_damaged, len(keys), len(name), *places))
         keys += name
     if not rows:
@@ -102,6 +104,8 @@ def _joined(examples: list[_Example], path: str) -> list[_Example]:
             "is slow. Write the tar again, with `tar --sort=name`.",
             *(path, joined),
         )
+    # An array alone, such as embeddings.npy, was not meant for a picture.
+    gone |= {id(example) for example in examples if example.parts.keys() == {"npy"}}
     return [example for example in examples if id(example) not in gone]
 
 

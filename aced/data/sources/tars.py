@@ -7,6 +7,7 @@ example is.
 """
 
 import dataclasses
+import hashlib
 import json
 import operator
 from typing import Any, SupportsIndex
@@ -17,7 +18,7 @@ from absl import logging
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.records import DatasetError, RecordError
-from aced.data.sources import tar_index
+from aced.data.sources import tar_index, tar_labels
 from aced.files import encoding, storage
 
 _LOOKED_AT = 1000  # first examples that are searched for captions when the data set is opened
@@ -31,19 +32,35 @@ class WebDatasetConfig:
 
     # A tar, a folder of them, or a pattern: /data/{00000..00099}.tar, gs://bucket/cc12m/*.tar.
     path: str = ""
-    captions: tuple[str, ...] = ()  # fields of KEY.json that hold captions; none: KEY.txt is it
-    label: str = ""  # field of KEY.json that holds the number of a class; none: no labels
+    # Fields of KEY.json that hold captions; ".cls" or ".npy": the names of the classes that KEY.cls
+    # or KEY.npy gives, by classnames.txt; none: KEY.txt is it, which with a label may be missing.
+    captions: tuple[str, ...] = ()
+    # Field of KEY.json that holds the number of a class; ".cls": KEY.cls does; none: no labels.
+    label: str = ""
     cache_folder: str = "~/.cache/aced"  # for the index, where it cannot be beside the tars
+
+    def __post_init__(self) -> None:
+        if self.label == ".npy":
+            raise ConfigError(
+                "data.webdataset.label = '.npy': a picture with a vector of classes has no single "
+                "label; set data.webdataset.captions to ('.npy',), and classes_in of the "
+                "evaluation to 'captions'."
+            )
 
 
 class TarSource:
-    """The examples of a set of tars; see `Source`."""
+    """The examples of a set of tars; see `Source`.
+
+    Attributes:
+        class_names: those of classnames.txt, by number, where classes are read; else None.
+    """
 
     def __init__(self, config: WebDatasetConfig):
         """Lists the tars and reads or builds their index.
 
         Raises:
-            ConfigError: KEY.txt, or a field of KEY.json, is nowhere to be found.
+            ConfigError: KEY.txt, a field of KEY.json, or what else the settings name, is nowhere
+                to be found.
             DatasetError: a file is no tar, or no example has a picture.
             StorageError: no tar is there, or one cannot be read.
         """
@@ -57,7 +74,19 @@ class TarSource:
         self.fingerprint = (
             f"{tar_index.EXAMPLES} {self._index.digest} {config.captions} {config.label}"
         )
-        self._check_captions()
+        is_named = any(name in tar_labels.MEMBERS for name in config.captions)
+        self.class_names = tar_labels.class_names(self._paths) if is_named or config.label else None
+        if is_named and self.class_names is None:
+            raise ConfigError(
+                f"data.webdataset.captions = {config.captions} are the names of classes, and there "
+                f"is no {tar_labels.NAMES} beside the tars of {self.name}, nor in the folder above "
+                "them; write one, the name of a class in each line."
+            )
+        if is_named:
+            names = "\n".join(self.class_names)
+            self.fingerprint += f" {hashlib.sha256(names.encode()).hexdigest()}"
+        self._check_damage()
+        self._check_members()
 
     def __len__(self) -> int:
         return len(self._index.entries)
@@ -82,16 +111,23 @@ class TarSource:
             fields = _json(parts["json"]) if "json" in parts else {}
             out = {"image": parts["image"], "id": index, "key": f"{self._names[tar]}/{key}"}
             out["texts"] = self._texts(parts, fields)
-            if self._config.label:
+            if self._config.label == ".cls":
+                out["label"] = tar_labels.number(parts)
+            elif self._config.label:
                 out["label"] = _label(fields, self._config.label)
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where}: {error}") from error
         return out
 
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        """What the settings name: fields of KEY.json, and `tar_labels.MEMBERS`."""
+        return (*self._config.captions, *filter(None, [self._config.label]))
+
     def _wanted(self) -> tuple[str, ...]:
-        """The members that are read beside the picture."""
-        texts = ("json",) if self._config.captions else ("text",)
-        return tuple(dict.fromkeys((*texts, *(("json",) if self._config.label else ()))))
+        """The kinds of members that are read beside the picture."""
+        kinds = [name[1:] if name in tar_labels.MEMBERS else "json" for name in self._fields]
+        return tuple(dict.fromkeys(kinds if self._config.captions else ("text", *kinds)))
 
     def _read(self, path: str, entry: np.void) -> dict[str, bytes]:
         """The parts of an example: one read where they stand together."""
@@ -119,6 +155,9 @@ class TarSource:
             return (encoding.decode(parts["text"]).strip(),) if "text" in parts else ()
         texts = []
         for name in self._config.captions:
+            if name in tar_labels.MEMBERS:
+                texts += tar_labels.shown(name, parts, self.class_names)
+                continue
             value = fields.get(name)
             texts += value if isinstance(value, list) else [value]
         texts = [encoding.without_mark(text) for text in texts if isinstance(text, str)]
@@ -127,28 +166,78 @@ class TarSource:
             text.encode()  # JSON can hold half a character, which no tokenizer takes
         return texts
 
-    def _check_captions(self) -> None:
-        """Refuses settings that no example fits, and says what there is."""
+    def _check_damage(self) -> None:
+        """Refuses a data set that is damaged throughout, and warns of one that is in places."""
         first = self._index.entries[:_LOOKED_AT]
-        if not len(first):
-            return  # an empty data set is refused by whoever opens it
         bad = first[first["damaged"] == 1]
-        if len(bad) == len(first):
+        if len(first) and len(bad) == len(first):
             raise DatasetError(
                 f"{self._paths[0]}, {self._index.key(first[0])}. So are the first {len(first)} "
                 f"examples of {self.name}; check the path and how the tars were made."
             )
-        besides = ""
         if len(bad):
-            besides = (
-                f"Of the first {len(first)} examples of {self.name}, {len(bad)} cannot be used; "
-                f"{self._paths[int(bad[0]['tar'])]}, {self._index.key(bad[0])}."
+            logging.warning("%s They are skipped and counted.", self._left_out(first))
+
+    def _left_out(self, entries: np.ndarray) -> str:
+        """How many of the first `entries` are damaged, and why the first of these is."""
+        bad = entries[entries["damaged"] == 1]
+        if not len(bad):
+            return ""
+        return (
+            f"Of the first {len(entries)} examples of {self.name}, {len(bad)} cannot be used; "
+            f"{self._paths[int(bad[0]['tar'])]}, {self._index.key(bad[0])}."
+        )
+
+    def _check_members(self) -> None:
+        """Refuses settings that no example fits, and says what there is."""
+        first = self._index.entries[:_LOOKED_AT]
+        whole = first[first["damaged"] == 0]
+        if not len(whole):
+            return  # an empty data set is refused by whoever opens it
+        wanted = {name for name in self._fields if name not in tar_labels.MEMBERS}
+        json_at = whole[whole["json"] >= 0][:_SEARCHED]
+        known = self._known_fields(json_at, wanted)
+        there = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
+        problem = ""
+        if not self._fields and not (whole["text"] >= 0).any():
+            problem = (
+                f"{self.name} has no KEY.txt beside its pictures; set data.webdataset.captions to "
+                "the fields of KEY.json with captions."
             )
-            logging.warning("%s They are skipped and counted.", besides)
-        json_at = first[(first["json"] >= 0) & (first["damaged"] == 0)]
+            if (whole["cls"] >= 0).any():
+                problem += " For classification by its KEY.cls set data.webdataset.label = '.cls'."
+            if (whole["npy"] >= 0).any():
+                problem += " Where KEY.npy has the classes, set .captions = ('.npy',)."
+        elif missing := sorted(wanted - known):
+            problem = (
+                f"{self.name} has no field {missing[0]!r} in its first {len(json_at)} examples; "
+                "correct data.webdataset.captions and .label."
+            )
+        if problem:  # only then is all of the index looked through
+            besides = self._left_out(self._index.entries)
+            raise ConfigError(f"{problem} KEY.json has: {there}. {besides}".rstrip())
+        if len(wanted) < len(self._fields):
+            self._check_classes(np.flatnonzero(first["damaged"] == 0)[:_SEARCHED])
+
+    def _check_classes(self, indices: np.ndarray) -> None:
+        """Refuses KEY.cls and KEY.npy that are missing throughout, or do not fit the names."""
+        reasons = []
+        for index in indices:
+            try:
+                self[index]
+                return
+            except RecordError as error:
+                reasons.append(error)
+        raise ConfigError(
+            f"None of the first {len(reasons)} examples of {self.name} has what data.webdataset."
+            f"captions = {self._config.captions} and .label = {self._config.label!r} ask for; "
+            f"correct these, or {tar_labels.NAMES}. {reasons[0]}"
+        )
+
+    def _known_fields(self, entries: np.ndarray, wanted: set[str]) -> set[str]:
+        """The fields of the KEY.json of these examples, up to where all that are wanted are met."""
         known: set[str] = set()
-        wanted = {*self._config.captions, *filter(None, [self._config.label])}
-        for entry in json_at[:_SEARCHED]:
+        for entry in entries:
             if known and wanted <= known:
                 break
             start, size = int(entry["json"]), int(entry["json_size"])
@@ -158,18 +247,7 @@ class TarSource:
                     known |= _json(data).keys()
                 except (ValueError, RecursionError):
                     continue  # it is met again, and counted, when it is read
-        there = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
-        there = f"KEY.json has: {there}. {besides}".rstrip()
-        if not self._config.captions and not (first["text"] >= 0).any():
-            raise ConfigError(
-                f"{self.name} has no KEY.txt; set data.webdataset.captions to the fields of "
-                f"KEY.json with captions. {there}"
-            )
-        if missing := sorted(wanted - known):
-            raise ConfigError(
-                f"{self.name} has no field {missing[0]!r} in its first {len(json_at[:_SEARCHED])} "
-                f"examples; correct data.webdataset.captions and .label. {there}"
-            )
+        return known
 
 
 def _json(data: bytes) -> dict[str, Any]:

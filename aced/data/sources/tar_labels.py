@@ -1,0 +1,110 @@
+"""The classes of pictures in tars, as the evaluation sets of CLIP_benchmark have them.
+
+    classnames.txt     the names of the classes, a line each, beside the tars or a folder above them
+    test/0.tar:        s0.cls  s0.webp  s1.cls  s1.webp  ...
+
+KEY.cls is the number of the class, as text. In sets whose pictures show several classes KEY.npy
+stands there instead, a vector with 1 for each class that is shown and 0 for each other.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool
+
+from aced.data.records import DatasetError
+from aced.files import encoding, storage
+
+MEMBERS = (".cls", ".npy")
+NAMES = "classnames.txt"
+_NUMBER = re.compile(r"[+-]?\d{1,10}")
+
+
+def class_names(paths: Sequence[str]) -> tuple[str, ...] | None:
+    """The names of the classes by number; None: there is no list of them beside these tars.
+
+    Raises:
+        DatasetError: the list is not UTF-8, or has an empty line, which would be a class.
+        StorageError: it cannot be read.
+    """
+    folder = storage.common_folder(paths)
+    for place in (folder, folder.rpartition("/")[0]):
+        if place.endswith("/") or (file := storage.stat(f"{place}/{NAMES}")) is None:
+            continue  # above a bucket is nothing
+        try:
+            lines = encoding.decode(storage.read(file.path, 0, file.size)).splitlines()
+        except ValueError as error:
+            raise DatasetError(f"{file.path}: {error}.") from error
+        names = tuple(line.strip() for line in lines)
+        if "" in names:
+            raise DatasetError(
+                f"{file.path}, line {names.index('') + 1} is empty; every line is the name of a "
+                "class, the first that of class 0."
+            )
+        return names
+    return None
+
+
+def number(parts: Mapping[str, bytes]) -> int:
+    """The number of the class in KEY.cls; -1: it is not known.
+
+    Args:
+        parts: the members of an example by kind.
+
+    Raises:
+        ValueError: there is none, or it is no number of a class.
+    """
+    text = encoding.decode(_part(parts, ".cls")).strip()
+    if not _NUMBER.fullmatch(text) or not -1 <= int(text) < 1 << 31:
+        raise ValueError(f"its KEY.cls is no number of a class: {text!r:.100}")
+    return int(text)
+
+
+def shown(member: str, parts: Mapping[str, bytes], names: Sequence[str]) -> list[str]:
+    """The names of the classes in a member; of class -1, which is not known, none.
+
+    Args:
+        member: one of `MEMBERS`.
+        parts: the members of an example by kind.
+        names: of all classes, by number.
+
+    Raises:
+        ValueError: there is no such member, it is damaged, or does not fit the names.
+    """
+    if member == ".cls":
+        if (found := number(parts)) >= len(names):
+            raise ValueError(f"class {found} of its KEY.cls has no name; {NAMES} has {len(names)}")
+        return [names[found]] if found >= 0 else []
+    vector = _vector(_part(parts, ".npy"))
+    if len(vector) != len(names):
+        raise ValueError(f"its KEY.npy has {len(vector)} classes; {NAMES} has {len(names)}")
+    return [names[i] for i in np.flatnonzero(vector)]
+
+
+def _part(parts: Mapping[str, bytes], member: str) -> bytes:
+    if (data := parts.get(member[1:])) is None:
+        raise ValueError(f"it has no KEY{member}")
+    return data
+
+
+def _vector(data: bytes) -> Bool[np.ndarray, " classes"]:
+    """Where the vector of zeros and ones in a .npy file has ones.
+
+    NumPy's own reader takes as much memory as the header asks for: only the header is left to it.
+    """
+    file = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, kind = np.lib.format.read_array_header_2_0(file)
+        if kind.kind not in "biuf" or len(shape) != 1:
+            raise ValueError(f"{kind}, shape {shape}")
+        vector = np.frombuffer(data, kind, offset=file.tell())
+        if len(vector) != shape[0] or not np.isin(vector, (0, 1)).all():
+            raise ValueError(f"{len(vector)} of {shape[0]} values, or others than 0 and 1")
+    except Exception as error:  # damaged headers make NumPy's reader raise nearly anything
+        raise ValueError(f"its KEY.npy is no vector of zeros and ones: {error}") from error
+    return vector == 1
