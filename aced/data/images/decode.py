@@ -7,6 +7,7 @@ transparency and 16 bits by rules of its own.) Both leave Python's lock while th
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,13 +18,14 @@ from PIL import ExifTags, Image
 
 from aced.data.images.jpeg_header import JpegHeader, read_jpeg_header
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, 256 MB as RGB
+MAX_PIXELS = 89_478_485  # Pillow's own limit; the result has 256 MB
 # Pillow's other readers start programs (EPS), read other files, or are hardly used.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 # Limits are set per call here; Pillow's own warns through the process-wide filters.
 Image.MAX_IMAGE_PIXELS = None
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_AT_ONCE = 1 << 18  # pixels that are converted to RGB at once
 # By what JPEGs are scaled down. libjpeg-turbo has more scales, but no SIMD code for them: they take
 # as long as the full picture.
 _REDUCTIONS = (8, 4, 2, 1)
@@ -68,6 +70,10 @@ def decode(
     The EXIF orientation is applied, transparency is laid on white, 16-bit greys are scaled to 8,
     and of an animation the first frame is shown.
 
+    At its peak a picture takes 8 bytes a pixel, beside `data` and 8 MB: Pillow's own has up to 4,
+    the result 3. A progressive JPEG has up to 9 before that, of CMYK 13; a TIFF up to 12, a WebP
+    17. A picture of `MAX_PIXELS` thus stays below 0.8 GB, but for these.
+
     Args:
         data: the encoded picture.
         max_pixels: refuse larger pictures before decoding them: a small file can unfold to
@@ -108,7 +114,7 @@ def load(data: bytes, max_pixels: int, at_least: Sequence[int | None]) -> list[P
         _check_size(*picture.size, max_pixels)
         picture.load()
         orientation = _orientation(picture)  # now that PNG's late chunks are read
-        pixels = np.asarray(_to_rgb(picture))
+        pixels = _to_rgb(picture)
         return [Picture(pixels, *map(float, pixels.shape[:2]), orientation)] * len(at_least)
 
 
@@ -189,13 +195,26 @@ def _load_jpeg(data: bytes, header: JpegHeader, reduction: int) -> Picture | Non
         return Picture(pixels, height, width, _orientation(picture))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
-        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65_535)
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a picture, part by part, since a conversion takes several times its memory."""
     if picture.mode == "F":
         raise DecodeError("floating-point pictures have no defined range; store 8 or 16 bits")
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    columns = min(width, _AT_ONCE)
+    rows = _AT_ONCE // columns
+    for top, left in itertools.product(range(0, height, rows), range(0, width, columns)):
+        part = pixels[top : top + rows, left : left + columns]
+        box = left, top, left + part.shape[1], top + part.shape[0]
+        part[:] = _part_to_rgb(picture.crop(box))
+    return pixels
+
+
+def _part_to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w #3"]:
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
+        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65_535)
+        return np.round(grey / 257).astype(np.uint8)[..., None]
     if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert("RGB")
+    return np.asarray(picture.convert("RGB"))

@@ -85,7 +85,7 @@ class DataConfig(SourceConfig):
     caption: Literal["first", "random"] = "random"
     num_threads: int = 16  # that read and decode, per process; 0: none, for debugging
     prefetch: int = 2  # super-batches ready and waiting, per process; each costs its size in memory
-    max_pixels: int = 89_478_485  # larger pictures are skipped; Pillow's limit (256 MB as RGB)
+    max_pixels: int = 89_478_485  # larger pictures are skipped; of so many a PNG takes 0.8 GB
     # How pictures are decoded and resized for training; evaluation is always "exact".
     # "exact": in full, by Pillow's filters: what published preprocessing gives.
     # "fast": JPEGs at 1/2, 1/4 or 1/8 where that has enough pixels, then resized by OpenCV: 2 to 4

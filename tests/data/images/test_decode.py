@@ -272,6 +272,29 @@ def test_other_modes_become_rgb(mode):
     np.testing.assert_array_equal(decode(data), np.full((9, 5, 3), 255))
 
 
+@pytest.mark.parametrize("size", [(700, 900), (1, 600_000), (600_000, 1)])
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "RGB", "I;16"])
+def test_large_pictures_are_put_together_from_their_parts(mode, size):
+    height, width = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
+    picture = Image.fromarray(pixels).convert("RGB" if mode == "P" else mode.partition(";")[0])
+    settings = {}
+    expected = pixels[..., :3]
+    if mode in ("LA", "RGBA"):
+        alpha = pixels[..., 3:] / 255.0
+        expected = np.asarray(picture.convert("RGB")) * alpha + 255 * (1 - alpha)
+    elif mode == "P":
+        picture, settings = picture.quantize(16), {"transparency": 3}
+        expected = np.asarray(picture.convert("RGB")).copy()
+        expected[np.asarray(picture) == 3] = 255
+    elif mode == "I;16":
+        grey = pixels[..., :2].copy().view(np.uint16)
+        picture, expected = Image.fromarray(grey[..., 0]), grey / 257.0
+    out = decode(encode(picture, "TIFF" if mode != "P" else "PNG", **settings))
+    assert out.shape == (height, width, 3)
+    assert np.abs(out - expected.astype(float)).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
 def test_the_first_frame_of_an_animation_is_taken(kind):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
