@@ -32,6 +32,10 @@ class StorageError(OSError):
     """A file or folder that cannot be listed or read; the message names it and says why."""
 
 
+class NoFileError(StorageError):
+    """No file is of this name or pattern."""
+
+
 @dataclasses.dataclass(frozen=True)
 class File:
     """A file as it was when it was listed."""
@@ -95,11 +99,13 @@ def find(pattern: str, suffix: str) -> list[File]:
 
     Args:
         pattern: a file, a folder (its files that end in `suffix`), globs, braces; those of a glob
-            are sorted by name, braces keep their order, shadow files of macOS are left out.
+            are sorted by name, braces keep their order, shadow files of macOS are left out. A
+            symbolic link is the file that it leads to.
         suffix: such as ".tar".
 
     Raises:
-        StorageError: a path that is not a glob does not exist, or nothing matches.
+        NoFileError: a path that is not a glob does not exist, or nothing matches.
+        StorageError: a path cannot be listed, or a link leads to where nothing is.
         ConfigError: the store needs a package that is not installed.
     """
     found: dict[str, File] = {}
@@ -115,13 +121,15 @@ def find(pattern: str, suffix: str) -> list[File]:
                 else:
                     infos = [store.info(inner)]
         except FileNotFoundError as error:
-            raise StorageError(f"{path} does not exist; correct the path, or copy it.") from error
+            raise NoFileError(f"{path} does not exist; correct the path, or copy it.") from error
         for info in infos:
+            if info.get("islink"):
+                info = _behind_link(store, info)
             if info["type"] == "file":
                 file = _file(path, store, info)
                 found[file.path] = file
     if not found:
-        raise StorageError(
+        raise NoFileError(
             f"No file matches {pattern}; give a folder with *{suffix} files, one file, or a "
             f"pattern such as /data/{{00000..00099}}{suffix} or /data/*{suffix}."
         )
@@ -136,10 +144,20 @@ def matching(pattern: str) -> list[File]:
     """
     try:
         return find(pattern, "")
-    except StorageError as error:
-        if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
-            return []
-        raise
+    except NoFileError:
+        return []
+
+
+def _behind_link(store: fsspec.AbstractFileSystem, info: dict) -> dict:
+    """What is known of the file that a link leads to; listings have that of the link itself."""
+    try:
+        with _named_errors(info["name"], "looked up"):
+            return store.info(info["name"])
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{info['name']} is a link to {info['destination']}, where nothing is; copy or "
+            "download that file, or remove the link."
+        ) from error
 
 
 def _file(path: str, store: fsspec.AbstractFileSystem, info: dict) -> File:

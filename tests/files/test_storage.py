@@ -63,6 +63,32 @@ def test_shadow_files_of_macos_are_in_no_folder(tmp_path):
     assert storage.matching(f"{tmp_path}/*.txt") == []
 
 
+def test_a_link_is_the_file_that_it_leads_to(tmp_path):
+    """As in the cache of the Hugging Face hub."""
+    for name in ("blobs", "snapshot", "more"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "blobs" / "0a").write_bytes(b"abc")
+    (tmp_path / "more" / "b.tar").write_bytes(b"de")
+    (tmp_path / "snapshot" / "a.tar").symlink_to("../blobs/0a")
+    (tmp_path / "snapshot" / "more").symlink_to("../more")
+    snapshot = tmp_path / "snapshot"
+    for pattern in (snapshot, snapshot / "a.tar", snapshot / "*.tar"):
+        (file,) = storage.find(str(pattern), ".tar")
+        assert (file.path, file.size) == (f"{snapshot}/a.tar", 3)
+        assert file == storage.stat(file.path)
+        os.utime(tmp_path / "blobs" / "0a", (len(str(pattern)), len(str(pattern))))
+        assert storage.find(str(pattern), ".tar")[0].stamp == f"{len(str(pattern))}.0"
+    assert [file.size for file in storage.find(f"{snapshot}/more", ".tar")] == [2]
+    (snapshot / "c.tar").symlink_to("../blobs/0c")
+    for find in (
+        lambda: storage.find(str(snapshot), ".tar"),
+        lambda: storage.matching(f"{snapshot}/*.tar"),
+    ):
+        with pytest.raises(storage.StorageError, match=r"c.tar is a link to ../blobs/0c, where"):
+            find()
+    assert storage.matching(f"{snapshot}/*.parquet") == []
+
+
 def test_a_store_is_listed_and_read_like_a_disk(tmp_path):
     data = bytes(range(256))
     for place in (str(tmp_path), "memory://listed"):
