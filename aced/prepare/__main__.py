@@ -41,6 +41,8 @@ def _report(statistics: dict[str, Any], out: str) -> None:
         print(f"  {reason:20} {count:9}")
     if not statistics["rejected"]:
         print("  nothing")
+    if "outside_link" in statistics["rejected"]:
+        print("  (--follow_links reads what is behind links that lead out of --images)")
     for name, part in statistics["splits"].items():
         print(f"{out}, split {name}: " + ", ".join(f"{n} {what}" for what, n in part.items()))
     print(f"What was left out, line by line: {out}/{REJECTED}")

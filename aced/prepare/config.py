@@ -21,6 +21,11 @@ class PrepareConfig:
     """What is read, what is left out, and what is written where."""
 
     images: str = setting("", "Folder of the images; paths in the table are relative to it.")
+    follow_links: bool = setting(
+        False,
+        "Read images behind symbolic links that lead out of --images too, as those of DVC and of "
+        "the Hugging Face hub's cache do.",
+    )
     captions: str = setting("", "Table of captions: .jsonl or .csv (with a header), UTF-8.")
     out: str = setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
     tars: str = setting(
@@ -99,6 +104,8 @@ class PrepareConfig:
             raise ConfigError(f"--{given[0]} and --{given[1]} are two inputs; give one of them.")
         if self.images and given and not self.captions:
             raise ConfigError(f"--images belongs to --captions; --{given[0]} has its own images.")
+        if self.follow_links and given and not self.captions:
+            raise ConfigError(f"--follow_links is of --images; --{given[0]} has its own images.")
         needed = ["out", "image_column"]
         if not self.tars and not self.parquet:
             needed[:0] = ["images", "captions"]

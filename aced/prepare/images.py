@@ -31,11 +31,17 @@ class Checked:
     thumbnail: bytes = b""  # encoded, where there is one
 
 
-def read_file(key: str, folder: str) -> bytes:
+def read_file(key: str, folder: str, follow_links: bool = False) -> bytes:
     """The bytes of the image file `key` of `folder`.
 
+    Args:
+        key: its path in the folder, which does not lead upwards.
+        folder: where it is; in an object store there are no links.
+        follow_links: whether a symbolic link may lead out of the folder.
+
     Raises:
-        RejectedError: the file is missing, outside the folder, or too large.
+        RejectedError: the file is missing, behind a link that leads out of the folder, or too
+            large.
     """
     try:
         if storage.is_remote(folder):
@@ -46,16 +52,30 @@ def read_file(key: str, folder: str) -> bytes:
         else:
             root = pathlib.Path(folder).resolve()
             path = str((root / key).resolve())
-            if not pathlib.Path(path).is_relative_to(root):
-                raise RejectedError("outside_folder", "a symbolic link leads out of the folder")
+            if not follow_links and not pathlib.Path(path).is_relative_to(root):
+                raise RejectedError(
+                    "outside_link",
+                    "not read without --follow_links, since it leads out of --images: the link "
+                    f"{_link_out(root, key)} to {path}",
+                )
             if not pathlib.Path(path).is_file():
-                raise RejectedError("missing_file", "no such file")
+                raise RejectedError("missing_file", f"no such file: {path}")
             size = pathlib.Path(path).stat().st_size
         if size > records.MAX_IMAGE_BYTES:
             raise RejectedError("too_large", f"{size} bytes")
         return storage.read(path, 0, size)
     except (OSError, RuntimeError) as error:  # unreadable; a link that leads to itself
         raise RejectedError("missing_file", str(error)) from error
+
+
+def _link_out(root: pathlib.Path, key: str) -> pathlib.Path:
+    """The first link on the way from `root` to `key` that leads out of `root`."""
+    link = root
+    for part in pathlib.PurePath(key).parts:
+        link /= part
+        if not link.resolve().is_relative_to(root):
+            break
+    return link
 
 
 def check(data: bytes, config: PrepareConfig) -> Checked:

@@ -98,13 +98,13 @@ def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) 
     def fetch(image: CaptionedImage) -> Found:
         where = {"image": image.key, "line": image.line}
         try:
-            data = read_file(image.key, config.images)
+            data = read_file(image.key, config.images, config.follow_links)
         except RejectedError as error:
             raise RejectedError(*error.args, where) from error
         if image.second is None:
             return image, data, None
         try:
-            return image, data, read_file(image.second, config.images)
+            return image, data, read_file(image.second, config.images, config.follow_links)
         except RejectedError as error:
             reason, detail = error.args
             detail = f"the second picture, {image.second}: {detail}"

@@ -128,7 +128,7 @@ def _nothing_left(config: PrepareConfig, counts: dict[str, int], examples: dict[
         return f"No image is left: {what} has no {config.place}s."
     text = f"No image is left of {what}. Left out:"
     for reason, count in sorted(counts.items()):
-        text += f"\n  {reason} {count}, the first: {examples[reason]:.500}"
+        text += f"\n  {reason} {count}, the first: {examples[reason]:.1000}"
     if counts.keys() & {"missing_file", "outside_folder"}:
         text += (
             f"\nAre --images and the paths in --captions (column {config.columns.image!r}) "
