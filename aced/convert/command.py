@@ -17,7 +17,7 @@ from aced.convert import big_vision, hub, huggingface, open_clip, open_clip_writ
 from aced.files import storage
 from aced.flag_settings import setting
 from aced.methods.frozen import trained_model
-from aced.models import model_folder
+from aced.models import model_folder, tensors
 from aced.models.saved import TOKENIZER_FILES, InteropError, Model
 
 _MARKS = (model_folder.FILE, huggingface.CONFIG, open_clip.CONFIG, big_vision.WEIGHTS)
@@ -121,6 +121,8 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
         return "big_vision's .npz", big_vision.read(path, config.model, config.tokenizer, source)
     if not path.exists() and hub.is_name(source):
         path = hub.download(source, config.revision)
+    if path.is_file():
+        tensors.refuse_pickles([path.name], str(path.parent))
     if not path.is_dir():
         raise InteropError(
             f"{source} is no folder, no .npz, and no owner/name of the hub; give one of these."
@@ -133,6 +135,7 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
         return "transformers' layout", huggingface.read(path, source)
     if open_clip.is_folder(path):
         return "open_clip's layout", open_clip.read(path, source)
+    tensors.refuse_pickles((file.name for file in path.iterdir()), source)
     raise InteropError(
         f"{source} is nothing that can be read: it has neither {model_folder.FILE} (ours), nor "
         f"{record.FILE} with {checkpointer.FOLDER}/ (a run), nor {huggingface.CONFIG} "

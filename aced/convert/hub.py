@@ -1,8 +1,10 @@
 """Models of the Hugging Face hub, by name."""
 
+import contextlib
 import pathlib
 import re
 
+from aced.models import tensors
 from aced.models.saved import InteropError
 
 # Weights as safetensors, settings, tokenizers; never code, and no pickle.
@@ -23,7 +25,8 @@ def download(name: str, revision: str) -> pathlib.Path:
         revision: a branch, tag or commit; empty: the newest.
 
     Raises:
-        InteropError: huggingface_hub is not installed, or it could not get the model.
+        InteropError: huggingface_hub is not installed, it could not get the model, or the model is
+            there as a pickle only.
     """
     try:
         import huggingface_hub
@@ -40,4 +43,10 @@ def download(name: str, revision: str) -> pathlib.Path:
         raise InteropError(
             f"{name} is no path here, and the hub did not give it: {error}"
         ) from error
-    return pathlib.Path(folder)
+    folder = pathlib.Path(folder)
+    if not any(folder.glob("*.safetensors")):
+        files = []
+        with contextlib.suppress(Exception):  # without network nothing is known of other files
+            files = huggingface_hub.list_repo_files(name, revision=folder.name)  # the commit
+        tensors.refuse_pickles(files, f"{name} on the hub")
+    return folder

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,15 +63,30 @@ def read_safetensors(folder: pathlib.Path, names: tuple[str, ...]) -> dict[str, 
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _read_shards(folder, index)
-    pickles = [x.name for x in sorted(folder.iterdir()) if x.suffix in _PICKLES]
-    if pickles:
+    refuse_pickles((file.name for file in folder.iterdir()), str(folder))
+    raise InteropError(f"{folder} holds no weights; looked for {', '.join(names)}.")
+
+
+def refuse_pickles(names: Iterable[str], place: str) -> None:
+    """Refuses a place without weights as safetensors where it has them as pickles or the like.
+
+    Args:
+        names: of the files that are there.
+        place: where, for the message.
+
+    Raises:
+        InteropError: one of the files is a pickle or the like.
+    """
+    pickles = [name for name in names if pathlib.PurePath(name).suffix in _PICKLES]
+    if pickles:  # of several, weights before the state of an optimizer
+        first = min(pickles, key=lambda name: ("model" not in name, name))
         raise InteropError(
-            f"{folder} has its weights in {pickles[0]}, a pickle or the like, which can run "
-            "anything when it is opened and is never read here. Get the safetensors file of the "
-            "same model, or, if you trust it, load it with its own library and save it again: "
+            f"{place} has its weights in {first}, a pickle or the like, which can run anything "
+            "when it is opened and is never read here. Get the safetensors file of the same model "
+            "(on the hub it may be in a pull request: --revision=refs/pr/N), or, if you trust it, "
+            "load it with its own library and save it again: "
             'model.save_pretrained("FOLDER", safe_serialization=True).'
         )
-    raise InteropError(f"{folder} holds no weights; looked for {', '.join(names)}.")
 
 
 def _read_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, np.ndarray]:

@@ -153,7 +153,12 @@ def test_a_name_of_the_hub(ours, tmp_path):
     files = {path.name for path in model.iterdir()}
     for name in ("pytorch_model.bin", "modeling.py", "tf_model.h5"):
         (model / name).write_bytes(b"not to be fetched")
-    with hub_server.serve({"someone/small": model}) as (endpoint, sent):
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_bytes((model / "config.json").read_bytes())
+    (pickled / "pytorch_model.bin").write_bytes(b"not to be fetched")
+    served = {"someone/small": model, "someone/pickled": pickled}
+    with hub_server.serve(served) as (endpoint, sent):
         variables = {"HF_ENDPOINT": endpoint, "HF_HOME": tmp_path / "home"}
 
         def fetch(source, out, **others):
@@ -172,6 +177,11 @@ def test_a_name_of_the_hub(ours, tmp_path):
         assert missing.returncode == 1
         assert "someone/else is no path here, and the hub did not give it" in missing.stderr
         assert "Traceback" not in missing.stderr
+        refused = fetch("someone/pickled", "none")
+        assert refused.returncode == 1
+        assert "someone/pickled on the hub has its weights in pytorch_model.bin" in refused.stderr
+        assert "--revision=refs/pr/N" in refused.stderr
+        assert "pytorch_model.bin" not in sent
     # From the library's cache, without the hub.
     assert fetch("someone/small", "again", HF_HUB_OFFLINE=1).returncode == 0
     ours_, theirs = (flat(model_folder.read_params(str(x))) for x in (ours, tmp_path / "again"))
