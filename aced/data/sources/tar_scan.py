@@ -28,7 +28,10 @@ ENTRY = np.dtype(
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 23
 
 
-_APART = "other members of the same name stand elsewhere; which belong together cannot be told"
+_APART = (
+    "other members of the same name stand elsewhere, and which belong together cannot be told; "
+    "write the tar again, with a name of its own for each example and its members together"
+)
 
 
 @dataclasses.dataclass(slots=True)
@@ -155,7 +158,8 @@ def _finished(
             reason = "a name ends at its first dot, so that this picture belongs to none"
             yield _Example(name, reason)
     elif parts and not lost:
-        yield _Example(key, f"it has no picture ({', '.join(PICTURES)})", parts)
+        reason = f"it has no picture in this tar ({', '.join(PICTURES)})"
+        yield _Example(key, reason, parts)
 
 
 class _Window:

@@ -201,8 +201,9 @@ class TarSource:
         problem = ""
         if not self._fields and not (whole["text"] >= 0).any():
             problem = (
-                f"{self.name} has no KEY.txt beside its pictures; set data.webdataset.captions to "
-                "the fields of KEY.json with captions."
+                f"{self.name} has no KEY.txt that belongs to one of its pictures (of the same "
+                "name, in the same tar); write the tars so, or set data.webdataset.captions to the "
+                "fields of KEY.json with captions."
             )
             if (whole["cls"] >= 0).any():
                 problem += " For classification by its KEY.cls set data.webdataset.label = '.cls'."
@@ -216,6 +217,14 @@ class TarSource:
         if problem:  # only then is all of the index looked through
             besides = self._left_out(self._index.entries)
             raise ConfigError(f"{problem} KEY.json has: {there}. {besides}".rstrip())
+        without = whole[whole["text"] < 0]
+        if not self._fields and len(without):
+            logging.warning(
+                "Of the first %d examples of %s, %d are pictures without KEY.txt, such as %s, %s. "
+                "Training skips and counts them.",
+                *(len(first), self.name, len(without)),
+                *(self._paths[int(without[0]["tar"])], self._index.key(without[0])),
+            )
         if len(wanted) < len(self._fields):
             self._check_classes(np.flatnonzero(first["damaged"] == 0)[:_SEARCHED])
 

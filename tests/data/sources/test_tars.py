@@ -1,5 +1,6 @@
 """Tars read at random, against tarfile; damage of every kind."""
 
+import collections
 import io
 import json
 import os
@@ -8,8 +9,9 @@ import tarfile
 import pytest
 
 from aced.config import ConfigError
+from aced.data.reader import InputCounters, Reader
 from aced.data.records import DatasetError, RecordError
-from aced.data.sources import tar_format
+from aced.data.sources import DataConfig, tar_format
 from aced.data.sources.tars import TarSource, WebDatasetConfig
 from tests.data import many
 
@@ -83,7 +85,7 @@ def test_captions_and_labels_come_from_the_json(tmp_path):
 def test_a_missing_txt_everywhere_is_refused_and_the_fields_are_listed(tmp_path):
     members = [m for i in range(3) for m in many.sample(i) if not m[0].endswith(".txt")]
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
-    with pytest.raises(ConfigError, match=r"no KEY.txt; set data.webdataset.captions.*caption"):
+    with pytest.raises(ConfigError, match=r"no KEY.txt .*set data.webdataset.captions.*caption"):
         source(tmp_path)
     assert source(tmp_path, captions=("caption",))[1]["texts"] == ("green circle",)
 
@@ -317,6 +319,44 @@ def test_members_that_may_belong_to_several_examples_belong_to_none(tmp_path, ca
     assert [read[i]["texts"] for i in (0, 2)] == [(), ()]
     with pytest.raises(RecordError, match=r"0.tar, 000000000: other members of the same name"):
         read[4]
+
+
+@pytest.mark.parametrize("count", [79, 1200])  # more than are looked at when the tars are opened
+@pytest.mark.parametrize("reason", ["other members of the same name", "it has no picture in this"])
+def test_captions_that_belong_to_no_picture_are_counted_where_there_is_no_other(
+    tmp_path, count, reason
+):
+    pictures = [(f"{i}.jpg", many.jpeg(i % 250)) for i in range(count)]
+    texts = [(f"{i}.txt", b"c") for i in range(count)]
+    members = [pictures, texts]
+    if "other" in reason:  # in one tar, each name twice
+        members = [[*pictures, *pictures, *texts, *texts]]
+        count *= 2
+    for number, part in enumerate(members):
+        (tmp_path / f"{number}.tar").write_bytes(many.tar_bytes(part))
+    text = rf"no KEY.txt that belongs.*Of the first {2 * count} examples of \S*, {count} can"
+    with pytest.raises(ConfigError, match=rf"{text}.* 0: {reason}"):
+        source(tmp_path)
+
+
+def test_pictures_of_one_name_are_counted_with_their_captions(tmp_path, caplog):
+    """79 pictures and then 79 captions, all of the same name: one pair stands together."""
+    members = [("img.jpg", many.jpeg(i)) for i in range(79)] + [("img.txt", b"c")] * 79
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    read = source(tmp_path)
+    assert "Of the first 157 examples" in caplog.text
+    assert "78 cannot be used; " in caplog.text
+    assert "78 are pictures without KEY.txt, such as " in caplog.text
+    counters = InputCounters()
+    reader = Reader(read, DataConfig(), counters, looks=[])
+    for i in range(len(read)):
+        reader.read(i, need_caption=True)
+    assert counters.skipped == 156
+    reasons = collections.Counter(reason.partition(": ")[2] for _, _, reason in counters.recent)
+    assert reasons.pop("") == 78  # "it has no caption"
+    ((reason, times),) = reasons.items()
+    assert times == 78
+    assert "write the tar again, with a name of its own for each example" in reason
 
 
 def with_pax(name, data, record):
