@@ -4,7 +4,7 @@
 
 Some 1,000 cases, about an hour on two cores. Held is a result equal to that of an undisturbed run,
 value by value, or one from which something is left out and said to be. A killed command goes on
-with the cases that are missing from WORK/cases.csv. What a case that went wrong printed is in
+with the cases that are missing from WORK/cases.csv, or went wrong. What these printed is in
 WORK/wrong. Full disks need root, for file systems of a given size; without it they are left out.
 `--kinds`, `--commands`, `--cases` (of each kind) and `--seed` try others.
 """
@@ -73,7 +73,9 @@ def main() -> None:
     ]
     bench.make(case.command for case in cases)
     runs = table.Runs(work / "cases.csv", Case, NUMBERS)
-    missing = [case for case in cases if not runs.has(case)]
+    last = dict(table.read_runs(work / "cases.csv", Case)) if (work / "cases.csv").exists() else {}
+    right = {case for case, row in last.items() if row[HELD] == "1" or row[CLEAR] == "1"}
+    missing = [case for case in cases if case not in right]
     with multiprocessing.get_context("fork").Pool(options.workers) as pool:
         arguments = [(case, bench, work) for case in missing]
         for number, (case, verdict, seconds) in enumerate(pool.imap_unordered(_try, arguments), 1):

@@ -96,5 +96,5 @@ FORMS: dict[str, Callable[[Columns, random.Random], bytes]] = {
     ),
     "lists of captions": lambda c, rng: written(c | {"caption": [[text] for text in c["caption"]]}),
     "zstd": lambda c, rng: written(c, compression="zstd"),
-    "one row a group": lambda c, rng: written(c, row_group_size=1),
+    "pages of version 2": lambda c, rng: written(c, data_page_version="2.0"),
 }
