@@ -84,7 +84,7 @@ class CoCaTraining(Contrastive):
         if config.captioning_weight:
             learner, words, real = self._forward(params["model"], batch)
         else:
-            learner = self._learner(params, batch)
+            learner = self.learner.embed(params["model"], batch)
         loss, parts = jnp.float32(0), {}
         if config.contrastive_weight:
             matching = contrastive.LOSSES[config.loss](learner, form=config.form)

@@ -17,9 +17,8 @@ models of their own size, tokenizer, resolution and temperature, and one may be 
 they say of an example never changes: their embeddings may come with the batch, from a cache.
 """
 
-import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,16 +33,13 @@ from aced.data.pipeline import View
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import contrastive, distillation
-from aced.methods import scoring
 from aced.methods.base import Method
 from aced.methods.by_source import by_source
-from aced.methods.contrastive_settings import REFERENCE, ContrastiveConfig, frozen_key
-from aced.methods.scoring import ScoringConfig
-from aced.models import two_tower
+from aced.methods.contrastive_settings import LEARNER, REFERENCE, ContrastiveConfig, frozen_key
+from aced.methods.providers import Provider, Running, Stored, with_embeddings
 from aced.models.kinds import ModelConfig
 from aced.optim import state
 from aced.outputs import Embeddings
-from aced.parallel.micro_batch import map_micro_batches
 from aced.selection import collapse, scores, select, take
 
 
@@ -65,9 +61,36 @@ class Contrastive(Method):
                 config.reference_scoring.check(item.model, "method.reference_scoring")
             if self._needs_bias(name):
                 item.check_bias(where)
-        # Those that are loaded and run, and those whose embeddings come with the batch.
         self.frozen = {name: item for name, item in config.frozen.items() if not item.cache}
-        self.cached = {name: item for name, item in config.frozen.items() if item.cache}
+        score = functools.partial(
+            Running, micro_batch=config.score_micro_batch, setting="method.score_micro_batch"
+        )
+        train = functools.partial(
+            Running, micro_batch=config.train_micro_batch, setting="method.train_micro_batch"
+        )
+        # What embeds the sub-batch with gradient, the super-batch to choose from, and B_KD.
+        every = config.multi_resolution_every
+        mixed = {"scoring": config.scoring, "every": every} if every else {}
+        self.learner = train(config.model, "", **mixed)
+        self.scorers: dict[str, Provider] = {}
+        if config.selects and scores.needs(config.selection.score, LEARNER):
+            self.scorers[LEARNER] = score(config.model, "", scoring=config.scoring)
+        if config.reference_scores:
+            score = functools.partial(score, scoring=config.reference_scoring)
+            self.scorers[REFERENCE] = self._frozen_provider(REFERENCE, score)
+        scored = config.reference_scores and config.reference_scoring.exact
+        self.teachers = {
+            name: self._frozen_provider(name, train, stored=scored and name == REFERENCE)
+            for name in (config.distillation.teachers if self.distils else ())
+        }
+
+    def _frozen_provider(
+        self, name: str, running: Callable[..., Running], *, stored: bool = False
+    ) -> Provider:
+        item, prefix = self.config.frozen[name], prefix_of(name)
+        if item.cache or stored:
+            return Stored(prefix, item.logits)
+        return running(item.model, prefix, logits=item.logits)
 
     def _needs_bias(self, name: str) -> bool:
         """Whether a loss takes the logits of this frozen model one by one."""
@@ -83,35 +106,24 @@ class Contrastive(Method):
     @property
     def models(self) -> dict[str, ModelConfig]:
         """The models that run, by the prefix of what they see in a batch; the learner's is ""."""
-        frozen = {_prefix(name): item.model for name, item in self.frozen.items()}
+        frozen = {prefix_of(name): item.model for name, item in self.frozen.items()}
         return {"": self.config.model} | frozen
 
     def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
         """What a step reads: one stream, the super-batch."""
         views = {prefix: View.of(model) for prefix, model in self.models.items()}
-        caches = {_prefix(name): item for name, item in self.cached.items()}
+        cached = self.config.frozen.keys() - self.frozen.keys()
+        caches = {prefix_of(name): self.config.frozen[name] for name in sorted(cached)}
         return {"": Stream(data, candidates, views, caches)}
 
     def flops_per_step(self, batch_size: int) -> int:
         """Floating point operations of one step, scoring included; see `aced.cost.flops`."""
-        config = self.config
-        candidates = config.super_batch_size(batch_size)
+        candidates = self.config.super_batch_size(batch_size)
         trained = batch_size * (2 if self.distils_apart else 1)
-        pair = sum(flops.macs(config.model))
-        every = config.multi_resolution_every
-        seen = sum(scoring.macs(config.model, config.scoring))
-        as_scored = trained // every if every else 0
-        with_gradient = [(pair, trained - as_scored), (seen, as_scored)]
-        with_gradient.append((self._macs_beside(), batch_size))
-        forward = []
-        if config.selects and scores.needs(config.selection.score, "learner"):
-            forward.append((seen, candidates))
-        if config.reference_scores and REFERENCE in self.frozen:
-            model = self.frozen[REFERENCE].model
-            forward.append((sum(scoring.macs(model, config.reference_scoring)), candidates))
-        for name in self._run_on_sub_batch:
-            forward.append((sum(flops.macs(self.frozen[name].model)), batch_size))
-        return flops.step_flops(with_gradient, forward)
+        with_gradient = self.learner.macs(trained) + self._macs_beside() * batch_size
+        forward = sum(scorer.macs(candidates) for scorer in self.scorers.values())
+        forward += sum(teacher.macs(batch_size) for teacher in self.teachers.values())
+        return flops.step_flops([(with_gradient, 1)], [(forward, 1)])
 
     def _macs_beside(self) -> int:
         """MACs that a pair of the sub-batch takes beside its embeddings."""
@@ -130,16 +142,6 @@ class Contrastive(Method):
                     self.config.frozen[name].model.width,
                 )
         return params
-
-    @property
-    def _run_on_sub_batch(self) -> tuple[str, ...]:
-        """Teachers to run on B_KD: neither cached ones nor a reference that has scored in full."""
-        if not self.distils:
-            return ()
-        known = set(self.cached)
-        if self.config.reference_scores and self.config.reference_scoring.exact:
-            known.add(REFERENCE)
-        return tuple(name for name in self.config.distillation.teachers if name not in known)
 
     # The step.
 
@@ -161,12 +163,15 @@ class Contrastive(Method):
         chosen, iid, metrics = self._choose(train_state, frozen, batch, sources)
 
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
-            learner, task, parts = self._task(params, chosen.batch)
+            learner, task, parts = self._task(params, chosen)
             parts |= {"scale": learner.scale, "bias": learner.bias}
             if not self.distils:
                 return task, parts
-            student = learner if iid is chosen else self._learner(params, iid.batch)
-            teachers = self._teachers(frozen, iid)
+            student = learner if iid is chosen else self.learner.embed(params["model"], iid)
+            teachers = {
+                name: _embed(teacher, frozen.get(name), iid)
+                for name, teacher in self.teachers.items()
+            }
             distilled = distillation.distillation_loss(
                 self.config.distillation.loss,
                 student,
@@ -189,7 +194,7 @@ class Contrastive(Method):
         self, params: PyTree, batch: dict[str, Array]
     ) -> tuple[Embeddings, Float[Array, ""], dict[str, Array]]:
         """The learner's embeddings of a sub-batch, the loss without distillation, its parts."""
-        learner = self._learner(params, batch)
+        learner = self.learner.embed(params["model"], batch)
         loss = contrastive.LOSSES[self.config.loss](learner, form=self.config.form)
         return learner, loss, {"loss/contrastive": loss}
 
@@ -199,124 +204,47 @@ class Contrastive(Method):
         frozen: dict[str, PyTree],
         batch: dict[str, Array],
         sources: Sequence[str],
-    ) -> tuple["_SubBatch", "_SubBatch", dict[str, Array]]:
+    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
         """B_CE and B_KD out of the super-batch; the same object where they are the same."""
         if not self.config.selects:
-            whole = _SubBatch(batch, None)
             metrics = {**_noise(batch, batch), **by_source(sources, batch, batch)}
-            return whole, whole, {"picks": batch["id"], **metrics}
+            return batch, batch, {"picks": batch["id"], **metrics}
         config = self.config.selection
         candidates = batch["id"].shape[0]
         size = config.sub_batch_size(candidates)
-        learner = reference = known = None
-        if scores.needs(config.score, "learner"):
-            model, how = self.config.model, self.config.scoring
-            learner = self._scored(model, how, train_state.params["model"], batch, "")
-        if self.config.reference_scores and REFERENCE in self.cached:
-            reference = self._from_cache(REFERENCE, batch)
-        elif self.config.reference_scores:
-            item, how = self.frozen[REFERENCE], self.config.reference_scoring
-            seen = self._scored(item.model, how, frozen[REFERENCE], batch, _prefix(REFERENCE))
-            reference = known = item.with_own_logits(seen)
+        params = frozen | {LEARNER: train_state.params["model"]}
+        embedded = {
+            name: _embed(scorer, params.get(name), batch) for name, scorer in self.scorers.items()
+        }
+        learner, reference = embedded.get(LEARNER), embedded.get(REFERENCE)
+        if reference is not None:
+            batch = with_embeddings(batch, prefix_of(REFERENCE), reference)
         key = jax.random.fold_in(train_state.key, train_state.step)
         selection = select(key, learner, reference, config, loss=self.config.loss, size=size)
         # In the order of the super-batch, which is the same whichever device holds which part.
-        chosen = _sub_batch(batch, known, jnp.sort(selection.ids), config.strata)
+        chosen = take(batch, jnp.sort(selection.ids), config.strata)
         terms = None
         if self.config.loss == "sigmoid":  # the softmax loss of a pair has no part of its own
             terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
         metrics = {
             **selection.metrics,
-            "picks": chosen.batch["id"],
-            **_noise(batch, chosen.batch),
-            **by_source(sources, batch, chosen.batch, terms),
+            "picks": chosen["id"],
+            **_noise(batch, chosen),
+            **by_source(sources, batch, chosen, terms),
         }
         if not self.distils_apart:
             return chosen, chosen, metrics
-        iid = _evenly_spaced(candidates, size)
-        return chosen, _sub_batch(batch, known, iid, config.strata), metrics
-
-    def _scored(
-        self,
-        model: ModelConfig,
-        how: ScoringConfig,
-        params: PyTree,
-        batch: dict[str, Array],
-        prefix: str,
-    ) -> Embeddings:
-        """Embeddings of the super-batch, without gradient."""
-        embed = functools.partial(scoring.embed, model, how)
-        size = self.config.score_micro_batch
-        params = jax.lax.stop_gradient(params)
-        return _in_pieces(embed, params, _view(batch, prefix), "score_micro_batch", size).frozen()
-
-    def _learner(self, params: PyTree, batch: dict[str, Array]) -> Embeddings:
-        """Embeddings of a sub-batch, with gradient."""
-        config, every = self.config, self.config.multi_resolution_every
-        embed = functools.partial(scoring.embed, config.model, ScoringConfig())
-        if every:
-            embed = functools.partial(scoring.embed_mixed, config.model, config.scoring, every)
-        return self._trained_on(embed, params["model"], _view(batch, ""))
-
-    def _teachers(self, frozen: dict[str, PyTree], part: "_SubBatch") -> dict[str, Embeddings]:
-        """The teachers' embeddings of B_KD."""
-        teachers = {}
-        for name in self.config.distillation.teachers:
-            if name in self.cached:
-                teachers[name] = self._from_cache(name, part.batch)
-            elif name not in self._run_on_sub_batch:
-                teachers[name] = part.reference
-            else:
-                item = self.frozen[name]
-                embed = functools.partial(scoring.embed, item.model, ScoringConfig())
-                view = _view(part.batch, _prefix(name))
-                seen = self._trained_on(embed, frozen[name], view).frozen()
-                teachers[name] = item.with_own_logits(seen)
-        return teachers
-
-    def _from_cache(self, name: str, batch: dict[str, Array]) -> Embeddings:
-        """A frozen model's embeddings, as they came with these rows."""
-        item, prefix = self.cached[name], _prefix(name)
-        zimg, ztxt = batch[f"{prefix}zimg"], batch[f"{prefix}ztxt"]
-        bias = 0.0 if item.bias is None else item.bias
-        return Embeddings(zimg, ztxt, jnp.float32(item.scale), jnp.float32(bias))
-
-    def _trained_on(self, embed, params: PyTree, view: tuple[Array, Array]) -> Embeddings:
-        return _in_pieces(embed, params, view, "train_micro_batch", self.config.train_micro_batch)
+        return chosen, take(batch, _evenly_spaced(candidates, size), config.strata), metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class _SubBatch:
-    """Some rows of the super-batch, with the reference's embeddings of them if it has run."""
-
-    batch: dict[str, Array]
-    reference: Embeddings | None
+def prefix_of(name: str) -> str:
+    """What the arrays of a frozen model begin with in a batch."""
+    return "reference/" if name == REFERENCE else f"teacher/{name}/"
 
 
-def _view(batch: dict[str, Array], prefix: str) -> tuple[Array, Array]:
-    """Images and texts as the model of this prefix sees them."""
-    return tuple(batch.get(f"{prefix}{kind}", batch[kind]) for kind in ("image", "text"))
-
-
-def _in_pieces(embed, params: PyTree, view: tuple[Array, Array], key: str, size: int) -> Embeddings:
-    """`embed(params, *view)`, `size` examples at a time."""
-
-    def rows(piece: tuple[Array, Array]) -> tuple[Array, Array]:
-        e = embed(params, *piece)
-        return e.zimg, e.ztxt
-
-    zimg, ztxt = map_micro_batches(rows, view, size, f"method.{key}")
-    return Embeddings(zimg, ztxt, *two_tower.logit_parameters(params))
-
-
-def _sub_batch(
-    batch: dict[str, Array], reference: Embeddings | None, ids: Int[Array, " b"], strata: int
-) -> _SubBatch:
-    known = None if reference is None else (reference.zimg, reference.ztxt)
-    rows, known = take((batch, known), ids, strata)
-    if reference is not None:
-        reference = reference.replace(zimg=known[0], ztxt=known[1])
-    return _SubBatch(rows, reference)
+def _embed(provider: Provider, params: PyTree | None, batch: dict[str, Array]) -> Embeddings:
+    """Embeddings that no gradient flows through."""
+    return provider.embed(jax.lax.stop_gradient(params), batch).frozen()
 
 
 def _evenly_spaced(candidates: int, size: int) -> Int[Array, " b"]:
@@ -332,7 +260,3 @@ def _noise(batch: dict[str, Array], chosen: dict[str, Array]) -> dict[str, Array
         "selection/noisy_share": chosen["is_noisy"].mean(dtype=jnp.float32),
         "selection/noisy_share_super_batch": batch["is_noisy"].mean(dtype=jnp.float32),
     }
-
-
-def _prefix(name: str) -> str:
-    return "reference/" if name == REFERENCE else f"teacher/{name}/"

@@ -10,7 +10,7 @@ from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
 from aced.selection import SelectionConfig, scores
 
-REFERENCE = "reference"
+LEARNER, REFERENCE = "learner", "reference"  # of the models whose losses make a score
 _TITLES = {  # of arXiv 2411.18674, by score
     "learnability": "H-ACID",
     "easy_reference": "I-ACID",

@@ -7,17 +7,16 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 from absl import logging
 from etils import epath
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from aced.cache import description, fingerprint
 from aced.checkpoints import record
 from aced.checkpoints.checkpointer import load_params
 from aced.config import ConfigError, expand, flatten, from_config
-from aced.models import model_folder
+from aced.models import model_folder, two_tower
 from aced.models.coca import CoCaConfig
 from aced.models.kinds import ModelConfig
 from aced.models.two_tower import TwoTowerConfig
-from aced.outputs import Embeddings
 
 _COMPUTED = ("dtype", "scan", "remat", "attention")  # how a model is computed, not what
 _FREE = (*_COMPUTED, "init_scale", "init_bias")  # what may differ from the run that trained it
@@ -38,12 +37,41 @@ class CheckpointOf:
 
 
 @dataclasses.dataclass(frozen=True)
-class FrozenConfig(CheckpointOf):
+class TrainedConfig(CheckpointOf):
     """A trained two-tower model: where its parameters are, and its architecture."""
 
     # How it is computed. All else is as written in the run's config.json, the model folder's
     # model.json or the cache; what stands here of that is assumed where there is none of these.
     model: TwoTowerConfig | None = None
+
+    KIND: ClassVar[type[ModelConfig]] = TwoTowerConfig
+    cache: ClassVar[str] = ""  # none, unless there is such a setting
+
+    def resolve(self, workdir: str, towers: Sequence[str] = ()) -> "TrainedConfig":
+        """Returns the same with `checkpoint` spelled out, and `model` as it was trained.
+
+        Raises:
+            ConfigError: there is no run in `checkpoint`.
+        """
+        del towers
+        folder = self.folder(workdir)
+        model = as_trained(self.model, trained_model(folder, self.KIND), folder)
+        return dataclasses.replace(self, checkpoint=folder, model=model)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedCoCaConfig(TrainedConfig):
+    """The same of a CoCa."""
+
+    model: CoCaConfig | None = None
+
+    KIND: ClassVar[type[ModelConfig]] = CoCaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenConfig(TrainedConfig):
+    """A trained two-tower model that runs, or whose embeddings are in a cache."""
+
     # Folder that `python -m aced.cache` wrote: the embeddings come with the batch, and the model is
     # neither loaded nor run. With a checkpoint as well, it must be the one that was cached.
     cache: str = ""
@@ -51,8 +79,6 @@ class FrozenConfig(CheckpointOf):
     # CLIP is) needs one where the loss is the sigmoid; `python -m aced.cache` fits both.
     scale: float | None = None
     bias: float | None = None
-
-    KIND: ClassVar[type[ModelConfig]] = TwoTowerConfig
 
     def __post_init__(self):
         if self.scale is not None and self.scale <= 0:
@@ -70,7 +96,7 @@ class FrozenConfig(CheckpointOf):
         """
         if self.cache:
             return self._resolve_cached(workdir, towers)
-        return _with_trained_model(self, workdir) if self.checkpoint else self
+        return super().resolve(workdir) if self.checkpoint else self
 
     def cache_folder(self, workdir: str) -> str:
         """The cache's folder, spelled out."""
@@ -98,11 +124,11 @@ class FrozenConfig(CheckpointOf):
             bias=plan.bias if self.bias is None else self.bias,
         )
 
-    def with_own_logits(self, e: Embeddings) -> Embeddings:
-        """The embeddings with the scale and bias that are set here, if any are."""
-        if self.scale is not None:
-            e = e.replace(scale=jnp.float32(self.scale))
-        return e if self.bias is None else e.replace(bias=jnp.float32(self.bias))
+    def logits(self, params: PyTree | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Scale and bias that are set here, else those of the parameters; None: it does not run."""
+        own = (None, jnp.float32(0)) if params is None else two_tower.logit_parameters(params)
+        ours = zip((self.scale, self.bias), own, strict=True)
+        return tuple(theirs if x is None else jnp.float32(x) for x, theirs in ours)
 
     def check_bias(self, key: str) -> None:
         """Refuses a model without bias, for losses that take every logit by itself.
@@ -123,49 +149,6 @@ class FrozenConfig(CheckpointOf):
             f"sigmoid loss reads it. Set {key}.bias, and {key}.scale, which fits the other loss: "
             f"{advice}."
         )
-
-
-class UncachedConfig(CheckpointOf):
-    """A trained model that always runs: what is read of it is too much to keep."""
-
-    model: ModelConfig | None  # how it is computed; all else is as it was trained
-
-    cache: ClassVar[str] = ""
-
-    def resolve(self, workdir: str, towers: Sequence[str] = ()) -> "UncachedConfig":
-        """Returns the same with `checkpoint` spelled out, and `model` as it was trained.
-
-        Raises:
-            ConfigError: there is no run in `checkpoint`.
-        """
-        del towers
-        return _with_trained_model(self, workdir)
-
-
-@dataclasses.dataclass(frozen=True)
-class FrozenCoCaConfig(UncachedConfig):
-    """A trained CoCa: where its parameters are, and its architecture."""
-
-    model: CoCaConfig | None = None
-
-    KIND: ClassVar[type[ModelConfig]] = CoCaConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig(UncachedConfig):
-    """A trained two-tower model, of which the tokens of the image tower are read."""
-
-    # Assumed until there is a checkpoint; how it is computed is the reading model's to say.
-    model: TwoTowerConfig | None = None
-
-    KIND: ClassVar[type[ModelConfig]] = TwoTowerConfig
-
-
-def _with_trained_model(item: Any, workdir: str) -> Any:
-    """A frozen model's settings with its folder spelled out, and its model as it was trained."""
-    folder = item.folder(workdir)
-    model = as_trained(item.model, trained_model(folder, item.KIND), folder)
-    return dataclasses.replace(item, checkpoint=folder, model=model)
 
 
 def holds_model(folder: str) -> bool:
@@ -217,8 +200,9 @@ def as_trained(assumed: ModelConfig | None, trained: ModelConfig, folder: str) -
         return trained
     if lines := _differences(assumed, trained, (*_FREE, "tokenizer.path")):
         logging.warning(
-            "The model in %s is used as it is, which is not what these settings assume: %s%s",
-            *(folder, "; ".join(lines[:10]), "; ..." if len(lines) > 10 else ""),
+            "The model in %s is used as it is, which is not what these settings assume: %s",
+            folder,
+            "; ".join([*lines[:10], *(["..."] if len(lines) > 10 else [])]),
         )
     return dataclasses.replace(trained, **{name: getattr(assumed, name) for name in _COMPUTED})
 

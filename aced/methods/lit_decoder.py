@@ -18,7 +18,7 @@ from aced.config import ConfigError
 from aced.cost import flops
 from aced.methods import coca_task
 from aced.methods.coca_task import Answers, CoCaTask, CoCaTaskConfig
-from aced.methods.frozen import EncoderConfig
+from aced.methods.frozen import TrainedConfig
 from aced.models.coca import CoCaConfig
 from aced.models.two_tower import TwoTowerConfig
 
@@ -34,15 +34,15 @@ class LitDecoderConfig(CoCaTaskConfig):
     # Its image tower and preprocessing are the encoder's, whatever is here; text and tokenizer are
     # the decoder's.
     model: CoCaConfig = CoCaConfig(queries=0)
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: TrainedConfig = TrainedConfig()
 
     @property
-    def frozen(self) -> dict[str, EncoderConfig]:
+    def frozen(self) -> dict[str, TrainedConfig]:
         """The encoder, by its name."""
         return {ENCODER: self.encoder}
 
     @property
-    def named(self) -> dict[str, EncoderConfig]:
+    def named(self) -> dict[str, TrainedConfig]:
         """None: nobody keeps all tokens of a data set."""
         return {}
 
@@ -64,7 +64,7 @@ class LitDecoderConfig(CoCaTaskConfig):
             )
         return super().resolve(workdir)
 
-    def with_frozen(self, frozen: Mapping[str, EncoderConfig]) -> "LitDecoderConfig":
+    def with_frozen(self, frozen: Mapping[str, TrainedConfig]) -> "LitDecoderConfig":
         """Returns the same with this encoder, whose architecture is known."""
         encoder = frozen[ENCODER]
         model = reading(self.model, encoder.model)

@@ -35,7 +35,7 @@ from aced.methods.bandit import BanditConfig, BanditState
 from aced.methods.base import Method, MethodConfig
 from aced.methods.by_source import by_source
 from aced.methods.coca_task import Answers, Task
-from aced.methods.frozen import FrozenCoCaConfig
+from aced.methods.frozen import TrainedCoCaConfig
 from aced.models import coca
 from aced.models.coca import MODULES, CoCaConfig
 from aced.optim import state
@@ -71,7 +71,7 @@ class OptimaConfig(MethodConfig):
     # The student. Words, answers, head and embeddings are the teacher's, whatever is here; patches
     # and resolution must be.
     model: CoCaConfig = CoCaConfig()
-    teacher: FrozenCoCaConfig = FrozenCoCaConfig()  # fine-tuned on the task
+    teacher: TrainedCoCaConfig = TrainedCoCaConfig()  # fine-tuned on the task
     task: Task = "answers"
     logits_weight: float = 1.0  # of the KL; our reading
     temperature: float = 2.0  # of the KL
@@ -117,12 +117,12 @@ class OptimaConfig(MethodConfig):
         return tuple("+".join(MODULES[m] for m in arm) or "none" for arm in self.played)
 
     @property
-    def frozen(self) -> dict[str, FrozenCoCaConfig]:
+    def frozen(self) -> dict[str, TrainedCoCaConfig]:
         """The frozen models by name: the teacher."""
         return {TEACHER: self.teacher}
 
     @property
-    def named(self) -> dict[str, FrozenCoCaConfig]:
+    def named(self) -> dict[str, TrainedCoCaConfig]:
         """None of which embeddings could be kept: a teacher gives hidden states."""
         return {}
 
@@ -139,7 +139,7 @@ class OptimaConfig(MethodConfig):
             )
         return super().resolve(workdir)
 
-    def with_frozen(self, frozen: dict[str, FrozenCoCaConfig]) -> "OptimaConfig":
+    def with_frozen(self, frozen: dict[str, TrainedCoCaConfig]) -> "OptimaConfig":
         """Returns the same with this teacher, and the student that follows from it."""
         teacher = frozen[TEACHER]
         coca_task.check(self.task, teacher.model)

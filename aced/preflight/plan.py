@@ -11,7 +11,7 @@ from aced.cache import description
 from aced.config import WORKDIR, ConfigError
 from aced.data import sources
 from aced.data.records import DatasetError
-from aced.methods.frozen import FrozenConfig, UncachedConfig, holds_model
+from aced.methods.frozen import FrozenConfig, TrainedConfig, holds_model
 from aced.models.kinds import ModelConfig
 from aced.parallel import mesh as meshes
 from aced.train import program
@@ -86,7 +86,7 @@ def read(config: Any, workdir: str) -> Plan:
     return out
 
 
-def _frozen_model(out: Plan, name: str, workdir: str) -> FrozenConfig | UncachedConfig:
+def _frozen_model(out: Plan, name: str, workdir: str) -> TrainedConfig:
     """A frozen model with its architecture, without its run or its cache."""
     method = out.settings.method
     item, key = method.frozen[name], method.key_of(name)
@@ -102,9 +102,7 @@ def _frozen_model(out: Plan, name: str, workdir: str) -> FrozenConfig | Uncached
     return dataclasses.replace(item, checkpoint="", model=model)
 
 
-def _architecture(
-    out: Plan, item: FrozenConfig | UncachedConfig, key: str
-) -> tuple[ModelConfig | None, str]:
+def _architecture(out: Plan, item: TrainedConfig, key: str) -> tuple[ModelConfig | None, str]:
     """A frozen model's architecture by the settings alone, and where it stands; None: nowhere."""
     if item.model is not None:
         return item.model, f"{key}.model"

@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 from aced import methods
 from aced.config import to_config
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
+from aced.methods.contrastive import prefix_of
 from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
@@ -156,7 +157,7 @@ def embed(config, params, image, text):
 
 def see(method, name, params, batch):
     """The frozen model `name` on the super-batch, through its own view."""
-    prefix = "reference/" if name == "reference" else f"teacher/{name}/"
+    prefix = prefix_of(name)
     image = batch.get(prefix + "image", batch["image"])
     text = batch.get(prefix + "text", batch["text"])
     return embed(method.frozen[name].model, params, image, text)

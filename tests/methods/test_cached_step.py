@@ -10,7 +10,7 @@ import pytest
 
 from aced.config import ConfigError
 from aced.cost import flops
-from aced.methods.contrastive import Contrastive
+from aced.methods.contrastive import Contrastive, prefix_of
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
@@ -74,8 +74,8 @@ def test_a_step_with_a_cache_is_the_step_by_hand(case, names):
     ids, task, distilled, params = by_hand.step(online, train_state, frozen, batch, size)
 
     batch = dict(batch)
-    for key in method.cached:
-        prefix = "reference/" if key == "reference" else f"teacher/{key}/"
+    for key in method.config.frozen.keys() - method.frozen.keys():
+        prefix = prefix_of(key)
         seen = by_hand.see(online, key, frozen[key], batch)
         batch |= {f"{prefix}zimg": seen.zimg, f"{prefix}ztxt": seen.ztxt}
         for view in ("image", "text"):  # its pixels and tokens are not there

@@ -16,7 +16,7 @@ from aced.config import ConfigError
 from aced.cost import flops
 from aced.data.images.transforms import ResizeConfig
 from aced.methods.coca_task import CoCaTask, CoCaTaskConfig
-from aced.methods.frozen import EncoderConfig, trained_model
+from aced.methods.frozen import TrainedConfig, trained_model
 from aced.methods.lit_decoder import LitDecoder, LitDecoderConfig, reading
 from aced.models import coca, model_folder, two_tower
 from aced.models.coca import CoCaConfig
@@ -49,7 +49,7 @@ TX = optax.sgd(0.1)
 def settings(encoder, **changes):
     model = dataclasses.replace(OWN, classes=changes.pop("classes", 0))
     config = LitDecoderConfig(model=model, **changes)
-    return config.with_frozen({"encoder": EncoderConfig(model=encoder)})
+    return config.with_frozen({"encoder": TrainedConfig(model=encoder)})
 
 
 def random_params(encoder):

@@ -15,7 +15,7 @@ from aced.config import ConfigError, to_config
 from aced.cost import flops
 from aced.methods import bandit, coca_task
 from aced.methods.bandit import BanditConfig
-from aced.methods.frozen import FrozenCoCaConfig
+from aced.methods.frozen import TrainedCoCaConfig
 from aced.methods.optima import MODULES, LayerWeights, Optima, OptimaConfig, student
 from aced.models import coca
 from aced.optim import optimizer, state
@@ -41,7 +41,7 @@ TX = optax.sgd(1e-3)
 def config(teacher=TEACHER, own=STUDENT, **changes):
     changes = {"pull_steps": 2} | changes
     return OptimaConfig(
-        model=student(own, teacher), teacher=FrozenCoCaConfig(model=teacher), **changes
+        model=student(own, teacher), teacher=TrainedCoCaConfig(model=teacher), **changes
     )
 
 

@@ -1,0 +1,80 @@
+"""Where embeddings of a batch come from: a model that runs, or the batch, which holds them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from jaxtyping import Array, PyTree
+
+from aced.methods import scoring
+from aced.methods.scoring import ScoringConfig
+from aced.models import two_tower
+from aced.models.kinds import ModelConfig
+from aced.outputs import Embeddings
+from aced.parallel.micro_batch import map_micro_batches
+
+Logits = Callable[[PyTree | None], tuple[Array, Array]]  # scale and bias, given the parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A model that runs on its own view of the batch."""
+
+    model: ModelConfig
+    prefix: str  # of what it sees, in the batch
+    micro_batch: int  # examples at a time over all devices; 0: all at once
+    setting: str  # that `micro_batch` comes from, for errors
+    scoring: ScoringConfig = ScoringConfig()
+    every: int = 1  # one example in so many is seen as `scoring` has it, the others in full
+    logits: Logits = two_tower.logit_parameters
+
+    def macs(self, examples: int) -> int:
+        """MACs of one forward pass of so many pairs; see `aced.cost.flops`."""
+        as_scored = examples // self.every
+        pair, full = (sum(scoring.macs(self.model, s)) for s in (self.scoring, ScoringConfig()))
+        return as_scored * pair + (examples - as_scored) * full
+
+    def embed(self, params: PyTree, batch: dict[str, Array]) -> Embeddings:
+        """Returns the embeddings of all rows; differentiable unless scoring is in int8."""
+        if self.every == 1:
+            embed = functools.partial(scoring.embed, self.model, self.scoring, params)
+        else:
+            embed = functools.partial(
+                scoring.embed_mixed, self.model, self.scoring, self.every, params
+            )
+
+        def rows(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+            e = embed(*piece)
+            return e.zimg, e.ztxt
+
+        view = tuple(batch.get(f"{self.prefix}{kind}", batch[kind]) for kind in ("image", "text"))
+        zimg, ztxt = map_micro_batches(rows, view, self.micro_batch, self.setting)
+        return Embeddings(zimg, ztxt, *self.logits(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Embeddings that are in the batch: a cache's, or those that the examples were chosen by."""
+
+    prefix: str
+    logits: Logits
+
+    def macs(self, examples: int) -> int:
+        """Nothing is computed."""
+        del examples
+        return 0
+
+    def embed(self, params: PyTree | None, batch: dict[str, Array]) -> Embeddings:
+        """Returns the embeddings of all rows; of `params`, if there are any, the logits' alone."""
+        zimg, ztxt = batch[f"{self.prefix}zimg"], batch[f"{self.prefix}ztxt"]
+        return Embeddings(zimg, ztxt, *self.logits(params))
+
+
+def with_embeddings(
+    batch: dict[str, Array], prefix: str, embeddings: Embeddings
+) -> dict[str, Array]:
+    """Returns the batch with embeddings of its rows, as `Stored` reads them."""
+    return batch | {f"{prefix}zimg": embeddings.zimg, f"{prefix}ztxt": embeddings.ztxt}
+
+
+Provider = Running | Stored
