@@ -44,6 +44,7 @@ from absl import app, flags
 from PIL import Image
 
 from aced.data import pipeline, records
+from aced.data.batch_spec import View
 from aced.data.images.decode import MAX_PIXELS, decode
 from aced.data.images.pictures import Look, Viewer
 from aced.data.images.thumbnails import make_thumbnail
@@ -156,7 +157,7 @@ def batches(folder: pathlib.Path, resolution: int, decoder: str, threads: int) -
     """Super-batches of 64 of a prepared data set."""
     source = ArrayRecordConfig(path=str(folder))
     config = DataConfig("array_record", array_record=source, decode=decoder, num_threads=threads)
-    view = pipeline.View(resolution, TokenizerConfig(kind="shapes", length=16))
+    view = View(resolution, TokenizerConfig(kind="shapes", length=16))
     return pipeline.train_batches(open_source(config), config, {"": view}, batch_size=64, seed=0)
 
 

@@ -36,6 +36,7 @@ from aced.checkpoints import record
 from aced.checkpoints.checkpointer import load_params
 from aced.config import from_config
 from aced.data import pipeline
+from aced.data.batch_spec import View
 from aced.data.sources import DataConfig, open_source
 from aced.methods import scoring
 from aced.methods.frozen import FrozenConfig
@@ -104,7 +105,7 @@ class Run:
     def batches(self) -> pipeline.Batches:
         """Super-batches of another seed than the run's."""
         data = from_config(DataConfig, self.settings["data"])
-        views = {prefix: pipeline.View.of(model) for prefix, (model, _) in self.models.items()}
+        views = {prefix: View.of(model) for prefix, (model, _) in self.models.items()}
         size, seed = self.selection.super_batch_size(self.size), self.settings["seed"] + 1
         return pipeline.train_batches(open_source(data), data, views, batch_size=size, seed=seed)
 

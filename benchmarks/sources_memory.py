@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from aced.data.pipeline import View, train_batches
+from aced.data.batch_spec import View
+from aced.data.pipeline import train_batches
 from aced.data.sources import DataConfig, MemberConfig, open_source
 from aced.data.sources.parquet import ParquetConfig
 from aced.data.sources.tars import WebDatasetConfig

@@ -37,6 +37,7 @@ from aced.checkpoints import record
 from aced.checkpoints.checkpointer import load_params
 from aced.config import from_config
 from aced.data import pipeline
+from aced.data.batch_spec import View
 from aced.data.sources import DataConfig, open_source
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
@@ -80,7 +81,7 @@ class Run:
 
     def super_batches(self, size: int, count: int):
         """Yields (learner, reference, is_noisy) of super-batches of another seed than the run's."""
-        views = {prefix: pipeline.View.of(model) for prefix, (model, _) in self.models.items()}
+        views = {prefix: View.of(model) for prefix, (model, _) in self.models.items()}
         data = self.data
         if size > data.shapes.size:  # scenes are drawn from their numbers: there are always more
             data = dataclasses.replace(

@@ -23,8 +23,8 @@ from aced.cache import calibration, description, entries, precision
 from aced.cache.description import COMPLETE, PLAN, Description, Plan, Shard
 from aced.cache.reader import Cache
 from aced.config import ConfigError
+from aced.data.batch_spec import View
 from aced.data.complete import Complete, complete_batches
-from aced.data.pipeline import View
 from aced.data.records import Source
 from aced.data.sources import DataConfig
 from aced.files import ownership

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from aced.data.batch_spec import View
 from aced.data.images.filters import FilterConfig
-from aced.data.pipeline import Batches, View
+from aced.data.pipeline import Batches
 from aced.data.reader import Example, InputCounters, Reader
 from aced.data.records import Source
 from aced.data.sources import DataConfig

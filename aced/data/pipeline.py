@@ -19,38 +19,17 @@ from jaxtyping import Float, Int
 
 from aced.config import ConfigError
 from aced.data import order as orders
+from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.images.augment import AugmentConfig, augment
-from aced.data.images.pictures import Cut, Look, PictureName
-from aced.data.images.transforms import ResizeConfig
+from aced.data.images.pictures import Cut, Look
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
-from aced.data.tokenizers import TokenizerConfig, get_tokenizer
+from aced.data.tokenizers import get_tokenizer
 
 Batch = dict[str, np.ndarray]
 
 _AT_ONCE = 8  # rows at most that one thread makes before it hands them over
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """What one model sees of an example."""
-
-    resolution: int  # pixels a side
-    tokenizer: TokenizerConfig | None  # None: it reads no captions
-    resize: ResizeConfig = dataclasses.field(default_factory=ResizeConfig)
-    augment: AugmentConfig = AugmentConfig()  # in training; only a view that is alone may have one
-    picture: PictureName = "image"  # which one; records without it are skipped, and counted
-
-    @property
-    def look(self) -> Look:
-        """What decides which pixels it sees."""
-        return Look(self.resolution, self.resize, self.picture)
-
-    @classmethod
-    def of(cls, model: Any) -> "View":
-        """The view of a `TwoTowerConfig`."""
-        return cls(model.image.resolution, model.tokenizer, model.resize)
 
 
 @runtime_checkable
@@ -246,8 +225,8 @@ def eval_batches(
     """
     config = dataclasses.replace(config or DataConfig(), decode="exact", thumbnails=False)
     rows = np.arange(batch_size) if rows is None else rows
-    names = ("image", "second/image")[:pictures]
-    looks = [view.look, view.look._replace(picture="second")][:pictures]
+    views = view.of_pictures(pictures)
+    names, looks = [f"{prefix}image" for prefix in views], [v.look for v in views.values()]
     reader = Reader(source, config, counters or InputCounters(), looks)
     known = known_fields(source, config)
     tokenizer = get_tokenizer(view.tokenizer)
@@ -282,7 +261,9 @@ def _warn_of_copies(source: Source, rows: int) -> None:
             logging.warning(
                 "A super-batch has %d rows of the data set %s of %d examples: it holds examples "
                 "more than once, each the wrong partner of its copy. Lower batch_size, %s.",
-                *(round(share), member or data.name, len(data)),
+                round(share),
+                member or data.name,
+                len(data),
                 f"or data.mixture.{member}.weight" if member else "or selection.filter_ratio",
             )
 
@@ -313,41 +294,29 @@ class _Render:
     def __init__(self, views: Mapping[str, View]):
         if views and "" not in views:
             raise ConfigError(f'No view is the learner\'s (""); there are: {sorted(views)}.')
-        images = {prefix: view.look for prefix, view in views.items()}
-        texts = {p: view.tokenizer for p, view in views.items() if view.tokenizer is not None}
+        self._images, texts = image_arrays(views), text_arrays(views)
         self.reads_texts = bool(texts)
-        self._images = _sharers(images)
-        self._texts = [(get_tokenizer(key), prefixes) for key, prefixes in _sharers(texts)]
+        self._texts = [(get_tokenizer(config), names) for config, names in texts.items()]
 
     @property
     def looks(self) -> list[Look]:
         """Those that differ; of each, one picture is to be given."""
-        return [look for look, _ in self._images]
+        return list(self._images)
 
     def __call__(self, images: Sequence[np.ndarray], text: str) -> Row:
         row = {}
-        for image, (_, prefixes) in zip(images, self._images, strict=True):
-            row[f"{prefixes[0]}image"] = image
-        for tokenizer, prefixes in self._texts:
-            row[f"{prefixes[0]}text"] = tokenizer([text])[0]
+        for image, (name, *_) in zip(images, self._images.values(), strict=True):
+            row[name] = image
+        for tokenizer, (name, *_) in self._texts:
+            row[name] = tokenizer([text])[0]
         return row
 
     def stack(self, rows: Sequence[Row]) -> Batch:
         """A batch of `rows`; views that are alike are the same array."""
         batch = _stack(rows)
-        for kind, groups in (("image", self._images), ("text", self._texts)):
-            for _, (first, *others) in groups:
-                batch |= {f"{prefix}{kind}": batch[f"{first}{kind}"] for prefix in others}
+        for first, *others in (*self._images.values(), *(names for _, names in self._texts)):
+            batch |= dict.fromkeys(others, batch[first])
         return batch
-
-
-def _sharers(keys: Mapping[str, Any]) -> list[tuple[Any, list[str]]]:
-    """Every key with the prefixes that share it; whoever shares the learner's is left out."""
-    groups = {keys[""]: [""]} if "" in keys else {}
-    for prefix, key in keys.items():
-        if key != keys.get(""):
-            groups.setdefault(key, []).append(prefix)
-    return list(groups.items())
 
 
 def _stack(rows: Sequence[Row]) -> Batch:

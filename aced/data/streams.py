@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from aced.config import ConfigError
-from aced.data.pipeline import Batch, Batches, View
+from aced.data.batch_spec import EMBEDDINGS, View, image_arrays, text_arrays
+from aced.data.pipeline import Batch, Batches
 from aced.data.reader import OPTIONAL_FIELDS, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
@@ -34,16 +35,14 @@ class Stream:
         """Shape and type of a row of each array, without what the source may add."""
         shapes: dict[str, Shape] = {"id": ((), jnp.int32)}
         shapes |= {name: ((), OPTIONAL_FIELDS[name].dtype) for name in self.needs}
-        own = self.views.get("")
-        for prefix, view in self.views.items():
-            if not prefix or view.look != own.look:
-                shapes[f"{prefix}image"] = (view.resolution, view.resolution, 3), jnp.uint8
-            if view.tokenizer is not None and (not prefix or view.tokenizer != own.tokenizer):
-                shapes[f"{prefix}text"] = (view.tokenizer.length,), jnp.int32
-        names = {"image": "zimg", "text": "ztxt"}
+        for look, names in image_arrays(self.views).items():
+            pixels = (look.resolution, look.resolution, 3), jnp.uint8
+            shapes |= dict.fromkeys(names, pixels)
+        for tokenizer, names in text_arrays(self.views).items():
+            shapes |= dict.fromkeys(names, ((tokenizer.length,), jnp.int32))
         for prefix, item in self.caches.items():
             for tower in self.towers:
-                shapes[f"{prefix}{names[tower]}"] = (item.model.width,), jnp.float32
+                shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.model.width,), jnp.float32
         return shapes
 
     def check(self, source: Source) -> None:

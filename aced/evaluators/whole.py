@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from aced.data import pipeline
+from aced.data.batch_spec import View
 from aced.data.records import Source
 from aced.evaluators.config import EvalConfig
 from aced.models.kinds import ModelConfig
@@ -52,7 +53,7 @@ def through(
         `function`'s arrays [n ...], the same in every process; `id` [n]; and `label` [n] where the
         source has labels.
     """
-    size, view = rounded_batch(config.batch_size, mesh), pipeline.View.of(model)
+    size, view = rounded_batch(config.batch_size, mesh), View.of(model)
     if config.resize != "model":
         resize = dataclasses.replace(view.resize, mode=config.resize)
         view = dataclasses.replace(view, resize=resize)

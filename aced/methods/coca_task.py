@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from aced.config import ConfigError
 from aced.cost import flops
-from aced.data.pipeline import View
+from aced.data.batch_spec import View
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import captioning
@@ -78,10 +78,7 @@ class Answers:
 
 def streams(task: Task, model: CoCaConfig, data: DataConfig, rows: int) -> dict[str, Stream]:
     """What a step of the task reads."""
-    view = View.of(model)
-    views = {"": view}
-    if model.pictures == 2:
-        views["second/"] = dataclasses.replace(view, picture="second", tokenizer=None)
+    views = View.of(model).of_pictures(model.pictures)
     return {"": Stream(data, rows, views, {}, needs=("label",) if task == "answers" else ())}
 
 

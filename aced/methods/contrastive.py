@@ -29,14 +29,14 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from aced.config import ConfigError
 from aced.cost import flops
-from aced.data.pipeline import View
+from aced.data.batch_spec import View, with_embeddings
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import contrastive, distillation
 from aced.methods.base import Method
 from aced.methods.by_source import by_source
 from aced.methods.contrastive_settings import LEARNER, REFERENCE, ContrastiveConfig, frozen_key
-from aced.methods.providers import Provider, Running, Stored, with_embeddings
+from aced.methods.providers import Provider, Running, Stored
 from aced.models.kinds import ModelConfig
 from aced.optim import state
 from aced.outputs import Embeddings

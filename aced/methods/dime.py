@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, PyTree
 
 from aced.config import ConfigError
 from aced.cost import flops
+from aced.data.batch_spec import View
 from aced.data.images.augment import AugmentConfig
-from aced.data.pipeline import View
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import similarity
@@ -156,7 +156,7 @@ class Dime(Method):
         """What a step reads: pictures, and sentences, of which only features are needed."""
         config = self.config
         view = dataclasses.replace(View.of(config.model), tokenizer=None, augment=config.augment)
-        pictures = Stream(data, candidates, {"": view}, {"teacher/": config.teacher}, ("image",))
+        pictures = Stream(data, candidates, {"": view}, {f"{TEACHER}/": config.teacher}, ("image",))
         sentences = Stream(
             config.sentences.data,
             config.sentences.batch_size or candidates,
@@ -164,7 +164,7 @@ class Dime(Method):
             {"": self.config.frozen[SENTENCES]},
             ("text",),
         )
-        return {"": pictures, "sentences/": sentences}
+        return {"": pictures, f"{SENTENCES}/": sentences}
 
     def flops_per_step(self, batch_size: int) -> int:
         """Floating point operations of one step; see `aced.cost.flops`."""
@@ -189,8 +189,8 @@ class Dime(Method):
         del frozen
         config = self.config
         # Of caches of low precision the length is not exactly 1.
-        u = two_tower.l2_normalize(batch["teacher/zimg"])
-        v = two_tower.l2_normalize(batch["sentences/ztxt"])
+        u = two_tower.l2_normalize(batch[f"{TEACHER}/zimg"])
+        v = two_tower.l2_normalize(batch[f"{SENTENCES}/ztxt"])
 
         def loss_fn(image: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
             params = train_state.params["model"] | {"image": image}

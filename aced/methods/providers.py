@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array, PyTree
 
+from aced.data.batch_spec import embeddings_of, view_of
 from aced.methods import scoring
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
@@ -47,7 +48,7 @@ class Running:
             e = embed(*piece)
             return e.zimg, e.ztxt
 
-        view = tuple(batch.get(f"{self.prefix}{kind}", batch[kind]) for kind in ("image", "text"))
+        view = view_of(batch, self.prefix)
         zimg, ztxt = map_micro_batches(rows, view, self.micro_batch, self.setting)
         return Embeddings(zimg, ztxt, *self.logits(params))
 
@@ -66,15 +67,7 @@ class Stored:
 
     def embed(self, params: PyTree | None, batch: dict[str, Array]) -> Embeddings:
         """Returns the embeddings of all rows; of `params`, if there are any, the logits' alone."""
-        zimg, ztxt = batch[f"{self.prefix}zimg"], batch[f"{self.prefix}ztxt"]
-        return Embeddings(zimg, ztxt, *self.logits(params))
-
-
-def with_embeddings(
-    batch: dict[str, Array], prefix: str, embeddings: Embeddings
-) -> dict[str, Array]:
-    """Returns the batch with embeddings of its rows, as `Stored` reads them."""
-    return batch | {f"{prefix}zimg": embeddings.zimg, f"{prefix}ztxt": embeddings.ztxt}
+        return Embeddings(*embeddings_of(batch, self.prefix), *self.logits(params))
 
 
 Provider = Running | Stored

@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from aced.config import ConfigError
+from aced.data.batch_spec import SECOND
 from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import Tokenizer, TokenizerConfig
 from aced.models import presets, transformer, two_tower
@@ -123,7 +124,7 @@ def preset(name: str, **changes: Any) -> CoCaConfig:
 
 def inputs(model: CoCaConfig, batch: dict[str, Array]) -> tuple[tuple[Array, ...], Array]:
     """Returns the pictures of a batch, one or two per example, and its texts."""
-    images = (batch["image"], batch["second/image"]) if model.pictures == 2 else (batch["image"],)
+    images = tuple(batch[f"{prefix}image"] for prefix in ("", SECOND)[: model.pictures])
     return images, batch["text"]
 
 

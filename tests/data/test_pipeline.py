@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from aced.config import ConfigError
+from aced.data.batch_spec import View
 from aced.data.images.augment import AugmentConfig
 from aced.data.images.filters import FilterConfig
 from aced.data.images.transforms import ResizeConfig, resize
-from aced.data.pipeline import InputCounters, InputError, View, eval_batches, train_batches
+from aced.data.pipeline import InputCounters, InputError, eval_batches, train_batches
 from aced.data.records import RecordError
 from aced.data.shapes.scenes import Shapes, ShapesConfig
 from aced.data.sources import DataConfig

@@ -13,8 +13,9 @@ from PIL import Image
 from aced.cache.reader import Cache
 from aced.data import order as orders
 from aced.data import records
+from aced.data.batch_spec import View
 from aced.data.images.filters import FilterConfig
-from aced.data.pipeline import InputCounters, View, train_batches
+from aced.data.pipeline import InputCounters, train_batches
 from aced.data.shapes.scenes import ShapesConfig
 from aced.data.sources import ArrayRecordConfig, DataConfig, MemberConfig, open_source
 from aced.data.sources.mixture import Mixture

@@ -15,6 +15,8 @@ from scipy.special import logsumexp
 
 from aced import methods
 from aced.config import to_config
+from aced.data.batch_spec import view_of
+from aced.data.sources import DataConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from aced.methods.contrastive import prefix_of
 from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
@@ -93,12 +95,11 @@ def batch_of(method, n):
     rng = np.random.default_rng(5)
     captions = [f"a {rng.choice(COLOURS)} {rng.choice(FORMS)}" for _ in range(n)]
     batch = {"id": np.arange(100, 100 + n, dtype=np.int32), "is_noisy": np.arange(n) % 3 == 0}
-    own = method.models[""]
+    for name, (shape, dtype) in method.streams(DataConfig(), n)[""].shapes().items():
+        if name.endswith("image"):
+            batch[name] = rng.integers(0, 256, (n, *shape), dtype)
     for prefix, item in method.models.items():
-        if not prefix or item.image.resolution != own.image.resolution:
-            shape = (n, item.image.resolution, item.image.resolution, 3)
-            batch[f"{prefix}image"] = rng.integers(0, 256, shape, np.uint8)
-        if not prefix or item.tokenizer != own.tokenizer:
+        if not prefix or item.tokenizer != method.models[""].tokenizer:
             batch[f"{prefix}text"] = get_tokenizer(item.tokenizer)(captions)
     return jax.tree.map(jnp.asarray, batch)
 
@@ -157,10 +158,7 @@ def embed(config, params, image, text):
 
 def see(method, name, params, batch):
     """The frozen model `name` on the super-batch, through its own view."""
-    prefix = prefix_of(name)
-    image = batch.get(prefix + "image", batch["image"])
-    text = batch.get(prefix + "text", batch["text"])
-    return embed(method.frozen[name].model, params, image, text)
+    return embed(method.frozen[name].model, params, *view_of(batch, prefix_of(name)))
 
 
 # Selection.

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aced.data.batch_spec import View
 from aced.data.images.decode import DecodeError, decode
 from aced.data.images.pictures import Look, Viewer
 from aced.data.images.transforms import ResizeConfig, resize
-from aced.data.pipeline import InputCounters, View, eval_batches, train_batches
+from aced.data.pipeline import InputCounters, eval_batches, train_batches
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import TokenizerConfig
 

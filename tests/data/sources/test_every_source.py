@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from aced.config import ConfigError, from_config, to_config
+from aced.data.batch_spec import View
 from aced.data.images.filters import FilterConfig
-from aced.data.pipeline import InputCounters, InputError, View, eval_batches, train_batches
+from aced.data.pipeline import InputCounters, InputError, eval_batches, train_batches
 from aced.data.shapes.scenes import ShapesConfig
 from aced.data.sources import ArrayRecordConfig, DataConfig, MemberConfig, SourceConfig, open_source
 from aced.data.sources.parquet import ParquetConfig

@@ -1,0 +1,83 @@
+"""What a step reads: the arrays of a batch by name, each with one row per example.
+
+What the model with the prefix P sees is Pimage and Ptext, and its stored embeddings are Pzimg and
+Pztxt. The learner's prefix is "". Of a view that is the learner's, too, there is no second array.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from jaxtyping import Array
+
+from aced.data.images.augment import AugmentConfig
+from aced.data.images.pictures import Look, PictureName
+from aced.data.images.transforms import ResizeConfig
+from aced.data.tokenizers import TokenizerConfig
+from aced.outputs import Embeddings
+
+SECOND = "second/"  # prefix of the second picture of an example
+EMBEDDINGS = {"image": "zimg", "text": "ztxt"}  # by tower
+K = TypeVar("K")
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What one model sees of an example."""
+
+    resolution: int  # pixels a side
+    tokenizer: TokenizerConfig | None  # None: it reads no captions
+    resize: ResizeConfig = dataclasses.field(default_factory=ResizeConfig)
+    augment: AugmentConfig = AugmentConfig()  # in training; only a view that is alone may have one
+    picture: PictureName = "image"  # which one; records without it are skipped, and counted
+
+    @property
+    def look(self) -> Look:
+        """What decides which pixels it sees."""
+        return Look(self.resolution, self.resize, self.picture)
+
+    @classmethod
+    def of(cls, model: Any) -> "View":
+        """The view of a `ModelConfig`, which is in a layer above."""
+        return cls(model.image.resolution, model.tokenizer, model.resize)
+
+    def of_pictures(self, pictures: int) -> dict[str, "View"]:
+        """By prefix, this view and, with two pictures, that of the second one."""
+        second = dataclasses.replace(self, picture="second", tokenizer=None)
+        return {"": self, SECOND: second} if pictures == 2 else {"": self}
+
+
+def image_arrays(views: Mapping[str, View]) -> dict[Look, list[str]]:
+    """By what they look at, the names of the arrays of pixels; the learner's come first."""
+    return _names("image", {prefix: view.look for prefix, view in views.items()})
+
+
+def text_arrays(views: Mapping[str, View]) -> dict[TokenizerConfig, list[str]]:
+    """By their tokenizer, the names of the arrays of tokens; the learner's come first."""
+    tokenizers = {prefix: view.tokenizer for prefix, view in views.items()}
+    return _names("text", {p: tokenizer for p, tokenizer in tokenizers.items() if tokenizer})
+
+
+def _names(kind: str, contents: dict[str, K]) -> dict[K, list[str]]:
+    names = {contents[""]: [kind]} if "" in contents else {}
+    for prefix, content in contents.items():
+        if content != contents.get(""):
+            names.setdefault(content, []).append(f"{prefix}{kind}")
+    return names
+
+
+def view_of(batch: Mapping[str, Array], prefix: str) -> tuple[Array, Array]:
+    """Images and texts as the model of this prefix sees them."""
+    return tuple(batch.get(f"{prefix}{kind}", batch[kind]) for kind in ("image", "text"))
+
+
+def embeddings_of(batch: Mapping[str, Array], prefix: str) -> tuple[Array, Array]:
+    """The stored embeddings of images and texts under this prefix."""
+    return tuple(batch[f"{prefix}{name}"] for name in EMBEDDINGS.values())
+
+
+def with_embeddings(
+    batch: dict[str, Array], prefix: str, embeddings: Embeddings
+) -> dict[str, Array]:
+    """Returns the batch with embeddings of its rows under this prefix."""
+    return batch | {f"{prefix}{name}": getattr(embeddings, name) for name in EMBEDDINGS.values()}
