@@ -8,6 +8,7 @@ exist: it is refused, with its path and the nearest name that does exist.
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import types
@@ -19,6 +20,7 @@ import ml_collections
 from ml_collections import config_dict
 
 T = TypeVar("T")
+Settings = Mapping[str, Any] | ml_collections.ConfigDict  # as users write them
 WORKDIR = "{workdir}"  # in a path, stands for the folder of the run
 
 
@@ -60,7 +62,8 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
     """Returns the dataclass `cls` built from `config`, checked key by key.
 
     Args:
-        cls: a dataclass whose fields are scalars, tuples, mappings or other dataclasses.
+        cls: a dataclass whose fields are scalars, tuples, mappings or other dataclasses. A field
+            with the metadata `parse` is made by that function of its settings and their path.
         config: a `ConfigDict` or mapping. Keys that are left out take their defaults.
         path: where `config` stands, for error messages.
 
@@ -77,9 +80,10 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
         hint = f"did you mean {path}.{near[0]}?" if near else f"known keys: {', '.join(names)}."
         raise ConfigError(f"{path}.{unknown[0]} is not a setting that anything reads; {hint}")
     values = {}
-    for name in names:
-        if name in config:
-            values[name] = _convert(hints[name], config[name], f"{path}.{name}")
+    for field in dataclasses.fields(cls):
+        if (name := field.name) in config:
+            parse = field.metadata.get("parse", functools.partial(_convert, hints[name]))
+            values[name] = parse(config[name], f"{path}.{name}")
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:  # ConfigError is a ValueError

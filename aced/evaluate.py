@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from absl import app, flags
@@ -18,7 +18,7 @@ from etils import epath
 from aced import evaluators, flag_settings
 from aced import main as training
 from aced.checkpoints import record
-from aced.config import ConfigError
+from aced.config import ConfigError, Settings
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import suites
 from aced.flag_settings import setting
@@ -47,7 +47,7 @@ class EvaluateConfig:
 
 
 def run(
-    config: Any,
+    config: Settings,
     wanted: EvaluateConfig,
     workdir: str,
     devices: Sequence[jax.Device] | None = None,

@@ -1,35 +1,39 @@
 """Embeddings of a whole data set by a frozen model, made once, read by example id."""
 
 from collections.abc import Callable
-from typing import Any
+
+from jaxtyping import PyTree
 
 from aced.cache import fingerprint
 from aced.cache.description import CacheError, refuse
 from aced.cache.reader import Cache
 from aced.data.records import Source
+from aced.data.sources import DataConfig
 
 __all__ = ["Cache", "CacheError", "open_for"]
 
 
-def open_for(wanted: Any, source: Source, data: Any, load_model: Callable) -> Cache:
+def open_for(
+    folder: str, source: Source, data: DataConfig, weights: Callable[[], PyTree] | None
+) -> Cache:
     """Opens the cache of a frozen model for a run.
 
     Args:
-        wanted: the resolved `FrozenConfig`; with a checkpoint, its weights are compared, too.
+        folder: where it is.
         source: the data set of the run.
-        data: its `DataConfig`.
-        load_model: gives the parameters of a `CheckpointOf` as host arrays.
+        data: its settings.
+        weights: gives the parameters of the model as host arrays; None: they are not compared.
 
     Raises:
         CacheError: it is incomplete, or of other data, decoding or weights; the message says which.
     """
-    cache = Cache(wanted.cache)
+    cache = Cache(folder)
     plan = cache.description.plan
     expected = fingerprint.of_inputs(source, data)
-    if wanted.checkpoint:
-        expected["weights"] = fingerprint.of_weights(load_model(wanted, None))
+    if weights is not None:
+        expected["weights"] = fingerprint.of_weights(weights())
     lines = plan.other_fingerprints(expected)
     if plan.examples != len(source):
         lines.append(f"examples: here {len(source)}, there {plan.examples}")
-    refuse(wanted.cache, lines)
+    refuse(folder, lines)
     return cache

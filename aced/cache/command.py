@@ -1,11 +1,10 @@
 """Makes the embeddings of the data set of a run."""
 
-from typing import Any
-
 import jax
 
 from aced.cache.config import CacheConfig
 from aced.cache.description import Description
+from aced.config import Settings
 from aced.parallel import mesh as meshes
 from aced.parallel.watchdog import Watchdog
 from aced.train import caches
@@ -13,7 +12,7 @@ from aced.train.config import parse
 
 
 def run(
-    config: Any,
+    config: Settings,
     wanted: CacheConfig,
     workdir: str,
     devices: list[jax.Device] | None = None,

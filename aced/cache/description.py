@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from aced.cache import entries, precision
 from aced.cache.calibration import Calibration
@@ -29,6 +29,7 @@ from aced.files import own_files, storage
 from aced.models.two_tower import TwoTowerConfig
 
 FORMAT, VERSION = "aced-embeddings", 1
+T = TypeVar("T")
 PLAN, COMPLETE = "plan.json", "cache.json"
 TOWERS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
 _MAX_BYTES = 1 << 30  # of a description; 10 million examples that are missing need half of it
@@ -188,7 +189,7 @@ def write(path: pathlib.Path, content: Any) -> None:
         part.write_bytes(own_files.dumps(about))
 
 
-def read(path: pathlib.Path, kind: type) -> Any:
+def read(path: pathlib.Path, kind: type[T]) -> T:
     """Returns the dataclass `kind` that `write` wrote to `path`.
 
     Raises:

@@ -7,7 +7,6 @@ difference can be named by its setting.
 import hashlib
 import json
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
 from aced.data.records import Source
+from aced.data.sources import DataConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from aced.parallel import rules
 
@@ -71,12 +71,12 @@ def of_tokenizer(config: TokenizerConfig) -> str:
     return digest.hexdigest()
 
 
-def of_decoding(data: Any) -> str:
-    """The settings of a `DataConfig` that decide which pixels a model sees."""
+def of_decoding(data: DataConfig) -> str:
+    """The settings that decide which pixels a model sees."""
     names = ("max_pixels", "decode", "thumbnails")
     return json.dumps({name: getattr(data, name) for name in names})
 
 
-def of_inputs(source: Source, data: Any) -> dict[str, str]:
+def of_inputs(source: Source, data: DataConfig) -> dict[str, str]:
     """What every run knows of what it reads."""
     return {"data": source.fingerprint, "decode": of_decoding(data)}

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from aced.parallel import mesh as meshes
 
@@ -25,7 +26,7 @@ class DevicePrefetch:
         self._thread = threading.Thread(target=self._run, args=(batches, mesh), daemon=True)
         self._thread.start()
 
-    def next(self, running: Any) -> dict[str, jax.Array]:
+    def next(self, running: PyTree) -> dict[str, jax.Array]:
         """Returns the next batch.
 
         Args:

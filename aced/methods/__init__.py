@@ -1,9 +1,7 @@
 """The methods, one file per paper. Each is a pure step and a config, chosen by `method.name`."""
 
-from typing import Any
-
-from aced.config import ConfigError, from_config
-from aced.methods.base import MethodConfig
+from aced.config import ConfigError, Settings, from_config
+from aced.methods.base import Method, MethodConfig
 from aced.methods.coca import CoCaTrainConfig, CoCaTraining
 from aced.methods.coca_task import CoCaTask, CoCaTaskConfig
 from aced.methods.contrastive import Contrastive
@@ -12,7 +10,7 @@ from aced.methods.dime import Dime, DimeConfig
 from aced.methods.lit_decoder import LitDecoder, LitDecoderConfig
 from aced.methods.optima import Optima, OptimaConfig
 
-METHODS = {
+METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
     "contrastive": (ContrastiveConfig, Contrastive),
     "dime": (DimeConfig, Dime),
     "coca": (CoCaTrainConfig, CoCaTraining),
@@ -22,20 +20,18 @@ METHODS = {
 }
 
 
-def parse(config: Any) -> Any:
+def parse(config: Settings, path: str = "config.method") -> MethodConfig:
     """Returns the method's settings as the dataclass that `config.name` asks for.
 
     Raises:
         ConfigError: the name is unknown, or a setting is.
     """
-    if isinstance(config, MethodConfig):  # the default of a run that says nothing
-        return config
     name = config.get("name", "contrastive")
     if name not in METHODS:
-        raise ConfigError(f"config.method.name is {name!r}; known: {sorted(METHODS)}.")
-    return from_config(METHODS[name][0], config, "config.method")
+        raise ConfigError(f"{path}.name is {name!r}; known: {sorted(METHODS)}.")
+    return from_config(METHODS[name][0], config, path)
 
 
-def build(settings: Any) -> Any:
+def build(settings: MethodConfig) -> Method:
     """Returns the method of `settings`, which are parsed and resolved."""
     return METHODS[settings.name][1](settings)

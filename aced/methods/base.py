@@ -6,10 +6,10 @@ A method is a pure step and a config: which models it holds, what it reads, and 
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from aced.config import ConfigError
@@ -115,7 +115,7 @@ class Method(abc.ABC):
         fixed: regexes of parameters that are never trained.
     """
 
-    config: Any
+    config: MethodConfig
     frozen: dict[str, FrozenConfig]
     given: tuple[CheckpointOf, Sequence[str]] | None = None
     fixed: tuple[str, ...] = ()
@@ -171,7 +171,7 @@ class Method(abc.ABC):
         on; all others are scalars.
         """
 
-    def warning(self, measured: Mapping[str, Any]) -> str:
+    def warning(self, measured: Mapping[str, ArrayLike]) -> str:
         """What a user should know of a step with these metrics; empty: nothing."""
         del measured
         return ""

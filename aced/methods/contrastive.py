@@ -19,12 +19,12 @@ they say of an example never changes: their embeddings may come with the batch, 
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from aced.config import ConfigError
@@ -186,7 +186,7 @@ class Contrastive(Method):
         new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
         return new_state, {"loss": loss, **parts, **update, **metrics}
 
-    def warning(self, measured: Mapping[str, Any]) -> str:
+    def warning(self, measured: Mapping[str, ArrayLike]) -> str:
         """Whether the sub-batch has collapsed, and which setting to change."""
         return collapse(measured, self.config.selection) if self.config.selects else ""
 

@@ -6,7 +6,7 @@ is trained so, too: `embed_mixed` trains a fixed share of the batch through the 
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def macs(model: ModelConfig, scoring: ScoringConfig) -> tuple[int, int]:
 def embed(
     model: ModelConfig,
     scoring: ScoringConfig,
-    params: dict[str, Any],
+    params: PyTree,
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     text: Int[Array, "b l"],
 ) -> Embeddings:
@@ -118,7 +118,7 @@ def embed_mixed(
     model: ModelConfig,
     scoring: ScoringConfig,
     every: int,
-    params: dict[str, Any],
+    params: PyTree,
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     text: Int[Array, "b l"],
 ) -> Embeddings:
@@ -195,8 +195,8 @@ def _text_length(model: ModelConfig) -> int:
 
 
 def _shorter(
-    params: dict[str, Any], text: Int[Array, "b l"], model: ModelConfig, length: int | None
-) -> tuple[dict[str, Any], Int[Array, "b k"]]:
+    params: PyTree, text: Int[Array, "b l"], model: ModelConfig, length: int | None
+) -> tuple[PyTree, Int[Array, "b k"]]:
     """The text tower's parameters and the texts, for `length` tokens of each."""
     last = text.shape[1] - 1
     if length is None or length > last:

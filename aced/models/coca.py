@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from aced.config import ConfigError
 from aced.data.batch_spec import SECOND
@@ -269,7 +269,7 @@ def _normalized(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
 
 def forward(
     config: CoCaConfig,
-    params: dict[str, Any],
+    params: PyTree,
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     text: Int[Array, "b l"],
     *,
@@ -296,7 +296,7 @@ def forward(
 
 def answer(
     config: CoCaConfig,
-    params: dict[str, Any],
+    params: PyTree,
     images: Sequence[UInt8[Array, "b h w 3"]],
     text: Int[Array, "b l"],
 ) -> Float[Array, "b c"]:
@@ -318,7 +318,7 @@ def answer(
 
 def answer_with_hidden(
     config: CoCaConfig,
-    params: dict[str, Any],
+    params: PyTree,
     images: Sequence[UInt8[Array, "b h w 3"]],
     text: Int[Array, "b l"],
 ) -> tuple[Float[Array, "b c"], dict[str, Float[Array, "L _ n d"]]]:
@@ -336,7 +336,7 @@ def _side_by_side(config: CoCaConfig, images: Sequence[Array]) -> UInt8[Array, "
     return jnp.stack(images, axis=1)
 
 
-def _with_hidden(config: CoCaConfig, params: dict[str, Any], method: str, *args: Array) -> Any:
+def _with_hidden(config: CoCaConfig, params: PyTree, method: str, *args: Array) -> Any:
     collection, name = transformer.HIDDEN
     variables = {"params": params}
     output, kept = CoCa(config).apply(variables, *args, method=method, mutable=[collection])
@@ -352,7 +352,7 @@ def build(config: CoCaConfig, int8: bool = False) -> CoCa:
 
 def embed(
     config: CoCaConfig,
-    params: dict[str, Any],
+    params: PyTree,
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     text: Int[Array, "b l"],
     *,
@@ -367,7 +367,7 @@ def logits(output: Output) -> Float[Array, "b l v"]:
     return word_logits(output.words.states, output.words.kernel)
 
 
-def init(config: CoCaConfig, key: Array) -> dict[str, Any]:
+def init(config: CoCaConfig, key: Array) -> PyTree:
     """Returns random float32 parameters: a nested dict with image, pooler, text, t, perhaps head.
 
     Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under

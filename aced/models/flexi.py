@@ -7,12 +7,11 @@ trained at it, too, so the new parameters are differentiable functions of the mo
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from aced.config import ConfigError
 from aced.models.vit import ImageConfig
@@ -49,7 +48,7 @@ def _resize_square(matrix: np.ndarray, x: Float[Array, "o o ..."]) -> Float[Arra
     return jnp.einsum("ai,bj,ij...->ab...", matrix, matrix, x, precision=jax.lax.Precision.HIGHEST)
 
 
-def resize_params(params: dict[str, Any], config: ImageConfig, patch: int) -> dict[str, Any]:
+def resize_params(params: PyTree, config: ImageConfig, patch: int) -> PyTree:
     """Returns the parameters of an image tower for patches of `patch` pixels a side.
 
     Args:

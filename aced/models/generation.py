@@ -7,12 +7,13 @@ ended. A text ends with the decoder's end of text, and after it there is nothing
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from aced.config import ConfigError
 from aced.models.coca import CoCa, CoCaConfig
@@ -69,7 +70,7 @@ class _Line(NamedTuple):
     score: Array  # [b]
     ended: Array  # [b]
     logits: Array  # [b v] of the next word
-    caches: Any
+    caches: PyTree
     at: Array  # words written by those who have not ended
 
 
@@ -82,7 +83,7 @@ class _Beams(NamedTuple):
     best_words: Array  # [b]
     best_score: Array  # [b] with length penalty
     logits: Array  # [b*w v]
-    caches: Any
+    caches: PyTree
     at: Array
 
 
@@ -90,7 +91,7 @@ class _Beams(NamedTuple):
 def generate(
     config: CoCaConfig,
     how: GenerationConfig,
-    params: dict[str, Any],
+    params: PyTree,
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     key: Key[Array, ""] | None = None,
 ) -> Texts:
@@ -262,7 +263,7 @@ def _beam_search(model, how, eos, length, image, key) -> Texts:
     return Texts(beams.best_ids, beams.best_words, beams.best_score)
 
 
-def _ready(params: dict[str, Any], dtype: str) -> dict[str, Any]:
+def _ready(params: PyTree, dtype: str) -> PyTree:
     """The parameters as every word reads them: kernels in the compute dtype, and gathered.
 
     Done once, and not for every word. Products read kernels in that dtype anyway.
@@ -289,7 +290,7 @@ def _written(ids: Int[Array, "*b l"], word: Int[Array, "*b"], at: Array) -> Int[
     return jax.lax.dynamic_update_slice_in_dim(ids, word[..., None], at, axis=-1)
 
 
-def _texts_of(caches: dict[str, Any], function: Any) -> dict[str, Any]:
+def _texts_of(caches: PyTree, function: Callable) -> PyTree:
     """The caches with `function` of what belongs to the texts, and without what to the image."""
     return {
         name: cache.replace(text=jax.tree.map(function, cache.text), image=None)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from aced.config import ConfigError
 from aced.data.images.transforms import ResizeConfig
@@ -164,12 +164,12 @@ def l2_normalize(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
     return z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-24))
 
 
-def logit_parameters(params: dict[str, Any]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def logit_parameters(params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the logits' scale t and bias (zero where the model has none)."""
     return jnp.exp(params["t"]), params.get("bias", jnp.zeros(()))
 
 
-def init(config: TwoTowerConfig, key: Array) -> dict[str, Any]:
+def init(config: TwoTowerConfig, key: Array) -> PyTree:
     """Returns random float32 parameters: a nested dict with image, text, t and perhaps bias.
 
     Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under
@@ -187,7 +187,7 @@ def build(config: TwoTowerConfig, int8: bool = False) -> TwoTower:
 
 def embed(
     config: TwoTowerConfig,
-    params: dict[str, Any],
+    params: PyTree,
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     text: Int[Array, "b l"],
     *,

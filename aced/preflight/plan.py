@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from jax.sharding import Mesh
 
 from aced import methods
 from aced.cache import description
-from aced.config import WORKDIR, ConfigError
+from aced.config import WORKDIR, ConfigError, Settings
 from aced.data import sources
 from aced.data.records import DatasetError
 from aced.methods.frozen import FrozenConfig, TrainedConfig, holds_model
@@ -69,7 +68,7 @@ class Plan:
         return method.selects and method.selection.strata % meshes.example_shards(mesh) > 0
 
 
-def read(config: Any, workdir: str) -> Plan:
+def read(config: Settings, workdir: str) -> Plan:
     """Returns the run's settings, the architectures of its frozen models included.
 
     A frozen model without a run is as the config has it, or as a run of `config.before` will train

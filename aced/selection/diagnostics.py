@@ -5,9 +5,9 @@ matrices of d x d numbers.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from aced.outputs import Embeddings
@@ -51,7 +51,7 @@ def describe(
     return found
 
 
-def collapse(measured: Mapping[str, Any], config: SelectionConfig) -> str:
+def collapse(measured: Mapping[str, ArrayLike], config: SelectionConfig) -> str:
     """A sentence where a sub-batch with these numbers is of one kind; empty: it is not."""
     variety, copies = (measured.get(f"selection/{name}") for name in ("variety", "near_copies"))
     if variety is None or (variety >= LEAST_VARIETY and copies <= MOST_COPIES):

@@ -6,7 +6,6 @@ A run may also make them itself, before its first step (`before_caches`).
 import contextlib
 import dataclasses
 import sys
-from typing import Any
 
 import jax.numpy as jnp
 from absl import logging
@@ -18,15 +17,17 @@ from aced.cache.description import COMPLETE, Description, Plan
 from aced.config import ConfigError
 from aced.data import sources
 from aced.files import ownership
+from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig, load_model
 from aced.models import two_tower
 from aced.parallel import distributed
 from aced.parallel.watchdog import Watchdog
 from aced.train import program
+from aced.train.config import TrainConfig
 
 
 def make(
-    settings: Any,
+    settings: TrainConfig,
     wanted: CacheConfig,
     workdir: str,
     mesh: Mesh,
@@ -55,8 +56,9 @@ def make(
     source = sources.open_source(data)
     shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
     plan = _plan(wanted, settings.batch_size, item, source, data)
-    alone = contextlib.nullcontext()  # a complete cache is only read, by as many as like
-    if not (folder / COMPLETE).exists():
+    if (folder / COMPLETE).exists():  # it is only read, by as many processes as like
+        alone = contextlib.nullcontext()
+    else:
         alone = ownership.owned(str(folder / ownership.FILE), force)
     with distributed.entered_by_first(alone):
         left = making.begin(plan, folder)
@@ -73,7 +75,7 @@ def make(
     return description
 
 
-def _model(method: Any, name: str, workdir: str) -> FrozenConfig:
+def _model(method: MethodConfig, name: str, workdir: str) -> FrozenConfig:
     named = method.named
     if name not in named:
         raise ConfigError(f"--model={name} is no model of this config; it has: {sorted(named)}.")

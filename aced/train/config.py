@@ -6,9 +6,10 @@ from typing import Any, Literal
 from aced import evaluators, methods
 from aced.cache.config import CacheConfig
 from aced.checkpoints.checkpointer import CheckpointConfig
-from aced.config import ConfigError, from_config
+from aced.config import ConfigError, Settings, from_config
 from aced.data import sources
 from aced.evaluators import suites
+from aced.methods.base import MethodConfig
 from aced.methods.frozen import CheckpointOf
 from aced.optim import durations
 from aced.optim.optimizer import OptimizerConfig
@@ -24,7 +25,9 @@ class TrainConfig:
     total_steps: int | None = None
     total_examples: int | None = None  # examples trained
     total_epochs: float | None = None  # of examples read: B per step
-    method: Any = dataclasses.field(default_factory=methods.ContrastiveConfig)
+    method: MethodConfig = dataclasses.field(
+        default_factory=methods.ContrastiveConfig, metadata={"parse": methods.parse}
+    )
     data: sources.DataConfig = sources.DataConfig()
     mesh: MeshConfig = MeshConfig()
     init: CheckpointOf = CheckpointOf()  # a trained model to go on from
@@ -72,14 +75,14 @@ class TrainConfig:
             raise ConfigError(f"An evaluation may not be called {taken.pop()!r}; rename it.")
 
 
-def parse(config: Any) -> TrainConfig:
+def parse(config: Settings) -> TrainConfig:
     """Returns the checked settings of a run and of all runs before it.
 
     Raises:
         ConfigError: a setting is unknown, wrong or missing; the message names its path.
     """
     settings = from_config(TrainConfig, config)
-    method = methods.parse(settings.method).for_batch(settings.batch_size)
+    method = settings.method.for_batch(settings.batch_size)
     settings = dataclasses.replace(settings, method=method)
     for name, evaluation in settings.evals.items():
         if method.evaluations and evaluation.kind not in method.evaluations:

@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 
 from aced.checkpoints.checkpointer import Checkpointer, check_place
-from aced.config import ConfigError
+from aced.config import ConfigError, Settings
 from aced.cost import hardware
 from aced.data import pipeline, sources
 from aced.data.prefetch import DevicePrefetch
@@ -41,7 +41,7 @@ class TrainingError(RuntimeError):
 
 
 def run(
-    config: Any,
+    config: Settings,
     workdir: str,
     devices: Sequence[jax.Device] | None = None,
     *,
@@ -52,7 +52,7 @@ def run(
     All processes of a run make this call, with the same arguments.
 
     Args:
-        config: a `ConfigDict` or mapping of `TrainConfig`.
+        config: as config files have it, for a `TrainConfig`.
         workdir: folder of this run, local or gs://, one for all processes; holds config.json,
             checkpoints/, metrics.jsonl, picks.jsonl, skipped.jsonl and, in folders of their own,
             the runs of `config.before`.
@@ -116,7 +116,8 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         logging.warning(
             "%s is finished: it has %d steps. Nothing is trained or evaluated again; more of "
             "config.total_steps goes on with it.",
-            *(run.folder, start),
+            run.folder,
+            start,
         )
         run.checkpoints.close()
         return None
@@ -141,7 +142,10 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         train_state, previous = run.state, None
         for step in range(start + 1, prog.total_steps + 1):
             batch = batches.next(previous and previous["loss"])
-            with meter.compiling() if previous is None else contextlib.nullcontext():
+            timed = contextlib.nullcontext()
+            if previous is None:  # the first call compiles
+                timed = meter.compiling()
+            with timed:
                 train_state, out = prog.step(train_state, run.frozen, batch)
             if previous is not None:
                 _check_finite(step - 1, previous, settings, writer)

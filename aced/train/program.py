@@ -7,7 +7,6 @@ there (`aced.preflight`) as it is compiled for those that are (`aced.train`).
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
@@ -18,21 +17,20 @@ from aced.config import ConfigError
 from aced.data.reader import OPTIONAL_FIELDS
 from aced.data.records import Source
 from aced.data.streams import Stream
+from aced.methods.base import Method
 from aced.models.kinds import ModelConfig, kind_of
 from aced.optim import durations, optimizer, schedules, state
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 from aced.parallel.micro_batch import check_pieces
-
-if TYPE_CHECKING:
-    from aced.train.config import TrainConfig
+from aced.train.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A run's step. Shapes are `jax.ShapeDtypeStruct`s with shardings."""
 
-    method: Any
+    method: Method
     mesh: Mesh
     batch_size: int  # b, the examples trained on per step
     candidates: int  # B, the examples read per step
@@ -56,7 +54,7 @@ class Program:
         }
 
 
-def build(settings: "TrainConfig", mesh: Mesh, data_size: int | None = None) -> Program:
+def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Program:
     """Returns the program of a run on `mesh`, whose devices need not exist.
 
     Args:
@@ -161,7 +159,7 @@ def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
-def check_batch(settings: "TrainConfig", mesh: Mesh) -> None:
+def check_batch(settings: TrainConfig, mesh: Mesh) -> None:
     """Refuses batches that the devices of `mesh` cannot share, whole or in micro-batches.
 
     Raises:
@@ -179,7 +177,7 @@ def check_batch(settings: "TrainConfig", mesh: Mesh) -> None:
     check_pieces(settings.batch_size, method.train_micro_batch, shards, "method.train_micro_batch")
 
 
-def check_data(settings: "TrainConfig", source: Source) -> None:
+def check_data(settings: TrainConfig, source: Source) -> None:
     """Refuses steps that read more examples than `source` has: each would be its copy's negative.
 
     Raises:

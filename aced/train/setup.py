@@ -1,7 +1,7 @@
 """Everything that a run needs before its first step: caches, state, frozen models, evaluations."""
 
 import dataclasses
-from typing import Any
+import functools
 
 import jax
 from absl import logging
@@ -17,8 +17,9 @@ from aced.config import ConfigError
 from aced.data import pipeline, sources
 from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
-from aced.methods.frozen import load_model
+from aced.methods.frozen import FrozenConfig, load_model
 from aced.models.kinds import kind_of
+from aced.models.vit import ImageConfig
 from aced.optim import durations, state
 from aced.parallel import mesh as meshes
 from aced.train import program, starting_model
@@ -59,8 +60,7 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         stream.check(opened[prefix])
     caches = {
         prefix: {
-            name: open_for(item, opened[prefix], stream.data, load_model)
-            for name, item in stream.caches.items()
+            name: _open(item, opened[prefix], stream.data) for name, item in stream.caches.items()
         }
         for prefix, stream in prog.streams.items()
     }
@@ -123,13 +123,22 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     )
 
 
-def _warn_of_rest(name: str, tower: Any) -> None:
+def _open(item: FrozenConfig, source: sources.Source, data: sources.DataConfig) -> Cache:
+    """The cache of a frozen model; with a checkpoint as well, its weights are compared."""
+    weights = functools.partial(load_model, item, None) if item.checkpoint else None
+    return open_for(item.cache, source, data, weights)
+
+
+def _warn_of_rest(name: str, tower: ImageConfig) -> None:
     """Says what a model never looks at; some are made so (So400m/14 at 384 px)."""
     if rest := tower.resolution % tower.patch:
         logging.warning(
             "%s: image.resolution = %d is no multiple of patch = %d; the last %d pixels of each "
             "row and column are not looked at.",
-            *(name, tower.resolution, tower.patch, rest),
+            name,
+            tower.resolution,
+            tower.patch,
+            rest,
         )
 
 

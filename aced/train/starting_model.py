@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 from absl import logging
@@ -13,16 +12,17 @@ from aced.methods.frozen import CheckpointOf, check_same_model, load_model, trai
 from aced.models.kinds import kind_of
 from aced.optim import state
 from aced.train import program
+from aced.train.config import TrainConfig
 
 
 def with_initial_model(
-    train_state: state.TrainState, settings: Any, folder: epath.Path
+    train_state: state.TrainState, settings: TrainConfig, folder: epath.Path
 ) -> state.TrainState:
     """The state, its model taken over from the run that `settings.init` names, if it names one.
 
     Args:
         train_state: of a new run.
-        settings: its `TrainConfig`.
+        settings: of the run.
         folder: its workdir.
 
     Raises:
