@@ -5,19 +5,21 @@ A method is a pure step and a config: which models it holds, what it reads, and 
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from aced.config import ConfigError
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
+from aced.methods.by_source import by_source
 from aced.methods.frozen import CheckpointOf, FrozenConfig
 from aced.models.kinds import ModelConfig, kind_of
-from aced.optim.state import TrainState
+from aced.optim.state import TrainState, apply_gradients
+from aced.selection.scores import Terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,46 @@ class MethodConfig:
         return self
 
 
+@dataclasses.dataclass(frozen=True)
+class StepContext:
+    """What is the same in every step of a run."""
+
+    tx: optax.GradientTransformation  # the optimizer
+    ema_decay: float = 0.0  # of the moving average of parameters, where the state has one
+    sources: Sequence[str] = ()  # names of a mixture's members, by their numbers in the batch
+
+    def update(
+        self,
+        train_state: TrainState,
+        loss_fn: Callable[[PyTree], tuple[Float[Array, ""], dict[str, Array]]],
+        metrics: dict[str, Array],
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Returns the state after one update, and the metrics of the whole step.
+
+        Args:
+            train_state: the state before it.
+            loss_fn: the loss of the parameters, and its metrics.
+            metrics: what else there is to log.
+        """
+        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
+        new_state, numbers = apply_gradients(
+            train_state, self.tx, loss, grads, ema_decay=self.ema_decay
+        )
+        return new_state, {"loss": loss, **parts, **numbers, **metrics}
+
+    def picks(
+        self, batch: dict[str, Array], chosen: dict[str, Array], terms: Terms | None = None
+    ) -> dict[str, Array]:
+        """Returns the ids of the examples trained on, and the metrics of a mixture's members.
+
+        Args:
+            batch: what was read.
+            chosen: the rows of it that are trained on.
+            terms: what the score is made of; see `by_source`.
+        """
+        return {"picks": chosen["id"], **by_source(self.sources, batch, chosen, terms)}
+
+
 class Method(abc.ABC):
     """A method.
 
@@ -152,10 +194,7 @@ class Method(abc.ABC):
         train_state: TrainState,
         frozen: dict[str, PyTree],
         batch: dict[str, Array],
-        *,
-        tx: optax.GradientTransformation,
-        ema_decay: float = 0.0,
-        sources: Sequence[str] = (),
+        context: StepContext,
     ) -> tuple[TrainState, dict[str, Array]]:
         """Returns the state after one step, and its metrics; pure and jittable.
 
@@ -163,9 +202,7 @@ class Method(abc.ABC):
             train_state: the learner, and what the method remembers.
             frozen: parameters of the frozen models by name.
             batch: what the streams give.
-            tx: the optimizer.
-            ema_decay: decay of the moving average of parameters, where the state has one.
-            sources: names of the members of a mixture, by their numbers in `batch["source"]`.
+            context: what is the same in every step.
 
         The metric `loss` is what the gradient is of; `picks` the ids [b] of the examples trained
         on; all others are scalars.

@@ -14,7 +14,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -24,8 +23,7 @@ from aced.data.batch_spec import View
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import captioning
-from aced.methods.base import Method, MethodConfig
-from aced.methods.by_source import by_source
+from aced.methods.base import Method, MethodConfig, StepContext
 from aced.models import coca
 from aced.models.coca import CoCaConfig
 from aced.optim import state
@@ -184,10 +182,7 @@ class CoCaTask(Method):
         train_state: state.TrainState,
         frozen: dict[str, PyTree],
         batch: dict[str, Array],
-        *,
-        tx: optax.GradientTransformation,
-        ema_decay: float = 0.0,
-        sources: Sequence[str] = (),
+        context: StepContext,
     ) -> tuple[state.TrainState, dict[str, Array]]:
         """Returns the state after one step, and its metrics; see `Method`.
 
@@ -201,10 +196,7 @@ class CoCaTask(Method):
             found = losses(said, batch, coca.real_words(batch["text"], config.model.text.eos_id))
             return found.task, {"loss/task": found.task, "accuracy": found.accuracy}
 
-        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
-        new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
-        parts |= by_source(sources, batch, batch)
-        return new_state, {"loss": loss, "picks": batch["id"], **parts, **update}
+        return context.update(train_state, loss_fn, context.picks(batch, batch))
 
     def _said(self, params: PyTree, batch: dict[str, Array]) -> Answers:
         """What the model says, piece by piece."""

@@ -18,12 +18,11 @@ they say of an example never changes: their embeddings may come with the batch, 
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -33,8 +32,7 @@ from aced.data.batch_spec import View, with_embeddings
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import contrastive, distillation
-from aced.methods.base import Method
-from aced.methods.by_source import by_source
+from aced.methods.base import Method, StepContext
 from aced.methods.contrastive_settings import LEARNER, REFERENCE, ContrastiveConfig, frozen_key
 from aced.methods.providers import Provider, Running, Stored
 from aced.models.kinds import ModelConfig
@@ -150,17 +148,14 @@ class Contrastive(Method):
         train_state: state.TrainState,
         frozen: dict[str, PyTree],
         batch: dict[str, Array],
-        *,
-        tx: optax.GradientTransformation,
-        ema_decay: float = 0.0,
-        sources: Sequence[str] = (),
+        context: StepContext,
     ) -> tuple[state.TrainState, dict[str, Array]]:
         """Returns the state after one step on the super-batch `batch`, and its metrics.
 
         `batch` holds arrays [B ...]: `image`, `text`, `id`, and views or embeddings of other models
         by prefix. The rest is as for any method.
         """
-        chosen, iid, metrics = self._choose(train_state, frozen, batch, sources)
+        chosen, iid, metrics = self._choose(train_state, frozen, batch, context)
 
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
             learner, task, parts = self._task(params, chosen)
@@ -182,9 +177,7 @@ class Contrastive(Method):
             parts["loss/distillation"] = distilled
             return task + self.config.distillation.weight * distilled, parts
 
-        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
-        new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
-        return new_state, {"loss": loss, **parts, **update, **metrics}
+        return context.update(train_state, loss_fn, metrics)
 
     def warning(self, measured: Mapping[str, ArrayLike]) -> str:
         """Whether the sub-batch has collapsed, and which setting to change."""
@@ -203,12 +196,11 @@ class Contrastive(Method):
         train_state: state.TrainState,
         frozen: dict[str, PyTree],
         batch: dict[str, Array],
-        sources: Sequence[str],
+        context: StepContext,
     ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
         """B_CE and B_KD out of the super-batch; the same object where they are the same."""
         if not self.config.selects:
-            metrics = {**_noise(batch, batch), **by_source(sources, batch, batch)}
-            return batch, batch, {"picks": batch["id"], **metrics}
+            return batch, batch, {**_noise(batch, batch), **context.picks(batch, batch)}
         config = self.config.selection
         candidates = batch["id"].shape[0]
         size = config.sub_batch_size(candidates)
@@ -228,9 +220,8 @@ class Contrastive(Method):
             terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
         metrics = {
             **selection.metrics,
-            "picks": chosen["id"],
             **_noise(batch, chosen),
-            **by_source(sources, batch, chosen, terms),
+            **context.picks(batch, chosen, terms),
         }
         if not self.distils_apart:
             return chosen, chosen, metrics

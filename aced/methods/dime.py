@@ -10,12 +10,9 @@ caches that `python -m aced.cache` wrote.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PyTree
 
 from aced.config import ConfigError
@@ -26,8 +23,7 @@ from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import similarity
 from aced.losses.similarity import SimilarityConfig
-from aced.methods.base import Method, MethodConfig
-from aced.methods.by_source import by_source
+from aced.methods.base import Method, MethodConfig, StepContext
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
 from aced.models.two_tower import TwoTowerConfig
@@ -176,10 +172,7 @@ class Dime(Method):
         train_state: state.TrainState,
         frozen: dict[str, PyTree],
         batch: dict[str, Array],
-        *,
-        tx: optax.GradientTransformation,
-        ema_decay: float = 0.0,
-        sources: Sequence[str] = (),
+        context: StepContext,
     ) -> tuple[state.TrainState, dict[str, Array]]:
         """Returns the state after one step, and its metrics; see `Method`.
 
@@ -192,20 +185,17 @@ class Dime(Method):
         u = two_tower.l2_normalize(batch[f"{TEACHER}/zimg"])
         v = two_tower.l2_normalize(batch[f"{SENTENCES}/ztxt"])
 
-        def loss_fn(image: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
-            params = train_state.params["model"] | {"image": image}
-            z = self._embed(params, batch["image"])
+        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
+            model = params["model"]
+            z = self._embed(
+                jax.lax.stop_gradient(model) | {"image": model["image"]}, batch["image"]
+            )
             parts = similarity.similarity_losses(z, u, v, config.loss, config.form)
             loss = similarity.similarity_loss(parts, config.loss)
             metrics = {f"loss/{name}": part for name, part in parts.items()}
             return loss, metrics | {"teacher_cosine": (z * u).sum(axis=1).mean()}
 
-        params = train_state.params["model"]
-        (loss, metrics), of_image = jax.value_and_grad(loss_fn, has_aux=True)(params["image"])
-        grads = {"model": jax.tree.map(jnp.zeros_like, params) | {"image": of_image}}
-        new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
-        metrics |= by_source(sources, batch, batch)
-        return new_state, {"loss": loss, "picks": batch["id"], **metrics, **update}
+        return context.update(train_state, loss_fn, context.picks(batch, batch))
 
     def _embed(self, params: PyTree, image: Array) -> Float[Array, "b d"]:
         """The student's embeddings, piece by piece."""

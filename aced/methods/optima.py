@@ -19,7 +19,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
@@ -32,8 +31,7 @@ from aced.losses import layerwise
 from aced.losses.layerwise import Errors, LayerMap
 from aced.methods import bandit, coca_task
 from aced.methods.bandit import BanditConfig, BanditState
-from aced.methods.base import Method, MethodConfig
-from aced.methods.by_source import by_source
+from aced.methods.base import Method, MethodConfig, StepContext
 from aced.methods.coca_task import Answers, Task
 from aced.methods.frozen import TrainedCoCaConfig
 from aced.models import coca
@@ -287,10 +285,7 @@ class Optima(Method):
         train_state: state.TrainState,
         frozen: dict[str, PyTree],
         batch: dict[str, Array],
-        *,
-        tx: optax.GradientTransformation,
-        ema_decay: float = 0.0,
-        sources: Sequence[str] = (),
+        context: StepContext,
     ) -> tuple[state.TrainState, dict[str, Array]]:
         """Returns the state after one step, and its metrics; see `Method`.
 
@@ -311,8 +306,6 @@ class Optima(Method):
             parts = {"loss/task": found.task, "loss/kl": found.kl, "accuracy": found.accuracy}
             return loss, parts | _by_name("loss", MODULES, layers)
 
-        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
-        new_state, update = state.apply_gradients(train_state, tx, loss, grads, ema_decay=ema_decay)
         mean, width = bandit.posterior(pull.bandit, config.bandit)
         metrics = {
             "bandit/arm": pull.arm,
@@ -321,15 +314,10 @@ class Optima(Method):
             **_by_name("bandit/mean", config.names, mean),
             **_by_name("bandit/width", config.names, width),
             **_by_name("bandit/pulls", config.names, pull.bandit.pulls),
-            **by_source(sources, batch, batch),
+            **context.picks(batch, batch),
         }
-        return new_state.replace(method=pull), {
-            "loss": loss,
-            "picks": batch["id"],
-            **parts,
-            **update,
-            **metrics,
-        }
+        new_state, metrics = context.update(train_state, loss_fn, metrics)
+        return new_state.replace(method=pull), metrics
 
     def _next_pull(
         self, train_state: state.TrainState, teacher: PyTree, batch: dict[str, Array]

@@ -17,7 +17,7 @@ from aced.config import ConfigError
 from aced.data.reader import OPTIONAL_FIELDS
 from aced.data.records import Source
 from aced.data.streams import Stream
-from aced.methods.base import Method
+from aced.methods.base import Method, StepContext
 from aced.models.kinds import ModelConfig, kind_of
 from aced.optim import durations, optimizer, schedules, state
 from aced.parallel import mesh as meshes
@@ -112,9 +112,7 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
         step=jax.jit(
             functools.partial(
                 method.train_step,
-                tx=tx,
-                ema_decay=settings.ema_decay,
-                sources=settings.data.members,
+                context=StepContext(tx, settings.ema_decay, settings.data.members),
             ),
             donate_argnums=0,
             out_shardings=(places, meshes.replicated(mesh)),

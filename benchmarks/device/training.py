@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from aced.evaluators.retrieval import recall
+from aced.methods.base import StepContext
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.frozen import FrozenConfig
@@ -82,7 +83,7 @@ def train(
     @functools.partial(jax.jit, donate_argnums=0)
     def step(now, arrays, ids):
         batch = {name: rows[ids] for name, rows in arrays.items()} | {"id": ids}
-        return method.train_step(now, {}, batch, tx=tx)
+        return method.train_step(now, {}, batch, StepContext(tx))
 
     order = _order(len(pool), seed)
     rows, noisy, since = [], [], time.monotonic()

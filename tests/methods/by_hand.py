@@ -18,6 +18,7 @@ from aced.config import to_config
 from aced.data.batch_spec import view_of
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
+from aced.methods.base import StepContext
 from aced.methods.contrastive import prefix_of
 from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig
@@ -107,7 +108,7 @@ def batch_of(method, n):
 def jitted(method, **options):
     """The step, compiled."""
     tx = optax.sgd(RATE)
-    return jax.jit(lambda s, f, b: method.train_step(s, f, b, tx=tx, **options))
+    return jax.jit(lambda s, f, b: method.train_step(s, f, b, StepContext(tx, **options)))
 
 
 @dataclasses.dataclass

@@ -14,6 +14,7 @@ from aced import methods
 from aced.config import ConfigError, to_config
 from aced.data.sources import DataConfig
 from aced.methods import coca_task
+from aced.methods.base import StepContext
 from aced.methods.coca_task import Answers, CoCaTask, CoCaTaskConfig
 from aced.models import coca
 from aced.optim import state
@@ -40,7 +41,8 @@ def batch_of(model, labels=True):
 def step(method, batch, params=None, sources=()):
     params = params or {"model": tiny_coca.params(method.config.model)}
     start = state.create(params, TX, jax.random.key(1))
-    return jax.jit(functools.partial(method.train_step, tx=TX, sources=sources))(start, {}, batch)
+    context = StepContext(TX, sources=sources)
+    return jax.jit(functools.partial(method.train_step, context=context))(start, {}, batch)
 
 
 def test_answers_average_over_known_labels():

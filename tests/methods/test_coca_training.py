@@ -13,6 +13,7 @@ import pytest
 from aced import methods
 from aced.config import ConfigError, to_config
 from aced.cost import flops
+from aced.methods.base import StepContext
 from aced.methods.coca import CoCaTrainConfig, CoCaTraining
 from aced.methods.contrastive_settings import DistillationConfig
 from aced.methods.frozen import FrozenConfig
@@ -53,7 +54,9 @@ def step(settings, batch):
     params = {"model": tiny_coca.params()}
     frozen = {"reference": two_tower.init(REFERENCE, jax.random.key(9))}
     start = state.create(params, TX, jax.random.key(1))
-    return jax.jit(functools.partial(method.train_step, tx=TX))(start, frozen, batch)
+    return jax.jit(functools.partial(method.train_step, context=StepContext(TX)))(
+        start, frozen, batch
+    )
 
 
 def test_both_losses_are_those_by_hand(batch):
@@ -151,7 +154,7 @@ def test_a_loss_of_weight_0_is_left_out_and_its_parameters_frozen(batch, left_ou
     method, params = CoCaTraining(settings), {"model": tiny_coca.params()}
     start = state.create(params, optax.sgd(1.0), jax.random.key(1))
     rows = {name: x[:8] for name, x in batch.items()}
-    train_step = functools.partial(method.train_step, tx=optax.sgd(1.0))
+    train_step = functools.partial(method.train_step, context=StepContext(optax.sgd(1.0)))
     after, metrics = jax.jit(train_step)(start, {}, rows)
     assert [name for name in ("contrastive", "captioning") if f"loss/{name}" in metrics] == [
         name for name in ("contrastive", "captioning") if name != left_out

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from aced.methods.base import StepContext
 from aced.methods.contrastive import Contrastive
 
 B, SIZE = 32, 8
@@ -110,7 +111,7 @@ def test_a_learner_that_is_its_own_reference_has_nothing_to_learn(loss):
     @jax.jit
     def numbers(train_state, batch):
         frozen = {"reference": train_state.params["model"]}
-        metrics = method.train_step(train_state, frozen, batch, tx=optax.sgd(0.1))[1]
+        metrics = method.train_step(train_state, frozen, batch, StepContext(optax.sgd(0.1)))[1]
         return (
             metrics["picks"],
             metrics["selection/score_selected"],
@@ -134,7 +135,7 @@ def test_no_gradient_through_scores_nor_into_frozen_models():
     def number(name):
         def of(params, frozen):
             args = train_state.replace(params=params), frozen, batch
-            return method.train_step(*args, tx=optax.sgd(0.1))[1][name]
+            return method.train_step(*args, StepContext(optax.sgd(0.1)))[1][name]
 
         return of
 

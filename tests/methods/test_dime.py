@@ -11,6 +11,7 @@ import pytest
 
 from aced.config import ConfigError
 from aced.losses import similarity
+from aced.methods.base import StepContext
 from aced.methods.dime import Dime, DimeConfig, student
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
@@ -53,7 +54,9 @@ def new_state(method):
 
 
 def step(method, train_state, batch):
-    return jax.jit(functools.partial(method.train_step, tx=TX))(train_state, {}, batch)
+    return jax.jit(functools.partial(method.train_step, context=StepContext(TX)))(
+        train_state, {}, batch
+    )
 
 
 def test_the_step_is_the_loss_of_its_embeddings(batch):

@@ -15,6 +15,7 @@ from aced.checkpoints.checkpointer import load_params
 from aced.config import ConfigError
 from aced.cost import flops
 from aced.data.images.transforms import ResizeConfig
+from aced.methods.base import StepContext
 from aced.methods.coca_task import CoCaTask, CoCaTaskConfig
 from aced.methods.frozen import TrainedConfig, trained_model
 from aced.methods.lit_decoder import LitDecoder, LitDecoderConfig, reading
@@ -122,7 +123,8 @@ def test_a_step_moves_the_decoder_alone(classes):
 
 def step(method, params, batch):
     start = state.create(params, TX, jax.random.key(1))
-    return jax.jit(functools.partial(method.train_step, tx=TX))(start, {}, batch)
+    train_step = functools.partial(method.train_step, context=StepContext(TX))
+    return jax.jit(train_step)(start, {}, batch)
 
 
 @pytest.mark.slow
@@ -145,7 +147,7 @@ def counted(method):
     params = {"model": jax.eval_shape(lambda key: coca.init(model, key), jax.random.key(0))}
     image, text = tiny_coca.batch(B, config=model)
     start = jax.eval_shape(lambda p: state.create(p, TX, jax.random.key(1)), params)
-    run = jax.jit(functools.partial(method.train_step, tx=TX))
+    run = jax.jit(functools.partial(method.train_step, context=StepContext(TX)))
     batch = {"image": image, "text": text, "id": jnp.arange(B)}
     return run.lower(start, {}, batch).compile().cost_analysis()["flops"]
 

@@ -15,6 +15,7 @@ from aced.config import ConfigError, to_config
 from aced.cost import flops
 from aced.methods import bandit, coca_task
 from aced.methods.bandit import BanditConfig
+from aced.methods.base import StepContext
 from aced.methods.frozen import TrainedCoCaConfig
 from aced.methods.optima import MODULES, LayerWeights, Optima, OptimaConfig, student
 from aced.models import coca
@@ -66,7 +67,7 @@ def programs(settings):
     return (
         method,
         jax.jit(others),
-        jax.jit(functools.partial(method.train_step, tx=TX)),
+        jax.jit(functools.partial(method.train_step, context=StepContext(TX))),
         jax.jit(lambda *args: method._compare(*args)[2].means()),
     )
 
