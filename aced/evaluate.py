@@ -24,7 +24,6 @@ from aced.evaluators import suites
 from aced.flag_settings import setting
 from aced.methods.frozen import CheckpointOf, load_model, trained_model
 from aced.models import model_folder
-from aced.models.kinds import kind_of
 from aced.parallel import mesh as meshes
 from aced.train import program
 from aced.train.config import parse
@@ -77,7 +76,7 @@ def run(
     item = dataclasses.replace(
         item, checkpoint=folder, parameters=_parameters(folder, wanted.parameters)
     )
-    kind_of(model).check_tokenizer(model, get_tokenizer(model.tokenizer))
+    model.check_tokenizer(get_tokenizer(model.tokenizer))
     mesh = meshes.make_mesh(devices, settings.mesh)
     with jax.set_mesh(mesh):
         params = load_model(item, program.model_shapes(model, mesh, settings.mesh.rules))

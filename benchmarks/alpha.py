@@ -147,8 +147,8 @@ class Step:
             return rng.integers(0, 128, x.shape, x.dtype)
 
         self.step, self.state = built.step, built.new_state(jax.random.key(0), {})
-        init, models = jax.jit(two_tower.init, static_argnums=0), built.method.frozen.items()
-        self.frozen = {name: init(item.model, jax.random.key(1)) for name, item in models}
+        models = {name: item.model for name, item in built.method.frozen.items()}
+        self.frozen = {name: jax.jit(m.init)(jax.random.key(1)) for name, m in models.items()}
         self.batch = jax.device_put(jax.tree.map(random, built.batch()), meshes.by_example(mesh))
 
     def __call__(self) -> Any:

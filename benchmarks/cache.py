@@ -122,8 +122,8 @@ class Step:
         self._rng, self._cache = np.random.default_rng(0), cache
         self.flops = built.method.flops_per_step(SIZE)
         self._step, self._state = built.step, built.new_state(jax.random.key(0), {})
-        init, models = jax.jit(two_tower.init, static_argnums=0), built.method.frozen.items()
-        self._frozen = {name: init(item.model, jax.random.key(1)) for name, item in models}
+        models = {name: item.model for name, item in built.method.frozen.items()}
+        self._frozen = {name: jax.jit(m.init)(jax.random.key(1)) for name, m in models.items()}
         shapes, self._place = built.batch(), meshes.by_example(mesh)
         self._cached = {name for name in shapes if name.endswith(("zimg", "ztxt"))}
         self._ids = shapes["id"].shape

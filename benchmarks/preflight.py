@@ -21,7 +21,6 @@ import sys
 import jax
 
 from aced.config import from_config
-from aced.models import two_tower
 from aced.models.two_tower import TwoTowerConfig
 from configs import acid_b16
 
@@ -99,7 +98,7 @@ def _parameter_sizes() -> set[int]:
     )
     sizes = set()
     for model in (own, large):
-        shapes = jax.eval_shape(functools.partial(two_tower.init, model), jax.random.key(0))
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
         for x in jax.tree.leaves(shapes):
             sizes |= {x.size, x.size // x.shape[0] if x.shape else 1}
     return sizes

@@ -1,6 +1,5 @@
 """A prepared data set with every kind of example, and models to make caches with."""
 
-import functools
 import io
 
 import jax
@@ -55,7 +54,7 @@ def model(*, width=24, resolution=16, length=12, bias=-6.0, dtype="float32"):
 def write_model(folder, config=None, seed=0):
     """A model folder with parameters under which no two examples look alike."""
     config = config or model()
-    shapes = jax.eval_shape(functools.partial(two_tower.init, config), jax.random.key(0))
+    shapes = jax.eval_shape(config.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: np.float32(0.05 + 0.3 * rng.normal(size=x.shape)), shapes)
     params["t"] = np.float32(np.log(config.init_scale))

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from aced.models.base import ModelConfig
 from aced.models.coca import CoCaConfig
-from aced.models.kinds import ModelConfig
 from aced.models.presets import Size
 from aced.models.swin_config import SwinConfig
 from aced.models.text import TextConfig

@@ -11,7 +11,7 @@ from aced.evaluators.config import EvalConfig
 from aced.evaluators.linear_probe import LinearProbe
 from aced.evaluators.retrieval import Retrieval
 from aced.evaluators.zeroshot import ZeroShot
-from aced.models.kinds import ModelConfig
+from aced.models.base import ModelConfig
 
 __all__ = ["EvalConfig", "Evaluator", "build"]
 

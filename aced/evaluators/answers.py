@@ -14,8 +14,8 @@ from aced.data.sources import open_source
 from aced.evaluators import whole
 from aced.evaluators.config import EvalConfig
 from aced.models import coca
+from aced.models.base import ModelConfig
 from aced.models.coca import CoCaConfig
-from aced.models.kinds import ModelConfig
 
 
 class Answers:

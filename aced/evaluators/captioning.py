@@ -25,8 +25,8 @@ from aced.evaluators.config import EvalConfig
 from aced.evaluators.references import References
 from aced.losses import captioning
 from aced.models import coca, generation
+from aced.models.base import ModelConfig
 from aced.models.coca import CoCaConfig
-from aced.models.kinds import ModelConfig
 
 _SHOWN = 4  # captions that are logged
 
@@ -46,7 +46,7 @@ class Captioning:
         self._config, self._model, self._mesh = config, model, mesh
         self._source = open_source(config.data)
         self._tokenizer = get_tokenizer(model.tokenizer)
-        coca.check_tokenizer(model, self._tokenizer)
+        model.check_tokenizer(self._tokenizer)
         self._references = References(self._source, config.data)
 
     def __call__(self, params: PyTree) -> dict[str, float]:

@@ -12,7 +12,7 @@ from aced.data.records import Source
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import whole
 from aced.evaluators.config import EvalConfig
-from aced.models.kinds import ModelConfig, kind_of
+from aced.models.base import ModelConfig
 from aced.parallel import mesh as meshes
 
 
@@ -66,5 +66,5 @@ class Embedder:
 
 @functools.cache  # evaluations of one model share what is compiled
 def _encoder(model: ModelConfig, method: str) -> Callable[[PyTree, jax.Array], jax.Array]:
-    module = kind_of(model).build(model)
+    module = model.build()
     return jax.jit(lambda params, x: module.apply({"params": params}, x, method=method))

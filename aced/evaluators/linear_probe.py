@@ -29,7 +29,7 @@ from aced.evaluators.classification import Truth
 from aced.evaluators.config import EvalConfig, ProbeConfig
 from aced.evaluators.embed import Embedder
 from aced.models import two_tower
-from aced.models.kinds import ModelConfig
+from aced.models.base import ModelConfig
 
 
 class Head(NamedTuple):

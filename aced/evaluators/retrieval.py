@@ -8,7 +8,7 @@ from aced.config import ConfigError
 from aced.data.sources import open_source
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
-from aced.models.kinds import ModelConfig
+from aced.models.base import ModelConfig
 
 KS = (1, 5, 10)
 _BLOCK = 1024  # queries compared with all candidates at once

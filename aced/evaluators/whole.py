@@ -13,7 +13,7 @@ from aced.data import pipeline
 from aced.data.batch_spec import View
 from aced.data.records import Source
 from aced.evaluators.config import EvalConfig
-from aced.models.kinds import ModelConfig
+from aced.models.base import ModelConfig
 from aced.parallel import mesh as meshes
 
 Arrays = dict[str, jax.Array]

@@ -10,7 +10,7 @@ from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import classification
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
-from aced.models.kinds import ModelConfig
+from aced.models.base import ModelConfig
 
 
 class ZeroShot:

@@ -17,7 +17,7 @@ from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.methods.by_source import by_source
 from aced.methods.frozen import CheckpointOf, FrozenConfig
-from aced.models.kinds import ModelConfig, kind_of
+from aced.models.base import ModelConfig
 from aced.optim.state import TrainState, apply_gradients
 from aced.selection.scores import Terms
 
@@ -177,7 +177,7 @@ class Method(abc.ABC):
 
     def init_params(self, key: jax.Array) -> PyTree:
         """Parameters before step 0: those of the model, under "model", and what else is trained."""
-        return {"model": kind_of(self.config.model).init(self.config.model, key)}
+        return {"model": self.config.model.init(key)}
 
     def init_memory(self, params: PyTree) -> PyTree:
         """What a state holds beside parameters and optimizer, before step 0."""

@@ -35,7 +35,7 @@ from aced.losses import contrastive, distillation
 from aced.methods.base import Method, StepContext
 from aced.methods.contrastive_settings import LEARNER, REFERENCE, ContrastiveConfig, frozen_key
 from aced.methods.providers import Provider, Running, Stored
-from aced.models.kinds import ModelConfig
+from aced.models.base import ModelConfig
 from aced.optim import state
 from aced.outputs import Embeddings
 from aced.selection import collapse, scores, select, take

@@ -14,8 +14,8 @@ from aced.checkpoints import record
 from aced.checkpoints.checkpointer import load_params
 from aced.config import ConfigError, expand, flatten, from_config
 from aced.models import model_folder, two_tower
+from aced.models.base import ModelConfig
 from aced.models.coca import CoCaConfig
-from aced.models.kinds import ModelConfig
 from aced.models.two_tower import TwoTowerConfig
 
 _COMPUTED = ("dtype", "scan", "remat", "attention")  # how a model is computed, not what

@@ -10,7 +10,7 @@ from aced.data.batch_spec import embeddings_of, view_of
 from aced.methods import scoring
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
-from aced.models.kinds import ModelConfig
+from aced.models.base import ModelConfig
 from aced.outputs import Embeddings
 from aced.parallel.micro_batch import map_micro_batches
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from aced.config import ConfigError
 from aced.cost import flops
 from aced.models import flexi
-from aced.models.kinds import ModelConfig, kind_of
+from aced.models.base import ModelConfig
 from aced.outputs import Embeddings
 from aced.parallel.mesh import constrain_by_example, data_shards
 
@@ -111,7 +111,7 @@ def embed(
     text_params, text = _shorter(params["text"], text, model, scoring.text_length)
     params = {**params, "image": image_params, "text": text_params}
     int8 = scoring.precision == "int8"
-    return kind_of(seen).embed(seen, params, image, text, int8=int8)
+    return seen.embed(params, image, text, int8=int8)
 
 
 def embed_mixed(
@@ -140,7 +140,7 @@ def embed_mixed(
     """
     first, others = split_every((image, text), every)
     as_scored = embed(model, scoring.view, params, *first)
-    full = kind_of(model).embed(model, params, *others)
+    full = model.embed(params, *others)
     return full.replace(
         zimg=join_every(as_scored.zimg, full.zimg, every),
         ztxt=join_every(as_scored.ztxt, full.ztxt, every),
@@ -201,7 +201,7 @@ def _shorter(
     last = text.shape[1] - 1
     if length is None or length > last:
         return params, text
-    kept, end = text[:, :length], kind_of(model).end_of_text(model)
+    kept, end = text[:, :length], model.end_of_text
     if end is not None:
         ends = (kept == end).any(axis=1)
         return params, kept.at[:, -1].set(jnp.where(ends, kept[:, -1], end))

@@ -19,6 +19,7 @@ from aced.data.batch_spec import SECOND
 from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import Tokenizer, TokenizerConfig
 from aced.models import presets, transformer, two_tower
+from aced.models.base import ModelConfig
 from aced.models.decoder import Cache, Decoder, DecoderConfig, real_words
 from aced.models.pooler import Cascade, Head
 from aced.models.vit import ImageConfig, ViT
@@ -32,7 +33,7 @@ CAPTIONING_ONLY = r"text/(multimodal|norm|softmax)/.*"
 
 
 @dataclasses.dataclass(frozen=True)
-class CoCaConfig:
+class CoCaConfig(ModelConfig):
     """A whole model. The defaults are CoCa-Base at 288 px."""
 
     image: ImageConfig = ImageConfig(patch=18, resolution=288, pool="none")
@@ -63,6 +64,9 @@ class CoCaConfig:
     resize: ResizeConfig = ResizeConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
 
+    # Those of the head, and how much of the positions a task's texts need.
+    FREE_TO_START_FROM = ("classes", "head_hidden", "pictures", "tokenizer.length")
+
     def __post_init__(self):
         if self.image.architecture != "vit" or self.image.pool not in ("none", "all"):
             raise ConfigError(
@@ -70,7 +74,7 @@ class CoCaConfig:
                 "image.pool = 'none' (or 'all', with a class token), not "
                 f"{self.image.architecture!r} and {self.image.pool!r}."
             )
-        transformer.check_attention(self.attention, self.dtype)
+        super().__post_init__()
         if self.queries < 0:
             raise ConfigError(f"queries must be at least 0, got {self.queries}.")
         if self.pooler_heads is not None and (
@@ -80,10 +84,6 @@ class CoCaConfig:
                 f"pooler_heads = {self.pooler_heads} must be a divisor of the decoder's width, "
                 f"{self.text.dims.width}."
             )
-        if self.embed_dim is not None and self.embed_dim < 1:
-            raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
-        if self.init_scale <= 0:
-            raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
         if min(self.classes, self.head_hidden) < 0 or self.pictures not in (1, 2):
             raise ConfigError(
                 f"classes = {self.classes} and head_hidden = {self.head_hidden} must be at least "
@@ -99,6 +99,31 @@ class CoCaConfig:
     def width(self) -> int:
         """Channels of both embeddings."""
         return self.embed_dim if self.embed_dim is not None else self.text.dims.width
+
+    @property
+    def end_of_text(self) -> int:
+        """The id up to which the decoder reads."""
+        return self.text.eos_id
+
+    def build(self, int8: bool = False) -> "CoCa":
+        """Returns the model's module."""
+        return CoCa(self, int8)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuses a tokenizer whose ids the decoder cannot read; see `ModelConfig`."""
+        super().check_tokenizer(tokenizer)
+        if not tokenizer.config.eos:
+            raise ConfigError("A decoder has to learn where texts end; set tokenizer.eos = True.")
+        if tokenizer.eos_id != self.text.eos_id:
+            raise ConfigError(
+                f"Texts end with text.eos_id = {self.text.eos_id}, but the tokenizer ends them "
+                f"with {tokenizer.eos_id}; set text.eos_id to that."
+            )
+
+    def shared_parts(self, trained: "CoCaConfig") -> tuple[str, ...] | None:
+        """The parts that can be taken from `trained`; None: all. Another task, another head."""
+        heads = [(c.classes, c.head_hidden, c.pictures) for c in (self, trained)]
+        return None if heads[0] == heads[1] else ("image", "pooler", "text", "t")
 
 
 def preset(name: str, **changes: Any) -> CoCaConfig:
@@ -126,33 +151,6 @@ def inputs(model: CoCaConfig, batch: dict[str, Array]) -> tuple[tuple[Array, ...
     """Returns the pictures of a batch, one or two per example, and its texts."""
     images = tuple(batch[f"{prefix}image"] for prefix in ("", SECOND)[: model.pictures])
     return images, batch["text"]
-
-
-def check_tokenizer(config: CoCaConfig, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer whose ids the decoder cannot read.
-
-    Raises:
-        ConfigError: its texts are longer than the positions, its vocabulary is larger than the
-            token table, or it does not end texts with the id that the decoder ends them with.
-    """
-    text = config.text
-    if tokenizer.config.length > text.length:
-        raise ConfigError(
-            f"tokenizer.length = {tokenizer.config.length} is more than the decoder's "
-            f"text.length = {text.length} positions; lower the one or raise the other."
-        )
-    if tokenizer.vocab_size > text.vocab_size:
-        raise ConfigError(
-            f"text.vocab_size = {text.vocab_size} is less than the tokenizer's "
-            f"{tokenizer.vocab_size} ids; raise it to that."
-        )
-    if not tokenizer.config.eos:
-        raise ConfigError("A decoder has to learn where texts end; set tokenizer.eos = True.")
-    if tokenizer.eos_id != text.eos_id:
-        raise ConfigError(
-            f"Texts end with text.eos_id = {text.eos_id}, but the tokenizer ends them with "
-            f"{tokenizer.eos_id}; set text.eos_id to that."
-        )
 
 
 @struct.dataclass
@@ -242,6 +240,12 @@ class CoCa(nn.Module):
         states = self.text.decode(tokens, pooled).states
         real = real_words(text, self.config.text.eos_id)
         return self.head(states.reshape(b, k, *states.shape[1:]), real)
+
+    def everything(self, image: UInt8[Array, "b h w 3"], text: Int[Array, "b l"]) -> None:
+        """Uses all parameters, those of the head included."""
+        self(image, text)
+        if self.config.classes:
+            self.answer(jnp.stack([image] * self.config.pictures, axis=1), text)
 
     def begin(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], length: int
@@ -345,56 +349,6 @@ def _with_hidden(config: CoCaConfig, params: PyTree, method: str, *args: Array) 
     return output, {m: stack[name][0] for m, stack in zip(MODULES, stacks, strict=True)}
 
 
-def build(config: CoCaConfig, int8: bool = False) -> CoCa:
-    """Returns the model's module."""
-    return CoCa(config, int8)
-
-
-def embed(
-    config: CoCaConfig,
-    params: PyTree,
-    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
-    text: Int[Array, "b l"],
-    *,
-    int8: bool = False,
-) -> Embeddings:
-    """Returns the embeddings of paired images and texts, without the multimodal half."""
-    return CoCa(config, int8).apply({"params": params}, image, text, method="embed")
-
-
 def logits(output: Output) -> Float[Array, "b l v"]:
     """Float32 logits of every word, for small vocabularies: losses do without all of them."""
     return word_logits(output.words.states, output.words.kernel)
-
-
-def init(config: CoCaConfig, key: Array) -> PyTree:
-    """Returns random float32 parameters: a nested dict with image, pooler, text, t, perhaps head.
-
-    Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under
-    `jax.eval_shape` nothing is computed.
-    """
-    image = jnp.zeros((1, config.image.resolution, config.image.resolution, 3), jnp.uint8)
-    text = jnp.zeros((1, config.text.length), jnp.int32)
-
-    def everything(model: CoCa) -> None:
-        model(image, text)
-        if config.classes:
-            model.answer(jnp.stack([image] * config.pictures, axis=1), text)
-
-    return CoCa(config).init(key, method=everything)["params"]
-
-
-# Settings that may differ in a model that another one starts from: those of the head, and how much
-# of the positions a task's texts need.
-FREE_TO_START_FROM = ("classes", "head_hidden", "pictures", "tokenizer.length")
-
-
-def shared_parts(config: CoCaConfig, other: CoCaConfig) -> tuple[str, ...] | None:
-    """The parts that a model can take from a trained one; None: all. Another task, another head."""
-    heads = [(c.classes, c.head_hidden, c.pictures) for c in (config, other)]
-    return None if heads[0] == heads[1] else ("image", "pooler", "text", "t")
-
-
-def end_of_text(config: CoCaConfig) -> int:
-    """The id up to which the decoder reads."""
-    return config.text.eos_id

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from aced.config import ConfigError
-from aced.models import presets, two_tower
+from aced.models import presets
 from aced.models.two_tower import TwoTowerConfig
 
 Params = dict[str, Any]  # nested dicts of arrays
@@ -61,7 +61,7 @@ def nested(leaves: dict[str, Any]) -> Params:
 
 def expected_shapes(config: TwoTowerConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of `config`, by name; nothing is computed."""
-    abstract = jax.eval_shape(lambda key: two_tower.init(config, key), jax.random.key(0))
+    abstract = jax.eval_shape(config.init, jax.random.key(0))
     return {name: leaf.shape for name, leaf in flat(abstract).items()}
 
 

@@ -13,6 +13,7 @@ from aced.config import ConfigError
 from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import Tokenizer, TokenizerConfig
 from aced.models import presets, transformer
+from aced.models.base import ModelConfig
 from aced.models.swin import Swin
 from aced.models.text import TextConfig, TextTower
 from aced.models.vit import ImageConfig, ViT
@@ -21,7 +22,7 @@ from aced.parallel.mesh import constrain_by_example
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoTowerConfig:
+class TwoTowerConfig(ModelConfig):
     """A whole model. The defaults are SigLIP B/16 at 256 px (arXiv 2303.15343)."""
 
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
@@ -47,11 +48,7 @@ class TwoTowerConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     def __post_init__(self):
-        transformer.check_attention(self.attention, self.dtype)
-        if self.embed_dim is not None and self.embed_dim < 1:
-            raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
-        if self.init_scale <= 0:
-            raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
+        super().__post_init__()
         if self.image.pool in ("none", "all"):
             raise ConfigError(
                 f"image.pool = {self.image.pool!r} gives no embedding, which two towers need; "
@@ -62,6 +59,24 @@ class TwoTowerConfig:
     def width(self) -> int:
         """Channels of both embeddings."""
         return self.embed_dim if self.embed_dim is not None else self.image.out_width
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id at which the text tower collects what it has read; None: at the last place."""
+        return self.text.eot_id if self.text.pool == "eot" else None
+
+    def build(self, int8: bool = False) -> "TwoTower":
+        """Returns the model's module."""
+        return TwoTower(self, int8)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuses a tokenizer whose ids the text tower cannot read; see `ModelConfig`."""
+        super().check_tokenizer(tokenizer)
+        if self.text.pool == "eot" and tokenizer.eos_id != self.text.eot_id:
+            raise ConfigError(
+                f"text.pool = 'eot' looks for text.eot_id = {self.text.eot_id}, but the tokenizer "
+                f"ends texts with {tokenizer.eos_id}; set text.eot_id to that."
+            )
 
 
 def preset(name: str, **changes: Any) -> TwoTowerConfig:
@@ -81,31 +96,6 @@ def preset(name: str, **changes: Any) -> TwoTowerConfig:
     fields["text"] = TextConfig(**fields["text"])
     fields["tokenizer"] = TokenizerConfig(length=fields["text"].length)
     return TwoTowerConfig(**(fields | changes))
-
-
-def check_tokenizer(config: TwoTowerConfig, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer whose ids the text tower cannot read.
-
-    Raises:
-        ConfigError: its texts are longer than the positions, its vocabulary is larger than the
-            token table, or the tower pools at an end-of-text id that it does not write.
-    """
-    text = config.text
-    if tokenizer.config.length > text.length:
-        raise ConfigError(
-            f"tokenizer.length = {tokenizer.config.length} is more than the text tower's "
-            f"text.length = {text.length} positions; lower the one or raise the other."
-        )
-    if tokenizer.vocab_size > text.vocab_size:
-        raise ConfigError(
-            f"text.vocab_size = {text.vocab_size} is less than the tokenizer's "
-            f"{tokenizer.vocab_size} ids; raise it to that."
-        )
-    if text.pool == "eot" and tokenizer.eos_id != text.eot_id:
-        raise ConfigError(
-            f"text.pool = 'eot' looks for text.eot_id = {text.eot_id}, but the tokenizer ends "
-            f"texts with {tokenizer.eos_id}; set text.eot_id to that."
-        )
 
 
 class TwoTower(nn.Module):
@@ -158,6 +148,8 @@ class TwoTower(nn.Module):
         scale, bias = logit_parameters(self.variables["params"])
         return Embeddings(zimg=zimg, ztxt=ztxt, scale=scale, bias=bias)
 
+    embed = everything = __call__
+
 
 def l2_normalize(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
     """Returns z / |z|; zero, with gradient zero and not NaN, where z is zero."""
@@ -167,45 +159,3 @@ def l2_normalize(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
 def logit_parameters(params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the logits' scale t and bias (zero where the model has none)."""
     return jnp.exp(params["t"]), params.get("bias", jnp.zeros(()))
-
-
-def init(config: TwoTowerConfig, key: Array) -> PyTree:
-    """Returns random float32 parameters: a nested dict with image, text, t and perhaps bias.
-
-    Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under
-    `jax.eval_shape` nothing is computed.
-    """
-    image = jnp.zeros((1, config.image.resolution, config.image.resolution, 3), jnp.uint8)
-    text = jnp.zeros((1, config.text.length), jnp.int32)
-    return TwoTower(config).init(key, image, text)["params"]
-
-
-def build(config: TwoTowerConfig, int8: bool = False) -> TwoTower:
-    """Returns the model's module."""
-    return TwoTower(config, int8)
-
-
-def embed(
-    config: TwoTowerConfig,
-    params: PyTree,
-    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
-    text: Int[Array, "b l"],
-    *,
-    int8: bool = False,
-) -> Embeddings:
-    """Returns the embeddings of paired images and texts."""
-    return TwoTower(config, int8).apply({"params": params}, image, text)
-
-
-# Settings that may differ in a model that another one starts from.
-FREE_TO_START_FROM = ()
-
-
-def shared_parts(config: TwoTowerConfig, other: TwoTowerConfig) -> None:
-    """The parts that a model can take from a trained one of the same architecture: all."""
-    del config, other
-
-
-def end_of_text(config: TwoTowerConfig) -> int | None:
-    """The id at which the text tower collects what it has read; None: at the last place."""
-    return config.text.eot_id if config.text.pool == "eot" else None

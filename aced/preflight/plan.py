@@ -11,7 +11,7 @@ from aced.config import WORKDIR, ConfigError, Settings
 from aced.data import sources
 from aced.data.records import DatasetError
 from aced.methods.frozen import FrozenConfig, TrainedConfig, holds_model
-from aced.models.kinds import ModelConfig
+from aced.models.base import ModelConfig
 from aced.parallel import mesh as meshes
 from aced.train import program
 from aced.train.config import TrainConfig, parse

@@ -15,7 +15,7 @@ from aced.cache import Cache, fingerprint
 from aced.config import ConfigError, flatten
 from aced.data.tokenizers import Tokenizer, get_tokenizer
 from aced.methods.frozen import CheckpointOf, FrozenConfig, load_model
-from aced.models.two_tower import TwoTower, TwoTowerConfig, check_tokenizer
+from aced.models.two_tower import TwoTower, TwoTowerConfig
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 
@@ -43,7 +43,7 @@ def load(item: CheckpointOf, mesh: Mesh) -> Teacher:
     resolved = FrozenConfig(item.checkpoint, item.which, item.parameters).resolve("")
     model = resolved.model
     tokenizer = get_tokenizer(model.tokenizer)
-    check_tokenizer(model, tokenizer)
+    model.check_tokenizer(tokenizer)
     whole = load_model(resolved, None)
     about = {
         "weights": fingerprint.of_weights(whole),

@@ -18,7 +18,7 @@ from aced.data.reader import OPTIONAL_FIELDS
 from aced.data.records import Source
 from aced.data.streams import Stream
 from aced.methods.base import Method, StepContext
-from aced.models.kinds import ModelConfig, kind_of
+from aced.models.base import ModelConfig
 from aced.optim import durations, optimizer, schedules, state
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
@@ -122,7 +122,7 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
 
 def model_shapes(model: ModelConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:
     """The shapes of a model's parameters, as they are trained, and where they lie."""
-    shapes = jax.eval_shape(functools.partial(kind_of(model).init, model), _key())
+    shapes = jax.eval_shape(model.init, _key())
     return placed(shapes, rules.shardings(shapes, mesh, extra_rules))
 
 

@@ -18,7 +18,6 @@ from aced.data import pipeline, sources
 from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
 from aced.methods.frozen import FrozenConfig, load_model
-from aced.models.kinds import kind_of
 from aced.models.vit import ImageConfig
 from aced.optim import durations, state
 from aced.parallel import mesh as meshes
@@ -67,7 +66,7 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     for prefix, model in prog.method.models.items():
         _warn_of_rest(prefix.rstrip("/") or "method.model", model.image)
         try:
-            kind_of(model).check_tokenizer(model, get_tokenizer(model.tokenizer))
+            model.check_tokenizer(get_tokenizer(model.tokenizer))
         except ConfigError as error:
             raise ConfigError(
                 f"The model {prefix.rstrip('/') or 'method.model'}: {error}"

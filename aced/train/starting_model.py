@@ -9,7 +9,6 @@ from etils import epath
 from jaxtyping import PyTree
 
 from aced.methods.frozen import CheckpointOf, check_same_model, load_model, trained_model
-from aced.models.kinds import kind_of
 from aced.optim import state
 from aced.train import program
 from aced.train.config import TrainConfig
@@ -32,10 +31,9 @@ def with_initial_model(
         return train_state
     init = dataclasses.replace(settings.init, checkpoint=settings.init.folder(str(folder)))
     model = settings.method.model
-    kind = kind_of(model)
     trained = trained_model(init.checkpoint, type(model))
-    check_same_model(model, trained, init.checkpoint, kind.FREE_TO_START_FROM)
-    shared = kind.shared_parts(model, trained)
+    check_same_model(model, trained, init.checkpoint, model.FREE_TO_START_FROM)
+    shared = model.shared_parts(trained)
     if shared is not None:
         return with_given_parts(train_state, (init, shared))
     old = train_state.params["model"]

@@ -38,7 +38,7 @@ def scenes(config: ShapesConfig, tokenizer: TokenizerConfig, places: Iterable[in
 
 @functools.cache
 def _embedding(model: two_tower.TwoTowerConfig):
-    return jax.jit(functools.partial(two_tower.embed, model))
+    return jax.jit(model.embed)
 
 
 def embed(

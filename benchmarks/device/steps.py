@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from aced.models.kinds import kind_of
 from aced.parallel import mesh as meshes
 from aced.train import program
 from aced.train.config import TrainConfig, parse
@@ -65,7 +64,7 @@ def random_frozen(built: program.Program) -> dict[str, PyTree]:
 
     def init(name: str, key: jax.Array) -> PyTree:
         model = built.method.frozen[name].model
-        params = kind_of(model).init(model, key)
+        params = model.init(key)
         return jax.tree.map(lambda x, held: x.astype(held.dtype), params, built.frozen[name])
 
     made = jax.jit(init, static_argnums=0)

@@ -54,7 +54,7 @@ def test_multiply_adds_are_what_xla_counts(pool):
         scan=False,  # XLA counts the body of a loop once
     )
     model, b = TwoTower(config), 4
-    params = jax.eval_shape(lambda key: two_tower.init(config, key), jax.random.key(0))
+    params = jax.eval_shape(config.init, jax.random.key(0))
     inputs = {
         "encode_image": jax.ShapeDtypeStruct((b, 90, 90, 3), jnp.float32),
         "encode_text": jax.ShapeDtypeStruct((b, 24), jnp.int32),

@@ -38,7 +38,7 @@ B = 4
 
 def counted(method, *inputs):
     """MACs per example that XLA counts in a forward pass of a part."""
-    params = jax.eval_shape(lambda key: coca.init(CONFIG, key), jax.random.key(0))
+    params = jax.eval_shape(CONFIG.init, jax.random.key(0))
     if method == "everything":
 
         def run(params, image, text):
@@ -76,7 +76,7 @@ def test_multiply_adds_of_answers(pictures, hidden):
     config = dataclasses.replace(CONFIG, classes=3000, pictures=pictures, head_hidden=hidden)
     images = (jax.ShapeDtypeStruct((B, 90, 90, 3), jnp.uint8),) * pictures
     text = jax.ShapeDtypeStruct((B, 24), jnp.int32)
-    params = jax.eval_shape(functools.partial(coca.init, config), jax.random.key(0))
+    params = jax.eval_shape(config.init, jax.random.key(0))
     run = jax.jit(functools.partial(coca.answer, config))
     found = run.lower(params, images, text).compile().cost_analysis()["flops"] / 2 / B
     macs = flops.macs_coca(config)
@@ -89,7 +89,7 @@ def test_multiply_adds_of_answers(pictures, hidden):
 def test_every_weight_is_used_once_for_each_of_its_tokens():
     """A count of CoCa-Base by its parameters, with attention scores of n^2 d twice in a layer."""
     config = coca.preset("CoCa-Base", embed_dim=512)
-    shapes = jax.eval_shape(functools.partial(coca.init, config), jax.random.key(0))
+    shapes = jax.eval_shape(config.init, jax.random.key(0))
 
     def kernels(tree):
         named = jax.tree.leaves_with_path(tree)

@@ -9,7 +9,6 @@ from aced import evaluators
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import EvalConfig, retrieval, zeroshot
-from aced.models import coca
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 from aced.parallel.mesh import MeshConfig
@@ -37,7 +36,7 @@ def embeddings(images, texts):
     n = max(len(images), len(texts))
     images = np.resize(np.stack(images), (n, *images[0].shape))
     ids = np.resize(get_tokenizer(MODEL.tokenizer)(texts), (n, MODEL.text.length))
-    both = coca.embed(MODEL, tiny_coca.params(MODEL), jnp.asarray(images), jnp.asarray(ids))
+    both = MODEL.embed(tiny_coca.params(MODEL), jnp.asarray(images), jnp.asarray(ids))
     return np.asarray(both.zimg), np.asarray(both.ztxt)
 
 

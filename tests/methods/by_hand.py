@@ -72,7 +72,7 @@ def randomize(shapes, seed):
 
 def params_of(config, seed):
     """Parameters of a model, with its own temperature and bias."""
-    shapes = jax.eval_shape(functools.partial(two_tower.init, config), jax.random.key(0))
+    shapes = jax.eval_shape(config.init, jax.random.key(0))
     t, bias = jnp.log(config.init_scale), jnp.array(config.init_bias)
     return randomize(shapes, seed) | {"t": t, "bias": bias}
 

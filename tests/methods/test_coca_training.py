@@ -18,7 +18,7 @@ from aced.methods.coca import CoCaTrainConfig, CoCaTraining
 from aced.methods.contrastive_settings import DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
-from aced.models import coca, two_tower
+from aced.models import coca
 from aced.optim import state
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
@@ -52,7 +52,7 @@ def _batch():
 def step(settings, batch):
     method = CoCaTraining(settings)
     params = {"model": tiny_coca.params()}
-    frozen = {"reference": two_tower.init(REFERENCE, jax.random.key(9))}
+    frozen = {"reference": REFERENCE.init(jax.random.key(9))}
     start = state.create(params, TX, jax.random.key(1))
     return jax.jit(functools.partial(method.train_step, context=StepContext(TX)))(
         start, frozen, batch
@@ -106,9 +106,8 @@ def test_acid_chooses_by_the_contrastive_head(batch):
     learner = coca.forward(
         tiny_coca.TINY, tiny_coca.params(), rows["image"], rows["text"]
     ).embeddings
-    reference = two_tower.embed(
-        REFERENCE,
-        two_tower.init(REFERENCE, jax.random.key(9)),
+    reference = REFERENCE.embed(
+        REFERENCE.init(jax.random.key(9)),
         rows["reference/image"],
         rows["reference/text"],
     ).replace(scale=jnp.float32(5.0))

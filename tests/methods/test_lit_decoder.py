@@ -54,7 +54,7 @@ def settings(encoder, **changes):
 
 
 def random_params(encoder):
-    shapes = jax.eval_shape(functools.partial(two_tower.init, encoder), jax.random.key(0))
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), shapes
@@ -144,7 +144,7 @@ def test_nothing_goes_back_through_the_encoder():
 def counted(method):
     """FLOPs of a step as XLA counts them."""
     model = method.config.model
-    params = {"model": jax.eval_shape(lambda key: coca.init(model, key), jax.random.key(0))}
+    params = {"model": jax.eval_shape(model.init, jax.random.key(0))}
     image, text = tiny_coca.batch(B, config=model)
     start = jax.eval_shape(lambda p: state.create(p, TX, jax.random.key(1)), params)
     run = jax.jit(functools.partial(method.train_step, context=StepContext(TX)))

@@ -45,7 +45,7 @@ def apply(tower, params, image, text):
 
 @functools.cache
 def inputs(n=8):
-    shapes = jax.eval_shape(lambda key: two_tower.init(MODEL, key), jax.random.key(0))
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), shapes)
     image = rng.integers(0, 256, (n, 16, 16, 3), np.uint8)

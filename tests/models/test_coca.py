@@ -248,7 +248,7 @@ def test_sharded_is_unsharded():
 @pytest.mark.slow
 def test_half_precision_keeps_parameters_and_embeddings_float32():
     half = dataclasses.replace(TINY, dtype="bfloat16")
-    shapes = jax.eval_shape(lambda key: coca.init(half, key), jax.random.key(0))
+    shapes = jax.eval_shape(half.init, jax.random.key(0))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
     image, text = tiny_coca.batch()
     params = tiny_coca.params()
@@ -267,7 +267,7 @@ def test_half_precision_keeps_parameters_and_embeddings_float32():
 @functools.cache
 def shapes_of(name):
     config = coca.preset(name)
-    return jax.eval_shape(functools.partial(coca.init, config), jax.random.key(0))
+    return jax.eval_shape(config.init, jax.random.key(0))
 
 
 def count(tree):
@@ -377,7 +377,7 @@ def test_unknown_preset():
 def test_tokenizers_that_do_not_fit_are_refused():
     tokenizer = Tokenizer(TokenizerConfig(kind="shapes", length=7))
     fitting = dataclasses.replace(TINY.text, vocab_size=tokenizer.vocab_size, eos_id=1)
-    coca.check_tokenizer(dataclasses.replace(TINY, text=fitting), tokenizer)
+    dataclasses.replace(TINY, text=fitting).check_tokenizer(tokenizer)
     for changes, message in (
         ({"length": 6}, "tokenizer.length = 7 is more than .* text.length = 6"),
         ({"vocab_size": 20}, "text.vocab_size = 20 is less than"),
@@ -385,4 +385,4 @@ def test_tokenizers_that_do_not_fit_are_refused():
     ):
         config = dataclasses.replace(TINY, text=dataclasses.replace(fitting, **changes))
         with pytest.raises(ConfigError, match=message):
-            coca.check_tokenizer(config, tokenizer)
+            config.check_tokenizer(tokenizer)

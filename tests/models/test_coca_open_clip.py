@@ -220,7 +220,7 @@ def open_clip_model():
 def test_equal_to_open_clip():
     model, torch = open_clip_model()
     params = jax.tree.map(jnp.asarray, convert(model))
-    shapes = jax.eval_shape(lambda key: coca.init(CONFIG, key), jax.random.key(0))
+    shapes = jax.eval_shape(CONFIG.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
 
     rng = np.random.default_rng(0)

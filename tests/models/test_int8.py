@@ -82,7 +82,7 @@ def apply(tower, params, image, text):
 
 
 def model_inputs(seed=0):
-    shapes = jax.eval_shape(lambda key: two_tower.init(MODEL, key), jax.random.key(0))
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), shapes)
     image = rng.integers(0, 256, (6, 8, 8, 3), np.uint8)
@@ -145,7 +145,7 @@ model = two_tower.TwoTowerConfig(
     dtype="bfloat16",
 )
 chip = SingleDeviceSharding(topology.devices[0])
-params = jax.eval_shape(lambda key: two_tower.init(model, key), jax.random.key(0))
+params = jax.eval_shape(model.init, jax.random.key(0))
 image, text = jnp.zeros((64, 64, 64, 3), jnp.uint8), jnp.zeros((64, 16), jnp.int32)
 apply = jax.jit(two_tower.TwoTower(model, int8=True).apply)
 arguments = jax.tree.map(

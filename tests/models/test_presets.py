@@ -1,6 +1,5 @@
 """The size table against transformers' parameter counts, by shapes only."""
 
-import functools
 import importlib.util
 import json
 import math
@@ -21,7 +20,7 @@ COUNTS = json.loads((GOLDEN / "counts.json").read_text(encoding="utf-8"))
 
 
 def counts(config):
-    shapes = jax.eval_shape(functools.partial(two_tower.init, config), jax.random.key(0))
+    shapes = jax.eval_shape(config.init, jax.random.key(0))
     assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(shapes))
 
     def count(tree):

@@ -42,7 +42,7 @@ def batch(b=4, seed=0):
 
 @functools.cache
 def init(config):
-    return jax.jit(lambda key: two_tower.init(config, key))(jax.random.key(0))
+    return jax.jit(config.init)(jax.random.key(0))
 
 
 def apply(config, params, *inputs):
@@ -188,7 +188,7 @@ def test_tokenizer_that_the_tower_cannot_read_is_refused():
 
     def check(**changes):
         text = TextConfig(**({"size": "mu", "length": 8, "vocab_size": size} | changes))
-        two_tower.check_tokenizer(TwoTowerConfig(image=IMAGE, text=text), shapes)
+        TwoTowerConfig(image=IMAGE, text=text).check_tokenizer(shapes)
 
     check()
     check(pool="eot", eot_id=shapes.eos_id)

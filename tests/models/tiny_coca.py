@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aced.models import coca
 from aced.models.coca import CoCaConfig
 from aced.models.decoder import DecoderConfig
 from aced.models.vit import ImageConfig
@@ -30,7 +29,7 @@ TINY = CoCaConfig(
 def params(config=TINY, seed=0):
     """Random parameters, with noise on those that start at 0 or 1."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: coca.init(config, key), jax.random.key(0))
+    shapes = jax.eval_shape(config.init, jax.random.key(0))
 
     def one(path, x):
         noise = rng.standard_normal(x.shape)

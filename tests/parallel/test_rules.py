@@ -22,7 +22,7 @@ MESH = meshes.make_mesh(config=MeshConfig(fsdp=4, tensor=2))
 
 def shapes_of(name):
     model = two_tower.preset(name)
-    return jax.eval_shape(functools.partial(two_tower.init, model), jax.random.key(0))
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def by_name(tree):

@@ -47,7 +47,7 @@ def test_a_step_for_eight_tpus():
             size="mu", length=16, vocab_size=config.text.vocab_size, pool=config.text.pool
         ),
     )
-    shapes = jax.eval_shape(lambda key: two_tower.init(model, key), jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
     macs = sum(flops.macs(model))
 

@@ -30,7 +30,7 @@ def config():
 
 def write(folder):
     """Writes the teacher to a model folder; its sentences point in all directions."""
-    params = jax.jit(two_tower.init, static_argnums=0)(config(), jax.random.key(0))
+    params = jax.jit(two_tower.TwoTowerConfig.init, static_argnums=0)(config(), jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
     folder.mkdir(parents=True)

@@ -1,7 +1,5 @@
 """What is compiled: the shapes that a run really has, and frozen models in half the memory."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +9,7 @@ from etils import epath
 from aced.config import ConfigError
 from aced.data import sources
 from aced.data.pipeline import InputCounters
-from aced.models import two_tower
-from aced.models.two_tower import TwoTower
+from aced.models.two_tower import TwoTower, TwoTowerConfig
 from aced.parallel import mesh as meshes
 from aced.parallel.mesh import MeshConfig
 from aced.train import program
@@ -63,8 +60,8 @@ def test_a_state_is_born_where_the_rules_lay_it():
 
 
 def test_init_is_traced_once(monkeypatch):
-    traced, init = [], two_tower.init
-    monkeypatch.setattr(two_tower, "init", lambda *args: traced.append(args) or init(*args))
+    traced, init = [], TwoTowerConfig.init
+    monkeypatch.setattr(TwoTowerConfig, "init", lambda *args: traced.append(args) or init(*args))
     mesh = meshes.make_mesh(jax.devices()[:2])
     with jax.set_mesh(mesh):
         program.build(settings(), mesh).new_state.trace(jax.random.key(0), {})
@@ -78,7 +75,7 @@ def test_frozen_kernels_in_the_compute_type_change_no_bit():
     ).method.model
     mesh = meshes.make_mesh(jax.devices()[:1])
     shapes = program.frozen_shapes(model, mesh, ())
-    params = jax.jit(functools.partial(two_tower.init, model))(jax.random.key(3))
+    params = jax.jit(model.init)(jax.random.key(3))
     held = jax.tree.map(lambda x, shape: x.astype(shape.dtype), params, shapes)
     assert sum(x.nbytes for x in jax.tree.leaves(held)) < 0.7 * sum(
         x.nbytes for x in jax.tree.leaves(params)

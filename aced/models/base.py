@@ -1,0 +1,91 @@
+"""What every model is to the rest of the package: two towers (CLIP, SigLIP) or CoCa."""
+
+import abc
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from aced.config import ConfigError
+from aced.data.tokenizers import Tokenizer
+from aced.models import transformer
+from aced.outputs import Embeddings
+
+
+class ModelConfig(abc.ABC):
+    """The settings of a whole model, which has embeddings of images and of texts.
+
+    A kind of model is a frozen dataclass with the fields `image` and `text` (its towers),
+    `embed_dim`, `init_scale`, `dtype`, `scan`, `remat`, `attention`, `resize` and `tokenizer`.
+    """
+
+    # Settings that may differ in a model that another one starts from.
+    FREE_TO_START_FROM: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        transformer.check_attention(self.attention, self.dtype)
+        if self.embed_dim is not None and self.embed_dim < 1:
+            raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
+        if self.init_scale <= 0:
+            raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """Channels of both embeddings."""
+
+    @property
+    @abc.abstractmethod
+    def end_of_text(self) -> int | None:
+        """The id up to which a text is read, where its embedding is; None: at the last place."""
+
+    @abc.abstractmethod
+    def build(self, int8: bool = False) -> nn.Module:
+        """Returns the module, which has `encode_image`, `encode_text` and `embed`, and
+        `everything`, which uses all parameters."""
+
+    def init(self, key: Array) -> PyTree:
+        """Returns random float32 parameters, a nested dict.
+
+        Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under
+        `jax.eval_shape` nothing is computed.
+        """
+        image = jnp.zeros((1, self.image.resolution, self.image.resolution, 3), jnp.uint8)
+        text = jnp.zeros((1, self.text.length), jnp.int32)
+        return self.build().init(key, image, text, method="everything")["params"]
+
+    def embed(
+        self,
+        params: PyTree,
+        image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+        text: Int[Array, "b l"],
+        *,
+        int8: bool = False,
+    ) -> Embeddings:
+        """Returns the embeddings of paired images and texts."""
+        return self.build(int8).apply({"params": params}, image, text, method="embed")
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuses a tokenizer whose ids the model cannot read.
+
+        Raises:
+            ConfigError: its texts are longer than the positions, its vocabulary is larger than the
+                token table, or it does not end texts as the model reads them.
+        """
+        text = self.text
+        if tokenizer.config.length > text.length:
+            raise ConfigError(
+                f"tokenizer.length = {tokenizer.config.length} is more than the model's "
+                f"text.length = {text.length} positions; lower the one or raise the other."
+            )
+        if tokenizer.vocab_size > text.vocab_size:
+            raise ConfigError(
+                f"text.vocab_size = {text.vocab_size} is less than the tokenizer's "
+                f"{tokenizer.vocab_size} ids; raise it to that."
+            )
+
+    def shared_parts(self, trained: "ModelConfig") -> Sequence[str] | None:
+        """The parts that this model can take from a trained one of its kind; None: all."""
+        del trained
