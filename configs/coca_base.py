@@ -50,15 +50,21 @@ def of_model(model: str, arg: str) -> ml_collections.ConfigDict:
 def pretraining(model: str) -> ml_collections.ConfigDict:
     """On pairs, by both losses."""
     config = to_config(TrainConfig())
-    config.batch_size, config.total_steps = 65_536, 500_000
-    config.data.source, config.data.array_record.path = "array_record", "/data/pairs"
+    config.batch_size = 65_536
+    config.total_steps = 500_000
+    config.data.source = "array_record"
+    config.data.array_record.path = "/data/pairs"
     config.method = to_config(CoCaTrainConfig(model=coca.preset(model)))
-    config.method.model.dtype, config.method.model.remat = "bfloat16", "full"
+    config.method.model.dtype = "bfloat16"
+    config.method.model.remat = "full"
     optimizer = config.optimizer
-    optimizer.name, optimizer.weight_decay = "adafactor", 0.01
+    optimizer.name = "adafactor"
+    optimizer.weight_decay = 0.01
     optimizer.decay_follows = "lr"  # by the schedule, a matrix would shrink by 1 % a step
     schedule = optimizer.schedule
-    schedule.kind, schedule.peak, schedule.warmup_percent = "linear", 8e-4, 2.0
+    schedule.kind = "linear"
+    schedule.peak = 8e-4
+    schedule.warmup_percent = 2.0
     config.checkpoint.every_steps = 1_000
     config.evals.retrieval = to_config(EvalConfig(kind="retrieval", every_percent=10.0))
     held_out = config.evals.retrieval.data
@@ -74,7 +80,8 @@ def finetuning(model: str, task: str) -> ml_collections.ConfigDict:
     found = coca_tasks.get(task)
     own = coca.preset(model, **found.heads)
     config.method = to_config(CoCaTaskConfig(model=own, task=found.kind))
-    config.method.model.dtype, config.method.model.remat = "bfloat16", "full"
+    config.method.model.dtype = "bfloat16"
+    config.method.model.remat = "full"
     coca_tasks.apply(config, task)
     config.init.checkpoint = "/data/" + model.lower().replace("-", "_")
     return config

@@ -54,13 +54,19 @@ def get(name: str) -> Task:
 def apply(config: ml_collections.ConfigDict, name: str) -> None:
     """Lets `config`, whose method and model are of the task called `name`, train on it."""
     task = get(name)
-    config.batch_size, config.total_steps = task.batch_size, task.steps
-    config.data.source, config.data.array_record.path = "array_record", f"/data/{name}"
+    config.batch_size = task.batch_size
+    config.total_steps = task.steps
+    config.data.source = "array_record"
+    config.data.array_record.path = f"/data/{name}"
     optimizer = config.optimizer
-    optimizer.name, optimizer.weight_decay, optimizer.clip_norm = "adafactor", 0.1, 1.0
+    optimizer.name = "adafactor"
+    optimizer.weight_decay = 0.1
+    optimizer.clip_norm = 1.0
     optimizer.decay_follows = "lr"
     schedule = optimizer.schedule
-    schedule.kind, schedule.peak, schedule.warmup_steps = "cosine", task.encoder_lr, 1_000
+    schedule.kind = "cosine"
+    schedule.peak = task.encoder_lr
+    schedule.warmup_steps = 1_000
     if task.head_lr:
         optimizer.lr_rules = (("model/head/.*", task.head_lr / task.encoder_lr),)
     config.evals.val = to_config(EvalConfig(kind=task.kind, batch_size=64, every_percent=10.0))

@@ -55,7 +55,8 @@ def base() -> ml_collections.ConfigDict:
 
     config.method = to_config(DimeConfig(model=two_tower.preset("CLIP-B/32", embed_dim=768)))
     method = config.method
-    method.model.dtype, method.model.remat = "bfloat16", "full"
+    method.model.dtype = "bfloat16"
+    method.model.remat = "full"
     method.model.resize.mode = "crop"
     method.teacher.checkpoint = "/data/clip_l14"
     method.teacher.cache = "/data/cache_images"
@@ -66,15 +67,22 @@ def base() -> ml_collections.ConfigDict:
     method.teacher.model = to_config(two_tower.preset("CLIP-L/14"))
 
     optimizer = config.optimizer
-    optimizer.b1, optimizer.b2, optimizer.weight_decay = 0.9, 0.999, 0.05
-    optimizer.decay_follows, optimizer.clip_norm = "lr", None
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.weight_decay = 0.05
+    optimizer.decay_follows = "lr"
+    optimizer.clip_norm = None
     schedule = optimizer.schedule
-    schedule.kind, schedule.peak, schedule.end_factor = "cosine", 8e-4, 0.05
-    schedule.start_factor, schedule.warmup_percent = 0.005, 4.0  # 4 of 100 epochs
+    schedule.kind = "cosine"
+    schedule.peak = 8e-4
+    schedule.end_factor = 0.05
+    schedule.start_factor = 0.005
+    schedule.warmup_percent = 4.0  # 4 of 100 epochs
 
     config.checkpoint.every_steps = 1_000
     config.evals.retrieval = to_config(EvalConfig(kind="retrieval", every_percent=10.0))
     held_out = config.evals.retrieval.data
-    held_out.source, held_out.array_record.path = "array_record", "/data/pairs"
+    held_out.source = "array_record"
+    held_out.array_record.path = "/data/pairs"
     held_out.array_record.split = "val"
     return config

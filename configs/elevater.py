@@ -136,7 +136,8 @@ def add(
 def read(data: ml_collections.ConfigDict, path: str, source: str, classes_in: str) -> None:
     """Lets `data` be what `path` names, a folder or the beginning of files' names."""
     has_captions = classes_in == "captions"
-    data.source, data.array_record.path = source, path
+    data.source = source
+    data.array_record.path = path
     data.parquet.path = f"{path}*.parquet"
     data.parquet.captions = ("classes",) if has_captions else ()
     data.parquet.label = "" if has_captions else "label"

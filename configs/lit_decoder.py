@@ -38,10 +38,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.method = to_config(LitDecoderConfig(model=model, task=task.kind))
     coca_tasks.apply(config, arg.task)
     optimizer = config.optimizer
-    optimizer.name, optimizer.weight_decay, optimizer.lr_rules = "adamw", 0.0, ()
+    optimizer.name = "adamw"
+    optimizer.weight_decay = 0.0
+    optimizer.lr_rules = ()
     optimizer.schedule.peak = 1e-3
     method = config.method
-    method.model.dtype, method.model.remat = "bfloat16", "full"
+    method.model.dtype = "bfloat16"
+    method.model.remat = "full"
     method.encoder.checkpoint = "/data/aced_f1"
     # So that a slice can be checked before there is an encoder.
     method.encoder.model = to_config(encoder)

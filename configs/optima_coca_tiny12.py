@@ -37,8 +37,10 @@ def of_student(model: str, arg: str) -> ml_collections.ConfigDict:
     config.method = to_config(OptimaConfig(model=coca.preset(model, **task.heads), task=task.kind))
     method = config.method
     coca_tasks.apply(config, arg.task)
-    config.optimizer.schedule.peak, config.optimizer.lr_rules = 1e-4, ()  # nothing is pretrained
-    method.model.dtype, method.model.remat = "bfloat16", "full"
+    config.optimizer.schedule.peak = 1e-4
+    config.optimizer.lr_rules = ()  # nothing is pretrained
+    method.model.dtype = "bfloat16"
+    method.model.remat = "full"
     method.teacher.checkpoint = f"/data/coca_large_{arg.task}"
     # So that a slice can be checked before there is a teacher; its run must agree.
     method.teacher.model = to_config(coca.preset("CoCa-Large", dtype="bfloat16", **task.heads))

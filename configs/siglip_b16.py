@@ -37,21 +37,32 @@ def base() -> ml_collections.ConfigDict:
     config.data.array_record.path = "/data/pairs"  # made by `python -m aced.prepare`
 
     model = config.method.model
-    model.image.size, model.image.patch, model.image.resolution = "B", 16, 256
-    model.text.size, model.text.length, model.text.vocab_size = "B", 64, 32_000
-    model.tokenizer.kind, model.tokenizer.path = "sentencepiece", "/data/c4_en_32k.model"
-    model.dtype, model.remat = "bfloat16", "full"
+    model.image.size = "B"
+    model.image.patch = 16
+    model.image.resolution = 256
+    model.text.size = "B"
+    model.text.length = 64
+    model.text.vocab_size = 32_000
+    model.tokenizer.kind = "sentencepiece"
+    model.tokenizer.path = "/data/c4_en_32k.model"
+    model.dtype = "bfloat16"
+    model.remat = "full"
     config.method.loss = "sigmoid"
-    model.init_scale, model.init_bias = 10.0, -10.0
+    model.init_scale = 10.0
+    model.init_bias = -10.0
 
     schedule = config.optimizer.schedule
-    schedule.kind, schedule.peak, schedule.warmup_percent = "cosine", 1e-3, 1.0
-    config.optimizer.b2, config.optimizer.weight_decay = 0.95, 1e-4
+    schedule.kind = "cosine"
+    schedule.peak = 1e-3
+    schedule.warmup_percent = 1.0
+    config.optimizer.b2 = 0.95
+    config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 1.0
 
     config.checkpoint.every_steps = 1_000
     config.evals.retrieval = to_config(EvalConfig(kind="retrieval", every_percent=10.0))
     held_out = config.evals.retrieval.data
-    held_out.source, held_out.array_record.split = "array_record", "val"
+    held_out.source = "array_record"
+    held_out.array_record.split = "val"
     held_out.array_record.path = config.data.array_record.get_ref("path")  # follows the data
     return config

@@ -90,7 +90,9 @@ def run(
 
     model = config.method.model
     model.image.resolution = RESOLUTION
-    model.tokenizer.kind, model.tokenizer.length, model.text.length = "clip_bpe", LENGTH, LENGTH
+    model.tokenizer.kind = "clip_bpe"
+    model.tokenizer.length = LENGTH
+    model.text.length = LENGTH
     model.text.vocab_size = tokenizers.get_tokenizer(tokenizers.TokenizerConfig()).vocab_size
 
     config.evals = {"retrieval": to_config(EvalConfig(kind="retrieval", every_percent=50.0))}

@@ -64,7 +64,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def learner(method: str, steps: int, seed: int) -> ml_collections.ConfigDict:
     """A small learner on noisy pairs, without what comes first."""
     config = run(depth=2, width=64, steps=steps, seed=seed)
-    config.data.shapes.wrong, config.data.shapes.size = 0.5, POOL
+    config.data.shapes.wrong = 0.5
+    config.data.shapes.size = POOL
     methods.apply(config, method, filter_ratio=0.8, weight=1.0)
     select(config.method.selection)
     return config
@@ -73,7 +74,8 @@ def learner(method: str, steps: int, seed: int) -> ml_collections.ConfigDict:
 def select(selection: ml_collections.ConfigDict) -> None:
     """Draws that are as sharp for small batches as for large ones; see docs/selection.md."""
     selection.chunks = 8
-    selection.normalization, selection.perplexity_share = "perplexity", 0.5
+    selection.normalization = "perplexity"
+    selection.perplexity_share = 0.5
     selection.reference_weight = 2.0
 
 
@@ -92,8 +94,12 @@ def run(*, depth: int, width: int, steps: int, seed: int) -> ml_collections.Conf
     model = config.method.model
     for tower in (model.image, model.text):
         tower.size = "mu"
-        tower.depth, tower.width, tower.mlp, tower.heads = depth, width, 4 * width, width // 32
-    model.image.patch, model.image.resolution = 8, RESOLUTION
+        tower.depth = depth
+        tower.width = width
+        tower.mlp = 4 * width
+        tower.heads = width // 32
+    model.image.patch = 8
+    model.image.resolution = RESOLUTION
     tiny.use_shapes_tokenizer(model, length=20)
     model.init_bias = -4.0  # near -log(batch)
 

@@ -26,7 +26,8 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _shrink_run(config)
     _shrink_model(config.method.model)
     selection = config.method.selection
-    selection.chunks, selection.strata = 2, 1
+    selection.chunks = 2
+    selection.strata = 1
     if config.method.score_micro_batch:
         config.method.score_micro_batch = BATCH_SIZE  # divides all our super-batches
     frozen = {"reference": config.method.reference, **config.method.teachers}
@@ -47,7 +48,8 @@ def shrink_dime(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _train_first(config, "teacher", method.teacher)
     _shrink_data(method.sentences.data)
     method.sentences.data.shapes.seed = 7  # other scenes: nothing is paired
-    method.teacher.cache, method.sentences.cache = "{workdir}/pictures", "{workdir}/sentences"
+    method.teacher.cache = "{workdir}/pictures"
+    method.sentences.cache = "{workdir}/sentences"
     for model, out, towers in (
         ("teacher", method.teacher.cache, "image"),
         ("sentences", method.sentences.cache, "text"),
@@ -76,7 +78,8 @@ def shrink_coca(config: ml_collections.ConfigDict, task: str) -> ml_collections.
     if config.init.checkpoint:
         first = to_config(TrainConfig(method=CoCaTrainConfig()))
         first.method.model = method.model.copy_and_resolve_references()
-        first.method.model.classes, first.method.model.pictures = 0, 1
+        first.method.model.classes = 0
+        first.method.model.pictures = 1
         _add_first(config, "start", config.init, first)
     if method.name == "lit_decoder":
         _train_first(config, "encoder", method.encoder)
@@ -119,7 +122,9 @@ def _add_first(
 
 def _shrink_run(config: ml_collections.ConfigDict) -> None:
     config.batch_size = BATCH_SIZE
-    config.total_steps, config.total_examples, config.total_epochs = STEPS, None, None
+    config.total_steps = STEPS
+    config.total_examples = None
+    config.total_epochs = None
     config.log_steps = config.picks_steps = 1
     config.optimizer.schedule.warmup_steps = None  # of the whole run's length
     _shrink_data(config.data)
@@ -128,7 +133,8 @@ def _shrink_run(config: ml_collections.ConfigDict) -> None:
         evaluation.data.shapes.split = "val"
         evaluation.data.shapes.size = 64
         evaluation.data.shapes.resolution = 32
-        evaluation.class_names, evaluation.templates = (), ("a {}",)
+        evaluation.class_names = ()
+        evaluation.templates = ("a {}",)
 
 
 def _shrink_data(data: ml_collections.ConfigDict) -> None:
@@ -142,7 +148,9 @@ def _shrink_model(model: ml_collections.ConfigDict) -> None:
     towers = [model.text]
     if model.image.architecture == "swin":
         swin = model.image.swin
-        swin.size, swin.patch, swin.window = "mu", 4, 4
+        swin.size = "mu"
+        swin.patch = 4
+        swin.window = 4
         swin.width = swin.depths = swin.heads = None
     else:
         towers.append(model.image)
@@ -155,11 +163,17 @@ def _shrink_model(model: ml_collections.ConfigDict) -> None:
 
 
 def _shrink_coca(model: ml_collections.ConfigDict, embedded: str, *, layers: int) -> None:
-    model.image.resolution, model.image.patch, model.image.size = 32, 8, "mu"
+    model.image.resolution = 32
+    model.image.patch = 8
+    model.image.size = "mu"
     model.image.width = model.image.mlp = model.image.heads = None
-    model.image.depth, model.queries = layers, min(model.queries, 8)
+    model.image.depth = layers
+    model.queries = min(model.queries, 8)
     text = model.text
-    text.size, text.width, text.mlp, text.heads = "mu", None, None, None
+    text.size = "mu"
+    text.width = None
+    text.mlp = None
+    text.heads = None
     text.unimodal = text.multimodal = layers
     use_scenes_tokenizer(model, length=32)
     if model.classes:
@@ -169,15 +183,20 @@ def _shrink_coca(model: ml_collections.ConfigDict, embedded: str, *, layers: int
 def use_scenes_tokenizer(model: ml_collections.ConfigDict, length: int) -> None:
     """Lets a CoCa read and write the words of the embedded tasks."""
     config = tokenizers.TokenizerConfig(kind="scenes", length=length)
-    model.tokenizer.kind, model.tokenizer.path, model.tokenizer.length = "scenes", "", length
+    model.tokenizer.kind = "scenes"
+    model.tokenizer.path = ""
+    model.tokenizer.length = length
     tokenizer = tokenizers.get_tokenizer(config)
-    model.text.vocab_size, model.text.eos_id = tokenizer.vocab_size, tokenizer.eos_id
+    model.text.vocab_size = tokenizer.vocab_size
+    model.text.eos_id = tokenizer.eos_id
     model.text.length = length
 
 
 def use_shapes_tokenizer(model: ml_collections.ConfigDict, length: int) -> None:
     """Lets `model` read captions by the closed vocabulary of the embedded data set."""
     config = tokenizers.TokenizerConfig(kind="shapes", length=length)
-    model.tokenizer.kind, model.tokenizer.path, model.tokenizer.length = "shapes", "", length
+    model.tokenizer.kind = "shapes"
+    model.tokenizer.path = ""
+    model.tokenizer.length = length
     model.text.vocab_size = tokenizers.get_tokenizer(config).vocab_size
     model.text.length = length

@@ -132,7 +132,10 @@ class _Part:
         logging.warning(
             "More than half of %s cannot be used, %d of the first %d records drawn: %s. The usable "
             "ones take their place, so that each is drawn more than twice an epoch.",
-            *(self.name, unusable, drawn, "; ".join(what)),
+            self.name,
+            unusable,
+            drawn,
+            "; ".join(what),
         )
 
 

@@ -21,6 +21,10 @@ from aced.models.base import ModelConfig
 from aced.optim.state import TrainState, apply_gradients
 from aced.selection.scores import Terms
 
+Batch = Metrics = dict[str, Array]
+Loss = tuple[Float[Array, ""], Metrics]  # what the gradient is of, and what else is logged
+Stepped = tuple[TrainState, Metrics]
+
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
@@ -116,11 +120,8 @@ class StepContext:
     sources: Sequence[str] = ()  # names of a mixture's members, by their numbers in the batch
 
     def update(
-        self,
-        train_state: TrainState,
-        loss_fn: Callable[[PyTree], tuple[Float[Array, ""], dict[str, Array]]],
-        metrics: dict[str, Array],
-    ) -> tuple[TrainState, dict[str, Array]]:
+        self, train_state: TrainState, loss_fn: Callable[[PyTree], Loss], metrics: Metrics
+    ) -> Stepped:
         """Returns the state after one update, and the metrics of the whole step.
 
         Args:
@@ -134,9 +135,7 @@ class StepContext:
         )
         return new_state, {"loss": loss, **parts, **numbers, **metrics}
 
-    def picks(
-        self, batch: dict[str, Array], chosen: dict[str, Array], terms: Terms | None = None
-    ) -> dict[str, Array]:
+    def picks(self, batch: Batch, chosen: Batch, terms: Terms | None = None) -> Metrics:
         """Returns the ids of the examples trained on, and the metrics of a mixture's members.
 
         Args:
@@ -190,12 +189,8 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def train_step(
-        self,
-        train_state: TrainState,
-        frozen: dict[str, PyTree],
-        batch: dict[str, Array],
-        context: StepContext,
-    ) -> tuple[TrainState, dict[str, Array]]:
+        self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
+    ) -> Stepped:
         """Returns the state after one step, and its metrics; pure and jittable.
 
         Args:

@@ -23,10 +23,10 @@ from aced.data.batch_spec import View
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import captioning
-from aced.methods.base import Method, MethodConfig, StepContext
+from aced.methods.base import Batch, Loss, Method, MethodConfig, StepContext, Stepped
 from aced.models import coca
 from aced.models.coca import CoCaConfig
-from aced.optim import state
+from aced.optim.state import TrainState
 from aced.outputs import Words
 from aced.parallel.micro_batch import map_micro_batches
 
@@ -110,7 +110,7 @@ class TaskLosses:
 
 def losses(
     said: Answers,
-    batch: dict[str, Array],
+    batch: Batch,
     real: Bool[Array, "b l"],
     teacher: Answers | None = None,
     *,
@@ -178,12 +178,8 @@ class CoCaTask(Method):
         return flops.step_flops([(macs(self.config.task, self.config.model), batch_size)])
 
     def train_step(
-        self,
-        train_state: state.TrainState,
-        frozen: dict[str, PyTree],
-        batch: dict[str, Array],
-        context: StepContext,
-    ) -> tuple[state.TrainState, dict[str, Array]]:
+        self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
+    ) -> Stepped:
         """Returns the state after one step, and its metrics; see `Method`.
 
         `batch` holds `image`, `text`, `id` and, by the task, `label` and `second/image`.
@@ -191,14 +187,14 @@ class CoCaTask(Method):
         del frozen
         config = self.config
 
-        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
+        def loss_fn(params: PyTree) -> Loss:
             said = self._said(params["model"], batch)
             found = losses(said, batch, coca.real_words(batch["text"], config.model.text.eos_id))
             return found.task, {"loss/task": found.task, "accuracy": found.accuracy}
 
         return context.update(train_state, loss_fn, context.picks(batch, batch))
 
-    def _said(self, params: PyTree, batch: dict[str, Array]) -> Answers:
+    def _said(self, params: PyTree, batch: Batch) -> Answers:
         """What the model says, piece by piece."""
         config = self.config
 

@@ -32,11 +32,11 @@ from aced.data.batch_spec import View, with_embeddings
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import contrastive, distillation
-from aced.methods.base import Method, StepContext
+from aced.methods.base import Batch, Loss, Method, Metrics, StepContext, Stepped
 from aced.methods.contrastive_settings import LEARNER, REFERENCE, ContrastiveConfig, frozen_key
 from aced.methods.providers import Provider, Running, Stored
 from aced.models.base import ModelConfig
-from aced.optim import state
+from aced.optim.state import TrainState
 from aced.outputs import Embeddings
 from aced.selection import collapse, scores, select, take
 
@@ -144,12 +144,8 @@ class Contrastive(Method):
     # The step.
 
     def train_step(
-        self,
-        train_state: state.TrainState,
-        frozen: dict[str, PyTree],
-        batch: dict[str, Array],
-        context: StepContext,
-    ) -> tuple[state.TrainState, dict[str, Array]]:
+        self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
+    ) -> Stepped:
         """Returns the state after one step on the super-batch `batch`, and its metrics.
 
         `batch` holds arrays [B ...]: `image`, `text`, `id`, and views or embeddings of other models
@@ -157,7 +153,7 @@ class Contrastive(Method):
         """
         chosen, iid, metrics = self._choose(train_state, frozen, batch, context)
 
-        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
+        def loss_fn(params: PyTree) -> Loss:
             learner, task, parts = self._task(params, chosen)
             parts |= {"scale": learner.scale, "bias": learner.bias}
             if not self.distils:
@@ -183,21 +179,15 @@ class Contrastive(Method):
         """Whether the sub-batch has collapsed, and which setting to change."""
         return collapse(measured, self.config.selection) if self.config.selects else ""
 
-    def _task(
-        self, params: PyTree, batch: dict[str, Array]
-    ) -> tuple[Embeddings, Float[Array, ""], dict[str, Array]]:
+    def _task(self, params: PyTree, batch: Batch) -> tuple[Embeddings, Float[Array, ""], Metrics]:
         """The learner's embeddings of a sub-batch, the loss without distillation, its parts."""
         learner = self.learner.embed(params["model"], batch)
         loss = contrastive.LOSSES[self.config.loss](learner, form=self.config.form)
         return learner, loss, {"loss/contrastive": loss}
 
     def _choose(
-        self,
-        train_state: state.TrainState,
-        frozen: dict[str, PyTree],
-        batch: dict[str, Array],
-        context: StepContext,
-    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+        self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
+    ) -> tuple[Batch, Batch, Metrics]:
         """B_CE and B_KD out of the super-batch; the same object where they are the same."""
         if not self.config.selects:
             return batch, batch, {**_noise(batch, batch), **context.picks(batch, batch)}
@@ -233,7 +223,7 @@ def prefix_of(name: str) -> str:
     return "reference/" if name == REFERENCE else f"teacher/{name}/"
 
 
-def _embed(provider: Provider, params: PyTree | None, batch: dict[str, Array]) -> Embeddings:
+def _embed(provider: Provider, params: PyTree | None, batch: Batch) -> Embeddings:
     """Embeddings that no gradient flows through."""
     return provider.embed(jax.lax.stop_gradient(params), batch).frozen()
 
@@ -243,7 +233,7 @@ def _evenly_spaced(candidates: int, size: int) -> Int[Array, " b"]:
     return jnp.asarray(np.arange(size) * candidates // size, jnp.int32)
 
 
-def _noise(batch: dict[str, Array], chosen: dict[str, Array]) -> dict[str, Array]:
+def _noise(batch: Batch, chosen: Batch) -> Metrics:
     """How noisy the picks are, where the source knows."""
     if "is_noisy" not in batch:
         return {}

@@ -23,11 +23,11 @@ from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import similarity
 from aced.losses.similarity import SimilarityConfig
-from aced.methods.base import Method, MethodConfig, StepContext
+from aced.methods.base import Batch, Loss, Method, MethodConfig, StepContext, Stepped
 from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
 from aced.models.two_tower import TwoTowerConfig
-from aced.optim import state
+from aced.optim.state import TrainState
 from aced.parallel.micro_batch import map_micro_batches
 
 TEACHER, SENTENCES = "teacher", "sentences"
@@ -168,12 +168,8 @@ class Dime(Method):
         return flops.step_flops([(image, batch_size)])
 
     def train_step(
-        self,
-        train_state: state.TrainState,
-        frozen: dict[str, PyTree],
-        batch: dict[str, Array],
-        context: StepContext,
-    ) -> tuple[state.TrainState, dict[str, Array]]:
+        self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
+    ) -> Stepped:
         """Returns the state after one step, and its metrics; see `Method`.
 
         `batch` holds `image` [b ...], `id` [b], `teacher/zimg` [b d], the teacher's features of the
@@ -185,7 +181,7 @@ class Dime(Method):
         u = two_tower.l2_normalize(batch[f"{TEACHER}/zimg"])
         v = two_tower.l2_normalize(batch[f"{SENTENCES}/ztxt"])
 
-        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
+        def loss_fn(params: PyTree) -> Loss:
             model = params["model"]
             z = self._embed(
                 jax.lax.stop_gradient(model) | {"image": model["image"]}, batch["image"]

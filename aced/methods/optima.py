@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import struct
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from aced.config import ConfigError
 from aced.cost import flops
@@ -31,12 +31,12 @@ from aced.losses import layerwise
 from aced.losses.layerwise import Errors, LayerMap
 from aced.methods import bandit, coca_task
 from aced.methods.bandit import BanditConfig, BanditState
-from aced.methods.base import Method, MethodConfig, StepContext
+from aced.methods.base import Batch, Loss, Method, MethodConfig, StepContext, Stepped
 from aced.methods.coca_task import Answers, Task
 from aced.methods.frozen import TrainedCoCaConfig
 from aced.models import coca
 from aced.models.coca import MODULES, CoCaConfig
-from aced.optim import state
+from aced.optim.state import TrainState
 from aced.parallel.micro_batch import map_micro_batches
 
 TEACHER = "teacher"
@@ -281,12 +281,8 @@ class Optima(Method):
     # The step.
 
     def train_step(
-        self,
-        train_state: state.TrainState,
-        frozen: dict[str, PyTree],
-        batch: dict[str, Array],
-        context: StepContext,
-    ) -> tuple[state.TrainState, dict[str, Array]]:
+        self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
+    ) -> Stepped:
         """Returns the state after one step, and its metrics; see `Method`.
 
         `batch` is that of the task; see `aced.methods.coca_task`.
@@ -296,7 +292,7 @@ class Optima(Method):
         on = jnp.asarray(self._arms)[pull.arm]
         weights = on * jnp.asarray(config.layer_weights.of_modules)
 
-        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
+        def loss_fn(params: PyTree) -> Loss:
             said, taught, errors = self._compare(params, teacher, batch)
             found = coca_task.losses(
                 said, batch, self._real(batch), taught, temperature=config.temperature
@@ -319,9 +315,7 @@ class Optima(Method):
         new_state, metrics = context.update(train_state, loss_fn, metrics)
         return new_state.replace(method=pull), metrics
 
-    def _next_pull(
-        self, train_state: state.TrainState, teacher: PyTree, batch: dict[str, Array]
-    ) -> Pull:
+    def _next_pull(self, train_state: TrainState, teacher: PyTree, batch: Batch) -> Pull:
         """The pull that this step belongs to: the present one, or, rewarding that, a new one."""
         config, step = self.config, train_state.step
 
@@ -346,11 +340,11 @@ class Optima(Method):
         begins = step % config.pull_steps == 0
         return jax.lax.cond(begins, begin, lambda pull: pull, train_state.method)
 
-    def _real(self, batch: dict[str, Array]) -> Bool[Array, "b l"]:
+    def _real(self, batch: Batch) -> Bool[Array, "b l"]:
         return coca.real_words(batch["text"], self.config.model.text.eos_id)
 
     def _compare(
-        self, params: PyTree, teacher: PyTree, batch: dict[str, Array]
+        self, params: PyTree, teacher: PyTree, batch: Batch
     ) -> tuple[Answers, Answers, Errors]:
         """What student and teacher say, and how far their hidden states are, piece by piece."""
         config, model = self.config, self.config.model

@@ -23,6 +23,7 @@ class ModelConfig(abc.ABC):
 
     # Settings that may differ in a model that another one starts from.
     FREE_TO_START_FROM: ClassVar[tuple[str, ...]] = ()
+    END_OF_TEXT: ClassVar[str]  # the setting that `end_of_text` is
 
     def __post_init__(self):
         transformer.check_attention(self.attention, self.dtype)
@@ -84,6 +85,11 @@ class ModelConfig(abc.ABC):
             raise ConfigError(
                 f"text.vocab_size = {text.vocab_size} is less than the tokenizer's "
                 f"{tokenizer.vocab_size} ids; raise it to that."
+            )
+        if self.end_of_text not in (None, tokenizer.eos_id):
+            raise ConfigError(
+                f"Texts are read up to {self.END_OF_TEXT} = {self.end_of_text}, but the tokenizer "
+                f"ends them with {tokenizer.eos_id}; set {self.END_OF_TEXT} to that."
             )
 
     def shared_parts(self, trained: "ModelConfig") -> Sequence[str] | None:

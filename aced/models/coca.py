@@ -7,7 +7,7 @@ loss. Parameters: image (a vision transformer), pooler, text, t (log of the scal
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -66,6 +66,7 @@ class CoCaConfig(ModelConfig):
 
     # Those of the head, and how much of the positions a task's texts need.
     FREE_TO_START_FROM = ("classes", "head_hidden", "pictures", "tokenizer.length")
+    END_OF_TEXT: ClassVar[str] = "text.eos_id"
 
     def __post_init__(self):
         if self.image.architecture != "vit" or self.image.pool not in ("none", "all"):
@@ -111,14 +112,9 @@ class CoCaConfig(ModelConfig):
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Refuses a tokenizer whose ids the decoder cannot read; see `ModelConfig`."""
-        super().check_tokenizer(tokenizer)
         if not tokenizer.config.eos:
             raise ConfigError("A decoder has to learn where texts end; set tokenizer.eos = True.")
-        if tokenizer.eos_id != self.text.eos_id:
-            raise ConfigError(
-                f"Texts end with text.eos_id = {self.text.eos_id}, but the tokenizer ends them "
-                f"with {tokenizer.eos_id}; set text.eos_id to that."
-            )
+        super().check_tokenizer(tokenizer)
 
     def shared_parts(self, trained: "CoCaConfig") -> tuple[str, ...] | None:
         """The parts that can be taken from `trained`; None: all. Another task, another head."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from aced.config import ConfigError
 from aced.data.images.transforms import ResizeConfig
-from aced.data.tokenizers import Tokenizer, TokenizerConfig
+from aced.data.tokenizers import TokenizerConfig
 from aced.models import presets, transformer
 from aced.models.base import ModelConfig
 from aced.models.swin import Swin
@@ -47,6 +47,8 @@ class TwoTowerConfig(ModelConfig):
     resize: ResizeConfig = ResizeConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
 
+    END_OF_TEXT: ClassVar[str] = "text.eot_id"
+
     def __post_init__(self):
         super().__post_init__()
         if self.image.pool in ("none", "all"):
@@ -68,15 +70,6 @@ class TwoTowerConfig(ModelConfig):
     def build(self, int8: bool = False) -> "TwoTower":
         """Returns the model's module."""
         return TwoTower(self, int8)
-
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Refuses a tokenizer whose ids the text tower cannot read; see `ModelConfig`."""
-        super().check_tokenizer(tokenizer)
-        if self.text.pool == "eot" and tokenizer.eos_id != self.text.eot_id:
-            raise ConfigError(
-                f"text.pool = 'eot' looks for text.eot_id = {self.text.eot_id}, but the tokenizer "
-                f"ends texts with {tokenizer.eos_id}; set text.eot_id to that."
-            )
 
 
 def preset(name: str, **changes: Any) -> TwoTowerConfig:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aced.config import ConfigError, from_config, to_config
-from aced.data.tokenizers import TokenizerConfig
+from aced.data.tokenizers import Tokenizer, TokenizerConfig
 from aced.models import two_tower
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTower, TwoTowerConfig
@@ -183,7 +183,7 @@ def test_contradictory_settings_are_refused():
 
 
 def test_tokenizer_that_the_tower_cannot_read_is_refused():
-    shapes = two_tower.Tokenizer(TokenizerConfig(kind="shapes", length=8))
+    shapes = Tokenizer(TokenizerConfig(kind="shapes", length=8))
     size = shapes.vocab_size
 
     def check(**changes):

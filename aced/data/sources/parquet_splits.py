@@ -67,7 +67,10 @@ def find(path: str, split: str) -> tuple[list[File], str]:
     ]
     logging.info(
         "%s: the split %r is read, %d files. Left out are the files of: %s",
-        *(path, found[0], len(splits[found[0]]), ", ".join(others) or "nothing"),
+        path,
+        found[0],
+        len(splits[found[0]]),
+        ", ".join(others) or "nothing",
     )
     return splits[found[0]], found[0]
 

@@ -105,7 +105,8 @@ def _joined(examples: list[_Example], path: str) -> list[_Example]:
         logging.warning(
             "%s: the members of %d examples do not stand together, and are read one by one, which "
             "is slow. Write the tar again, with `tar --sort=name`.",
-            *(path, joined),
+            path,
+            joined,
         )
     # An array alone, such as embeddings.npy, was not meant for a picture.
     gone |= {id(example) for example in examples if example.parts.keys() == {"npy"}}
