@@ -21,7 +21,7 @@ _PUBLIC = {
     ),
     "aced.losses.similarity": ("SimilarityConfig", "similarity_loss", "similarity_losses"),
     "aced.selection": ("Selection", "SelectionConfig", "select", "take"),
-    "aced.models.two_tower": ("TwoTower", "TwoTowerConfig", "embed", "preset"),
+    "aced.models.two_tower": ("TwoTower", "TwoTowerConfig", "preset"),
     "aced.methods.frozen": ("CheckpointOf", "load_model", "trained_model"),
     "aced.data.tokenizers": ("TokenizerConfig", "get_tokenizer"),
     "aced.data.sources": ("DataConfig", "open_source"),

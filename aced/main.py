@@ -116,7 +116,7 @@ def _no_setting(said: str) -> str:
     return f"There is no {name!r} in the config. " + (
         hint
         or "Evaluations, members of a mixture and teachers are added in a config file: see "
-        "configs/mine.py in README.md."
+        "configs/mine.py in docs/guides/runs.md."
     )
 
 

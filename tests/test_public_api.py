@@ -23,7 +23,6 @@ NAMES = [
     "TwoTower",
     "TwoTowerConfig",
     "View",
-    "embed",
     "feature_matching",
     "get_tokenizer",
     "init_projection",

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from etils import epath
 
 from aced.metrics import jsonl
-from aced.metrics.writer import _PICK_KEYS
 
 FILE = "metrics.jsonl"
 PICKS_FILE = "picks.jsonl"
 CLAIMS_FILE = "claims.jsonl"
+PICK_KEYS = ("step", "ids")
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as they are written
 
 
@@ -33,7 +33,7 @@ def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:
     Raises:
         FileNotFoundError: `workdir` holds no picks.
     """
-    lines = jsonl.read(_file(workdir, PICKS_FILE), _PICK_KEYS)
+    lines = jsonl.read(_file(workdir, PICKS_FILE), PICK_KEYS)
     return {line["step"]: line["ids"] for line in lines}
 
 
@@ -48,7 +48,7 @@ def some_picks(workdir: epath.PathLike, places: Sequence[float]) -> dict[int, li
         FileNotFoundError: `workdir` holds no picks.
     """
     path = _file(workdir, PICKS_FILE)
-    lines = [jsonl.at(path, place, _PICK_KEYS) for place in places]
+    lines = [jsonl.at(path, place, PICK_KEYS) for place in places]
     return {line["step"]: line["ids"] for line in lines if line is not None}
 
 

@@ -23,7 +23,6 @@ from aced.metrics import jsonl
 from aced.metrics.history import CLAIMS_FILE, FILE, PICKS_FILE
 
 _REMOTE_SECONDS = 30.0  # between uploads to an object store, which write a part anew
-_PICK_KEYS = ("step", "ids")
 
 
 @dataclasses.dataclass(frozen=True)

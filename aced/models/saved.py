@@ -23,7 +23,7 @@ class Model:
     """Settings, parameters and the tokenizer's file; equal whatever format they came from."""
 
     config: TwoTowerConfig  # tokenizer.path is a plain name: the file's content is `tokenizer`
-    params: Params  # float32, as `two_tower.init` shapes them
+    params: Params  # float32, as the model's `init` shapes them
     tokenizer: bytes = b""  # content of the tokenizer's file; empty where the kind has none
     source: str = ""  # where it came from, for the record
     notes: tuple[str, ...] = ()  # what was read otherwise than its files say, in words

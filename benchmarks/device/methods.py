@@ -26,7 +26,7 @@ from jaxtyping import PyTree
 
 from aced.config import to_config
 from aced.data.tokenizers import get_tokenizer
-from aced.train import loop as aced_train
+from aced.train.config import TrainConfig, parse
 from benchmarks.device import pools, training
 from benchmarks.device.pool import Pool
 from benchmarks.device.rows import Rows
@@ -71,7 +71,7 @@ TINY = Scale(
 
 def settings(
     scale: Scale, data: str, method: str, *, size: str, steps: int, seed: int
-) -> aced_train.TrainConfig:
+) -> TrainConfig:
     """The settings of a run, by the recipe `smoke`."""
     config = smoke.run(depth=1, width=32, steps=steps, seed=seed)
     config.batch_size = scale.batch
@@ -88,7 +88,7 @@ def settings(
     smoke.select(config.method.selection)
     config.method.selection.chunks, config.method.selection.strata = scale.chunks, 1
     config.method.reference.checkpoint = "in memory"
-    return aced_train.parse(config)
+    return parse(config)
 
 
 class Bench:
@@ -138,7 +138,7 @@ class Bench:
     def _train(
         self,
         method: str,
-        of: aced_train.TrainConfig,
+        of: TrainConfig,
         pool: Pool,
         reference: training.Cached | None,
     ) -> PyTree:

@@ -10,7 +10,7 @@ import pytest
 
 from aced import evaluators, methods
 from aced.losses import contrastive
-from aced.models import model_folder, two_tower
+from aced.models import model_folder
 from aced.models.saved import Model
 from aced.train import loop
 from configs import smoke
@@ -39,7 +39,7 @@ def run(page: str) -> dict:
 def write_model(folder: pathlib.Path, width: int, seed: int) -> None:
     config = smoke.run(depth=1, width=width, steps=1, seed=0)
     model = methods.parse(config.method).model
-    params = jax.device_get(two_tower.init(model, jax.random.key(seed)))
+    params = jax.device_get(model.init(jax.random.key(seed)))
     folder.mkdir(parents=True)
     model_folder.write(Model(model, params), folder)
 

@@ -79,7 +79,7 @@ def test_answers_average_over_known_labels():
 def test_what_the_head_reads(model):
     """Padding and, of two pictures, each one: the head by hand, from the decoder's states."""
     params, batch = tiny_coca.params(model), batch_of(model)
-    images, text = coca_task.inputs(model, batch)
+    images, text = coca.inputs(model, batch)
     found = coca.answer(model, params, images, text)
     real = np.asarray(coca.real_words(text, tiny_coca.EOS))
     head = jax.tree.map(np.float64, params["head"])
