@@ -1,6 +1,7 @@
 """`python -m aced.prepare`: images and captions -> a prepared data set.
 
     python -m aced.prepare --images=photos --captions=captions.jsonl --out=data/photos --val=800
+    python -m aced.prepare --images=pics --captions=c.csv --out=data --val=800 --clean_column=src=me
     python -m aced.prepare --tars='cc12m/{00000..00099}.tar' --out=data/cc12m --near_duplicates=2
     python -m aced.prepare --parquet=coco --out=gs://b/coco --runner=DataflowRunner --project=...
 
@@ -8,16 +9,20 @@ The table is JSON lines or CSV, one caption a line; several lines of one image a
 Every image is decoded in full once, here, so that training meets no broken one. What is left out is
 counted and listed with its reason in `rejected.jsonl`; `statistics.html` shows what is kept. Images
 whose stored bytes are equal become one example, the input's first, with the captions of all.
-With `--separate` every line stays an example with its own label: questions with answers about a
-picture, or, with `--second_column`, statements about two pictures.
+With `--clean_column` the clean ones of those to train on are a split more, `clean`, and one split,
+`val`, is in neither. With `--near_duplicates` copies at another size or quality are left out, too:
+their perceptual hashes differ in few bits, and their colours hardly do. With `--separate` every
+line stays an example with its own label: questions with answers about a picture, or, with
+`--second_column`, statements about two pictures.
 
 It is an Apache Beam pipeline (aced/prepare/graph.py). By default it runs in this process, which
-holds the facts of all images in memory, but no pixels. With `--runner`, Beam's own flags are passed
-on; workers need this package installed and must reach the input and `--out`. The same input and
-settings give the same bytes, wherever it runs. A second run finds nothing to do. A run that was
-killed is taken up by the same command: it reads the table again, and of the images it repeats the
-blocks (256 images, or a row group of parquet) and shards that were in work. Until the data set is
-complete, `.NAME.partial` beside it holds a copy of the images.
+holds the facts of all images in memory, but no pixels (with `--near_duplicates`, 384 bytes of
+colours of each). With `--runner`, Beam's own flags are passed on; workers need this package
+installed and must reach the input and `--out`. The same input and settings give the same bytes,
+wherever it runs. A second run finds nothing to do. A run that was killed is taken up by the same
+command: it reads the table again, and of the images it repeats the blocks (256 images, or a row
+group of parquet) and shards that were in work. Until the data set is complete, `.NAME.partial`
+beside it holds a copy of the images.
 """
 
 import sys

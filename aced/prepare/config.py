@@ -82,8 +82,9 @@ class PrepareConfig:
     )
     near_duplicates: int = setting(
         -1,
-        "Leave out an image whose 64-bit perceptual hash differs in at most so many bits from an "
-        "earlier image's; 0 to 7, and 2 finds rescaled and recompressed copies. -1: keep them.",
+        "Leave out an image that is a rescaled or recompressed copy of an earlier one: the 64-bit "
+        "perceptual hashes differ in at most so many bits, 0 to 7 (2 finds most), and their shapes "
+        "and colours agree. -1: keep them.",
     )
     near_duplicate_captions: bool = setting(
         False, "Give the captions of a near-duplicate that is left out to the image that is kept."

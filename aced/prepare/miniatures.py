@@ -15,6 +15,8 @@ MEAN, LARGEST = 0.015, 0.04  # of the distances in OKLab, black to white being 1
 
 _SIDE = 16
 SIZE = _SIDE**2 + 2 * (_SIDE // 2) ** 2  # bytes
+# Light that falls on what is shown, white being 1. Without, one level above black is 0.07 from it.
+_FLARE = 0.005
 _TO_LMS = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -45,10 +47,10 @@ def miniature(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def oklab(rgb: UInt8[np.ndarray, "*any 3"]) -> Float64[np.ndarray, "*any 3"]:
-    """sRGB in OKLab: lightness (0 to 1), green to red, blue to yellow."""
+    """sRGB, with `_FLARE`, in OKLab: lightness (black 0, white 1), green to red, blue to yellow."""
     x = rgb / 255
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-    return np.cbrt(linear @ _TO_LMS.T) @ _TO_OKLAB.T
+    return np.cbrt(linear @ _TO_LMS.T + _FLARE) @ _TO_OKLAB.T
 
 
 def differences(

@@ -7,12 +7,13 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from aced.config import ConfigError
 from aced.data import records
@@ -516,3 +517,35 @@ def test_command(tmp_path, folder):
     assert nowhere.returncode == 1
     assert nowhere.stderr.strip().startswith(f"error: {captions}/")
     assert "Not a directory" in nowhere.stderr
+
+
+def test_copies_are_left_out_but_not_what_is_only_alike(tmp_path, folder):
+    def drawing(colour, size=(120, 90)):
+        image = Image.new("RGB", size, "white")
+        box = [round(share * side) for share in (0.2, 0.7) for side in size]
+        ImageDraw.Draw(image).ellipse(box, colour)
+        return image
+
+    files = {
+        "yellow.png": encoded(drawing("gold")),
+        "blue.png": encoded(drawing("royalblue")),
+        "small.jpg": encoded(drawing("gold").resize((60, 45)), "JPEG", quality=60),
+        "wide.png": encoded(drawing("gold", (120, 60))),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    lines = [{"image": name, "caption": f"<{name}> drawn"} for name in files]
+    statistics = run(tmp_path, folder, lines, near_duplicates=7)
+    assert sorted(read(tmp_path)) == ["blue.png", "wide.png", "yellow.png"]
+    assert statistics["rejected"] == {"near_duplicate": 1}
+    (entry,) = rejected(tmp_path)
+    assert (entry["image"], entry["line"]) == ("small.jpg", 3)
+    assert re.fullmatch(
+        r"\d bits and 0\.\d{4} \(at most 0\.\d{4}\) of colour from yellow\.png", entry["detail"]
+    )
+    page = (tmp_path / "out" / "statistics.html").read_text()
+    pair = page[page.index('<div class="pair">') :]
+    first, second = re.findall("<figcaption>(.*?)</figcaption>", pair)
+    assert first == "the earlier one: yellow.png: &lt;yellow.png&gt; drawn"
+    bits = entry["detail"].removesuffix(" from yellow.png")
+    assert second == f"left out, {bits}: small.jpg: &lt;small.jpg&gt; drawn"
