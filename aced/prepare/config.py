@@ -21,13 +21,13 @@ class PrepareConfig:
     """What is read, what is left out, and what is written where."""
 
     images: str = setting("", "Folder of the images; paths in the table are relative to it.")
+    captions: str = setting("", "Table of captions: .jsonl or .csv (with a header), UTF-8.")
+    out: str = setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
     follow_links: bool = setting(
         False,
         "Read images behind symbolic links that lead out of --images too, as those of DVC and of "
         "the Hugging Face hub's cache do.",
     )
-    captions: str = setting("", "Table of captions: .jsonl or .csv (with a header), UTF-8.")
-    out: str = setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
     tars: str = setting(
         "", "Instead of --images and --captions: WebDataset tars. A folder, file, glob or {0..9}."
     )

@@ -153,7 +153,7 @@ def start(program, folder, count=2, **variables):
 
 
 def test_without_a_cluster_the_error_says_what_to_set(tmp_path):
-    program = "from aced import distributed; distributed.initialize()"
+    program = "from aced.parallel import distributed; distributed.initialize()"
     with start(program, tmp_path, count=1) as started:
         assert started.exit_codes() == [1]
     text = started.output(0)
