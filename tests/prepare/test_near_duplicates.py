@@ -88,6 +88,7 @@ def facts(line, sight):
         size=10,
         thumbnail_size=0,
         second_size=0,
+        crc=0,
         sha256=bytes(32),
         width=int(sight["width"]),
         height=int(sight["height"]),

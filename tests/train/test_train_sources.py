@@ -138,7 +138,7 @@ def test_the_recipe_takes_tars_and_parquet_by_its_arguments():
     prepared = parse(small.get_config("method=iid,data=/d"))
     assert prepared.data.array_record.split == "train"
     assert prepared.evals["retrieval"].data.array_record.split == "val"
-    with pytest.raises(ConfigError, match="method=aced needs a reference: .* give clean=PATH"):
+    with pytest.raises(ConfigError, match=r"method=aced needs a reference: .* give clean=PATH"):
         small.get_config("data=/d")
     assert small.get_config("data=/d,clean=/c").before.reference.data.array_record.path == "/c"
     for name in ("clean", "reference", "cache"):
