@@ -76,7 +76,7 @@ def check_small(path: epath.Path) -> None:
 
 
 def check_described(path: epath.Path) -> None:
-    """Looks at whether Orbax can read what a checkpoint says of itself, checksums apart.
+    """Checks that Orbax can read the description of a checkpoint; checksums are not compared.
 
     Raises:
         DamagedError: it is not readable, and Orbax would not open the folder.

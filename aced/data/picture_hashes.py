@@ -22,10 +22,9 @@ def file_name(split: str) -> str:
     return f"{split}.hashes"
 
 
-def of(picture: bytes) -> bytes:
-    """The 8 bytes of an encoded picture; empty: of none."""
-    size = _TYPE.itemsize
-    return hashlib.sha256(picture).digest()[:size] if picture else bytes(size)
+def of(sha256: bytes | None) -> bytes:
+    """The 8 bytes of the picture with this digest; None: of a record without a picture."""
+    return bytes(_TYPE.itemsize) if sha256 is None else sha256[: _TYPE.itemsize]
 
 
 def read(

@@ -15,6 +15,7 @@ of its own; the sha256 in a record says which picture it is, wherever it was cop
 
 import bisect
 import dataclasses
+import functools
 import hashlib
 import itertools
 import operator
@@ -78,6 +79,11 @@ class Example:
     thumbnail: bytes | None = None  # the whole picture again, smaller, upright, encoded
     second: bytes | None = None  # another picture, that the texts are about as well, encoded
 
+    @functools.cached_property
+    def sha256(self) -> bytes:
+        """The digest of the encoded image."""
+        return hashlib.sha256(self.image).digest()
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -99,7 +105,7 @@ def encode(example: Example) -> bytes:
         "image": example.image,
         "texts": list(example.texts),
         "key": example.key,
-        "sha256": hashlib.sha256(example.image).digest(),
+        "sha256": example.sha256,
     }
     for name in ("label", "is_noisy"):
         if (value := getattr(example, name)) is not None:
@@ -244,7 +250,8 @@ def write_shard(
         for example in examples:
             writer.write(encode(example))
             count += 1
-            pictures.update(which := picture_hashes.of(example.image))
+            which = picture_hashes.of(example.sha256 if example.image else None)
+            pictures.update(which)
             hashes.write(which)
     finally:
         writer.close()

@@ -9,15 +9,10 @@ the step does at least. Exit code 1: it does not fit into memory.
 
 import os
 
+from aced.preflight import COMPILER_ENVIRONMENT
+
 if __name__ == "__main__":
-    # What the TPU compiler asks for on a machine without TPUs, before jax is imported; on a machine
-    # with TPUs, this leaves them to others.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-8"  # of any kind; the topology decides
-    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    os.environ["TPU_LOG_DIR"] = "disabled"
+    os.environ.update(COMPILER_ENVIRONMENT)  # before jax is imported
 
 import json
 import sys

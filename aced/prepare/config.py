@@ -58,8 +58,9 @@ class PrepareConfig:
     noisy_column: str = setting("", "Column that says whether a pair is known to be bad.")
     clean_column: str = setting(
         "",
-        "COLUMN=VALUE: lines with this value are clean. Pictures of which all lines are, and which "
-        "are not held out, are written once more as split 'clean', to train a reference on.",
+        "COLUMN=VALUE: lines with this value are clean. A picture is clean if all its lines are. "
+        "Clean pictures that are not held out are written a second time, as the split 'clean', to "
+        "train a reference on.",
     )
     extra_columns: str = setting("", "Columns to keep as they are, separated by commas.")
     val: int = setting(0, "Examples held out as split 'val'.")

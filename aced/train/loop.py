@@ -73,7 +73,8 @@ def run(
     """
     check_place(workdir)
     folder = epath.Path(workdir).expanduser()
-    with distributed.entered_by_first(overlap.checked(settings := parse(config), parse)):
+    settings = parse(config)
+    with distributed.entered_by_first(overlap.checked(settings)):
         _train(settings, folder, devices, force)
     return history.last_values(folder) if jax.process_index() == 0 else {}
 

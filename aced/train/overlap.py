@@ -8,8 +8,8 @@ those of the runs that it comes before, as a reference comes before a run.
 import collections
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -19,7 +19,7 @@ from aced.config import ConfigError
 from aced.data import records
 from aced.data.sources import DataConfig, SourceConfig
 from aced.evaluators import EvalConfig
-from aced.train.config import TrainConfig
+from aced.train.config import TrainConfig, parse
 
 _NAMED = 3  # examples in a message
 
@@ -43,33 +43,28 @@ class Comparison(NamedTuple):
 
 
 @contextlib.contextmanager
-def checked(settings: TrainConfig, parse: Callable[[Any], TrainConfig]) -> Iterator[None]:
+def checked(settings: TrainConfig) -> Iterator[None]:
     """A block that begins when no evaluation has pictures that are trained on, or a warning.
 
     Args:
-        settings: of a run; `settings.overlap` says what is done.
-        parse: gives the settings of the runs before it.
+        settings: of a run; `settings.overlap` is what to do about it.
 
     Raises:
         ConfigError: there are some, and `overlap` is "refuse".
         DatasetError: a data set is missing, or its hashes are damaged.
     """
     if settings.overlap != "allow":
-        _check(list(_comparisons(settings, parse, {}, "")), settings.overlap)
+        _check(list(_comparisons(settings, {}, "")), settings.overlap)
     yield
 
 
 def _comparisons(
-    settings: TrainConfig,
-    parse: Callable[[Any], TrainConfig],
-    later: Mapping[str, EvalConfig],
-    path: str,
+    settings: TrainConfig, later: Mapping[str, EvalConfig], path: str
 ) -> Iterator[Comparison]:
     """Those of a run and of the runs before it.
 
     Args:
         settings: of the run.
-        parse: gives the settings of the runs before it.
         later: the evaluations of the runs that it comes before.
         path: of the run in the config, with a dot behind it.
     """
@@ -82,7 +77,7 @@ def _comparisons(
             trained = f"{name}.probe.data", item.probe.data
             yield Comparison(*trained, name, item.data, item.max_examples)
     for name, earlier in settings.before.items():
-        yield from _comparisons(parse(earlier), parse, evals, f"{path}before.{name}.")
+        yield from _comparisons(parse(earlier), evals, f"{path}before.{name}.")
 
 
 def _check(comparisons: list[Comparison], overlap: str) -> None:
@@ -91,10 +86,8 @@ def _check(comparisons: list[Comparison], overlap: str) -> None:
     pairs = collections.defaultdict(dict)  # evaluations of each training split, in their order
     left_out = {}
     for training, trained, evaluation, evaluated, first in comparisons:
-        some, others = (
-            _splits(trained, training, left_out),
-            _splits(evaluated, evaluation, left_out),
-        )
+        some = _splits(trained, training, left_out)
+        others = _splits(evaluated, evaluation, left_out)
         for (place, one), (other_place, other) in itertools.product(some, others):
             other = other._replace(first=first)
             places.setdefault(one, place)

@@ -37,7 +37,7 @@ class Trial:
 
     Attributes:
         inputs: the folder that the job reads.
-        names: of which an error has to have one.
+        names: an error has to mention one of them.
         lost: good examples that may be left out; None: all, if that is mentioned.
         kept: by key, what else may be among the result.
     """

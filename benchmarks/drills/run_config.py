@@ -1,4 +1,4 @@
-"""The run of the drills, as a config file: nine steps, of which every third has a checkpoint.
+"""The run of the drills, as a config file: nine steps, and a checkpoint after every third.
 
 `--config=benchmarks/drills/run_config.py:source=SOURCE,data=FOLDER`; with `reference=` or `cache=`
 it is ACED, else IID.

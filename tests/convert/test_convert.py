@@ -15,6 +15,7 @@ import small_run
 from aced.checkpoints import checkpointer
 from aced.config import ConfigError, to_config
 from aced.convert import big_vision, command, huggingface
+from aced.convert.__main__ import summary
 from aced.convert.command import ConvertConfig
 from aced.data.shapes import scenes
 from aced.models import model_folder
@@ -86,7 +87,7 @@ def test_from_a_run_to_zero_shot_in_transformers(run, ours, tmp_path, monkeypatc
     done = command.convert(config)
     (note,) = done.notes
     assert "pad texts for a SigLIP to 64 ids; with this one, of 16" in note
-    text = command.summary(done, config)
+    text = summary(done, config)
     assert "patch 8, 32 px" in text
     data = scenes.Shapes(scenes.ShapesConfig(resolution=32))
     pictures = [Image.fromarray(np.asarray(data[i]["image"])) for i in range(3)]

@@ -14,6 +14,7 @@ from aced.models import int8, transformer, two_tower
 from aced.models.text import TextConfig
 from aced.models.transformer import Compute
 from aced.models.vit import ImageConfig
+from aced.preflight import COMPILER_ENVIRONMENT
 
 MODEL = two_tower.TwoTowerConfig(
     image=ImageConfig(size="mu", patch=4, resolution=8, depth=2),
@@ -159,14 +160,7 @@ print(apply.lower(*arguments).compile().as_text())
 @pytest.mark.slow
 def test_tpu_multiplies_integers():
     pytest.importorskip("libtpu")
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_LOG_DIR": "disabled",
-    }
+    environment = os.environ | COMPILER_ENVIRONMENT
     run = subprocess.run(
         [sys.executable, "-c", COMPILE_FOR_TPU], env=environment, capture_output=True, text=True
     )

@@ -21,6 +21,7 @@ from aced.losses.distillation import sigmoid_kd, softmax_kd
 from aced.outputs import Embeddings
 from aced.parallel.mesh import MeshConfig, by_example, make_mesh, replicated
 from aced.parallel.ring import Pairs, logsumexps, pair_sum
+from aced.preflight import COMPILER_ENVIRONMENT
 
 LOSSES = {"sigmoid": (sigmoid_loss, 1), "softmax": (softmax_loss, 1)}
 LOSSES |= {"softmax-KD": (softmax_kd, 2), "sigmoid-KD": (sigmoid_kd, 2)}
@@ -151,15 +152,13 @@ for name in LOSSES:
 def test_a_tpu_compiles_it():
     pytest.importorskip("libtpu")
     here = pathlib.Path(__file__)
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_LOG_DIR": "disabled",
-        "PYTHONPATH": f"{here.parents[2]}:{here.parent}",
-    }
+    environment = (
+        os.environ
+        | COMPILER_ENVIRONMENT
+        | {
+            "PYTHONPATH": f"{here.parents[2]}:{here.parent}",
+        }
+    )
     done = subprocess.run(
         [sys.executable, "-c", _ON_TPU],
         env=environment,

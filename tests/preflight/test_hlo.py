@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from aced.parallel import mesh as meshes
-from aced.preflight import hlo
+from aced.preflight import COMPILER_ENVIRONMENT, hlo
 from aced.preflight.hlo_flops import _valid_positions
 from aced.preflight.hlo_text import Array
 
@@ -195,16 +195,6 @@ def test_an_asynchronous_collective_is_one():
     assert facts.opaque == ()
 
 
-TPU_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
-}
-
-
 def test_the_same_on_tpus():
     # fsdp 4, data 2: six layers [512 512], gathered forward and backward; gradients scattered over
     # fsdp and summed over data; a ring of 8; and one sum of the loss.
@@ -251,8 +241,12 @@ def test_the_same_on_tpus():
     """
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
-        env=os.environ | TPU_ENVIRONMENT, capture_output=True, text=True, timeout=200, check=True,
-    )  # fmt: skip
+        env=os.environ | COMPILER_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
     found = json.loads(found.stdout)
     rows, layer = 1024 // 8, 512 * 512
     passes = 4  # forward, again, and the gradients by x and by w

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -21,55 +20,7 @@ from aced.files import ownership
 from aced.prepare.captions import PrepareError
 from aced.prepare.command import PrepareConfig, prepare
 from tests import commands
-
-
-def encoded(image, form="PNG", **kwargs):
-    out = io.BytesIO()
-    image.save(out, form, **kwargs)
-    return out.getvalue()
-
-
-def picture(seed, size=(12, 8)):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    images = tmp_path / "images"
-    (images / "sub").mkdir(parents=True)
-    for i in range(10):
-        (images / "sub" / f"{i}.png").write_bytes(encoded(picture(i)))
-    return images
-
-
-def table(tmp_path, rows, name="captions.jsonl"):
-    path = tmp_path / name
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(path)
-
-
-def rows(n=10, **columns):
-    return [{"image": f"sub/{i}.png", "caption": f"Caption {i}", **columns} for i in range(n)]
-
-
-def run(tmp_path, folder, lines, out="out", **settings):
-    captions = lines if isinstance(lines, str) else table(tmp_path, lines)
-    config = PrepareConfig(
-        images=str(folder), captions=captions, out=str(tmp_path / out), threads=2, **settings
-    )
-    return prepare(config)
-
-
-def read(tmp_path, split="train", out="out"):
-    source = records.open_dataset(tmp_path / out, split)
-    return {source[i]["key"]: source[i] for i in range(len(source))}
-
-
-def rejected(tmp_path, out="out"):
-    lines = (tmp_path / out / "rejected.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+from tests.prepare.small import encoded, picture, read, rejected, rows, run, table
 
 
 def test_bytes_captions_and_splits(tmp_path, folder):
@@ -106,7 +57,8 @@ def test_same_input_same_bytes_and_another_seed_another_order(tmp_path, folder):
         prepare(config)
     files = {out: sorted((tmp_path / out).iterdir()) for out in "abc"}
     names = ["dataset.json", "rejected.jsonl", "statistics.html"]
-    names += ["train-00000-of-00001.array_record", "val-00000-of-00001.array_record"]
+    for split in ("train", "val"):
+        names += [f"{split}-00000-of-00001.array_record", f"{split}.hashes"]
     assert [file.name for file in files["a"]] == names
     assert [f.read_bytes() for f in files["a"]] == [f.read_bytes() for f in files["b"]]
     assert list(read(tmp_path, out="a")) != list(read(tmp_path, out="c"))
@@ -162,53 +114,6 @@ def test_everything_left_out_is_listed_with_its_reason(tmp_path, folder):
     assert len(train) == 10
     assert train["sub/0.png"]["texts"] == ("Caption 0", "another caption")
     assert train["sub/1.png"]["texts"] == ("Caption 1",)
-
-
-def hub_cache(tmp_path, count=4):
-    """A data set as huggingface_hub keeps it: a snapshot of links to files by their hash."""
-    repository = tmp_path / "datasets--someone--drawings"
-    snapshot = repository / "snapshots" / ("0" * 40) / "images"
-    (repository / "blobs").mkdir(parents=True)
-    snapshot.mkdir(parents=True)
-    for i in range(count):
-        (repository / "blobs" / f"{i:040d}").write_bytes(encoded(picture(i)))
-        (snapshot / f"{i}.png").symlink_to(f"../../../blobs/{i:040d}")
-    return snapshot
-
-
-def test_links_out_of_the_folder_are_followed_where_that_is_allowed(tmp_path):
-    snapshot = hub_cache(tmp_path)
-    (snapshot / "gone.png").symlink_to("../../../blobs/gone")
-    lines = [{"image": f"{i}.png", "caption": f"Caption {i}"} for i in range(4)]
-    lines += [{"image": "gone.png", "caption": "c"}, {"image": "../x.png", "caption": "c"}]
-    statistics = run(tmp_path, snapshot, lines, follow_links=True)
-    assert statistics["images"] == 4
-    assert statistics["rejected"] == {"missing_file": 1, "outside_folder": 1}
-    found = read(tmp_path)
-    assert {key: x["image"] for key, x in found.items()} == {
-        f"{i}.png": encoded(picture(i)) for i in range(4)
-    }
-    assert any("blobs/gone" in entry.get("detail", "") for entry in rejected(tmp_path))
-
-
-def test_links_out_of_the_folder_are_named_with_the_flag_that_allows_them(tmp_path, folder):
-    snapshot = hub_cache(tmp_path)
-    lines = [{"image": f"{i}.png", "caption": f"Caption {i}"} for i in range(4)]
-    with pytest.raises(PrepareError, match="No image is left") as error:
-        run(tmp_path, snapshot, lines)
-    blob = tmp_path / "datasets--someone--drawings" / "blobs" / ("0" * 40)
-    said = str(error.value)
-    assert "outside_link 4, the first: " in said
-    assert f"without --follow_links, since it leads out of --images: the link {snapshot}" in said
-    assert f"{snapshot}/0.png to {blob}" in said
-    assert "relative to the same folder?" not in said
-    (folder / "linked").symlink_to(snapshot)  # a folder behind a link, and a link to a link
-    (folder / "again.png").symlink_to(folder / "linked" / "1.png")
-    lines = [{"image": "linked/0.png", "caption": "a"}, {"image": "again.png", "caption": "b"}]
-    run(tmp_path, folder, [*rows(2), *lines])
-    details = {entry["image"]: entry["detail"] for entry in rejected(tmp_path)}
-    assert details["linked/0.png"].endswith(f"the link {folder}/linked to {blob}")
-    assert f"the link {folder}/again.png to " in details["again.png"]
 
 
 def test_csv_labels_noise_and_extra(tmp_path, folder):

@@ -13,6 +13,7 @@ from crossing import crossing
 
 from aced.config import ConfigError
 from aced.parallel import mesh as meshes
+from aced.preflight import COMPILER_ENVIRONMENT
 from aced.selection.exchange import exchange
 
 MESHES = {
@@ -119,15 +120,13 @@ def test_it_compiles_for_tpus():
     pytest.importorskip("libtpu")
     script = pathlib.Path(__file__).with_name("exchange_v5e.py")
     paths = [str(script.parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_LOG_DIR": "disabled",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
+    environment = (
+        os.environ
+        | COMPILER_ENVIRONMENT
+        | {
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        }
+    )
     run = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,7 +79,7 @@ def run_of(path, evaluated, split="val", **settings):
 def check(settings, caplog):
     """What is logged at the start of a run: levels and messages."""
     caplog.clear()
-    with caplog.at_level(logging.INFO), overlap.checked(settings, parse):
+    with caplog.at_level(logging.INFO), overlap.checked(settings):
         pass
     return [(record.levelname, record.getMessage()) for record in caplog.records]
 
@@ -107,13 +108,17 @@ def test_a_run_with_what_one_command_made_gives_no_warning(whole, other, tmp_pat
     config.overlap = "refuse"
     config.batch_size = config.before.reference.batch_size = 8
     config.method.selection.chunks, config.method.selection.filter_ratio = 1, 0.5
-    config.total_steps = config.before.reference.total_steps = 1
-    loop.run(config, str(tmp_path))
+    for of in (config, config.before.reference):
+        of.total_steps = 1
+        for tower in (of.method.model.image, of.method.model.text):
+            tower.depth, tower.width, tower.mlp, tower.heads = 1, 32, 32, 1
+    devices = jax.devices()[:1]
+    loop.run(config, str(tmp_path / "run"), devices)
     assert "pictures of config" not in caplog.text
     config.before.reference.data.array_record = {"path": other, "split": "train"}
     with pytest.raises(ConfigError, match=r"trained on in config\.before\.reference\.data"):
-        loop.run(config, str(tmp_path / "other"))
-    assert not list((tmp_path / "other").iterdir())
+        loop.run(config, str(tmp_path / "other"), devices)
+    assert not (tmp_path / "other").exists()
 
 
 def test_two_hold_outs_give_the_exact_count(whole, other, caplog):

@@ -193,7 +193,7 @@ class TarSource:
         first = self._index.entries[:_LOOKED_AT]
         whole = first[first["damaged"] == 0]
         if not len(whole):
-            return  # an empty data set is refused by whoever opens it
+            return  # the pipeline refuses an empty data set
         wanted = {name for name in self._fields if name not in tar_labels.MEMBERS}
         json_at = whole[whole["json"] >= 0][:_SEARCHED]
         known = self._known_fields(json_at, wanted)
