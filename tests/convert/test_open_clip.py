@@ -89,7 +89,7 @@ def assert_equal_outputs(theirs, mine, b=8):
     images = foreign.images(mine, b)
     ids = tokenizer_write.opened(mine)(foreign.CAPTIONS[:b])
     for a, b in zip(foreign.embed(mine, images, ids), outputs(theirs, images, ids), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=3e-6)  # logits are up to 10
+        np.testing.assert_allclose(a, b, atol=5e-5, rtol=1e-5)  # logits are up to 10
 
 
 def load(folder):
