@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from aced.config import ConfigError
 
 CHECKSUM = "sha256"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SEAL = b"\ncrc32 %08x\n"
 _SEAL_BYTES = len(_SEAL % 0)
 
@@ -94,8 +96,11 @@ def loads(data: bytes) -> dict[str, Any]:
         UnreadableError: it is not that.
     """
     content = parse(data)
+    # A checksum whose own name was changed is still the last entry, which nothing else resembles.
+    last = next(reversed(content.values()), None)
+    misnamed = isinstance(last, str) and _SHA256.fullmatch(last) and CHECKSUM not in content
     written = content.pop(CHECKSUM, None)
-    if written is not None and written != _sha256(content):
+    if misnamed or (written is not None and written != _sha256(content)):
         raise UnreadableError(
             f"its content is not that of its {CHECKSUM}: it was changed. If you changed it "
             f"yourself, remove the entry {CHECKSUM!r}"

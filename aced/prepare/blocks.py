@@ -66,9 +66,7 @@ def examine(
         yield beam.pvalue.TaggedOutput(REJECTED, tuple(entry))
 
 
-def _of_earlier_run(
-    workspace: Workspace, facts: str
-) -> tuple[list[bytes], list[tuple[int, str, str]], int] | None:
+def _of_earlier_run(workspace: Workspace, facts: str) -> list[Any] | None:
     """What `_examined` returned for the file `facts`; None: not yet, or the file is damaged."""
     if not workspace.exists(facts):
         return None

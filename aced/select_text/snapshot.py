@@ -53,6 +53,7 @@ def save(workspace: Workspace, state: State) -> None:
     workspace.wait_for_all(f"{name}-written")
     if jax.process_index() == 0:
         about = {"folder": name, "blocks": state.blocks, "processes": jax.process_count()}
+        about["checked"] = True  # states of before their files had checksums are read without
         workspace.write_json(_ABOUT, about)
         for old in workspace.root.glob("state-*"):
             if old != folder:
@@ -160,7 +161,8 @@ def _lists(workspace: Workspace, search: Search, empty: Neighbours, images: int)
 def _files(workspace: Workspace) -> Iterator[dict[str, np.ndarray]]:
     about = _about(workspace)
     for process in range(about["processes"]):
-        yield workspace.load_arrays(f"{about['folder']}/{process}.npz")
+        name = f"{about['folder']}/{process}.npz"
+        yield workspace.load_arrays(name, checked=about.get("checked", False))
 
 
 def _about(workspace: Workspace) -> dict[str, Any]:

@@ -247,6 +247,20 @@ def test_checkpoints_of_before_there_were_checksums(tmp_path, caplog):
     assert set_aside(tmp_path) == ["2", "3"]
 
 
+def test_a_start_compares_each_file_once(workdir, monkeypatch):
+    """Of the checkpoint that it loads; of a damaged one it stops at the first that is wrong."""
+    read, compared = checksums._size_and_crc, []
+    monkeypatch.setattr(
+        checkpoint_checksums, "_size_and_crc", lambda path: compared.append(path) or read(path)
+    )
+    _, step = restored(workdir)
+    assert step == 3
+    of_it = [path for path in compared if path.parts[-2] == "3" or "/checkpoints/3/" in str(path)]
+    assert len(of_it) == len(set(of_it)) > 5
+    about = json.loads((workdir / "checkpoints/3" / checksums.FILE).read_text())
+    assert len(of_it) == len(about["files"])
+
+
 def test_metrics_of_before_there_were_checksums(workdir):
     """Orbax opens no folder in which one checkpoint's are not readable, whichever it is."""
     for step in STEPS:

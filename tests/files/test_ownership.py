@@ -255,3 +255,16 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
     ):
         run(settings, tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["owner.json", "."])
+def test_a_link_to_where_nothing_is(tmp_path, name):
+    link = tmp_path / "run" if name == "." else tmp_path / "run" / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "gone" / "away")
+    with (
+        pytest.raises(storage.StorageError, match=r"owner.json cannot be written: .*No such file"),
+        owned(str(tmp_path / "run" / "owner.json")),
+    ):
+        pass
+    assert link.is_symlink()

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from PIL import Image
 
 from aced.data import records
 from aced.prepare import inputs
+from aced.prepare.captions import PrepareError
 from aced.prepare.command import PrepareConfig, prepare
+from aced.prepare.workspace import Workspace
 
 # Runs the preparation, and kills itself at the N-th call of a function; notes each image examined.
 _SCRIPT = """
 import importlib, json, os, pathlib, signal, sys
 from aced.prepare import blocks, inputs
+from aced.prepare.workspace import Workspace
 from aced.prepare.command import PrepareConfig, prepare
 settings, notes, module, name, number = json.loads(sys.argv[1])
 inputs.BLOCK = 4
@@ -109,3 +113,91 @@ def test_a_workspace_of_other_settings_is_not_gone_on_with(tmp_path):
     settings = {"images": f"{tmp_path}/images", "captions": f"{tmp_path}/captions.jsonl"}
     assert prepare(PrepareConfig(out=f"{tmp_path}/out", **settings))["images"] == 1
     assert not partial.exists()
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """Settings of a preparation that was stopped when all was there but its place; what it gives.
+
+    Its pictures have thumbnails, and those are in no hash of a picture.
+    """
+    (tmp_path / "images").mkdir()
+    lines = []
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+        lines.append(json.dumps({"image": f"{i}.png", "caption": f"c {i}"}))
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    settings = {
+        "images": f"{tmp_path}/images",
+        "captions": f"{tmp_path}/captions.jsonl",
+        "thumbnails": 16,
+        "threads": 1,
+    }
+    prepare(PrepareConfig(out=f"{tmp_path}/expected", **settings))
+    settings["out"] = f"{tmp_path}/out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "publish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(PrepareConfig(**settings))
+    return settings, contents(tmp_path / "expected")
+
+
+def flip(path, seed):
+    rng, data = np.random.default_rng(seed), bytearray(path.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pattern", "again"),
+    [
+        ("blocks/*.facts", "is made again"),
+        ("shards/*.json", "is made again"),
+        ("out/train-*.array_record", "is made again: it is not what was written"),
+        ("out/dataset.json", ""),  # these are written anew by every start
+        ("summary.json", ""),
+        ("parts/*", ""),
+    ],
+)
+def test_what_has_flipped_bits_is_made_again(stopped, tmp_path, caplog, pattern, again):
+    settings, expected = stopped
+    kept = tmp_path / "kept"
+    shutil.copytree(tmp_path / ".out.partial", kept)
+    for seed in range(3):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        shutil.copytree(kept, tmp_path / ".out.partial", dirs_exist_ok=True)
+        for path in (tmp_path / ".out.partial").glob(pattern):
+            flip(path, seed)
+        caplog.clear()
+        prepare(PrepareConfig(**settings))
+        assert contents(tmp_path / "out") == expected
+        assert again in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_copy_of_a_picture_or_thumbnail_with_flipped_bits_is_refused(stopped, tmp_path, seed):
+    settings, expected = stopped
+    partial = tmp_path / ".out.partial"
+    (spool,) = (partial / "blocks").glob("*.bytes")
+    for note in (partial / "shards").iterdir():  # so that the shard is made from the copies
+        note.unlink()
+    flip(spool, seed)
+    with pytest.raises(Exception, match=rf"{spool} is damaged. Remove \S+facts and start again"):
+        prepare(PrepareConfig(**settings))
+    spool.with_suffix(".facts").unlink()
+    prepare(PrepareConfig(**settings))
+    assert contents(tmp_path / "out") == expected
+
+
+def test_damaged_settings_cost_no_work_that_was_done(stopped, tmp_path):
+    path = tmp_path / ".out.partial" / "settings.json"
+    good = path.read_bytes()
+    path.write_bytes(good[:40])
+    with pytest.raises(PrepareError, match=f"{path} is not readable .line 2: no JSON"):
+        prepare(PrepareConfig(**stopped[0]))
+    path.write_bytes(good)
+    prepare(PrepareConfig(**stopped[0]))
+    assert contents(tmp_path / "out") == stopped[1]
