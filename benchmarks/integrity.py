@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from aced import own_files
+from aced.files import own_files
 from aced.checkpoints import checksums, record
 from aced.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from aced.data.sources import tar_index

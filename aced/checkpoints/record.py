@@ -97,8 +97,7 @@ def read(folder: epath.Path) -> Record:
     """The record of the run in `folder`.
 
     Raises:
-        FileNotFoundError: no run has begun there.
-        ConfigError: the file is damaged.
+        ConfigError: the file is missing or damaged.
     """
     with own_files.reading(folder / FILE, _ADVICE):
         found = own_files.loads((folder / FILE).read_bytes())

@@ -47,13 +47,10 @@ def reading(
         kind: of the error.
 
     Raises:
-        FileNotFoundError: as it is; the caller knows better what is missing.
-        kind: instead of every other error that content or a disk can cause.
+        kind: instead of every error that content or a disk can cause.
     """
     try:
         yield
-    except FileNotFoundError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"it has no {error.args[0]!r}" if type(error) is KeyError else error
         raise kind(f"{path} is not readable ({reason}); {advice}.") from error

@@ -124,6 +124,8 @@ def _placed(params: dict[str, np.ndarray], shapes: PyTree, path: pathlib.Path) -
 
 def _about(folder: pathlib.Path) -> dict[str, Any]:
     with own_files.reading(folder / FILE, "copy the folder again", InteropError):
+        if (folder / FILE).stat().st_size > tensors.MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {tensors.MAX_JSON_BYTES:,} bytes")
         about = own_files.loads((folder / FILE).read_bytes())
     if about.get("format") != _FORMAT:
         raise InteropError(

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
+from aced.files import own_files
 from aced.config import ConfigError
 from aced.convert import tokenizer_write
 from aced.data.tokenizers import get_tokenizer
@@ -77,11 +78,29 @@ def test_the_same_tokenizer_elsewhere_is_the_same_model(folder, tmp_path):
 
 def about(folder, **changes):
     file = folder / model_folder.FILE
-    content = json.loads(file.read_text())
-    del content["sha256"]  # without it, what was changed by hand is read
+    content = own_files.loads(file.read_bytes())
     content |= {k: v for k, v in changes.items() if "." not in k}
     content["model"] |= {k: v for k, v in changes.items() if "." in k}
     file.write_text(json.dumps(content))
+
+
+def test_a_flipped_bit_in_any_file_is_found(folder):
+    for path in folder.iterdir():
+        good = path.read_bytes()
+        for place in (0, len(good) // 2, len(good) - 9):
+            path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+            with pytest.raises(InteropError, match=f"^{path} is not "):
+                model_folder.read(str(folder))
+        path.write_bytes(good)
+    model_folder.read(str(folder))
+
+
+def test_a_folder_of_before_its_files_had_checksums(folder):
+    expected = model_folder.read(str(folder))
+    content = own_files.loads((folder / model_folder.FILE).read_bytes())
+    del content["tokenizer_sha256"]
+    (folder / model_folder.FILE).write_text(json.dumps(content))
+    assert model_folder.read(str(folder)).tokenizer == expected.tokenizer
 
 
 @pytest.mark.parametrize(

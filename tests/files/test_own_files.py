@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from aced import own_files
+from aced.files import own_files
 from aced.checkpoints import record
 from aced.config import ConfigError
 from aced.data import records
