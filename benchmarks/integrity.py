@@ -32,12 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from aced.files import own_files
 from aced.checkpoints import checksums, record
 from aced.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from aced.data.sources import tar_index
 from aced.data.sources.tar_scan import ENTRY
-from aced.files import ownership
+from aced.files import own_files, ownership
 from aced.train.config import parse
 from benchmarks import table
 from configs import smoke

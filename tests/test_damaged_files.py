@@ -161,7 +161,7 @@ def stopped(tmp_path_factory):
         corpus=(f"{folder}/corpus.txt",), out=f"{folder}/out", budget=9, method="random"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select_text, "choose", lambda selection: 1 / 0)
+        patch.setattr(command, "choose", lambda selection: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             command.run(config, jax.devices()[:1])
     return folder

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 from aced.config import ConfigError
 
 CHECKSUM = "sha256"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SEAL = b"\ncrc32 %08x\n"
 _SEAL_BYTES = len(_SEAL % 0)
 
@@ -93,16 +91,20 @@ def loads(data: bytes) -> dict[str, Any]:
         UnreadableError: it is not that.
     """
     content = parse(data)
-    # A checksum whose own name was changed is still the last entry, which nothing else resembles.
-    last = next(reversed(content.values()), None)
-    misnamed = isinstance(last, str) and _SHA256.fullmatch(last) and CHECKSUM not in content
     written = content.pop(CHECKSUM, None)
-    if misnamed or (written is not None and written != _sha256(content)):
+    wrong = _ends_with_checksum(content) if written is None else written != _sha256(content)
+    if wrong:
         raise UnreadableError(
             f"its content is not that of its {CHECKSUM}: it was changed. If you changed it "
             f"yourself, remove the entry {CHECKSUM!r}"
         )
     return content
+
+
+def _ends_with_checksum(content: Mapping[str, Any]) -> bool:
+    """Whether the last entry is the checksum of the others, so that its name was changed."""
+    *others, last = content.items() or [("", None)]
+    return last[1] == _sha256(dict(others))
 
 
 def _sha256(content: Mapping[str, Any]) -> str:

@@ -251,7 +251,7 @@ def test_a_start_compares_each_file_once(workdir, monkeypatch):
     """Of the checkpoint that it loads; of a damaged one it stops at the first that is wrong."""
     read, compared = checksums._size_and_crc, []
     monkeypatch.setattr(
-        checkpoint_checksums, "_size_and_crc", lambda path: compared.append(path) or read(path)
+        checksums, "_size_and_crc", lambda path: compared.append(path) or read(path)
     )
     _, step = restored(workdir)
     assert step == 3

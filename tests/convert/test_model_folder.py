@@ -11,10 +11,10 @@ import pytest
 import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
-from aced.files import own_files
 from aced.config import ConfigError
 from aced.convert import tokenizer_write
 from aced.data.tokenizers import get_tokenizer
+from aced.files import own_files
 from aced.methods.frozen import CheckpointOf, FrozenConfig, check_same_model, load_model
 from aced.models import model_folder
 from aced.models.saved import InteropError, flat, nested

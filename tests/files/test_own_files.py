@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from aced.files import own_files
 from aced.checkpoints import record
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.records import DatasetError
+from aced.files import own_files
 from aced.select_text.workspace import Workspace
 from tests.checkpoints.test_record import settings
 from tests.data.test_records import write as write_dataset
