@@ -4,14 +4,14 @@
 
 needs the extras `beam` and `icons`, and npm (see `benchmarks.icons`). `part` is what is measured:
 
-"copies": `PICTURES` pictures of each kind, `COPIES` copies of each: scaled by 0.25 to 2 with one of
+"copies": 60 pictures of each kind, `COPIES` copies of each: scaled by 0.25 to 2 with one of
     four filters, then stored as PNG, JPEG of quality 30 to 95, or WebP. Kinds: "emoji 64", "emoji
     256" and "icons 256", drawings of so many pixels on white; "scenes", the embedded data set's, of
     160 px; "photographs", noise with the spectrum of photographs, 300 to 512 px. `of` says how they
     were treated; `found` how many there are within `bits` and have miniatures within the bounds.
 "families": all drawings of a family, on white, in black where they have no colours, 64 px: those
     that are near an earlier one which is not equal to it, pixel by pixel. Those are false: some
-    other thing, or the same one in another skin.
+    other thing, or the same drawing under another name with other pixels at its edges.
 "cases": pairs that have to stay; `found` is 1 where they are taken for copies.
 
 `bits` is the flag's value. `mean` and `largest` are the bounds of the miniatures' distances (empty:
@@ -38,7 +38,7 @@ from benchmarks.icon_drawing import render
 
 _OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
 _WORK = flags.DEFINE_string("work", "data/icons/packages", "Folder of the icons' packages.")
-_PICTURES = flags.DEFINE_integer("pictures", 100, "Pictures of each kind that are copied.", 1)
+_PICTURES = flags.DEFINE_integer("pictures", 60, "Pictures of each kind that are copied.", 1)
 
 EMOJI = ("noto", "twemoji", "openmoji", "fluent-emoji")
 ICONS = ("mdi", "logos", "flat-color-icons")

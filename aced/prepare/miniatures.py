@@ -35,7 +35,7 @@ _TO_OKLAB = np.array(
 
 def miniature(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """Returns the `SIZE` bytes of a picture's miniature: 16 x 16 lightnesses, 8 x 8 x 2 colours."""
-    # With a gap of 3, as fast, one in six rescaled drawings had edges that were somewhere else.
+    # A gap of 3 moves edges: of 550 copies of black icons 0.56 were found, and with 8 it was 0.80.
     small = Image.fromarray(pixels).resize(
         (_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=8.0
     )
@@ -47,7 +47,7 @@ def miniature(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def oklab(rgb: UInt8[np.ndarray, "*any 3"]) -> Float64[np.ndarray, "*any 3"]:
-    """sRGB, with `_FLARE`, in OKLab: lightness (black 0, white 1), green to red, blue to yellow."""
+    """sRGB, with `_FLARE`, in OKLab: lightness (white is 1), green to red, blue to yellow."""
     x = rgb / 255
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     return np.cbrt(linear @ _TO_LMS.T + _FLARE) @ _TO_OKLAB.T
