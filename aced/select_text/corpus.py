@@ -192,7 +192,9 @@ class Corpus:
         try:
             with (
                 storage.open_file(part.path) as file,
-                pyarrow.parquet.ParquetFile(file, pre_buffer=False) as whole,
+                pyarrow.parquet.ParquetFile(
+                    file, pre_buffer=False, page_checksum_verification=True
+                ) as whole,
             ):
                 _check_column(part.path, whole.schema_arrow, column)
                 rows = max(whole.metadata.num_rows, 1)

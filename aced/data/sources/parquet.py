@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from aced.config import ConfigError
-from aced.data import records
-from aced.data.records import DatasetError, RecordError
+from aced.data import parquet_footer, records
+from aced.data.records import RecordError
 from aced.data.sources import parquet_splits
 from aced.files import encoding, storage
 from aced.files.storage import File
@@ -27,7 +27,6 @@ from aced.files.storage import File
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_MAX_FOOTER_BYTES = 1 << 28
 _THREADS = 16
 _BATCH_ROWS = 128
 
@@ -89,7 +88,7 @@ class ParquetSource:
             DatasetError: a file is no parquet file, or has other columns than the first.
             StorageError: no file is there, or one cannot be read.
         """
-        _pyarrow()
+        parquet_footer.pyarrow()
         from aced.data.sources import parquet_classes
 
         self._config = config
@@ -98,7 +97,7 @@ class ParquetSource:
         files, self.split = parquet_splits.find(config.path, config.split)
         names = storage.names([file.path for file in files])
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            footers = list(pool.map(_footer, files, itertools.repeat(self._columns)))
+            footers = list(pool.map(parquet_footer.read, files, itertools.repeat(self._columns)))
         self._groups: list[_Group] = []
         self.groups: list[int] = []
         self.group_bytes: list[int] = []
@@ -192,63 +191,11 @@ class ParquetSource:
             kept -= self.group_bytes[oldest]
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(
-            "data.source='parquet' needs pyarrow: `pip install '.[parquet]'`."
-        ) from error
-    return pyarrow
-
-
-@dataclasses.dataclass(frozen=True)
-class _Footer:
-    """What is read from the end of a file."""
-
-    schema: "pa.Schema"
-    rows: list[int]  # of every row group
-    sizes: list[int]  # of the columns that are read in every row group: bytes, unpacked
-    sha256: str  # of places, sizes and statistics of all columns
-
-
-def _footer(file: File, columns: Sequence[str]) -> _Footer:
-    """Reads the end of a file alone.
-
-    Of statistics that are damaged in a certain way pyarrow makes no error, but ends the process
-    (about one in 400 flipped bits of a footer); parquet has no checksum over its footer.
-
-    Raises:
-        DatasetError: it is no parquet file, or damaged.
-        StorageError: it cannot be read.
-    """
-    pyarrow = _pyarrow()
-    try:
-        tail = storage.read(file.path, max(0, file.size - 8), 8)
-        size = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or not 0 < size <= min(file.size - 8, _MAX_FOOTER_BYTES):
-            raise ValueError("it does not end as a parquet file does; it was cut off or is none")
-        footer = storage.read(file.path, file.size - 8 - size, size)
-        buffer = pyarrow.BufferReader(b"PAR1" + footer + tail)
-        metadata = pyarrow.parquet.read_metadata(buffer)
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        rows = [group.num_rows for group in groups]
-        sizes = [_unpacked_bytes(group, columns) for group in groups]
-        if min(rows + sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
-            raise ValueError("its numbers of rows are damaged")
-        schema = metadata.schema.to_arrow_schema()
-        return _Footer(schema, rows, sizes, hashlib.sha256(footer).hexdigest())
-    except storage.StorageError:
-        raise
-    except Exception as error:  # damaged metadata make pyarrow raise nearly anything
-        raise DatasetError(f"{file.path} cannot be used: {error}.") from error
-
-
 def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> None:
     """Refuses columns that are missing or of a wrong type, with a list of what is there."""
     from aced.data.sources import parquet_classes
 
-    types = _pyarrow().types
+    types = parquet_footer.pyarrow().types
 
     def is_picture(field: "pa.Field") -> bool:
         kind = field.type
@@ -284,23 +231,17 @@ def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> No
             )
 
 
-def _unpacked_bytes(group: Any, columns: Sequence[str]) -> int:
-    leaves = (group.column(i) for i in range(group.num_columns))
-    return sum(
-        leaf.total_uncompressed_size
-        for leaf in leaves
-        if any(f"{leaf.path_in_schema}.".startswith(f"{column}.") for column in columns)
-    )
-
-
 def _read_group(group: _Group, columns: Sequence[str]) -> "pa.Table":
-    parquet = _pyarrow().parquet
-    with storage.open_file(group.path) as file, parquet.ParquetFile(file, pre_buffer=True) as whole:
+    parquet = parquet_footer.pyarrow().parquet
+    with (
+        storage.open_file(group.path) as file,
+        parquet.ParquetFile(file, pre_buffer=True, page_checksum_verification=True) as whole,
+    ):
         # Not whole: a group with more than 2 GiB in a struct cannot be one array.
         batches = whole.iter_batches(
             _BATCH_ROWS, row_groups=[group.number], columns=list(columns), use_threads=False
         )
-        return _pyarrow().Table.from_batches(batches)
+        return parquet_footer.pyarrow().Table.from_batches(batches)
 
 
 def _picture(value: Any) -> bytes:

@@ -228,7 +228,7 @@ def test_damaged_files(tmp_path):
 
 
 def test_flipped_bits_are_damage_that_names_the_file(tmp_path):
-    """In the pages; of the footer, a few flips make pyarrow itself end the process."""
+    """In the pages; see the next test for the footer."""
     many.write_parquet(tmp_path, [8], 4)
     file = tmp_path / "train-00000.parquet"
     good, random = file.read_bytes(), np.random.default_rng(0)
@@ -319,3 +319,38 @@ def test_settings(tmp_path):
     for settings in ({"captions": ()}, {"window_mib": 0}):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             ParquetConfig(path="x", **settings)
+
+
+def test_flipped_bits_of_the_footer_end_no_process(tmp_path):
+    """pyarrow ends it when it is asked for sizes of columns whose statistics are damaged."""
+    pq.write_table(pa.table({"image": [b"a"] * 4, "caption": ["b"] * 4}), tmp_path / "0.parquet")
+    good = (tmp_path / "0.parquet").read_bytes()
+    begin = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    end = good.index(b"ARROW:schema")  # the statistics are before it
+    damaged = set()
+    for place in range(begin, end):
+        data = bytearray(good)
+        data[place] ^= 1 << place % 4
+        (tmp_path / "0.parquet").write_bytes(data)
+        try:
+            source(tmp_path)
+        except (DatasetError, ConfigError) as error:
+            assert "0.parquet" in str(error)  # noqa: PT017
+            damaged.add(str(error).partition("used: ")[2][:42])
+    assert "Definition level histogram size mismatch, " in damaged
+
+
+def test_page_checksums_are_verified_where_there_are_some(tmp_path):
+    table = many.parquet_table(range(8))
+    file = tmp_path / "0.parquet"
+    pq.write_table(
+        table, file, write_page_checksum=True, compression="none", use_dictionary=["caption"]
+    )
+    good = file.read_bytes()
+    picture = many.jpeg(5)
+    place = good.index(picture) + len(picture) // 2
+    file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    with pytest.raises(RecordError, match=r"0.parquet, row group 0, row 5: .*CRC"):
+        source(tmp_path)[5]
+    file.write_bytes(good)
+    assert source(tmp_path)[5]["image"] == picture
