@@ -19,18 +19,22 @@ from typing import Any, TypeVar
 import ml_collections
 from ml_collections import config_dict
 
+from aced.errors import UserError
+
 T = TypeVar("T")
 Settings = Mapping[str, Any] | ml_collections.ConfigDict  # as users write them
 WORKDIR = "{workdir}"  # in a path, stands for the folder of the run
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that is unknown, of the wrong type, or that contradicts another one."""
 
 
-def expand(path: str, workdir: str) -> str:
-    """Returns `path` with `WORKDIR` and "~" replaced."""
-    return os.path.expanduser(path.replace(WORKDIR, workdir))
+def expand(path: str, workdir: str | None = None) -> str:
+    """Returns `path` with "~" and, if there is a workdir, `WORKDIR` replaced, without file://."""
+    if workdir is not None:
+        path = path.replace(WORKDIR, workdir)
+    return os.path.expanduser(path.removeprefix("file://"))
 
 
 def to_config(instance: Any) -> ml_collections.ConfigDict:

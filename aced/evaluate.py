@@ -7,7 +7,6 @@ run's last checkpoint are those that training logged for it.
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -71,7 +70,7 @@ def run(
     if not settings.evals:
         raise ConfigError("The config has no evaluations; add some to config.evals.")
     item = CheckpointOf(checkpoint=wanted.model or workdir, which=wanted.which)
-    folder = item.folder(os.path.expanduser(workdir))
+    folder = item.folder(workdir)
     model = trained_model(folder, type(settings.method.model))
     item = dataclasses.replace(
         item, checkpoint=folder, parameters=_parameters(folder, wanted.parameters)
@@ -100,7 +99,7 @@ def _parameters(folder: str, wanted: str) -> Literal["params", "ema"]:
 def main(argv: list[str]) -> None:
     """Flags -> config -> numbers."""
     values = flags.FLAGS
-    with training.running(argv):
+    with training.running(argv, f"--workdir={training.workdir()}"):
         wanted = flag_settings.read(EvaluateConfig)
         found = run(values.config, wanted, training.workdir())
         if jax.process_index() == 0:

@@ -56,5 +56,9 @@ def read(cls: type[T]) -> T:
     values = {}
     for field in dataclasses.fields(cls):
         value = flags.FLAGS[field.name].value
-        values[field.name] = tuple(value or ()) if isinstance(field.default, tuple) else value
+        if isinstance(field.default, tuple):
+            value = tuple(value or ())
+        elif isinstance(value, str):
+            value = value.removeprefix("file://")  # of a path
+        values[field.name] = value
     return cls(**values)

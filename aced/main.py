@@ -14,9 +14,9 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from aced.config import ConfigError
+from aced import command
+from aced.config import ConfigError, expand
 from aced.files import ownership
-from aced.quiet_logs import quiet_libraries
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -41,8 +41,6 @@ _DISTRIBUTED = flags.DEFINE_boolean(
     "process 0, ACED_NUM_PROCESSES and ACED_PROCESS_ID. The workdir is one that all see. A process "
     "that is silent for ACED_HEARTBEAT_SECONDS (100) counts as dead and ends the run.",
 )
-_FORCE = flags.DEFINE_boolean("force", False, ownership.FORCE)
-
 
 _NONE = re.compile(r"--?config\.([\w.]+)=None")
 
@@ -56,9 +54,9 @@ def main(argv: list[str]) -> None:
     from aced.train.config import parse
 
     folder = workdir()
-    with running(argv):
+    with running(argv, f"--workdir={folder}"):
         logging.info("workdir: %s", folder)
-        loop.run(_CONFIG.value, folder, force=_FORCE.value)
+        loop.run(_CONFIG.value, folder, force=flags.FLAGS.force)
         if jax.process_index() == 0:
             print(summary.table(folder))
             if parse(_CONFIG.value).method.selects:
@@ -67,39 +65,27 @@ def main(argv: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def running(argv: list[str]) -> Iterator[None]:
-    """What is around the work of a command with these flags: processes, logs, errors of a line."""
+def running(argv: list[str], place: str) -> Iterator[None]:
+    """What is around the work of a command with these flags; see `command.running_together`."""
+    refuse_arguments(argv)
+    with command.running_together(place, _DISTRIBUTED.value):
+        yield
+
+
+def refuse_arguments(argv: list[str]) -> None:
+    """Refuses what is no flag.
+
+    Raises:
+        app.UsageError: there is such an argument.
+    """
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
-    from aced.parallel import distributed
-    from aced.parallel.preemption import INTERRUPTED
-
-    quiet_libraries()
-    with distributed.ending_together():
-        try:
-            distributed.begin(_DISTRIBUTED.value)
-            yield
-        except _errors_of_users() as error:
-            sys.exit(f"\n{type(error).__name__}: {error}")
-        except KeyboardInterrupt:
-            logging.warning("Interrupted; the same command goes on from what is saved.")
-            sys.exit(INTERRUPTED)
-
-
-def _errors_of_users() -> tuple[type[Exception], ...]:
-    """What a user can set right; everything else shows where in the code it happened."""
-    from aced.checkpoints.checkpointer import CheckpointError
-    from aced.data.pipeline import InputError
-    from aced.data.records import DatasetError
-    from aced.files.storage import StorageError
-    from aced.train.loop import TrainingError
-
-    return ConfigError, TrainingError, CheckpointError, DatasetError, StorageError, InputError
 
 
 def workdir() -> str:
     """The folder that the flags ask for, spelled out: bash leaves the ~ of `--workdir=~/run`."""
-    return os.path.expanduser(_WORKDIR.value or os.path.join("runs", run_name()))
+
+    return expand(_WORKDIR.value or os.path.join("runs", run_name()))
 
 
 def run_name() -> str:
@@ -133,7 +119,7 @@ def _set_to_none(config: ml_collections.ConfigDict, path: str) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with errors of one line."""
     # A command is a module, or the __main__.py of a package.
-    command = os.path.splitext(argv[0].removesuffix("/__main__.py"))[0].rpartition("/")[2]
+    name = os.path.splitext(argv[0].removesuffix("/__main__.py"))[0].rpartition("/")[2]
     try:
         nones = {arg: match[1] for arg in argv if (match := _NONE.fullmatch(arg))}
         left = flags.FLAGS([arg for arg in argv if arg not in nones])
@@ -143,6 +129,7 @@ def parse_flags(argv: list[str]) -> list[str]:
                 f"There is no config file {file} in {os.getcwd()}. Start from the root of the "
                 "repository, where configs/ is."
             )
+        _CONFIG.value.is_locked  # noqa: B018 - raises what reading the file raised
         for path in nones.values():
             _set_to_none(_CONFIG.value, path)
         return left
@@ -150,14 +137,16 @@ def parse_flags(argv: list[str]) -> list[str]:
         message = f"{error}. Start from the root of the repository, where configs/ is."
     except (KeyError, AttributeError) as error:
         message = _no_setting(str(error))
-    except (flags.Error, TypeError, ConfigError) as error:
+    except (flags.Error, TypeError, ConfigError, OSError) as error:
         # What goes wrong in a config file arrives with its traceback; the last line says it all.
         message = str(error).strip().splitlines()[-1].replace("\\n", ": ").replace("\\'", "'")
+        message = re.sub(r"^(Configuration is not .* load|aced\.[\w.]+): ", "", message)
         if "--config must have a value" in message:
             message = "--config is missing: give a recipe, such as --config=configs/smoke.py."
-    sys.exit(f"\n{message}\nSee python -m aced.{command} --help.")
+    sys.exit(f"\n{message}\nSee python -m aced.{name} --help.")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_boolean("force", False, ownership.FORCE)
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

@@ -8,7 +8,6 @@ the steadiest average, as a line for a config (StableEval, arXiv 2411.18674; see
 import dataclasses
 import math
 import re
-import sys
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
@@ -16,10 +15,11 @@ from absl import app
 from etils import epath
 from jaxtyping import Float
 
-from aced import flag_settings
+from aced import command, flag_settings
 from aced.checkpoints import record
-from aced.config import ConfigError, flatten
+from aced.config import ConfigError, expand, flatten
 from aced.evaluators import suites
+from aced.files import storage
 from aced.flag_settings import setting
 from aced.metrics import history
 from aced.train import summary
@@ -52,7 +52,10 @@ def choose(folders: Sequence[str], config: SuiteConfig) -> str:
     """
     if not folders:
         raise ConfigError("No runs: give the workdirs of some that differ in their seed.")
-    runs = [epath.Path(folder).expanduser() for folder in folders]
+    paths = [expand(folder) for folder in folders]
+    for path in paths:
+        storage.check_scheme(path, "The run", ("gs",))
+    runs = [epath.Path(path) for path in paths]
     for run in runs:
         if not summary.is_run(run):
             raise ConfigError(f"{run} is not the workdir of a run.")
@@ -132,10 +135,8 @@ def _check_alike(runs: Sequence[epath.Path], records: Sequence[record.Record]) -
 
 def main(argv: list[str]) -> None:
     """Flags -> table."""
-    try:
+    with command.running("The runs"):
         print(choose(argv[1:], flag_settings.read(SuiteConfig)))
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Each command is also run in a process of its own somewhere in the tests.
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import os
 import runpy
@@ -49,12 +50,13 @@ def call(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _start(command: str) -> None:
     if command != "main":
-        # runpy would keep the code with the checks of shapes in it, where real commands look.
-        with mock.patch.object(sys, "dont_write_bytecode", True):
-            runpy.run_module(f"aced.{command}", run_name="__main__", alter_sys=True)
+        # As a file, and no module: without checks of shapes, which take the classes of a second
+        # __main__ for those of the first one.
+        runpy.run_path(importlib.util.find_spec(f"aced.{command}").origin, run_name="__main__")
         return
     # The other commands import this module, which defines its flags where it is imported.
     module = importlib.import_module("aced.main")
+    flags.DEFINE_boolean("force", False, module.ownership.FORCE)
     flags.mark_flag_as_required("config")
     app.run(module.main, flags_parser=module.parse_flags)
 

@@ -168,6 +168,7 @@ def test_help_says_how_to_change_settings():
 @pytest.mark.parametrize(
     ("command", "names"),
     [
+        ("main", ("config", "workdir", "distributed")),
         ("cache", ("config", "workdir", "distributed", "out", "precision")),
         ("preflight", ("config", "workdir", "topology", "json")),
         ("convert", ("source", "out", "to")),
@@ -183,6 +184,8 @@ def test_help_lists_the_flags_of_a_command(command, names):
     listed = re.findall(r"^ +--(?:\[no\])?(\w+): ", done.stdout, re.MULTILINE)
     missing = sorted(set(names) - set(listed))
     assert not missing, done.stdout
+    owns = command in ("main", "cache", "prepare", "select_text")  # an output, while it works
+    assert ("force" in listed) == owns
 
 
 @pytest.mark.slow

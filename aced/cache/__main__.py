@@ -19,6 +19,7 @@ from aced.cache.command import run
 from aced.cache.config import CacheConfig
 from aced.cache.description import TOWERS, Description
 from aced.cache.precision import PRECISIONS
+from aced.files import ownership
 from aced.methods.contrastive_settings import REFERENCE
 
 
@@ -56,7 +57,7 @@ def report(found: Description) -> str:
 def main(argv: list[str]) -> None:
     """Flags -> config -> run."""
     values = flags.FLAGS
-    with training.running(argv):
+    with training.running(argv, f"--out={values.out}"):
         fields = dataclasses.fields(CacheConfig)
         wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
         found = run(values.config, wanted, training.workdir(), force=values.force)
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.adopt_module_key_flags(training)
+    flags.DEFINE_boolean("force", False, ownership.FORCE)
     flags.DEFINE_string("model", REFERENCE, "Which frozen model: 'reference', or a teacher's name.")
     flags.DEFINE_string("out", None, "Folder to make, on a file system that all processes share.")
     flags.DEFINE_enum(

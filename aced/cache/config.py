@@ -5,6 +5,7 @@ import pathlib
 
 from aced.cache.precision import Precision
 from aced.config import ConfigError, expand
+from aced.files import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,12 @@ class CacheConfig:
         """The folder to make, spelled out.
 
         Raises:
-            ConfigError: it is in an object store.
+            ConfigError: it has a scheme.
         """
         out = expand(self.out, workdir)
-        if "://" in out:
-            raise ConfigError(
-                f"Embeddings are kept in a folder of a file system; {out!r} is not one. Mount the "
-                "bucket (gcsfuse), or let the model run in every step, such as by "
-                "--config=configs/smoke.py:online."
-            )
+        advice = (
+            f"{storage.MOUNT} Or let the model run in every step, such as by "
+            "--config=configs/smoke.py:online."
+        )
+        storage.check_scheme(out, "--out", (), advice)
         return pathlib.Path(out)

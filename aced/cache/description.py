@@ -216,8 +216,6 @@ def read_complete(folder: str | os.PathLike) -> Description:
     Raises:
         CacheError: there is none, or it is not finished.
     """
-    if "://" in str(folder):
-        raise CacheError(f"{folder}: caches are read from file systems; mount it (gcsfuse).")
     path = pathlib.Path(folder)
     if not is_complete(path):
         state = "is not finished" if (path / PLAN).is_file() else "is no cache"

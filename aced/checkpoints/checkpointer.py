@@ -35,8 +35,6 @@ from aced.checkpoints.damage import (
     named_damage,
 )
 from aced.checkpoints.policy import CheckpointConfig, Preserve, ranked
-from aced.config import ConfigError
-from aced.files import storage
 from aced.parallel import distributed
 
 FOLDER = "checkpoints"  # inside the workdir
@@ -412,22 +410,6 @@ def _loaded(path: epath.Path, abstract: PyTree | None, key: str, part: str | Non
         wanted = {key: abstract if part is None else {part: abstract}}
         loaded = ocp.load(path, wanted, checkpointable_name=STATE)[key]
     return loaded if part is None else loaded[part]
-
-
-def check_place(workdir: str) -> None:
-    """Refuses a workdir that checkpoints cannot be written to, before a run finds out.
-
-    Raises:
-        ConfigError: it is in a store other than gs://, where Orbax does not write, or in gs://
-            and the package for that is missing.
-    """
-    scheme, found, _ = workdir.partition("://")
-    if found and scheme != "gs":
-        raise ConfigError(
-            f"The workdir {workdir} is in a store that checkpoints cannot be written to; those "
-            "are on file systems and gs://. Mount it, and give the path."
-        )
-    storage.check_scheme(workdir)
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:

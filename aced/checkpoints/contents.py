@@ -9,11 +9,13 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from aced.errors import UserError
+
 STATE = "state"  # the name of a run's state in its checkpoints
 _SHOWN = 8  # differences listed in an error message
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written, is not there, or does not fit what is to be loaded."""
 
 

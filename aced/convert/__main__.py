@@ -11,15 +11,12 @@ these on the Hugging Face hub. Preprocessing and tokenizer come with the weights
 safetensors or plain arrays; nothing is unpickled. The output is there whole or not at all.
 """
 
-import sys
 from typing import Any
 
 import numpy as np
-from absl import app
+from absl import app, flags
 
-from aced import flag_settings
-from aced.checkpoints.checkpointer import CheckpointError
-from aced.config import ConfigError
+from aced import command, flag_settings
 from aced.convert import big_vision
 from aced.convert.command import ConvertConfig, Converted, convert
 from aced.models.saved import flat
@@ -95,13 +92,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {argv[1]}")
     quiet_libraries()
-    try:
+    with command.running(f"--out={flags.FLAGS.out}"):
         config = flag_settings.read(ConvertConfig)
         print(summary(convert(config), config))
-    except (ConfigError, CheckpointError) as error:  # InteropError is a ConfigError
-        sys.exit(f"error: {error}")
-    except OSError as error:  # a disk that is full, a folder that may not be written to
-        sys.exit(f"error: --out={config.out} cannot be written, or the source not read: {error}")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,20 @@ from etils import epath
 
 from aced import flag_settings
 from aced.checkpoints import checkpointer, record
-from aced.config import ConfigError
+from aced.config import ConfigError, expand
 from aced.convert import big_vision, hub, huggingface, open_clip, open_clip_write
 from aced.files import storage
 from aced.flag_settings import setting
 from aced.methods.frozen import trained_model
-from aced.models import model_folder, tensors
+from aced.models import layouts, model_folder, tensors
 from aced.models.saved import TOKENIZER_FILES, InteropError, Model
 
-_MARKS = (model_folder.FILE, huggingface.CONFIG, open_clip.CONFIG, big_vision.WEIGHTS)
+_MARKS = (
+    model_folder.FILE,
+    layouts.TRANSFORMERS_CONFIG,
+    layouts.OPEN_CLIP_CONFIG,
+    big_vision.WEIGHTS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,11 @@ class ConvertConfig:
         for name in ("source", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"--{name} is empty; set it. See --help.")
+        storage.check_scheme(self.out, "--out", ())
+        storage.check_scheme(
+            *(self.source, "--source", ("gs",)),
+            "Download it, or give owner/name of a model of the Hugging Face hub.",
+        )
         flag_settings.check_choices(self)
         if not self.source.endswith(".npz") and (self.model or self.tokenizer):
             raise ConfigError(
@@ -76,8 +86,8 @@ def convert(config: ConvertConfig) -> Converted:
         ConfigError: its settings contradict each other.
         CheckpointError: the run has no such checkpoint.
     """
-    out = pathlib.Path(config.out).expanduser()
-    _check_out(out, pathlib.Path(config.source).expanduser(), config.overwrite)
+    out = pathlib.Path(expand(config.out))
+    _check_out(out, pathlib.Path(expand(config.source)), config.overwrite)
     kind, model = read(config)
     write: Callable[[Model, pathlib.Path], list[str] | None] = {
         "aced": model_folder.write,
@@ -116,30 +126,31 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
                 "read from object stores; correct it, or copy the model."
             )
         return "a run", _read_run(config, source)
-    path = pathlib.Path(source).expanduser()
-    if path.is_file() and path.suffix == ".npz":
-        return "big_vision's .npz", big_vision.read(path, config.model, config.tokenizer, source)
-    if not path.exists() and hub.is_name(source):
+    path = pathlib.Path(expand(source))
+    if not path.exists() and layouts.is_hub_name(source):
         path = hub.download(source, config.revision)
+    if (path / checkpointer.FOLDER).is_dir():
+        return "a run", _read_run(config, str(path))
+    layout = layouts.layout(path)
+    if layout == "big_vision":
+        return "big_vision's .npz", big_vision.read(path, config.model, config.tokenizer, source)
     if path.is_file():
         tensors.refuse_pickles([path.name], str(path.parent))
     if not path.is_dir():
         raise InteropError(
             f"{source} is no folder, no .npz, and no owner/name of the hub; give one of these."
         )
-    if model_folder.is_model_folder(str(path)):
+    if layout == "aced":
         return "a model folder", model_folder.read(str(path))
-    if (path / checkpointer.FOLDER).is_dir():
-        return "a run", _read_run(config, str(path))
-    if huggingface.is_folder(path):
+    if layout == "transformers":
         return "transformers' layout", huggingface.read(path, source)
-    if open_clip.is_folder(path):
+    if layout == "open_clip":
         return "open_clip's layout", open_clip.read(path, source)
     tensors.refuse_pickles((file.name for file in path.iterdir()), source)
     raise InteropError(
         f"{source} is nothing that can be read: it has neither {model_folder.FILE} (ours), nor "
-        f"{record.FILE} with {checkpointer.FOLDER}/ (a run), nor {huggingface.CONFIG} "
-        f"(transformers), nor {open_clip.CONFIG} (open_clip)."
+        f"{record.FILE} with {checkpointer.FOLDER}/ (a run), nor {layouts.TRANSFORMERS_CONFIG} "
+        f"(transformers), nor {layouts.OPEN_CLIP_CONFIG} (open_clip)."
     )
 
 

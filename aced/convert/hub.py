@@ -2,19 +2,12 @@
 
 import contextlib
 import pathlib
-import re
 
 from aced.models import tensors
 from aced.models.saved import InteropError
 
 # Weights as safetensors, settings, tokenizers; never code, and no pickle.
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt")
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def is_name(source: str) -> bool:
-    """Whether `source` looks like owner/name."""
-    return _NAME.fullmatch(source) is not None
 
 
 def download(name: str, revision: str) -> pathlib.Path:

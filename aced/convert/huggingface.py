@@ -11,12 +11,12 @@ from aced.config import ConfigError
 from aced.convert import preprocessor, tables, tokenizer_read, tokenizer_write
 from aced.convert.tables import Pair, convolution, fused, linear, norm, same, transposed, with_axes
 from aced.models import tensors
+from aced.models.layouts import TRANSFORMERS_CONFIG as CONFIG
 from aced.models.saved import InteropError, Model, Params, read_config_value, refuse, size_settings
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
 _PIPELINE_LENGTH = 64  # of pipeline("zero-shot-image-classification") for every SigLIP
@@ -37,13 +37,6 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         | {"intermediate_size": 2048, "num_attention_heads": 8, "eos_token_id": 49407},
     },
 }
-
-
-def is_folder(folder: pathlib.Path) -> bool:
-    """Whether `folder` holds a SigLIP or CLIP of transformers."""
-    if not (folder / CONFIG).is_file():
-        return False
-    return "model_type" in tensors.read_json(folder / CONFIG)
 
 
 # --- Reading -------------------------------------------------------------------------------------

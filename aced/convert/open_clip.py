@@ -12,12 +12,12 @@ from aced.convert import open_clip_names, tables, timm_names, tokenizer_read
 from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import CLIP_EOS, TokenizerConfig
 from aced.models import tensors
+from aced.models.layouts import OPEN_CLIP_CONFIG as CONFIG
 from aced.models.saved import InteropError, Model, read_config_value, size_settings
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
 
-CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 _OTHER_WEIGHTS = ("open_clip_pytorch_model.safetensors", "model.safetensors")
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -67,11 +67,6 @@ _FIXED: dict[str, Any] = {
     "hf_model_name": None,
     "tokenizer_mode": None,
 }
-
-
-def is_folder(folder: pathlib.Path) -> bool:
-    """Whether `folder` is open_clip's."""
-    return (folder / CONFIG).is_file()
 
 
 def read(folder: pathlib.Path, source: str) -> Model:

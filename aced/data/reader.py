@@ -15,6 +15,7 @@ from aced.data.images.filters import FilterConfig
 from aced.data.images.pictures import Cut, Look, Viewer
 from aced.data.records import RecordError, Source
 from aced.data.sources import DataConfig, check_size
+from aced.errors import UserError
 
 Row = dict[str, np.ndarray | np.generic]  # one example of a batch
 
@@ -27,7 +28,7 @@ _REMEMBERED = 100_000  # unusable records that a reader does not read again to s
 _JUDGED_AFTER = 256  # draws, or one pass, after which the share of the unusable ones is looked at
 
 
-class InputError(RuntimeError):
+class InputError(UserError, RuntimeError):
     """The data set cannot be read any further; the message says where and what to do."""
 
 

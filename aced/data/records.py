@@ -32,6 +32,7 @@ from array_record.python import array_record_module
 from jaxtyping import UInt64
 
 from aced.data import picture_hashes
+from aced.errors import UserError
 from aced.files import own_files
 
 FORMAT = "aced-records"
@@ -58,7 +59,7 @@ _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_siz
 Scalar = str | int | float | bool
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A prepared data set that is missing, incomplete, empty or not what it says it is."""
 
 

@@ -164,7 +164,7 @@ class _OnDisk:
                 return there
             if self._is_at_path(file):
                 self._open, file = file, -1
-                self.write(me)
+                self._begin(me)
                 return None
         finally:
             if file >= 0:
@@ -187,6 +187,15 @@ class _OnDisk:
                 if self._path.is_symlink():  # to where nothing is: it never can be opened
                     raise
                 return None
+
+    def _begin(self, me: Owner) -> None:
+        """Writes the file for the first time; where that fails nothing is left of it."""
+        try:
+            self.write(me)
+        except OSError:
+            self.clear()
+            self._close()
+            raise
 
     def _is_at_path(self, file: int) -> bool:
         try:
@@ -233,6 +242,10 @@ class _OnDisk:
         there = self.read()
         if there is not None and there.token == me.token:
             self.clear()
+        self._close()
+
+    def _close(self) -> None:
+        """Gives the lock back, and removes the folder if it was made here and is empty."""
         os.close(self._open)
         if self._made:
             with contextlib.suppress(OSError):  # it holds what was made in it
@@ -243,7 +256,7 @@ class _InStore:
     """The owner's file as an object, which is made only where there is none."""
 
     def __init__(self, path: str):
-        storage.check_scheme(path)
+        storage.check_package(path)
         self._store, self._path = fsspec.url_to_fs(path)
 
     def take(self, me: Owner) -> Owner | None:

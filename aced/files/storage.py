@@ -19,8 +19,16 @@ from collections.abc import Iterator, Sequence
 import fsspec
 
 from aced.config import ConfigError
+from aced.errors import UserError
 
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # packages of setup.py
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # of setup.py
+RECOMMENDED = ("gs", "s3")
+STORES = (*RECOMMENDED, "gcs", "s3a", "az", "abfs", "abfss", "memory")  # for data sets
+DOWNLOAD = (
+    "Download it and give its folder; of the Hugging Face hub: "
+    "hf download OWNER/NAME --repo-type=dataset --local-dir=FOLDER"
+)
+MOUNT = "Mount the store (with gcsfuse, rclone) and give the path there."
 # What object stores and file systems say of a file's content, the best first.
 _STAMPS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "modified", "created")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -28,7 +36,7 @@ _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _GLOB = re.compile(r"[*?\[]")
 
 
-class StorageError(OSError):
+class StorageError(UserError, OSError):
     """A file or folder that cannot be listed or read; the message names it and says why."""
 
 
@@ -64,11 +72,34 @@ def is_passing(error: BaseException) -> bool:
     return getattr(error, "errno", None) is not None
 
 
-def check_scheme(path: str) -> None:
-    """Refuses a path whose store cannot be reached from here.
+def check_scheme(path: str, key: str, stores: Sequence[str], advice: str = MOUNT) -> None:
+    """Refuses a path with a scheme that cannot be used there.
+
+    Args:
+        path: spelled out; local ones pass.
+        key: the setting or flag that it is the value of.
+        stores: schemes that can be used there.
+        advice: what to do instead.
 
     Raises:
-        ConfigError: its package is not installed, or there is no such scheme.
+        ConfigError: it has another scheme.
+    """
+    if not is_remote(path):
+        return
+    scheme = path.partition("://")[0]
+    if scheme not in stores:
+        works = ["Local paths", *(f"{store}://" for store in stores if store in RECOMMENDED)]
+        raise ConfigError(
+            f"{key} = {path!r} cannot be used, as it begins with {scheme}://. "
+            f"{' and '.join(works)} can. {advice}"
+        )
+
+
+def check_package(path: str) -> None:
+    """Refuses a path in a store that cannot be reached from here.
+
+    Raises:
+        ConfigError: the package for it is not installed.
     """
     _store(path)
 
@@ -109,7 +140,7 @@ def find(pattern: str, suffix: str) -> list[File]:
         ConfigError: the store needs a package that is not installed.
     """
     found: dict[str, File] = {}
-    for path in expand(pattern):
+    for path in expand(pattern.removeprefix("file://")):
         store, inner = _store(path)
         try:
             with _named_errors(path, "listed"):
@@ -300,6 +331,8 @@ def remove_folder(path: str) -> None:
 def _store(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `path`, and the path as that one has it."""
     scheme = path.partition("://")[0] if is_remote(path) else "file"
+    if scheme != "file":
+        check_scheme(path, "The path", STORES, DOWNLOAD)
     store = _file_system(scheme)
     return store, store._strip_protocol(path)
 
@@ -312,7 +345,3 @@ def _file_system(scheme: str) -> fsspec.AbstractFileSystem:
         extra = _EXTRAS.get(scheme)
         how = f"`pip install '.[{extra}]'`" if extra else "the package that fsspec names"
         raise ConfigError(f"{scheme}:// needs {how}: {error}") from error
-    except ValueError as error:
-        raise ConfigError(
-            f"{scheme}:// is no scheme that fsspec knows; local paths, gs:// and s3:// are."
-        ) from error

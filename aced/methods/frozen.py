@@ -1,6 +1,8 @@
 """Frozen models: the reference that selects and the teachers that are distilled from."""
 
+import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -13,9 +15,11 @@ from aced.cache import description, fingerprint
 from aced.checkpoints import record
 from aced.checkpoints.checkpointer import load_params
 from aced.config import ConfigError, expand, flatten, from_config
-from aced.models import model_folder, two_tower
+from aced.files import storage
+from aced.models import layouts, model_folder, two_tower
 from aced.models.base import ModelConfig
 from aced.models.coca import CoCaConfig
+from aced.models.saved import InteropError
 from aced.models.two_tower import TwoTowerConfig
 
 _COMPUTED = ("dtype", "scan", "remat", "attention")  # how a model is computed, not what
@@ -32,8 +36,18 @@ class CheckpointOf:
     parameters: Literal["params", "ema"] = "params"  # of a run
 
     def folder(self, workdir: str) -> str:
-        """The run's folder, spelled out."""
-        return str(epath.Path(expand(self.checkpoint, workdir)))
+        """The run's or model's folder, spelled out.
+
+        Raises:
+            ConfigError: it has a scheme other than gs://.
+        """
+        path = expand(self.checkpoint, workdir)
+        advice = (
+            "Copy the run or model to one of these; a model of the Hugging Face hub is fetched by: "
+            + layouts.convert_command("OWNER/NAME")
+        )
+        storage.check_scheme(path, ".checkpoint (--model, --teacher)", ("gs",), advice)
+        return str(epath.Path(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +113,14 @@ class FrozenConfig(TrainedConfig):
         return super().resolve(workdir) if self.checkpoint else self
 
     def cache_folder(self, workdir: str) -> str:
-        """The cache's folder, spelled out."""
-        return str(epath.Path(expand(self.cache, workdir)))
+        """The cache's folder, spelled out.
+
+        Raises:
+            ConfigError: it has a scheme.
+        """
+        path = expand(self.cache, workdir)
+        storage.check_scheme(path, ".cache (--features)", ())
+        return str(epath.Path(path))
 
     def _resolve_cached(self, workdir: str, towers: Sequence[str]) -> "FrozenConfig":
         folder = self.cache_folder(workdir)
@@ -170,11 +190,7 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
     if kind is TwoTowerConfig and model_folder.is_model_folder(folder):
         return model_folder.read_config(folder)
     file = epath.Path(folder) / record.FILE
-    if not epath.Path(folder).exists():
-        raise ConfigError(
-            f"{folder} does not exist, but a model should be there: a run of aced.main, or what "
-            "python -m aced.convert wrote. Correct the path (--workdir, --model or .checkpoint)."
-        )
+    _check_ours(folder)
     if not file.exists():
         raise ConfigError(
             f"{folder} holds no run (no {record.FILE}) and no model (no {model_folder.FILE}). "
@@ -189,6 +205,28 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
             f"{file} names no method.model; point .checkpoint at a workdir of aced.main."
         ) from error
     return from_config(kind, model, f"{file}:method.model")
+
+
+def _check_ours(folder: str) -> None:
+    """Refuses what is not there, and models of other layouts, with the command to convert them."""
+    if not epath.Path(folder).exists():
+        message = (
+            f"{folder} does not exist, but a model should be there: a run of aced.main, or what "
+            "python -m aced.convert wrote. Correct the path (--workdir, --model or .checkpoint)."
+        )
+        if layouts.is_hub_name(folder):
+            command = layouts.convert_command(folder)
+            message += f" A model of the Hugging Face hub is converted by: {command}"
+        raise ConfigError(message)
+    layout = None
+    with contextlib.suppress(InteropError):  # a config.json that is not transformers'
+        layout = layouts.layout(pathlib.Path(folder))
+    if layout not in (None, "aced"):
+        raise ConfigError(
+            f"{folder} holds a model in the layout of {layout}; a reference or teacher is read "
+            "from a run or from our own model folder. Convert it, and give the new folder: "
+            + layouts.convert_command(folder)
+        )
 
 
 def as_trained(assumed: ModelConfig | None, trained: ModelConfig, folder: str) -> ModelConfig:

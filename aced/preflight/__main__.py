@@ -20,8 +20,8 @@ import sys
 import jax
 from absl import app, flags
 
+from aced import command
 from aced import main as training
-from aced.config import ConfigError
 from aced.cost import hardware
 from aced.preflight import plan, table
 from aced.preflight.command import report
@@ -29,17 +29,14 @@ from aced.preflight.command import report
 
 def main(argv: list[str]) -> None:
     """Flags -> config -> report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
+    training.refuse_arguments(argv)
     values = flags.FLAGS
-    try:
+    with command.running(f"--workdir={training.workdir()}"):
         topology = hardware.topology(values.topology, values.num_slices)
         if not topology.chip.tpu:
             jax.config.update("jax_num_cpu_devices", topology.chips)  # to lay shapes out on
         wanted = plan.read(values.config, training.workdir())
         found = report(wanted, topology, values.num_slices)
-    except ConfigError as error:
-        sys.exit(f"\n{type(error).__name__}: {error}")
     print(json.dumps(found, indent=2) if values.json else table.table(found))
     sys.exit(0 if found["fits"] else 1)
 

@@ -25,16 +25,12 @@ group of parquet) and shards that were in work. Until the data set is complete, 
 beside it holds a copy of the images.
 """
 
-import sys
 from typing import Any
 
 from absl import app, flags
 
-from aced import flag_settings
-from aced.config import ConfigError
-from aced.data import records
-from aced.files import ownership, storage
-from aced.prepare.captions import PrepareError
+from aced import command, flag_settings
+from aced.files import ownership
 from aced.prepare.command import PAGE, REJECTED, prepare
 from aced.prepare.config import PrepareConfig
 
@@ -57,13 +53,9 @@ def _report(statistics: dict[str, Any], out: str) -> None:
 def main(argv: list[str]) -> None:
     """Reads the flags, prepares, and says what came out and what to do next."""
     out = flags.FLAGS.out
-    try:
+    with command.running(f"--out={out}"):
         config = flag_settings.read(PrepareConfig)
         _report(prepare(config, argv[1:], force=flags.FLAGS.force), out)
-    except (PrepareError, ConfigError, records.DatasetError, storage.StorageError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:  # a disk that is full, a folder that may not be written to
-        sys.exit(f"error: --out={out} cannot be written, or an input not read: {error}")
     if not flags.FLAGS.val:
         print("The recipes evaluate on a split 'val': prepare again with --val=N to hold some out.")
     print(f"Next: python -m aced.main --config=configs/small.py:method=iid,data={out}")

@@ -1,7 +1,8 @@
 """The table that `python -m aced.prepare` reads: which captions belong to which image.
 
 JSON lines or CSV, one caption a line (in JSON, maybe a list of them). A line that is wrong is
-counted and listed; what makes the whole table unusable, such as a missing column, is an error.
+counted and listed; what makes the whole table unusable, such as a column that is missing in all
+lines, is an error.
 """
 
 import collections
@@ -16,16 +17,18 @@ from typing import Any
 import fsspec
 
 from aced.data import records
+from aced.errors import UserError
 from aced.files import encoding, storage
 
 _HEAD_BYTES = 4096  # of the table, which tell text from other files
+_MOST_LACKING = 10_000  # lines of JSON without a column, before any line that has all
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}  # of tables that are called .csv
 _DECIMAL = re.compile(r"[+-]?\d+\.\d*")
 # A longer field is rejected by `_text`, and not with the whole table by the csv module.
 csv.field_size_limit(1 << 30)
 
 
-class PrepareError(ValueError):
+class PrepareError(UserError, ValueError):
     """The input can't be prepared as a whole; the message says where and what to do."""
 
 
@@ -125,8 +128,12 @@ def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tupl
 
 
 def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:
-    """Line number and columns of each line of JSON."""
-    wanted = set(columns.names)
+    """Line number and columns of each line of JSON.
+
+    A line that lacks a column is left out. Where all do, as after a misspelt name of a column, the
+    table is refused: at its end, or after so many lines that no more are worth reading.
+    """
+    wanted, any_whole, first, lacking = set(columns.names), False, None, 0
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -135,12 +142,19 @@ def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tup
         except (ValueError, RecursionError) as error:
             yield number, RejectedError("malformed_line", f"not JSON: {error}")
             continue
-        if isinstance(row, dict):
-            if not wanted <= row.keys():
-                raise _without_columns(path, number, list(row), columns)
+        if not isinstance(row, dict):
+            yield number, RejectedError("malformed_line", "not a JSON object")
+        elif wanted <= row.keys():
+            any_whole = True
             yield number, row
         else:
-            yield number, RejectedError("malformed_line", "not a JSON object")
+            missing = next(name for name in columns.names if name not in row)
+            yield number, RejectedError("malformed_line", f"there is no column {missing!r}")
+            first, lacking = first or (number, list(row)), lacking + 1
+            if lacking == _MOST_LACKING and not any_whole:
+                break
+    if first is not None and not any_whole:
+        raise _without_columns(path, *first, columns)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

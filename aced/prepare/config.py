@@ -152,6 +152,7 @@ class PrepareConfig:
             raise ConfigError(
                 f"--clean_column={self.clean_column} must be COLUMN=VALUE, such as vendor=google."
             )
+        storage.check_scheme(self.out, "--out", storage.STORES)
         if self.captions and pathlib.PurePath(self.captions).suffix not in (".jsonl", ".csv"):
             raise ConfigError(f"--captions must be a .jsonl or .csv file, got {self.captions}.")
         if self.runner != EMBEDDED and not self.shared_out:

@@ -6,24 +6,20 @@ can be sent. The pictures are read again from the data of the runs; where these 
 the page says so. Curves need matplotlib (`pip install '.[plots]'`).
 """
 
-import sys
-
-from absl import app
+from absl import app, flags
 from etils import epath
 
-from aced import flag_settings
-from aced.config import ConfigError
+from aced import command, flag_settings
+from aced.config import expand
 from aced.report.command import ReportConfig, report
 
 
 def main(argv: list[str]) -> None:
     """Flags -> page."""
-    try:
+    with command.running(f"--out={flags.FLAGS.out}"):
         config = flag_settings.read(ReportConfig)
         text = report(argv[1:], config)
-        epath.Path(config.out).expanduser().write_text(text, encoding="utf-8")
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+        epath.Path(expand(config.out)).write_text(text, encoding="utf-8")
     print(f"{config.out}: {len(text) / 1e6:.1f} MB")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from etils import epath
 
 from aced.checkpoints import record
-from aced.config import ConfigError, flatten
+from aced.config import ConfigError, expand, flatten
 from aced.data.records import DatasetError
+from aced.files import storage
 from aced.flag_settings import setting
 from aced.metrics import history
 from aced.report import chosen, curves, page
@@ -38,6 +39,7 @@ class ReportConfig:
     pictures: int = setting(12, "Of either kind, at each of three steps of a run; 0: none.")
 
     def __post_init__(self):
+        storage.check_scheme(self.out, "--out", ("gs",))
         if self.pictures < 0:
             raise ConfigError(f"--pictures must be at least 0, got {self.pictures}.")
 
@@ -98,7 +100,9 @@ def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:
     """The runs by the shortest names that tell them apart, and the folders that are none."""
     found, others = {}, []
     for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
-        folder = epath.Path(name).expanduser()
+        path = expand(name)
+        storage.check_scheme(path, "The run", ("gs",))
+        folder = epath.Path(path)
         if summary.is_run(folder):
             found[name] = Run(folder, *record.read(folder)[:2], history.read(folder))
         else:

@@ -10,21 +10,13 @@ sentences without images. With --distributed it runs as one on many machines; st
 on where it was stopped, and gives the same.
 """
 
-import sys
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
-from aced import flag_settings
-from aced.checkpoints.checkpointer import CheckpointError
-from aced.config import ConfigError
-from aced.data.records import DatasetError
+from aced import command, flag_settings
 from aced.files import ownership
-from aced.files.storage import StorageError
-from aced.parallel import distributed
-from aced.parallel.preemption import INTERRUPTED
-from aced.quiet_logs import quiet_libraries
 from aced.select_text.command import run
 from aced.select_text.config import SelectTextConfig
 from aced.select_text.corpus import Counts
@@ -50,19 +42,11 @@ def main(argv: list[str]) -> None:
     """Reads the flags, selects, and says what came out."""
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {argv[1]}")
-    quiet_libraries()
-    with distributed.ending_together():
-        try:
-            distributed.begin(flags.FLAGS.distributed)
-            config = flag_settings.read(SelectTextConfig)
-            statistics = run(config, force=flags.FLAGS.force)
-            if jax.process_index() == 0:
-                print(report(config.out, statistics))
-        except (ConfigError, CheckpointError, DatasetError, StorageError) as error:
-            sys.exit(f"\n{type(error).__name__}: {error}")
-        except KeyboardInterrupt:
-            logging.warning("Interrupted; the same command goes on from what is saved.")
-            sys.exit(INTERRUPTED)
+    with command.running_together(f"--out={flags.FLAGS.out}", flags.FLAGS.distributed):
+        config = flag_settings.read(SelectTextConfig)
+        statistics = run(config, force=flags.FLAGS.force)
+        if jax.process_index() == 0:
+            print(report(config.out, statistics))
 
 
 if __name__ == "__main__":

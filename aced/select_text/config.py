@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from aced.config import ConfigError
+from aced.files import storage
 from aced.flag_settings import check_choices, setting
 from aced.methods.frozen import CheckpointOf
 from aced.select_text.corpus import CorpusConfig
@@ -58,8 +59,7 @@ class SelectTextConfig:
     def __post_init__(self):
         if not self.out:
             raise ConfigError("--out is empty; set it.")
-        if "://" in self.out:
-            raise ConfigError(f"--out={self.out}: data sets are written to file systems; mount it.")
+        storage.check_scheme(self.out, "--out", ())
         check_choices(self)
         for name in ("budget", "k", "block", "tile"):
             if getattr(self, name) < 1:

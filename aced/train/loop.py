@@ -16,13 +16,14 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from aced.checkpoints.checkpointer import Checkpointer, check_place
-from aced.config import ConfigError, Settings
+from aced.checkpoints.checkpointer import Checkpointer
+from aced.config import ConfigError, Settings, expand
 from aced.cost import hardware
 from aced.data import pipeline, sources
 from aced.data.prefetch import DevicePrefetch
+from aced.errors import UserError
 from aced.evaluators import suites
-from aced.files import ownership
+from aced.files import ownership, storage
 from aced.metrics import history, progress
 from aced.metrics.skipped import SkippedRecords
 from aced.metrics.writer import Budget, Writer
@@ -36,7 +37,7 @@ from aced.train.config import TrainConfig, parse
 from aced.train.setup import Run, input_batches, set_up
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """The run cannot go on; the message says why and what to do."""
 
 
@@ -71,8 +72,10 @@ def run(
         SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C, when
             everything is saved.
     """
-    check_place(workdir)
-    folder = epath.Path(workdir).expanduser()
+    workdir = expand(workdir)
+    storage.check_scheme(workdir, "--workdir", ("gs",))
+    storage.check_package(workdir)
+    folder = epath.Path(workdir)
     settings = parse(config)
     with distributed.entered_by_first(overlap.checked(settings)):
         _train(settings, folder, devices, force)

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, UInt64
 
-from aced.config import ConfigError
+from aced.config import ConfigError, expand
 from aced.data import records
 from aced.data.sources import DataConfig, SourceConfig
 from aced.evaluators import EvalConfig
@@ -122,7 +122,7 @@ def _splits(config: SourceConfig, place: str, left_out: dict[str, str]) -> list[
         parts = [_splits(item, f"{place}.mixture.{name}", left_out) for name, item in members]
         return list(itertools.chain(*parts))
     if config.source == "array_record":
-        found = Split(config.array_record.path, config.array_record.split)
+        found = Split(expand(config.array_record.path), config.array_record.split)
         if records.read_hashes(found.path, found.split) is not None:
             return [(place, found)]
         left_out[place] = f"{found.path}, prepared before there were hashes"

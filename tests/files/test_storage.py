@@ -139,5 +139,7 @@ def test_stores_that_need_a_package_say_which():
     except ImportError:
         with pytest.raises(ConfigError, match=r"s3:// needs `pip install '\.\[s3\]'`"):
             storage.find("s3://bucket/*.tar", ".tar")
-    with pytest.raises(ConfigError, match="no scheme that fsspec knows"):
+    with pytest.raises(
+        ConfigError, match=r"begins with nope://. Local paths and gs:// and s3:// can"
+    ):
         storage.find("nope://bucket/*.tar", ".tar")

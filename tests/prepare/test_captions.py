@@ -53,6 +53,28 @@ def test_a_row_that_does_not_fit_the_header_is_left_out_and_named(tmp_path):
     assert left_out[1]["detail"].startswith("1 fields, and the header has 2")
 
 
+def test_a_line_of_json_without_a_column_is_left_out_and_named(tmp_path):
+    lines = [{"image": "0"}, {"image": "1", "caption": "a"}, {"caption": "b"}, {"image": "2"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    found, left_out = from_table(tmp_path, text.encode(), "t.jsonl")
+    assert found == {"1": ["a"]}
+    assert [(x["line"], x["reason"], x["detail"]) for x in left_out] == [
+        (1, "malformed_line", "there is no column 'caption'"),
+        (3, "malformed_line", "there is no column 'image'"),
+        (4, "malformed_line", "there is no column 'caption'"),
+    ]
+
+
+def test_a_column_that_no_line_of_json_has_is_an_error(tmp_path):
+    text = "not JSON\n" + '{"image": "0", "text": "a"}\n' * 3
+    with pytest.raises(PrepareError, match=r"line 2: .*no column 'caption'.*image, text"):
+        from_table(tmp_path, text.encode(), "t.jsonl")
+    # A table that long is not read to its end.
+    text = '{"image": "0", "text": "a"}\n' * 10_001 + '{"image": "0", "caption": "a"}\n'
+    with pytest.raises(PrepareError, match=r"line 1: .*no column 'caption'"):
+        from_table(tmp_path, text.encode(), "t.jsonl")
+
+
 def test_a_field_that_is_there_twice_costs_its_line(tmp_path):
     lines = b'{"image": "0", "caption": "a", "caption": "b"}\n{"image": "1", "caption": "c"}\n'
     found, (left_out,) = from_table(tmp_path, lines, "t.jsonl")

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Literal
 
-from aced.config import ConfigError
+from aced.config import ConfigError, expand
 from aced.data import records
 from aced.data.images.filters import FilterConfig
 from aced.data.records import Source
@@ -12,11 +12,10 @@ from aced.data.shapes.scenes import ShapesConfig
 from aced.data.shapes.tasks import open_shapes
 from aced.data.sources.mixture import Mixture
 from aced.data.sources.parquet import ParquetConfig, ParquetSource
-from aced.data.sources.tars import TarSource, WebDatasetConfig
+from aced.data.sources.tars import TarSource, WebDatasetConfig, refuse_packed
 from aced.data.sources.tfds import TfdsConfig, TfdsSource
 from aced.files import storage
 
-_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_EXAMPLES = 2**31 - 1  # ids are int32 on the device
 
 
@@ -43,10 +42,17 @@ class SourceConfig:
     def __post_init__(self) -> None:
         for source, (keys, what) in _NEEDED.items():
             settings = getattr(self, source)
-            if self.source == source and not any(getattr(settings, key) for key in keys):
+            if self.source != source:
+                continue
+            if not any(getattr(settings, key) for key in keys):
                 raise ConfigError(
                     f"data.{source}.{keys[0]} is empty, but data.source={source!r} reads it; set "
                     f"it to {what}."
+                )
+            for key in keys:
+                path = expand(getattr(settings, key))
+                storage.check_scheme(
+                    *(path, f"data.{source}.{key}", storage.STORES), storage.DOWNLOAD
                 )
 
 
@@ -146,7 +152,7 @@ def open_source(config: SourceConfig) -> Source:
 
 _OPEN = {
     "shapes": open_shapes,
-    "array_record": lambda config: records.open_dataset(config.path, config.split),
+    "array_record": lambda config: records.open_dataset(expand(config.path), config.split),
     "webdataset": TarSource,
     "parquet": ParquetSource,
     "tfds": TfdsSource,
@@ -162,26 +168,17 @@ def kind_of(path: str) -> Literal["array_record", "webdataset", "parquet"]:
         ConfigError: it is, or is full of, compressed tars.
         StorageError: a folder cannot be listed.
     """
-    if path.endswith(_PACKED):
-        raise ConfigError(
-            f"{path} is compressed, and cannot be read at random; decompress it to .tar first."
-        )
     if path.endswith(".tar"):
         return "webdataset"
     if path.endswith(".parquet"):
         return "parquet"
-    if not storage.is_folder(path) or storage.stat(f"{path}/{records.DESCRIPTION}") is not None:
+    if storage.is_folder(path) and storage.stat(f"{path}/{records.DESCRIPTION}") is not None:
         return "array_record"
     if storage.matching(f"{path}/*.tar"):
         return "webdataset"
     if any(storage.matching(f"{path}/{inner}*.parquet") for inner in ("", "*/", "data/*/")):
         return "parquet"
-    for ending in _PACKED:
-        if packed := storage.matching(f"{path}/*{ending}"):
-            raise ConfigError(
-                f"{path} holds {len(packed)} compressed tars, such as {packed[0].path}, which "
-                "cannot be read at random; decompress them to .tar first."
-            )
+    refuse_packed(path)
     return "array_record"
 
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from aced.config import ConfigError
-from aced.data import parquet_footer, records
+from aced.data import records
 from aced.data.records import RecordError
-from aced.data.sources import parquet_splits
+from aced.data.sources import parquet_footer, parquet_splits
 from aced.files import encoding, storage
 from aced.files.storage import File
 

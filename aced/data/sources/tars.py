@@ -22,6 +22,7 @@ from aced.data.sources import tar_index, tar_labels
 from aced.files import encoding, storage
 
 _LOOKED_AT = 1000  # first examples that are searched for captions when the data set is opened
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SEARCHED = 100  # of these, whose KEY.json is searched for fields
 _SLACK = 1 << 16  # bytes between the parts of an example that are read rather than asked for apart
 
@@ -59,12 +60,16 @@ class TarSource:
         """Lists the tars and reads or builds their index.
 
         Raises:
-            ConfigError: KEY.txt, a field of KEY.json, or what else the settings name, is nowhere
-                to be found.
+            ConfigError: the tars are compressed, or KEY.txt, a field of KEY.json, or another member
+                that the settings name is missing.
             DatasetError: a file is no tar, or no example has a picture.
             StorageError: no tar is there, or one cannot be read.
         """
-        files = storage.find(config.path, ".tar")
+        try:
+            files = storage.find(config.path, ".tar")
+        except storage.StorageError:
+            refuse_packed(config.path)
+            raise
         self._config = config
         self._paths = [file.path for file in files]
         self._names = storage.names(self._paths)
@@ -271,3 +276,22 @@ def _label(fields: dict[str, Any], name: str) -> int:
     if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
         raise ValueError(f"its label {name!r} is no number of a class: {value!r:.100}")
     return value
+
+
+def refuse_packed(path: str) -> None:
+    """Refuses a compressed tar, and a folder that holds some.
+
+    Raises:
+        ConfigError: it is one of these.
+        StorageError: the folder cannot be listed.
+    """
+    if path.endswith(_PACKED):
+        raise ConfigError(
+            f"{path} is compressed, and cannot be read at random; decompress it to .tar first."
+        )
+    for ending in _PACKED if storage.is_folder(path) else ():
+        if packed := storage.matching(f"{path}/*{ending}"):
+            raise ConfigError(
+                f"{path} holds {len(packed)} compressed tars, such as {packed[0].path}, which "
+                "cannot be read at random; decompress them to .tar first."
+            )
