@@ -119,7 +119,7 @@ class FrozenConfig(TrainedConfig):
             ConfigError: it has a scheme.
         """
         path = expand(self.cache, workdir)
-        storage.check_scheme(path, ".cache (--features)", ())
+        storage.check_scheme(path, ".cache", ())
         return str(epath.Path(path))
 
     def _resolve_cached(self, workdir: str, towers: Sequence[str]) -> "FrozenConfig":

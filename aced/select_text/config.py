@@ -60,6 +60,7 @@ class SelectTextConfig:
         if not self.out:
             raise ConfigError("--out is empty; set it.")
         storage.check_scheme(self.out, "--out", ())
+        storage.check_scheme(self.features, "--features", ())
         check_choices(self)
         for name in ("budget", "k", "block", "tile"):
             if getattr(self, name) < 1:

@@ -213,7 +213,7 @@ def test_other_weights_are_another_cache(whole, data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"out": "gs://bucket/cache"}, "kept in a folder of a file system"),
+        ({"out": "gs://bucket/cache"}, "Local paths can. Mount the store"),
         ({"shard_size": 0}, "--shard_size must be at least 1"),
         ({"model": "large"}, r"--model=large is no model of this config; it has: \['reference'\]"),
         ({"batch_size": 9}, "9 examples cannot be shared equally by 2 devices"),
@@ -228,7 +228,7 @@ def test_a_workdir_in_a_store_holds_no_cache():
     wanted = CacheConfig(out="{workdir}/cache")
     assert wanted.folder("/runs/a") == pathlib.Path("/runs/a/cache")
     assert wanted.folder("~/a") == pathlib.Path.home() / "a" / "cache"
-    with pytest.raises(ConfigError, match=r"gs://bucket/a/cache.*Mount the bucket"):
+    with pytest.raises(ConfigError, match=r"gs://bucket/a/cache.*Mount the store"):
         wanted.folder("gs://bucket/a")
 
 

@@ -254,11 +254,11 @@ def test_the_command(ours, tmp_path):
     assert f"{out}: written for huggingface" in done.stdout
     again = commands.call("convert", *flags)
     assert again.returncode == 1
-    assert again.stderr.startswith("error: ")
+    assert again.stderr.startswith("\nerror: ")
     assert "give --overwrite" in again.stderr
     assert "Traceback" not in again.stderr
     file = tmp_path / "file"
     file.touch()
     nowhere = commands.call("convert", flags[0], f"--out={file}/out", flags[2])
     assert nowhere.returncode == 1
-    assert nowhere.stderr.startswith(f"error: --out={file}/out cannot be written")
+    assert nowhere.stderr.startswith(f"\nerror: {file} cannot be used: File exists.")

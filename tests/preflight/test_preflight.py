@@ -107,8 +107,8 @@ def test_what_does_not_fit_ends_with_1():
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
-        ("v5e:3x3", "ConfigError: libtpu refuses the topology v5e:3x3"),
-        ("v7:2x2", "ConfigError: The topology 'v7:2x2' is unknown. Known are"),
+        ("v5e:3x3", "error: libtpu refuses the topology v5e:3x3"),
+        ("v7:2x2", "error: The topology 'v7:2x2' is unknown. Known are"),
     ],
 )
 def test_topologies_that_do_not_exist(topology, message):

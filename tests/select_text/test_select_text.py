@@ -297,7 +297,7 @@ def test_a_corpus_that_changes_in_between_is_an_error(bench, tmp_path, monkeypat
         ({"corpus": ()}, "--corpus is empty"),
         ({"min_characters": 2000}, "min_characters = 2000"),
         ({"templates": "x"}, "never read without --class_names"),
-        ({"out": "gs://bucket/x"}, "mount it"),
+        ({"out": "gs://bucket/x"}, "Mount the store"),
     ],
 )
 def test_contradictory_settings_are_refused(bench, changes, message):

@@ -360,5 +360,5 @@ def test_every_flipped_bit_of_a_description_is_found_or_changes_nothing(caches, 
 def test_no_cache(tmp_path):
     with pytest.raises(CacheError, match=r"is no cache: it has no cache.json"):
         FrozenConfig(cache="{workdir}/cache").resolve(str(tmp_path))
-    with pytest.raises(CacheError, match="mount it"):
+    with pytest.raises(ConfigError, match="Mount the store"):
         FrozenConfig(cache="gs://bucket/cache").resolve(str(tmp_path))
