@@ -52,7 +52,10 @@ def _start(command: str) -> None:
     if command != "main":
         # As a file, and no module: without checks of shapes, which take the classes of a second
         # __main__ for those of the first one.
-        runpy.run_path(importlib.util.find_spec(f"aced.{command}").origin, run_name="__main__")
+        module = importlib.util.find_spec(f"aced.{command}")
+        if module.submodule_search_locations:
+            module = importlib.util.find_spec(f"aced.{command}.__main__")
+        runpy.run_path(module.origin, run_name="__main__")
         return
     # The other commands import this module, which defines its flags where it is imported.
     module = importlib.import_module("aced.main")

@@ -301,9 +301,7 @@ def test_a_reference_of_another_layout_names_the_command_that_converts_it(
         f"--workdir={tmp_path}/run",
     )
     assert done.returncode == 1
-    assert f"{tmp_path}/theirs holds a model of {layout}, and what is read here is ours" in (
-        done.stderr
-    )
+    assert f"{tmp_path}/theirs holds a model in the layout of {layout};" in done.stderr
     assert (
         f"python -m aced.convert --source={tmp_path}/theirs --out=models/theirs --to=aced"
         in done.stderr
