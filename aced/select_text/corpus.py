@@ -21,6 +21,7 @@ from absl import logging
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.records import RecordError
+from aced.data.sources import parquet_footer
 from aced.files import encoding, storage
 from aced.files.storage import File
 
@@ -349,7 +350,7 @@ def _check_column(path: str, schema: Any, column: str) -> None:
         there = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise ConfigError(
             f"--column={column} must be a column of strings, and in {path} it "
-            f"{'does not exist' if kind is None else f'is {kind}'}. There are: {there}."
+            f"{parquet_footer.described(schema, column)}. There are: {there}."
         )
 
 

@@ -224,10 +224,9 @@ def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> No
     for key, name, fits, what in wanted:
         index = schema.get_field_index(name)
         if index < 0 or not fits(schema.field(index)):
-            found = "does not exist" if index < 0 else f"is {schema.field(index).type}"
             raise ConfigError(
                 f"data.parquet.{key} = {name!r} must be a column of {what}, and in {file.path} it "
-                f"{found}. There are: {there}."
+                f"{parquet_footer.described(schema, name)}. There are: {there}."
             )
 
 

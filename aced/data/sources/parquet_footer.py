@@ -69,6 +69,18 @@ def read(file: File, columns: Sequence[str]) -> Footer:
         raise DatasetError(f"{file.path} cannot be used: {error}.") from error
 
 
+def described(schema: "pa.Schema", column: str) -> str:
+    """Returns what a column is, in words, to end a sentence with."""
+    indices = schema.get_all_field_indices(column)
+    if not indices:
+        return "does not exist"
+    return (
+        f"is {schema.field(indices[0]).type}"
+        if len(indices) == 1
+        else (f"is there {len(indices)} times; rename all but one of them")
+    )
+
+
 def _parse(footer: bytes, tail: bytes, file_size: int, columns: Sequence[str]) -> Footer:
     library = pyarrow()
     metadata = library.parquet.read_metadata(library.BufferReader(_MARK + footer + tail))

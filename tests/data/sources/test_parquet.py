@@ -206,6 +206,14 @@ def test_wrong_columns_are_refused_and_the_right_ones_listed(tmp_path):
             source(tmp_path, **settings)
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    columns = [[many.jpeg(0)], ["a circle"], ["a square"]]
+    table = pa.table(columns, names=["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"in .*a.parquet it is there 2 times; rename all but"):
+        source(tmp_path, captions=("caption",))
+
+
 def test_damaged_files(tmp_path):
     many.write_parquet(tmp_path, [6], 3)
     file = tmp_path / "train-00000.parquet"
