@@ -9,9 +9,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
+from aced import errors
 from aced.config import ConfigError
 from aced.prepare import progress
-from aced.prepare.captions import PrepareError
 from aced.prepare.config import EMBEDDED
 
 # Their job servers know options that Beam's own parsers do not.
@@ -67,22 +67,21 @@ def run(pipeline: beam.Pipeline, runner: str) -> None:
 
 @contextlib.contextmanager
 def _quiet(runner: str) -> Iterator[None]:
-    """Keeps Beam from logging what is said better here.
+    """Keeps Beam from logging the traces of errors that users can set right; they are raised, too.
 
-    That is the traces of errors that are about the input, which are raised, and of the embedded
-    runner its notes of what it sets up.
+    The notes of the embedded runner on what it sets up are left out as well.
     """
-    beams, steps = (logging.getLogger(f"apache_beam{name}") for name in ("", ".runners.common"))
-    level = beams.level
+    all_of_beam, steps = (logging.getLogger(f"apache_beam{x}") for x in ("", ".runners.common"))
+    level = all_of_beam.level
 
     def passes(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], PrepareError))
+        return not record.exc_info or errors.message(record.exc_info[1], "") is None
 
     steps.addFilter(passes)
     if runner == EMBEDDED:
-        beams.setLevel(logging.WARNING)
+        all_of_beam.setLevel(logging.WARNING)
     try:
         yield
     finally:
         steps.removeFilter(passes)
-        beams.setLevel(level)
+        all_of_beam.setLevel(level)

@@ -1,9 +1,11 @@
 """The same bytes on every runner; what reaches it; what an unknown option or no Beam says."""
 
 import builtins
+import errno
 import json
 import pathlib
 
+import apache_beam as beam
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +14,8 @@ from aced.config import ConfigError
 from aced.prepare import inputs
 from aced.prepare.captions import PrepareError
 from aced.prepare.command import PrepareConfig, prepare
-from aced.prepare.runner import pipeline_on
+from aced.prepare.config import EMBEDDED
+from aced.prepare.runner import pipeline_on, run
 
 PORTABLE = ["--job_endpoint=embed", "--environment_type=LOOPBACK"]  # a job server in this process
 
@@ -98,3 +101,23 @@ def test_no_beam(tmp_path, monkeypatch, settings):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install '\.\[beam\]'.*apache_beam"):
         prepare(PrepareConfig(out=str(tmp_path / "out"), **settings))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_logged"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("write() failed: No space left on device"), False),
+        (PrepareError("captions.jsonl, line 3: no column 'image'"), False),
+        (ZeroDivisionError("division by zero"), True),
+    ],
+)
+def test_beam_logs_the_traces_of_mistakes_in_the_code_alone(caplog, error, is_logged):
+    def fail(_):
+        raise error
+
+    pipeline = pipeline_on(EMBEDDED, [])
+    _ = pipeline | beam.Create([1]) | beam.Map(fail)
+    with pytest.raises((type(error), RuntimeError)):
+        run(pipeline, EMBEDDED)
+    assert any(record.exc_info for record in caplog.records) == is_logged
