@@ -14,7 +14,7 @@ Expect:   JEST++ B with 4B examples: 76.9 ImageNet 0-shot, COCO R@1 70.3 image t
 As configs/siglip_b16.py, and from JEST (arXiv 2406.17711): super-batch 163,840, filter ratio 0.8,
 16 chunks, gain 100, a reference of the learner's size. `:method=i_acid` scores by easy reference,
 `:method=hard` by the learner's loss alone. Ours: 256 strata, so that no pixel crosses the chips,
-and scoring in micro-batches of 128 examples a chip.
+and scoring in micro-batches of 128 examples a chip, of 256 chips.
 """
 
 import ml_collections

@@ -55,7 +55,7 @@ def devices(topology: Topology, num_slices: int = 1) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
-            "The TPU compiler is missing; install the extra [tpu]: pip install 'aced[tpu]'. It "
+            "The TPU compiler is missing; install the extra [tpu]: pip install -e '.[tpu]'. It "
             "needs no TPU. --topology=gpu:... works without."
         )
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
