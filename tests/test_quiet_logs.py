@@ -23,3 +23,19 @@ def test_our_lines_are_shown_as_they_are():
     ours = record(str(pathlib.Path(quiet_logs.__file__).parent / "train.py"), logging.INFO)
     assert quiet_logs._shown(ours)
     assert "Traceback" in logging.Formatter().format(ours)
+
+
+class Failing:
+    def __init__(self, message):
+        self.message = message
+
+    def __del__(self):
+        raise RuntimeError(self.message)
+
+
+def test_closed_event_loops_are_not_shown(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", quiet_logs._show_unraisable)
+    Failing("Event loop is closed")
+    assert capsys.readouterr().err == ""
+    Failing("another")
+    assert capsys.readouterr().err.endswith("RuntimeError: another\n")

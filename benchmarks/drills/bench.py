@@ -251,7 +251,7 @@ class Bench:
             self.seconds, self.pairs, self._expected = pickle.loads(state.read_bytes())
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
-            processes.in_fork(_write_inputs, self.inputs, log=self.folder / "inputs.log")
+            processes.in_fork(_write_inputs, self.inputs)
         wanted = set(jobs)
         for name in reversed(_MADE):
             wanted |= set(_MADE[name][0]) if name in wanted else set()
@@ -290,7 +290,7 @@ class Bench:
         self.seconds[job.name] = took[-1]
         self._expected[job.name] = self.read(job, folder / OUT, done)
         if job.command == "prepare":
-            self.pairs[job.name] = processes.in_fork(dataset, folder / OUT, log=folder / "reading")
+            self.pairs[job.name] = processes.in_fork(dataset, folder / OUT)
         if becomes:
             shutil.copytree(folder / OUT, self.inputs / becomes)
         print(f"{job.name}: {took[-1]:.1f} s", flush=True)
@@ -298,7 +298,7 @@ class Bench:
     def read(self, job: Job, out: pathlib.Path, done: processes.Done) -> Contents:
         """What the job made."""
         if job.contents is not _nothing:
-            return processes.in_fork(job.contents, out, log=out.with_suffix(".reading"))
+            return processes.in_fork(job.contents, out)
         if job.command == "evaluate":
             return json.loads(done.text[done.text.index("{\n") :])
         return out.read_bytes()

@@ -234,7 +234,7 @@ def hostile(case: Case, bench: Bench, folder: pathlib.Path) -> Verdict:
         return error_of(done, trial.names)
     read = benches.dataset if job.command == "prepare" else job.contents
     try:
-        found = processes.in_fork(read, folder / OUT, log=folder / "reading.log")
+        found = processes.in_fork(read, folder / OUT)
     except RuntimeError as error:
         return verdict(done, False, (), f"the result cannot be read: {error}")
     if job.command == "convert":

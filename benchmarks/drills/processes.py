@@ -14,6 +14,7 @@ import pickle
 import runpy
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -117,17 +118,19 @@ def call(arguments: Sequence[str], log: pathlib.Path) -> Done:
     return start(arguments, log).wait()
 
 
-def in_fork(function: Callable[..., Any], *arguments: Any, log: pathlib.Path) -> Any:
+def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function(*arguments)` returns, by a fork.
 
     Raises:
         RuntimeError: it raised; the message has its traceback.
     """
-    started = Started(lambda: function(*arguments), log)
-    done = started.wait()
-    if done.code != 0:
-        raise RuntimeError(f"{function.__name__} ended with {done.code}:\n{done.text[-3000:]}")
-    return started.result()
+    # Not beside the arguments: the disk there may be full.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        started = Started(lambda: function(*arguments), pathlib.Path(folder) / "log")
+        done = started.wait()
+        if done.code != 0:
+            raise RuntimeError(f"{function.__name__} ended with {done.code}:\n{done.text[-3000:]}")
+        return started.result()
 
 
 def _child(work: Callable[[], Any], log: pathlib.Path, result: pathlib.Path) -> None:
@@ -151,8 +154,8 @@ def _child(work: Callable[[], Any], log: pathlib.Path, result: pathlib.Path) -> 
         threading._shutdown()  # what the interpreter does at its end
         atexit._run_exitfuncs()
     except BaseException:
-        traceback.print_exc()
         code = code or 1
+        traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
