@@ -40,15 +40,12 @@ class OptimizerConfig(Checked):
 
     name: Literal["adamw", "lion", "adafactor"] = "adamw"
     schedule: schedules.ScheduleConfig = dataclasses.field(default_factory=schedules.ScheduleConfig)
-    b1: ProperFraction = (
-        0.9  # decay of the first moment (remembered, unverified); adafactor: 0 for none
-    )
-    b2: ProperFraction = (
-        0.95  # adamw, lion: decay of the second; JEST needs it at filter_ratio >= 0.8
-    )
-    eps: NonNegativeFloat = (
-        1e-8  # adamw: added to the root of the second moment (remembered, unverified)
-    )
+    # Decay of the first moment (remembered, unverified); adafactor: 0 for none
+    b1: ProperFraction = 0.9
+    # adamw, lion: decay of the second; JEST needs it at filter_ratio >= 0.8
+    b2: ProperFraction = 0.95
+    # adamw: added to the root of the second moment (remembered, unverified)
+    eps: NonNegativeFloat = 1e-8
     # Type of the stored first moment. optax multiplies by b1 in it too: bfloat16(0.9) is 0.8984.
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
     # adafactor, as in big_vision: second moment with decay min(b2_cap, 1 - (s + 1)^-exponent).
@@ -57,9 +54,8 @@ class OptimizerConfig(Checked):
     adafactor_eps: NonNegativeFloat = 1e-30  # added to the squared gradient
     adafactor_min_factored: int = 32  # matrices narrower than this keep their whole second moment
     adafactor_clip_rms: PositiveFloat | None = None  # clip every parameter's update to this RMS
-    clip_norm: PositiveFloat | None = (
-        1.0  # global norm of the gradient, frozen parameters left out (JEST)
-    )
+    # Global norm of the gradient, frozen parameters left out (JEST)
+    clip_norm: PositiveFloat | None = 1.0
     weight_decay: NonNegativeFloat = 1e-4  # JEST, section 3
     # "schedule": decay is multiplied by lr(s) / peak, as in big_vision, where JEST's 1e-4 belongs;
     # "lr": by the learning rate, as in optax.adamw and PyTorch, where the same decay is 0.1.

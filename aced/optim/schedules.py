@@ -29,13 +29,11 @@ class ScheduleConfig(Checked):
     kind: Literal["cosine", "rsqrt", "linear", "constant"] = "cosine"
     # Learning rate after the warm-up (JEST, section 3).
     peak: Annotated[float, Interval(gt=0, le=MAX_RATE)] = 1e-3
-    end_factor: Fraction = (
-        0.0  # cosine and linear: learning rate at the end, as a share of the peak
-    )
+    # Cosine and linear: learning rate at the end, as a share of the peak
+    end_factor: Fraction = 0.0
     timescale_steps: PositiveInt = 10_000  # rsqrt: t in 1 / sqrt(1 + steps since warm-up / t)
-    start_factor: Fraction = (
-        0.0  # learning rate at the start of the warm-up, as a share of the shape
-    )
+    # Learning rate at the start of the warm-up, as a share of the shape
+    start_factor: Fraction = 0.0
     # Linear warm-up; none set: no warm-up. `_percent` is of the run, 0 to 100.
     warmup_steps: int | None = None
     warmup_examples: int | None = None  # examples trained

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from aced import evaluators, methods
-from aced.bounds import PositiveInt, ProperFraction
+from aced.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, ProperFraction
 from aced.cache.config import CacheConfig
 from aced.checkpoints.checkpointer import CheckpointConfig
 from aced.config import Checked, ConfigError, MayChange, Settings, from_config
@@ -45,10 +45,10 @@ class TrainConfig(Checked):
     checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
     log_steps: MayChange[PositiveInt] = 50  # a line of metrics every so many steps
     # A line of picks.jsonl (ids trained on) every so many; 0: none.
-    picks_steps: MayChange[int] = 100
+    picks_steps: MayChange[NonNegativeInt] = 100
     max_skipped_in_a_row: MayChange[PositiveInt] = 20  # non-finite steps that stop the run
     # Without a step, an evaluation or a save end the run; 0: never.
-    watchdog_minutes: MayChange[float] = 30.0
+    watchdog_minutes: MayChange[NonNegativeFloat] = 30.0
     before: MayChange[dict[str, Any]] = dataclasses.field(default_factory=dict)  # finished first
     # Then embeddings to make, for caches that the method reads.
     before_caches: MayChange[dict[str, CacheConfig]] = dataclasses.field(default_factory=dict)
