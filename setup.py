@@ -13,6 +13,7 @@ CORE = [
     "array_record>=0.8.6,<0.9",
     "ml_collections>=1.1,<2",
     "absl-py>=2.3,<3",
+    "annotated-types>=0.7,<0.9",
     "numpy>=2.1,<3",
     "etils[epath]>=1.12,<2",
     "jaxtyping>=0.3.5,<0.4",

@@ -3,7 +3,8 @@
 Every component owns a frozen dataclass with a default and a comment for each of its settings.
 `to_config` turns such a tree into a `ConfigDict` (so that every key can be set in a config file
 or on the command line), and `from_config` turns it back, so that a key that nobody reads cannot
-exist: it is refused, with its path and the nearest name that does exist.
+exist: it is refused, with its path and the nearest name that does exist. The type of a field holds
+its bounds and choices, and whether it may change when a run goes on; `Checked` refuses the rest.
 """
 
 import dataclasses
@@ -14,20 +15,49 @@ import os
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
 
+from aced import bounds
 from aced.errors import UserError
 
 T = TypeVar("T")
+MAY_CHANGE = object()
+MayChange = Annotated[T, MAY_CHANGE]  # a setting that may differ when a run goes on, see record.py
 Settings = Mapping[str, Any] | ml_collections.ConfigDict  # as users write them
 WORKDIR = "{workdir}"  # in a path, stands for the folder of the run
 
 
 class ConfigError(UserError, ValueError):
     """A setting that is unknown, of the wrong type, or that contradicts another one."""
+
+
+@functools.cache
+def types_of(cls: type) -> dict[str, Any]:
+    """Returns the types of a dataclass's fields by their names, with what annotates them."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+class Checked:
+    """Base of the dataclasses of settings: their values are within the bounds of their types.
+
+    Raises:
+        ConfigError: a value is not, or a subclass's `_check` finds a contradiction.
+    """
+
+    PREFIX: ClassVar[str] = ""  # of a setting's name in messages
+
+    def __post_init__(self) -> None:
+        for name, hint in types_of(type(self)).items():
+            if message := bounds.wrong(hint, getattr(self, name), self.PREFIX + name):
+                raise ConfigError(message)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuses settings that contradict each other; subclasses call their base's, too."""
 
 
 def expand(path: str, workdir: str | None = None) -> str:
@@ -46,7 +76,7 @@ def to_config(instance: Any) -> ml_collections.ConfigDict:
     hints = typing.get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        inner = _optional(hints[field.name])
+        inner = optional(hints[field.name])
         if value is None and inner in (int, float, str, bool):
             out[field.name] = config_dict.placeholder(inner)
         else:
@@ -76,8 +106,8 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
     """
     if not isinstance(config, Mapping | ml_collections.ConfigDict):
         raise ConfigError(f"{path} must be a mapping of settings, got {config!r}.")
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    hints = types_of(cls)
+    names = list(hints)
     unknown = [key for key in config if key not in names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
@@ -94,8 +124,8 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _optional(hint: Any) -> Any:
-    """The X of `X | None`, else None."""
+def optional(hint: Any) -> Any:
+    """Returns the X of `X | None`, else None."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
         if len(inner) == 1 and len(typing.get_args(hint)) == 2:
@@ -104,11 +134,20 @@ def _optional(hint: Any) -> Any:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    if (inner := _optional(hint)) is not None:
+    converted = _of_type(hint, value, path)
+    if message := bounds.wrong(hint, converted, path):
+        raise ConfigError(message)
+    return converted
+
+
+def _of_type(hint: Any, value: Any, path: str) -> Any:
+    if (inner := optional(hint)) is not None:
         return None if value is None else _convert(inner, value, path)
     if dataclasses.is_dataclass(hint):
         return from_config(hint, value, path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _convert(args[0], value, path)
     if origin is dict and isinstance(value, Mapping | ml_collections.ConfigDict):
         return {key: _convert(args[1], value[key], f"{path}.{key}") for key in value}
     if origin is tuple and isinstance(value, list | tuple):
@@ -116,19 +155,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if len(inner) == len(value):
             parts = zip(inner, value, strict=True)
             return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(parts))
-    if origin is typing.Literal and value in args:
-        return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if math.isnan(value):  # a check for a bound, `value < 0`, lets it pass
             raise ConfigError(f"{path} must be a number, got {value!r}.")
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    if hint is Any:
+    if hint is Any or origin is Literal:
         return value
-    expected = " or ".join(map(repr, args)) if origin is typing.Literal else hint
-    expected = getattr(expected, "__name__", expected)
-    raise ConfigError(f"{path} must be {expected}, got {value!r}.")
+    raise ConfigError(f"{path} must be {getattr(hint, '__name__', hint)}, got {value!r}.")
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:

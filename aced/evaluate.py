@@ -20,7 +20,7 @@ from aced.checkpoints import record
 from aced.config import ConfigError, Settings
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import suites
-from aced.flag_settings import setting
+from aced.flag_settings import FlagSettings, setting
 from aced.methods.frozen import CheckpointOf, load_model, trained_model
 from aced.models import model_folder
 from aced.parallel import mesh as meshes
@@ -29,19 +29,15 @@ from aced.train.config import parse
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(FlagSettings):
     """Which parameters of which model."""
 
     model: str = setting("", "A run's workdir or a converted model's folder. Empty: the workdir.")
-    which: str = setting("last", "Of a run's checkpoints.", ("last", "best"))
-    parameters: str = setting(
-        "trained",
-        "Of a run: as its training evaluated them, themselves, or their moving average.",
-        ("trained", "params", "ema"),
+    which: Literal["last", "best"] = setting("last", "Of a run's checkpoints.")
+    parameters: Literal["trained", "params", "ema"] = setting(
+        "trained", "Of a run: as its training evaluated them, themselves, or their moving average."
     )
-
-    def __post_init__(self):
-        flag_settings.check_choices(self)
+    json: bool = setting(False, "Print the numbers as JSON.")
 
 
 def run(
@@ -103,7 +99,7 @@ def main(argv: list[str]) -> None:
         wanted = flag_settings.read(EvaluateConfig)
         found = run(values.config, wanted, training.workdir())
         if jax.process_index() == 0:
-            print(json.dumps(found, indent=2) if values.json else table(found))
+            print(json.dumps(found, indent=2) if wanted.json else table(found))
 
 
 def table(found: dict[str, float]) -> str:
@@ -115,6 +111,5 @@ def table(found: dict[str, float]) -> str:
 if __name__ == "__main__":
     flags.adopt_module_key_flags(training)
     flag_settings.define(EvaluateConfig)
-    flags.DEFINE_boolean("json", False, "Print the numbers as JSON.")
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=training.parse_flags)

@@ -1,32 +1,28 @@
 """Settings of a command: the fields of a dataclass, each a flag of the same name."""
 
 import dataclasses
-from typing import Any, TypeVar
+import typing
+from typing import Any, ClassVar, Literal, TypeVar
 
 from absl import flags
 
-from aced.config import ConfigError
+from aced import bounds
+from aced.config import Checked, types_of
 
 flags.disclaim_key_flags()  # those defined here are the command's, whose --help lists them
 
 T = TypeVar("T")
 
 
-def setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field with what `--help` says of it, and the values that it may have, if they are few."""
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+class FlagSettings(Checked):
+    """Base of the settings of a command: messages name their flags."""
+
+    PREFIX: ClassVar[str] = "--"
 
 
-def check_choices(config: Any) -> None:
-    """Refuses a value that is none of its field's choices; for `__post_init__`.
-
-    Raises:
-        ConfigError: see above.
-    """
-    for field in dataclasses.fields(config):
-        value, choices = getattr(config, field.name), field.metadata["choices"]
-        if choices and value not in choices:
-            raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}, got {value!r}.")
+def setting(default: Any, text: str) -> Any:
+    """A field with what `--help` says of it, besides the bounds and choices of its type."""
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 def define(cls: type) -> None:
@@ -38,13 +34,16 @@ def define(cls: type) -> None:
         str: flags.DEFINE_string,
         tuple: flags.DEFINE_multi_string,
     }
+    plain = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        choices = field.metadata["choices"]
-        text = field.metadata["help"] + (f" One of {', '.join(choices)}." if choices else "")
-        default = field.default
-        if isinstance(default, tuple):
-            default = list(default) or None
-        kinds[type(field.default)](field.name, default, text)
+        name, text, hint = field.name, field.metadata["help"], plain[field.name]
+        if typing.get_origin(hint) is Literal:
+            flags.DEFINE_enum(name, field.default or None, typing.get_args(hint), text)
+            continue
+        if words := bounds.describe(types_of(cls)[name]):
+            text = f"{text} {words[0].upper()}{words[1:]}."
+        kind = typing.get_origin(hint) or hint
+        kinds[kind](name, list(field.default) or None if kind is tuple else field.default, text)
 
 
 def read(cls: type[T]) -> T:
@@ -56,9 +55,10 @@ def read(cls: type[T]) -> T:
     values = {}
     for field in dataclasses.fields(cls):
         value = flags.FLAGS[field.name].value
-        if isinstance(field.default, tuple):
-            value = tuple(value or ())
+        if isinstance(value, list):
+            value = tuple(value)
         elif isinstance(value, str):
             value = value.removeprefix("file://")  # of a path
-        values[field.name] = value
+        if value is not None:
+            values[field.name] = value
     return cls(**values)

@@ -17,22 +17,23 @@ from jaxtyping import Float
 
 from aced import command, flag_settings
 from aced.checkpoints import record
-from aced.config import ConfigError, expand, flatten
+from aced.config import ConfigError, expand, flatten, from_config
 from aced.evaluators import suites
 from aced.files import storage
-from aced.flag_settings import setting
+from aced.flag_settings import FlagSettings, setting
 from aced.metrics import history
 from aced.train import summary
+from aced.train.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SuiteConfig:
+class SuiteConfig(FlagSettings):
     """Which numbers, and what the suite is called."""
 
     numbers: str = setting("", "A regex of those to choose from. Empty: shares of right ones.")
     name: str = setting("stable", "Of the suite in the config.")
 
-    def __post_init__(self):
+    def _check(self) -> None:
         try:
             re.compile(self.numbers)
         except re.error as error:
@@ -115,10 +116,11 @@ def _check_alike(runs: Sequence[epath.Path], records: Sequence[record.Record]) -
         | {"the data's fingerprint": found.data, "the frozen models and tokenizers": found.models}
         for found in records
     ]
-    theirs = everything[0]
+    theirs, settings = everything[0], from_config(TrainConfig, records[0].settings)
     for run, ours in zip(runs, everything, strict=True):
         for key in sorted(ours.keys() | theirs.keys()):
-            counts = key != "seed" and (key.startswith("evals.") or not record.may_change(key))
+            counts = key.startswith("evals.") or not record.may_change(settings, key)
+            counts = counts and key != "seed"
             if counts and ours.get(key) != theirs.get(key):
                 raise ConfigError(
                     f"{run} differs from {runs[0]} in more than the seed: {key} is "

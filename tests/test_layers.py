@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "aced"
 # From the lowest to the highest. Modules of one layer do not import each other's packages.
 LAYERS = (
-    ("errors",),
+    ("bounds", "errors"),
     ("config", "outputs", "quiet_logs"),
     ("files", "flag_settings"),
     ("parallel",),

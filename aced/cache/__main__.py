@@ -9,18 +9,15 @@ pass that was stopped goes on where it was when the same command is started agai
 after SIGTERM, 130 after Ctrl-C.
 """
 
-import dataclasses
-
 import jax
 from absl import app, flags
 
+from aced import flag_settings
 from aced import main as training
 from aced.cache.command import run
 from aced.cache.config import CacheConfig
-from aced.cache.description import TOWERS, Description
-from aced.cache.precision import PRECISIONS
+from aced.cache.description import Description
 from aced.files import ownership
-from aced.methods.contrastive_settings import REFERENCE
 
 
 def report(found: Description) -> str:
@@ -58,8 +55,7 @@ def main(argv: list[str]) -> None:
     """Flags -> config -> run."""
     values = flags.FLAGS
     with training.running(argv, f"--out={values.out}"):
-        fields = dataclasses.fields(CacheConfig)
-        wanted = CacheConfig(**{field.name: values[field.name].value for field in fields})
+        wanted = flag_settings.read(CacheConfig)
         found = run(values.config, wanted, training.workdir(), force=values.force)
         if jax.process_index() == 0:
             print(f"{wanted.out}: {report(found)}")
@@ -68,29 +64,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.adopt_module_key_flags(training)
     flags.DEFINE_boolean("force", False, ownership.FORCE)
-    flags.DEFINE_string("model", REFERENCE, "Which frozen model: 'reference', or a teacher's name.")
-    flags.DEFINE_string("out", None, "Folder to make, on a file system that all processes share.")
-    flags.DEFINE_enum(
-        "precision",
-        CacheConfig.precision,
-        PRECISIONS,
-        "Of the stored numbers. int8 has one float32 scale per embedding: 1.5 KB a pair of width "
-        "768. The error of each is measured and printed, whichever is kept.",
-    )
-    flags.DEFINE_enum("towers", CacheConfig.towers, list(TOWERS), "Which embeddings.")
-    flags.DEFINE_integer("shard_size", CacheConfig.shard_size, "Examples of a file.", 1)
-    flags.DEFINE_integer(
-        "batch_size",
-        CacheConfig.batch_size,
-        "Examples at a time over all devices; 0: as scored.",
-        0,
-    )
-    flags.DEFINE_integer(
-        "calibration_pairs",
-        CacheConfig.calibration_pairs,
-        "Pairs that a scale and a bias for the sigmoid loss are fitted to.",
-        0,
-    )
-    for name in ("config", "out"):
-        flags.mark_flag_as_required(name)
+    flag_settings.define(CacheConfig)
+    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=training.parse_flags)

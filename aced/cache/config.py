@@ -2,31 +2,35 @@
 
 import dataclasses
 import pathlib
+from typing import Literal
 
+from aced.bounds import NonEmpty, NonNegativeInt, PositiveInt
 from aced.cache.precision import Precision
-from aced.config import ConfigError, expand
+from aced.config import expand
 from aced.files import storage
+from aced.flag_settings import FlagSettings, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class CacheConfig:
+class CacheConfig(FlagSettings):
     """Which embeddings to make, and how to keep them."""
 
-    model: str = "reference"  # "reference", or the name of a teacher
-    out: str = ""  # folder to make
-    precision: Precision = "float32"
-    towers: str = "both"  # or "image" or "text" alone
-    shard_size: int = 65_536  # examples of a file; what a killed pass loses at most, per process
-    batch_size: int = 0  # examples embedded at a time over all devices; 0: as the run scores
-    calibration_pairs: int = 4096  # that a scale and a bias are fitted to
-
-    def __post_init__(self):
-        if not self.out:
-            raise ConfigError("--out is empty; give the folder to make.")
-        if self.shard_size < 1:
-            raise ConfigError(f"--shard_size must be at least 1, got {self.shard_size}.")
-        if self.batch_size < 0 or self.calibration_pairs < 0:
-            raise ConfigError("--batch_size and --calibration_pairs must be 0 or more.")
+    model: str = setting("reference", "Which frozen model: 'reference', or a teacher's name.")
+    out: NonEmpty = setting("", "Folder to make, on a file system that all processes share.")
+    precision: Precision = setting(
+        "float32",
+        "Of the stored numbers. int8 has one float32 scale per embedding: 1.5 KB a pair of width "
+        "768. The error of each is measured and printed, whichever is kept.",
+    )
+    towers: Literal["both", "image", "text"] = setting("both", "Which embeddings.")
+    # What a killed pass loses at most, per process.
+    shard_size: PositiveInt = setting(65_536, "Examples of a file.")
+    batch_size: NonNegativeInt = setting(
+        0, "Examples at a time over all devices; 0: as the run scores."
+    )
+    calibration_pairs: NonNegativeInt = setting(
+        4096, "Pairs that a scale and a bias for the sigmoid loss are fitted to."
+    )
 
     def folder(self, workdir: str) -> pathlib.Path:
         """The folder to make, spelled out.

@@ -13,16 +13,18 @@ shards are in `cache.json`, and ArrayRecord has one of each group of entries, co
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from annotated_types import Interval
+
+from aced.bounds import Finite, NonNegativeInt, PositiveFloat
 from aced.cache import entries, precision
 from aced.cache.calibration import Calibration
-from aced.config import ConfigError, flatten, from_config
+from aced.config import Checked, ConfigError, flatten, from_config
 from aced.data.records import DatasetError
 from aced.data.sources import MAX_EXAMPLES
 from aced.files import own_files, storage
@@ -45,24 +47,22 @@ class CacheError(DatasetError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Checked):
     """What a cache holds, decided before the first example is embedded."""
 
-    examples: int  # of the data set
+    examples: Annotated[int, Interval(ge=1, le=MAX_EXAMPLES)]  # of the data set
     towers: Literal["both", "image", "text"]
     precision: Literal["float32", "bfloat16", "int8"]
-    shard_size: int  # examples of a shard; the last one may have fewer
+    # Examples of a shard; the last one may have fewer.
+    shard_size: Annotated[int, Interval(ge=1, le=MAX_EXAMPLES)]
     model: TwoTowerConfig
-    scale: float  # of the model's logits
-    bias: float | None  # None: it was trained without
+    scale: PositiveFloat  # of the model's logits
+    bias: Finite | None  # None: it was trained without
     calibration_pairs: int  # how many pairs a scale and a bias are fitted to at most
     calibration_batch_size: int  # b of the sigmoid loss that they are fitted for
     fingerprint: dict[str, str]  # by what it is of: weights, tokenizer, decode, data
 
-    def __post_init__(self):
-        for name, most in (("examples", MAX_EXAMPLES), ("shard_size", MAX_EXAMPLES)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ConfigError(f"{name} must be 1 to {most}, got {getattr(self, name)}.")
+    def _check(self) -> None:
         if self.shards > entries.MAX_SHARDS:
             raise ConfigError(
                 f"shard_size = {self.shard_size} makes {self.shards} shards of {self.examples} "
@@ -70,9 +70,6 @@ class Plan:
             )
         if not 1 <= self.model.width <= _MAX_WIDTH:
             raise ConfigError(f"The model's width must be 1 to {_MAX_WIDTH}.")
-        numbers = (self.scale, 0.0 if self.bias is None else self.bias)
-        if not (all(map(math.isfinite, numbers)) and self.scale > 0):
-            raise ConfigError(f"scale and bias must be finite and scale positive, got {numbers}.")
 
     @property
     def width(self) -> int:
@@ -113,21 +110,21 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class Shard(Checked):
     """A complete file, and what is known of its examples."""
 
-    bytes: int
+    bytes: NonNegativeInt
     sha256: str
-    captions: int
+    captions: NonNegativeInt
     missing: dict[str, str]  # id of an example that could not be embedded: the reason
 
-    def __post_init__(self):
-        if self.bytes < 0 or self.captions < 0 or not _SHA256.fullmatch(self.sha256):
+    def _check(self) -> None:
+        if not _SHA256.fullmatch(self.sha256):
             raise ConfigError(f"not a shard: {self.bytes} bytes, sha256 {self.sha256!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class Description(Checked):
     """A complete cache."""
 
     plan: Plan
@@ -135,7 +132,7 @@ class Description:
     fitted: Calibration | None  # None: there is no best scale, or not both towers
     errors: dict[str, Any]  # by precision, also those that were not chosen: see precision.Errors
 
-    def __post_init__(self):
+    def _check(self) -> None:
         if len(self.shards) != self.plan.shards:
             raise ConfigError(f"{len(self.shards)} shards instead of {self.plan.shards}.")
         for number, shard in enumerate(self.shards):

@@ -4,34 +4,27 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from aced.config import Checked, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """When checkpoints are written, and which are kept."""
 
-    every_steps: int = 1000  # and at the end of the run
-    keep_last: int = 2  # the newest so many
-    keep_best: int = 0  # the best so many by `best_metric`, besides
+    every_steps: PositiveInt = 1000  # and at the end of the run
+    keep_last: PositiveInt = 2  # the newest so many
+    keep_best: NonNegativeInt = 0  # the best so many by `best_metric`, besides
     best_metric: str | None = None  # a name in the metrics handed to `save`
     best_mode: Literal["max", "min"] = "max"
-    keep_every_steps: int | None = None  # at multiples of this, too, and these are kept for ever
+    # At multiples of this, too, and these are kept for ever.
+    keep_every_steps: PositiveInt | None = None
     compress: bool = False  # zstd: a tenth smaller, several times slower on weights
-    max_failed_saves: int = 3  # in a row; then the run stops. At the end of the run, one is enough
-    timeout_minutes: float = 20.0  # a save that takes longer has failed
+    # In a row; then the run stops. At the end of the run, one is enough.
+    max_failed_saves: PositiveInt = 3
+    timeout_minutes: PositiveFloat = 20.0  # a save that takes longer has failed
 
-    def __post_init__(self):
-        for key in ("every_steps", "keep_last", "max_failed_saves"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}.")
-        if self.timeout_minutes <= 0:
-            raise ConfigError(f"timeout_minutes must be above 0, got {self.timeout_minutes}.")
-        if self.keep_every_steps is not None and self.keep_every_steps < 1:
-            raise ConfigError(
-                f"keep_every_steps must be at least 1, got {self.keep_every_steps}; "
-                "None keeps none for ever."
-            )
+    def _check(self) -> None:
         if self.keep_best and not self.best_metric:
             raise ConfigError("keep_best needs best_metric, the name of the metric to go by.")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import re
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from aced.config import ConfigError, flatten, to_config
+from aced.config import MAY_CHANGE, ConfigError, flatten, optional, to_config, types_of
 from aced.files import own_files
 
 FILE = "config.json"
@@ -18,19 +18,6 @@ _DATA, _MODELS = "data_fingerprint", "model_fingerprints"
 _ADVICE = (
     "bring it back from a copy; if it is removed, the run goes on with the settings of its "
     "command, unchecked"
-)
-# What changes neither the examples of a step nor what is made of them. The length of the run is
-# here, too: it moves the learning rate from there on, and extending a run is what people do.
-_MAY_CHANGE = re.compile(
-    r"total_\w+|overlap|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
-    r"|(evals|suites|checkpoint|before|before_caches|init|mesh)\..*"
-    r"|(method\.sentences\.)?data\.(num_threads|prefetch|max_skipped_in_a_row|filters\.max_in_a_row|(.*\.)?cache_folder)"
-    # Where the data are; what they are is in their fingerprint.
-    r"|(.*\.)?data\.(.*\.)?(array_record|webdataset|parquet)\.path|(.*\.)?tfds\.data_dir"
-    r"|method\.((score|train)_micro_batch|form)"
-    # Models have fingerprints, too; but an encoder that is part of the model is read only at first.
-    r"|method\.(?!encoder\.checkpoint).*"
-    r"(model\.(scan|remat|attention)|tokenizer\.path|checkpoint|cache)"
 )
 
 
@@ -61,7 +48,9 @@ def check(
     lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
     # A setting that there was not yet, and that is not used: what it leaves alone is as it was.
     unset = set(_unset(settings)) - then.keys()
-    serious = [line for key, line in lines.items() if not may_change(key) and key not in unset]
+    serious = [
+        line for key, line in lines.items() if key not in unset and not may_change(settings, key)
+    ]
     if serious:
         raise ConfigError(
             f"{folder} holds a run with other settings:\n" + "\n".join(serious[:10]) + "\n"
@@ -106,9 +95,28 @@ def read(folder: epath.Path) -> Record:
     return Record(found, data, models)
 
 
-def may_change(key: str) -> bool:
-    """Whether a setting, by its path, changes neither what a step reads nor what is made of it."""
-    return bool(_MAY_CHANGE.fullmatch(key))
+def may_change(settings: Any, key: str) -> bool:
+    """Whether a setting may differ when a run goes on: its field, or one that holds it, has that.
+
+    `MayChange` is for what changes neither the examples of a step nor what is made of them, for
+    where data and models are, since these have fingerprints, and for the length of the run: it
+    moves the learning rate from there on, but extending a run is what people do.
+
+    Args:
+        settings: the dataclass of the present settings.
+        key: the path of a setting; that of a mapping's member need not be there now.
+    """
+    hint, value = type(settings), settings
+    for name in key.split("."):
+        hint = optional(hint) or hint
+        if typing.get_origin(hint) is dict:
+            hint, value = typing.get_args(hint)[1], value.get(name) if value else None
+        elif dataclasses.is_dataclass(hint):
+            cls = type(value) if dataclasses.is_dataclass(value) else hint  # a method's own class
+            hint, value = types_of(cls).get(name), getattr(value, name, None)
+        if MAY_CHANGE in getattr(hint, "__metadata__", ()):
+            return True
+    return False
 
 
 def write(

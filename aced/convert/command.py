@@ -5,17 +5,17 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
 
-from aced import flag_settings
+from aced.bounds import NonEmpty
 from aced.checkpoints import checkpointer, record
 from aced.config import ConfigError, expand
 from aced.convert import big_vision, hub, huggingface, open_clip, open_clip_write
 from aced.files import storage
-from aced.flag_settings import setting
+from aced.flag_settings import FlagSettings, setting
 from aced.methods.frozen import trained_model
 from aced.models import layouts, model_folder, tensors
 from aced.models.saved import TOKENIZER_FILES, InteropError, Model
@@ -29,19 +29,17 @@ _MARKS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvertConfig:
+class ConvertConfig(FlagSettings):
     """The command's settings; each is a flag of the same name."""
 
-    source: str = setting("", "Folder, .npz file, gs:// run, or owner/name on the hub.")
-    out: str = setting("", "Folder to make.")
-    to: str = setting(
-        "",
-        "Format to write: aced is the model folder that a run's .checkpoint takes.",
-        ("aced", "huggingface", "open_clip", "big_vision"),
+    source: NonEmpty = setting("", "Folder, .npz file, gs:// run, or owner/name on the hub.")
+    out: NonEmpty = setting("", "Folder to make.")
+    to: Literal["aced", "huggingface", "open_clip", "big_vision"] = setting(
+        "", "Format to write: aced is the model folder that a run's .checkpoint takes."
     )
-    which: str = setting("last", "Of a run: which of its checkpoints.", ("last", "best"))
-    parameters: str = setting(
-        "params", "Of a run: the parameters, or their moving average.", ("params", "ema")
+    which: Literal["last", "best"] = setting("last", "Of a run: which of its checkpoints.")
+    parameters: Literal["params", "ema"] = setting(
+        "params", "Of a run: the parameters, or their moving average."
     )
     model: str = setting(
         "", "Of an .npz: a model's name (CLIP-B/16, ...) or our settings in a .json file."
@@ -52,16 +50,12 @@ class ConvertConfig:
     revision: str = setting("", "Of a model on the hub: branch, tag or commit.")
     overwrite: bool = setting(False, "Replace an earlier output at --out, once all went well.")
 
-    def __post_init__(self):
-        for name in ("source", "out"):
-            if not getattr(self, name):
-                raise ConfigError(f"--{name} is empty; set it. See --help.")
+    def _check(self) -> None:
         storage.check_scheme(self.out, "--out", ())
         storage.check_scheme(
             *(self.source, "--source", ("gs",)),
             "Download it, or give owner/name of a model of the Hugging Face hub.",
         )
-        flag_settings.check_choices(self)
         if not self.source.endswith(".npz") and (self.model or self.tokenizer):
             raise ConfigError(
                 "--model and --tokenizer are for .npz files; this source says itself."

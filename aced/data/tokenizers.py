@@ -11,15 +11,16 @@ import os
 import re
 import string
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import ftfy
 import numpy as np
 import sentencepiece
 import tokenizers
+from annotated_types import Ge
 from jaxtyping import Int
 
-from aced.config import ConfigError
+from aced.config import Checked, ConfigError, MayChange
 from aced.data import clip_bpe
 from aced.data.shapes import scenes, tasks
 
@@ -30,15 +31,16 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Checked):
     """How captions become ids. Travels with the model: other ids mean other weights."""
 
     # "clip_bpe": OpenAI's CLIP; "sentencepiece": SigLIP's kind of model file; "hf": a
     # tokenizer.json; "shapes" and "scenes": the closed vocabulary of the embedded data set, without
     # a file: of its captions, and of these (the same ids) and its tasks.
     kind: Literal["clip_bpe", "sentencepiece", "hf", "shapes", "scenes"] = "clip_bpe"
-    path: str = ""  # the model file of "sentencepiece" and "hf"; empty for the others
-    length: int = 64  # ids per caption, end of text and padding included. SigLIP 64, CLIP 77
+    path: MayChange[str] = ""  # the model file of "sentencepiece" and "hf"; empty for the others
+    # Ids per caption, end of text and padding included. SigLIP 64, CLIP 77
+    length: Annotated[int, Ge(3)] = 64
     lower: bool = True  # lower-case first. SigLIP does; kinds without a file always do
     # Mend broken Unicode and HTML entities and squeeze white space first, as open_clip does;
     # "clip_bpe" always does
@@ -55,7 +57,7 @@ class TokenizerConfig:
     # file's own padding id, or 0 where it has none.
     pad_id: int | None = None
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         needs_file = self.kind in ("sentencepiece", "hf")
         if needs_file and not self.path:
             what = {"sentencepiece": "a sentencepiece .model file", "hf": "a tokenizer.json"}
@@ -73,8 +75,6 @@ class TokenizerConfig:
                 "tokenizer.underscore='space' is never read without tokenizer.canonicalize=True; "
                 "set that, or leave underscore at 'delete'."
             )
-        if self.length < 3:
-            raise ConfigError(f"tokenizer.length must be at least 3, got {self.length}.")
         if not needs_file:
             fixed = {"lower": True, "eos": True, "eos_id": None}
             for key, value in fixed.items():

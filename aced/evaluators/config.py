@@ -1,15 +1,18 @@
 """The settings of an evaluation."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from aced.config import ConfigError
+from annotated_types import Interval, MinLen
+
+from aced.bounds import PositiveFloat, PositiveInt
+from aced.config import Checked, ConfigError
 from aced.data.sources import DataConfig
 from aced.models.generation import GenerationConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Checked):
     """How the head of a linear probe is trained, after ELEVATER's protocol (arXiv 2204.08790).
 
     From there: all data, standardised features, a head that starts from the texts of the classes,
@@ -18,31 +21,22 @@ class ProbeConfig:
     """
 
     data: DataConfig = DataConfig()  # what the head is trained on
-    max_examples: int | None = None  # the first so many of it; None: all
+    max_examples: PositiveInt | None = None  # the first so many of it; None: all
     # "text": as the zero-shot classifier, exactly; "zeros": needs no class names
     start: Literal["text", "zeros"] = "text"
-    learning_rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
-    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)  # of the head's matrix
-    validation_percent: float = 20.0  # of the training data, drawn at random, for the search
-    epochs: int = 50  # at most; where to stop is searched, too
-    batch_size: int = 128  # pictures a step
+    learning_rates: Annotated[tuple[float, ...], MinLen(1)] = (1e-3, 1e-2, 1e-1, 1.0)
+    # Of the head's matrix.
+    weight_decays: Annotated[tuple[float, ...], MinLen(1)] = (0.0, 1e-4, 1e-3, 1e-2)
+    # Of the training data, drawn at random, for the search.
+    validation_percent: Annotated[float, Interval(gt=0, lt=100)] = 20.0
+    epochs: PositiveInt = 50  # at most; where to stop is searched, too
+    batch_size: PositiveInt = 128  # pictures a step
     momentum: float = 0.9
     seed: int = 0  # of the search's split and of the order of pictures
 
-    def __post_init__(self):
-        if not 0 < self.validation_percent < 100:
-            raise ConfigError(
-                f"probe.validation_percent = {self.validation_percent} must be between 0 and 100."
-            )
-        for name in ("epochs", "batch_size", "max_examples"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"probe.{name} must be at least 1, got {value}.")
-        if not self.learning_rates or not self.weight_decays:
-            raise ConfigError("probe.learning_rates and probe.weight_decays need one value each.")
-
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Checked):
     """One evaluation: what, on which data, how often. It always runs at the end of training."""
 
     # "retrieval" and "zeroshot" classification by the embeddings; "linear_probe": classification by
@@ -50,12 +44,12 @@ class EvalConfig:
     # "captioning": what its decoder writes
     kind: Literal["retrieval", "zeroshot", "linear_probe", "answers", "captioning"] = "retrieval"
     data: DataConfig = DataConfig()
-    batch_size: int = 256  # over all devices; rounded up to a multiple of their number
-    max_examples: int | None = None  # the first so many of the data set; None: all
+    batch_size: PositiveInt = 256  # over all devices; rounded up to a multiple of their number
+    max_examples: PositiveInt | None = None  # the first so many of the data set; None: all
     # How pictures become squares; "model": as in its training
     resize: Literal["model", "squash", "crop"] = "model"
     # retrieval, captioning: captions per picture, where it has so many (COCO, Flickr: 5)
-    captions: int = 5
+    captions: PositiveInt = 5
     # zeroshot, linear_probe: where a picture's class is. "label": its number, one for each picture;
     # "captions": its captions are the names of the classes that it shows, several or one
     classes_in: Literal["label", "captions"] = "label"
@@ -65,19 +59,12 @@ class EvalConfig:
     probe: ProbeConfig = ProbeConfig()  # linear_probe
     generation: GenerationConfig = GenerationConfig()  # captioning: how captions are written
     # How often; none set: at the end only.
-    every_steps: int | None = None
-    every_examples: int | None = None  # examples trained
-    every_epochs: float | None = None
-    every_percent: float | None = None  # of the run, 0 to 100
+    every_steps: PositiveInt | None = None
+    every_examples: PositiveInt | None = None  # examples trained
+    every_epochs: PositiveFloat | None = None
+    every_percent: PositiveFloat | None = None  # of the run, 0 to 100
 
-    def __post_init__(self):
-        for name in ("batch_size", "captions", "max_examples"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} of an evaluation must be at least 1, got {value}.")
-        for name in ("every_steps", "every_examples", "every_epochs", "every_percent"):
-            period = getattr(self, name)
-            if period is not None and period <= 0:
-                raise ConfigError(f"{name} must be positive, got {period}; None: at the end only.")
+    def _check(self) -> None:
         if self.kind in ("zeroshot", "linear_probe") and not all("{}" in t for t in self.templates):
             raise ConfigError(f"Every template needs a {{}} for the class, got {self.templates}.")
         if self.kind == "captioning" and self.generation.kind == "top_p":

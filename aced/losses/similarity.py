@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeFloat, PositiveFloat
+from aced.config import Checked, ConfigError
 from aced.losses.contrastive import PRECISION, Form, block_logits, pair_sum, with_logsumexps
 from aced.parallel.ring import Pairs
 
@@ -28,27 +29,23 @@ Side = Literal["rows", "columns"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SimilarityConfig:
+class SimilarityConfig(Checked):
     """Weights and temperatures of the three terms, as in the authors' code."""
 
-    scale: float = 100.0  # of the logits; fixed, neither the teacher's nor learned
-    score_weight: float = 0.7  # images against sentences
-    score_temperature: float = 1.0
-    pseudo_weight: float = 0.3  # images against the teacher's images
-    pseudo_temperature: float = 3.0
-    distance_weight: float = 0.0  # images against images; a third-party implementation: 0.1
-    distance_temperature: float = 7.0
+    scale: PositiveFloat = 100.0  # of the logits; fixed, neither the teacher's nor learned
+    score_weight: NonNegativeFloat = 0.7  # images against sentences
+    score_temperature: PositiveFloat = 1.0
+    pseudo_weight: NonNegativeFloat = 0.3  # images against the teacher's images
+    pseudo_temperature: PositiveFloat = 3.0
+    # Images against images; a third-party implementation: 0.1
+    distance_weight: NonNegativeFloat = 0.0
+    distance_temperature: PositiveFloat = 7.0
 
-    def __post_init__(self):
-        weights = self.score_weight, self.pseudo_weight, self.distance_weight
-        if min(weights) < 0 or not any(weights):
+    def _check(self) -> None:
+        if not (self.score_weight or self.pseudo_weight or self.distance_weight):
             raise ConfigError(
-                "score_weight, pseudo_weight and distance_weight must not be negative, and one of "
-                f"them must be positive; got {weights}."
+                "One of score_weight, pseudo_weight and distance_weight must be positive."
             )
-        for name in ("scale", "score_temperature", "pseudo_temperature", "distance_temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
 
 
 def similarity_kl(

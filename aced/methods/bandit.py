@@ -12,42 +12,36 @@ g = 1 with tau_max = inf is ordinary Gaussian Thompson sampling. The other polic
 """
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from aced.config import ConfigError
+from aced.bounds import Fraction, NonNegativeInt, PositiveFraction, PositiveInt
+from aced.config import Checked
+
+Limit = Annotated[float, Interval(gt=0, le=math.inf)]  # inf: none
 
 
 @dataclasses.dataclass(frozen=True)
-class BanditConfig:
+class BanditConfig(Checked):
     """How the next arm is chosen. The paper's own numbers are not known: all are our reading."""
 
     # "thompson"; or the baselines "uniform": a random arm, "fixed": always the same one,
     # "epsilon_greedy": the best mean but for a random arm now and then
     policy: Literal["thompson", "uniform", "fixed", "epsilon_greedy"] = "thompson"
-    discount: float = 0.98  # g of the past at every pull; 1: stationary
-    tau_max: float = 1.0  # largest width of a posterior, for arms long not played; inf: no limit
-    warm_up: int = 1  # pulls of every arm, in turn, before anything is chosen
-    epsilon: float = 0.1  # epsilon_greedy: how often an arm is random
-    fixed_arm: int = 0  # fixed: the number of the arm
-    rms_discount: float = 0.98  # of the running mean square that rewards are divided by
-    reward_limit: float = 1.0  # what they are clipped to then, both ways; inf: no limit
-
-    def __post_init__(self):
-        for name in ("discount", "rms_discount"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be above 0 and at most 1.")
-        for name in ("tau_max", "reward_limit"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= self.epsilon <= 1:
-            raise ConfigError(f"epsilon must be in [0, 1], got {self.epsilon}.")
-        if self.warm_up < 1 or self.fixed_arm < 0:
-            raise ConfigError("warm_up must be at least 1, and fixed_arm at least 0.")
+    discount: PositiveFraction = 0.98  # g of the past at every pull; 1: stationary
+    # Largest width of a posterior, for arms long not played; inf: no limit.
+    tau_max: Limit = 1.0
+    warm_up: PositiveInt = 1  # pulls of every arm, in turn, before anything is chosen
+    epsilon: Fraction = 0.1  # epsilon_greedy: how often an arm is random
+    fixed_arm: NonNegativeInt = 0  # fixed: the number of the arm
+    rms_discount: PositiveFraction = 0.98  # of the running mean square that rewards are divided by
+    reward_limit: Limit = 1.0  # what they are clipped to then, both ways; inf: no limit
 
 
 @struct.dataclass

@@ -12,7 +12,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeInt
+from aced.config import Checked, MayChange
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.methods.by_source import by_source
@@ -27,16 +28,12 @@ Stepped = tuple[TrainState, Metrics]
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(Checked):
     """Settings that every method has; a method's `name` and `model` come with its own."""
 
     # Examples run with gradient at a time over all devices, 0: all at once. Memory for one piece,
     # and one more forward pass; no number changes.
-    train_micro_batch: int = 0
-
-    def __post_init__(self):
-        if self.train_micro_batch < 0:
-            raise ConfigError("method.train_micro_batch must be at least 0, which is: all at once.")
+    train_micro_batch: MayChange[NonNegativeInt] = 0
 
     @property
     def title(self) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from aced.bounds import NonNegativeFloat
 from aced.config import ConfigError
 from aced.cost import flops
 from aced.losses import captioning, contrastive
@@ -35,16 +36,14 @@ class CoCaTrainConfig(ContrastiveConfig):
     model: CoCaConfig = CoCaConfig()
     loss: Literal["sigmoid", "softmax"] = "softmax"
     # CoCa's weight is 1 of the sum of both directions, and our softmax loss is their mean.
-    contrastive_weight: float = 2.0
-    captioning_weight: float = 2.0
+    contrastive_weight: NonNegativeFloat = 2.0
+    captioning_weight: NonNegativeFloat = 2.0
 
-    def __post_init__(self):
-        super().__post_init__()
-        weights = self.contrastive_weight, self.captioning_weight
-        if min(weights) < 0 or max(weights) == 0:
+    def _check(self) -> None:
+        super()._check()
+        if not (self.contrastive_weight or self.captioning_weight):
             raise ConfigError(
-                "method.contrastive_weight and method.captioning_weight must not be negative, and "
-                f"one of them must be above 0; got {weights}."
+                "One of method.contrastive_weight and method.captioning_weight must be above 0."
             )
         if self.loss == "sigmoid":
             raise ConfigError("CoCa has no bias, which the sigmoid loss needs; set method.loss.")

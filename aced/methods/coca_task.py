@@ -41,8 +41,8 @@ class CoCaTaskConfig(MethodConfig):
     model: CoCaConfig = CoCaConfig()
     task: Task = "answers"
 
-    def __post_init__(self):
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         check(self.task, self.model)
 
 

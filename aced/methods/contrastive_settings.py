@@ -1,9 +1,12 @@
 """The settings of the method `contrastive`."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from aced.config import ConfigError
+from annotated_types import Interval
+
+from aced.bounds import NonNegativeFloat, NonNegativeInt
+from aced.config import Checked, ConfigError, MayChange
 from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
@@ -24,10 +27,10 @@ def frozen_key(name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillationConfig:
+class DistillationConfig(Checked):
     """The second term of the loss. ACED's weight was swept over 0.5, 1, 2 (remembered)."""
 
-    weight: float = 0.0  # lambda; 0 leaves the term out
+    weight: NonNegativeFloat = 0.0  # lambda; 0 leaves the term out
     loss: Literal["softmax", "sigmoid", "feature"] = "softmax"
     batch: Literal["selected", "iid"] = "selected"  # B_KD: ACIDistill or IIDistill
     # Names in method.teachers, or "reference". The losses of several are averaged, which for
@@ -49,25 +52,23 @@ class ContrastiveConfig(MethodConfig):
     distillation: DistillationConfig = DistillationConfig()
     # How the losses meet all pairs of a batch: "ring" passes embeddings from device to device and
     # keeps no logits; "full" holds each device's rows of the b x b logits. The same numbers.
-    form: Literal["ring", "full"] = "ring"
+    form: MayChange[Literal["ring", "full"]] = "ring"
     # Examples that are embedded without gradient at a time over all devices, to choose from; 0: all
     # at once. No number changes.
-    score_micro_batch: int = 0
+    score_micro_batch: MayChange[NonNegativeInt] = 0
     # How the models run when they score. What is trained on is always computed in full, but for
     # one example in so many (0: none): a learner that scores with larger patches or shorter texts
     # has to learn to. JEST's Flexi trains half of the batch so (2), and needs a quarter (4).
     scoring: ScoringConfig = ScoringConfig()
     reference_scoring: ScoringConfig = ScoringConfig()
-    multi_resolution_every: int = 0
+    multi_resolution_every: Annotated[int, Interval(ge=0, le=1024)] = 0
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.score_micro_batch < 0:
-            raise ConfigError("method.score_micro_batch must be at least 0, which is: all at once.")
-        if self.multi_resolution_every not in (0, *range(2, 1025)):
+    def _check(self) -> None:
+        super()._check()
+        if self.multi_resolution_every == 1:
             raise ConfigError(
-                "method.multi_resolution_every must be 0 (none) or 2 to 1024 (one example in so "
-                f"many), got {self.multi_resolution_every}."
+                "method.multi_resolution_every = 1 leaves no example computed in full; set it to "
+                "0 (none) or 2 to 1024 (one example in so many)."
             )
         if self.multi_resolution_every and self.scoring.view.exact:
             raise ConfigError(
@@ -83,8 +84,6 @@ class ContrastiveConfig(MethodConfig):
         names = set(self.teachers) | {REFERENCE}
         if REFERENCE in self.teachers:
             raise ConfigError("A teacher may not be called 'reference'; list it by that name only.")
-        if self.distillation.weight < 0:
-            raise ConfigError("method.distillation.weight must not be negative.")
         if self.distillation.weight > 0 and not self.distillation.teachers:
             raise ConfigError("method.distillation.weight > 0 needs method.distillation.teachers.")
         for name in self.distillation.teachers:

@@ -15,7 +15,8 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from aced.config import ConfigError
+from aced.bounds import PositiveInt
+from aced.config import Checked, ConfigError, MayChange
 from aced.cost import flops
 from aced.data.batch_spec import View
 from aced.data.images.augment import AugmentConfig
@@ -36,16 +37,13 @@ GIVEN = ("text", "t", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencesConfig:
+class SentencesConfig(Checked):
     """The second stream. Of a sentence, the teacher's text features are all that is read."""
 
     data: DataConfig = DataConfig()  # what `python -m aced.select_text` wrote, or any captions
-    cache: str = ""  # folder of the teacher's features of them, from `python -m aced.cache`
-    batch_size: int | None = None  # sentences per step; None: as many as pictures
-
-    def __post_init__(self):
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError("method.sentences.batch_size must be None or at least 1.")
+    # Folder of the teacher's features of them, from `python -m aced.cache`.
+    cache: MayChange[str] = ""
+    batch_size: PositiveInt | None = None  # sentences per step; None: as many as pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ class DimeConfig(MethodConfig):
     loss: SimilarityConfig = SimilarityConfig()
     # Of what the student sees; the teacher's features are of the whole picture.
     augment: AugmentConfig = AugmentConfig(crop_area=(0.08, 1.0), flip=0.5)
-    form: Literal["ring", "full"] = "ring"  # see the method `contrastive`
+    form: MayChange[Literal["ring", "full"]] = "ring"  # see the method `contrastive`
 
     @property
     def frozen(self) -> dict[str, FrozenConfig]:

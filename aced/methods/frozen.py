@@ -11,10 +11,11 @@ from absl import logging
 from etils import epath
 from jaxtyping import Array, Float, PyTree
 
+from aced.bounds import PositiveFloat
 from aced.cache import description, fingerprint
 from aced.checkpoints import record
 from aced.checkpoints.checkpointer import load_params
-from aced.config import ConfigError, expand, flatten, from_config
+from aced.config import Checked, ConfigError, MayChange, expand, flatten, from_config
 from aced.files import storage
 from aced.models import layouts, model_folder, two_tower
 from aced.models.base import ModelConfig
@@ -27,11 +28,11 @@ _FREE = (*_COMPUTED, "init_scale", "init_bias")  # what may differ from the run 
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointOf:
+class CheckpointOf(Checked):
     """The parameters of a run of ours, or of a model folder that `aced.convert` wrote."""
 
     # Workdir of that run, or a model folder; "{workdir}" stands for the present run's workdir
-    checkpoint: str = ""
+    checkpoint: MayChange[str] = ""
     which: Literal["last", "best"] = "last"  # of a run's checkpoints
     parameters: Literal["params", "ema"] = "params"  # of a run
 
@@ -88,15 +89,11 @@ class FrozenConfig(TrainedConfig):
 
     # Folder that `python -m aced.cache` wrote: the embeddings come with the batch, and the model is
     # neither loaded nor run. With a checkpoint as well, it must be the one that was cached.
-    cache: str = ""
+    cache: MayChange[str] = ""
     # Of its logits; None: the model's own. One without bias (trained with the softmax loss, as
     # CLIP is) needs one where the loss is the sigmoid; `python -m aced.cache` fits both.
-    scale: float | None = None
+    scale: PositiveFloat | None = None
     bias: float | None = None
-
-    def __post_init__(self):
-        if self.scale is not None and self.scale <= 0:
-            raise ConfigError(f"The scale of a frozen model must be positive, got {self.scale}.")
 
     def resolve(self, workdir: str, towers: Sequence[str] = ("image", "text")) -> "FrozenConfig":
         """Returns the same with all that its run, or its cache of `towers`, says.

@@ -27,6 +27,13 @@ GIVEN = ("image",)  # the part of the model that is the encoder's: never trained
 
 
 @dataclasses.dataclass(frozen=True)
+class EncoderConfig(TrainedConfig):
+    """The encoder, which becomes part of the model: read at the start alone, and never another."""
+
+    checkpoint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class LitDecoderConfig(CoCaTaskConfig):
     """Settings of the method `lit_decoder`."""
 
@@ -34,7 +41,7 @@ class LitDecoderConfig(CoCaTaskConfig):
     # Its image tower and preprocessing are the encoder's, whatever is here; text and tokenizer are
     # the decoder's.
     model: CoCaConfig = CoCaConfig(queries=0)
-    encoder: TrainedConfig = TrainedConfig()
+    encoder: EncoderConfig = EncoderConfig()
 
     @property
     def frozen(self) -> dict[str, TrainedConfig]:

@@ -23,7 +23,8 @@ from absl import logging
 from flax import struct
 from jaxtyping import Array, Bool, PyTree
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
+from aced.config import Checked, ConfigError
 from aced.cost import flops
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
@@ -44,16 +45,12 @@ Arms = Literal["single", "subsets", "all", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerWeights:
+class LayerWeights(Checked):
     """Weights of the modules' losses, which average over elements and so are small: 5 to 100."""
 
-    image: float = 10.0
-    unimodal: float = 10.0
-    multimodal: float = 10.0
-
-    def __post_init__(self):
-        if min(self.of_modules) < 0:
-            raise ConfigError(f"Weights must not be negative, got {self.of_modules}.")
+    image: NonNegativeFloat = 10.0
+    unimodal: NonNegativeFloat = 10.0
+    multimodal: NonNegativeFloat = 10.0
 
     @property
     def of_modules(self) -> tuple[float, ...]:
@@ -71,8 +68,8 @@ class OptimaConfig(MethodConfig):
     model: CoCaConfig = CoCaConfig()
     teacher: TrainedCoCaConfig = TrainedCoCaConfig()  # fine-tuned on the task
     task: Task = "answers"
-    logits_weight: float = 1.0  # of the KL; our reading
-    temperature: float = 2.0  # of the KL
+    logits_weight: NonNegativeFloat = 1.0  # of the KL; our reading
+    temperature: PositiveFloat = 2.0  # of the KL
     layer_weights: LayerWeights = LayerWeights()  # our reading
     # Which layers of the teacher the student's are paired with: spread evenly, or the last ones.
     layer_map: LayerMap = "uniform"
@@ -82,20 +79,13 @@ class OptimaConfig(MethodConfig):
     # step, and "none", which leaves the layerwise losses out.
     arms: Arms = "single"
     bandit: BanditConfig = BanditConfig()
-    pull_steps: int = 100  # P; our reading
+    pull_steps: PositiveInt = 100  # P; our reading
     # Whose losses' fall a pull is worth: those of "all" modules, or of the "played" ones alone,
     # which is as well what the abstract says; our reading.
     reward: Literal["all", "played"] = "all"
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.pull_steps < 1:
-            raise ConfigError(f"method.pull_steps must be at least 1, got {self.pull_steps}.")
-        if self.logits_weight < 0 or self.temperature <= 0:
-            raise ConfigError(
-                f"method.logits_weight = {self.logits_weight} must not be negative, and "
-                f"method.temperature = {self.temperature} must be positive."
-            )
+    def _check(self) -> None:
+        super()._check()
         if self.bandit.fixed_arm >= len(self.played):
             raise ConfigError(
                 f"method.bandit.fixed_arm = {self.bandit.fixed_arm}, but method.arms = "

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from aced.config import ConfigError
+from aced.bounds import PositiveInt
+from aced.config import Checked, ConfigError
 from aced.cost import flops
 from aced.models import flexi
 from aced.models.base import ModelConfig
@@ -21,22 +22,17 @@ from aced.parallel.mesh import constrain_by_example, data_shards
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoringConfig:
+class ScoringConfig(Checked):
     """How a model is run when it only scores. The defaults are the model as it is trained."""
 
     # Pixels a side of the patches; twice the model's own: a quarter of the tokens. None: its own
-    patch: int | None = None
+    patch: PositiveInt | None = None
     # Tokens that are read of each text, the last of which is the text's own last one or an end of
     # text, whichever the tower looks for. None: all
-    text_length: int | None = None
+    text_length: PositiveInt | None = None
     # Of the products with weights. "model": as it is trained. "int8": in the blocks and the
     # attention pooling, with scales by token and by output channel; the rest as it is trained
     precision: Literal["model", "bfloat16", "int8"] = "model"
-
-    def __post_init__(self):
-        for name, value in (("patch", self.patch), ("text_length", self.text_length)):
-            if value is not None and value < 1:
-                raise ConfigError(f"scoring.{name} must be None or at least 1, got {value}.")
 
     @property
     def exact(self) -> bool:

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from aced.config import ConfigError
+from aced.config import Checked, ConfigError
 from aced.data.tokenizers import Tokenizer
 from aced.models import transformer
 from aced.outputs import Embeddings
 
 
-class ModelConfig(abc.ABC):
+class ModelConfig(Checked, abc.ABC):
     """The settings of a whole model, which has embeddings of images and of texts.
 
     A kind of model is a frozen dataclass with the fields `image` and `text` (its towers),
@@ -25,12 +25,8 @@ class ModelConfig(abc.ABC):
     FREE_TO_START_FROM: ClassVar[tuple[str, ...]] = ()
     END_OF_TEXT: ClassVar[str]  # the setting that `end_of_text` is
 
-    def __post_init__(self):
+    def _check(self) -> None:
         transformer.check_attention(self.attention, self.dtype)
-        if self.embed_dim is not None and self.embed_dim < 1:
-            raise ConfigError(f"embed_dim must be None or at least 1, got {self.embed_dim}.")
-        if self.init_scale <= 0:
-            raise ConfigError(f"init_scale must be positive, got {self.init_scale}.")
 
     @property
     @abc.abstractmethod

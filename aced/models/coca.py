@@ -14,7 +14,8 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from aced.config import ConfigError, MayChange
 from aced.data.batch_spec import SECOND
 from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import Tokenizer, TokenizerConfig
@@ -40,26 +41,26 @@ class CoCaConfig(ModelConfig):
     text: DecoderConfig = DecoderConfig()
     # Of the generative pooler: tokens of the image that the decoder reads. 0: there is no such
     # pooler, and the decoder reads the encoder's own tokens (LiT-Decoder)
-    queries: int = 256
-    pooler_heads: int | None = None  # of both poolers; None: the decoder's
+    queries: NonNegativeInt = 256
+    pooler_heads: PositiveInt | None = None  # of both poolers; None: the decoder's
     # Channels of both embeddings. None: the decoder's width, without projections (as the published
     # numbers of parameters have it). A number: a projection without bias on either side.
-    embed_dim: int | None = None
-    init_scale: float = 1 / 0.07  # scale of the logits at the start; there is no bias
+    embed_dim: PositiveInt | None = None
+    init_scale: PositiveFloat = 1 / 0.07  # scale of the logits at the start; there is no bias
     # Answers that a head of its own chooses from, for tasks; 0: no head
-    classes: int = 0
+    classes: NonNegativeInt = 0
     # Channels of a layer (with GELU) between the head's pooler and its classes; 0: none, CoCa's.
     # Then what two pictures say is only ever added up, and no sum tells whether they are alike.
-    head_hidden: int = 0
-    pictures: int = 1  # that a question is about: 2 in NLVR2
+    head_hidden: NonNegativeInt = 0
+    pictures: Literal[1, 2] = 1  # that a question is about: 2 in NLVR2
     # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    scan: bool = True  # over layers; False unrolls them: same parameters, slower to compile
+    scan: MayChange[bool] = True  # over layers; False unrolls: same parameters, slower to compile
     # What the backward pass computes again, to save memory: "none" but elementwise work; "full":
     # every block; "dots": all but the products with weights
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: MayChange[Literal["none", "full", "dots"]] = "none"
     # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs.
-    attention: Literal["xla", "cudnn"] | None = "xla"
+    attention: MayChange[Literal["xla", "cudnn"] | None] = "xla"
     # Preprocessing travels with the model.
     resize: ResizeConfig = ResizeConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -68,27 +69,18 @@ class CoCaConfig(ModelConfig):
     FREE_TO_START_FROM = ("classes", "head_hidden", "pictures", "tokenizer.length")
     END_OF_TEXT: ClassVar[str] = "text.eos_id"
 
-    def __post_init__(self):
+    def _check(self) -> None:
         if self.image.architecture != "vit" or self.image.pool not in ("none", "all"):
             raise ConfigError(
                 "CoCa pools all tokens of a vision transformer; set image.architecture = 'vit' and "
                 "image.pool = 'none' (or 'all', with a class token), not "
                 f"{self.image.architecture!r} and {self.image.pool!r}."
             )
-        super().__post_init__()
-        if self.queries < 0:
-            raise ConfigError(f"queries must be at least 0, got {self.queries}.")
-        if self.pooler_heads is not None and (
-            self.pooler_heads < 1 or self.text.dims.width % self.pooler_heads
-        ):
+        super()._check()
+        if self.pooler_heads is not None and self.text.dims.width % self.pooler_heads:
             raise ConfigError(
                 f"pooler_heads = {self.pooler_heads} must be a divisor of the decoder's width, "
                 f"{self.text.dims.width}."
-            )
-        if min(self.classes, self.head_hidden) < 0 or self.pictures not in (1, 2):
-            raise ConfigError(
-                f"classes = {self.classes} and head_hidden = {self.head_hidden} must be at least "
-                f"0, and pictures = {self.pictures} 1 or 2."
             )
         if (self.pictures == 2 or self.head_hidden) and not self.classes:
             raise ConfigError(

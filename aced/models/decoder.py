@@ -18,7 +18,8 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from aced.config import ConfigError
+from aced.bounds import PositiveInt
+from aced.config import Checked, ConfigError
 from aced.models import presets, transformer
 from aced.models.transformer import Compute
 from aced.outputs import Words, word_logits
@@ -26,26 +27,23 @@ from aced.parallel.mesh import constrain_by_example, everywhere
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Checked):
     """The decoder. The defaults are those of CoCa-Base."""
 
     size: str = "B"  # a name in presets.SIZES, for width, mlp and heads
-    unimodal: int = 12  # layers without the image
-    multimodal: int = 12  # layers with it
-    vocab_size: int = 64000  # rows of the token table, and columns of the softmax
-    length: int = 64  # words; shorter texts are taken as they are
+    unimodal: PositiveInt = 12  # layers without the image
+    multimodal: PositiveInt = 12  # layers with it
+    vocab_size: PositiveInt = 64000  # rows of the token table, and columns of the softmax
+    length: PositiveInt = 64  # words; shorter texts are taken as they are
     eos_id: int = 49407  # end of text: what comes after the first one is padding
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6
-    width: int | None = None  # these three override the size's numbers
-    mlp: int | None = None
-    heads: int | None = None
+    width: PositiveInt | None = None  # these three override the size's numbers
+    mlp: PositiveInt | None = None
+    heads: PositiveInt | None = None
 
-    def __post_init__(self):
+    def _check(self) -> None:
         _ = self.dims
-        for name in ("unimodal", "multimodal", "vocab_size", "length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"text.{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.eos_id < self.vocab_size:
             raise ConfigError(
                 f"text.eos_id = {self.eos_id} is not in a vocabulary of text.vocab_size = "

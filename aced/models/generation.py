@@ -15,40 +15,28 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt
+from aced.config import Checked, ConfigError
 from aced.models.coca import CoCa, CoCaConfig
 from aced.parallel import rules
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerationConfig:
+class GenerationConfig(Checked):
     """How texts are written."""
 
     # "greedy": the likeliest word, one after the other; "beam": the likeliest text of those that
     # beam search sees; "top_p": words at random, among the likeliest (arXiv 1904.09751)
     kind: Literal["greedy", "beam", "top_p"] = "beam"
-    length: int | None = None  # most words, end of text included; None: as many as the decoder has
-    beams: int = 4  # "beam": texts that are kept of each image
+    # Most words, end of text included; None: as many as the decoder has.
+    length: PositiveInt | None = None
+    beams: PositiveInt = 4  # "beam": texts that are kept of each image
     # "beam": alpha of ((5 + words) / 6)^alpha, by which log-probabilities are divided (arXiv
     # 1609.08144, equation 14). 0: none, which favours short texts
-    length_penalty: float = 0.6
-    top_p: float = 0.9  # "top_p": the fewest words that have this probability together
-    temperature: float = 1.0  # "top_p": divides the logits, before anything else
-
-    def __post_init__(self):
-        if self.length is not None and self.length < 1:
-            raise ConfigError(f"length must be None or at least 1, got {self.length}.")
-        if self.beams < 1:
-            raise ConfigError(f"beams must be at least 1, got {self.beams}.")
-        if self.length_penalty < 0:
-            raise ConfigError(f"length_penalty must not be negative, got {self.length_penalty}.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be more than 0 and at most 1, got {self.top_p}.")
-        if self.temperature <= 0:
-            raise ConfigError(
-                f"temperature must be positive, got {self.temperature}; for none, set kind = "
-                "'greedy'."
-            )
+    length_penalty: NonNegativeFloat = 0.6
+    # "top_p": the fewest words that have this probability together
+    top_p: PositiveFraction = 0.9
+    temperature: PositiveFloat = 1.0  # "top_p": divides the logits, before anything else
 
 
 @struct.dataclass

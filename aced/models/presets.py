@@ -149,9 +149,6 @@ def resolve(key: str, size: str, **overrides: int | None) -> Size:
         raise ConfigError(f"{key}.size must be one of {', '.join(SIZES)}, got {size!r}.")
     given = {name: value for name, value in overrides.items() if value is not None}
     dims = dataclasses.replace(SIZES[size], **given)
-    for name, value in dataclasses.asdict(dims).items():
-        if value < 1:
-            raise ConfigError(f"{key}.{name} must be at least 1, got {value}.")
     if dims.width % dims.heads:
         raise ConfigError(
             f"{key}.width = {dims.width} cannot be shared by {key}.heads = {dims.heads}; "

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from aced.config import ConfigError
+from aced.bounds import PositiveInt
+from aced.config import Checked, ConfigError
 from aced.models import presets
 
 
@@ -26,28 +27,23 @@ class SwinStage:
 
 
 @dataclasses.dataclass(frozen=True)
-class SwinConfig:
+class SwinConfig(Checked):
     """A Swin transformer (arXiv 2103.14030). The defaults are Swin-T; there is no drop path."""
 
     size: str = "T"  # a name in presets.SWIN_SIZES
-    patch: int = 4  # pixels a side
-    window: int = 7  # tokens a side; no more than a stage's map
-    mlp_ratio: int = 4  # channels inside the MLP, per channel
+    patch: PositiveInt = 4  # pixels a side
+    window: PositiveInt = 7  # tokens a side; no more than a stage's map
+    mlp_ratio: PositiveInt = 4  # channels inside the MLP, per channel
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu"
     norm_eps: float = 1e-5
     # These three override the size's numbers: channels of the first stage (each stage has twice
     # those of the one before), blocks and heads of each stage. Blocks come in pairs.
-    width: int | None = None
+    width: PositiveInt | None = None
     depths: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
 
-    def __post_init__(self):
-        for key in ("patch", "window", "mlp_ratio"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"image.swin.{key} must be at least 1, got {getattr(self, key)}.")
+    def _check(self) -> None:
         dims = self.dims
-        if dims.width < 1:
-            raise ConfigError(f"image.swin.width must be at least 1, got {dims.width}.")
         if not dims.depths or len(dims.depths) != len(dims.heads):
             raise ConfigError(
                 f"image.swin.depths = {dims.depths} and image.swin.heads = {dims.heads} must name "

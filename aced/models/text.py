@@ -7,19 +7,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from aced.config import ConfigError
+from aced.bounds import PositiveInt
+from aced.config import Checked, ConfigError
 from aced.models import presets, transformer
 from aced.models.transformer import Compute
 from aced.parallel.mesh import everywhere
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked):
     """The text tower. The defaults are SigLIP's B."""
 
     size: str = "B"  # a name in presets.SIZES
-    vocab_size: int = 32000  # rows of the token table; CLIP: 49408
-    length: int = 64  # positions; shorter texts are taken as they are; CLIP: 77
+    vocab_size: PositiveInt = 32000  # rows of the token table; CLIP: 49408
+    length: PositiveInt = 64  # positions; shorter texts are taken as they are; CLIP: 77
     # "last": the last position, padding or not (SigLIP pads to the full length);
     # "eot": the first position that holds eot_id (CLIP)
     pool: Literal["last", "eot"] = "last"
@@ -28,16 +29,13 @@ class TextConfig:
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6  # CLIP: 1e-5
     head_bias: bool = True  # of the projection to the embedding; CLIP: False
-    width: int | None = None  # these four override the size's numbers
-    depth: int | None = None
-    mlp: int | None = None
-    heads: int | None = None
+    width: PositiveInt | None = None  # these four override the size's numbers
+    depth: PositiveInt | None = None
+    mlp: PositiveInt | None = None
+    heads: PositiveInt | None = None
 
-    def __post_init__(self):
+    def _check(self) -> None:
         _ = self.dims  # refuses an unknown size here, and not when the model is built
-        for name, value in (("vocab_size", self.vocab_size), ("length", self.length)):
-            if value < 1:
-                raise ConfigError(f"text.{name} must be at least 1, got {value}.")
         if self.pool == "eot" and not 0 <= self.eot_id < self.vocab_size:
             raise ConfigError(
                 f"text.pool = 'eot' reads the token text.eot_id = {self.eot_id}, which is not in a "

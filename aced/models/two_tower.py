@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from aced.config import ConfigError
+from aced.bounds import PositiveFloat, PositiveInt
+from aced.config import ConfigError, MayChange
 from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import TokenizerConfig
 from aced.models import presets, transformer
@@ -29,28 +30,28 @@ class TwoTowerConfig(ModelConfig):
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     # Channels of both embeddings. None: the image tower's width, and then the image tower has no
     # projection (SigLIP). A number: the image tower ends in a projection without bias (CLIP).
-    embed_dim: int | None = None
-    init_scale: float = 10.0  # temperature t at the start (SigLIP); CLIP: 1 / 0.07
+    embed_dim: PositiveInt | None = None
+    init_scale: PositiveFloat = 10.0  # temperature t at the start (SigLIP); CLIP: 1 / 0.07
     # Logit bias at the start: -10 for batches of 32k (SigLIP), near -log(batch) for smaller ones.
     # None: no such parameter (softmax loss, CLIP).
     init_bias: float | None = -10.0
     # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    scan: bool = True  # over layers; False unrolls them: same parameters, slower to compile
+    scan: MayChange[bool] = True  # over layers; False unrolls: same parameters, slower to compile
     # What the backward pass computes again, to save memory: "none" but elementwise work; "full":
     # every block; "dots": all but the products with weights
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: MayChange[Literal["none", "full", "dots"]] = "none"
     # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs.
     # The windows of a Swin transformer, 49 tokens each, are always by "xla".
-    attention: Literal["xla", "cudnn"] | None = "xla"
+    attention: MayChange[Literal["xla", "cudnn"] | None] = "xla"
     # Preprocessing travels with the model.
     resize: ResizeConfig = ResizeConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     END_OF_TEXT: ClassVar[str] = "text.eot_id"
 
-    def __post_init__(self):
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if self.image.pool in ("none", "all"):
             raise ConfigError(
                 f"image.pool = {self.image.pool!r} gives no embedding, which two towers need; "

@@ -9,21 +9,22 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from aced.config import ConfigError
+from aced.bounds import PositiveFloat, PositiveInt
+from aced.config import Checked, ConfigError
 from aced.models import presets, transformer
 from aced.models.swin_config import SwinConfig
 from aced.models.transformer import Compute
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(Checked):
     """The image tower. The defaults are SigLIP's ViT-B/16 at 256 px."""
 
     # "swin": a Swin transformer (`models.swin`) with the settings of `swin`. Of the others here it
     # has resolution, mean and std.
     architecture: Literal["vit", "swin"] = "vit"
     size: str = "B"  # a name in presets.SIZES
-    patch: int = 16  # pixels a side
+    patch: PositiveInt = 16  # pixels a side
     resolution: int = 256  # pixels a side; what is left of the last whole patch is not looked at
     # "map": attention pooling (SigLIP); "cls": class token (CLIP); "gap": average of the tokens
     # For those who pool the tokens themselves (CoCa), all of them come out, "none": without a class
@@ -34,25 +35,23 @@ class ImageConfig:
     norm_eps: float = 1e-6  # CLIP: 1e-5
     pre_norm: bool = False  # layer norm before the first block (CLIP)
     patch_bias: bool = True  # CLIP: False
-    width: int | None = None  # these four override the size's numbers
-    depth: int | None = None
-    mlp: int | None = None
-    heads: int | None = None
+    width: PositiveInt | None = None  # these four override the size's numbers
+    depth: PositiveInt | None = None
+    mlp: PositiveInt | None = None
+    heads: PositiveInt | None = None
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in [0, 1], per RGB channel
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
     swin: SwinConfig = SwinConfig()
 
-    def __post_init__(self):
+    def _check(self) -> None:
         self._refuse_what_is_not_read()
-        if min(self.std) <= 0:
-            raise ConfigError(f"image.std must be positive, got {self.std}.")
         if self.architecture == "swin":
             self.swin.stages(self.resolution)  # refuses a resolution that does not fit
             return
         dims = self.dims
-        if not 1 <= self.patch <= self.resolution:
+        if self.patch > self.resolution:
             raise ConfigError(
-                f"image.patch = {self.patch} must be between 1 and image.resolution = "
+                f"image.patch = {self.patch} must be at most image.resolution = "
                 f"{self.resolution} pixels."
             )
         if self.position == "sincos2d" and (dims.width % 4 or dims.width < 8):

@@ -12,7 +12,6 @@ pairs; a regex has to match the whole name, and the first rule that matches deci
 """
 
 import dataclasses
-import math
 import re
 from collections import Counter
 from typing import Literal
@@ -22,10 +21,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeFloat, PositiveFloat, ProperFraction
+from aced.config import Checked, ConfigError
 from aced.optim import schedules
 
-Rules = tuple[tuple[str, float], ...]
+Rules = tuple[tuple[str, NonNegativeFloat], ...]
 
 # Blocks are stacked for scan, so a bias is [layers, width] there: the number of axes does not tell
 # a vector from a matrix, the name does. Projections and tables of token embeddings are matrices;
@@ -35,50 +35,37 @@ MATRICES = r"projections/(?!.*bias$).*|(.*/)?(kernel|embedding|token)"
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """How gradients move parameters."""
 
     name: Literal["adamw", "lion", "adafactor"] = "adamw"
     schedule: schedules.ScheduleConfig = dataclasses.field(default_factory=schedules.ScheduleConfig)
-    b1: float = 0.9  # decay of the first moment (remembered, unverified); adafactor: 0 for none
-    b2: float = 0.95  # adamw, lion: decay of the second; JEST needs it at filter_ratio >= 0.8
-    eps: float = 1e-8  # adamw: added to the root of the second moment (remembered, unverified)
+    # Decay of the first moment (remembered, unverified); adafactor: 0 for none
+    b1: ProperFraction = 0.9
+    # adamw, lion: decay of the second; JEST needs it at filter_ratio >= 0.8
+    b2: ProperFraction = 0.95
+    # adamw: added to the root of the second moment (remembered, unverified)
+    eps: NonNegativeFloat = 1e-8
     # Type of the stored first moment. optax multiplies by b1 in it too: bfloat16(0.9) is 0.8984.
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
     # adafactor, as in big_vision: second moment with decay min(b2_cap, 1 - (s + 1)^-exponent).
-    adafactor_exponent: float = 0.8
-    adafactor_b2_cap: float = 0.999
-    adafactor_eps: float = 1e-30  # added to the squared gradient
+    adafactor_exponent: NonNegativeFloat = 0.8
+    adafactor_b2_cap: ProperFraction = 0.999
+    adafactor_eps: NonNegativeFloat = 1e-30  # added to the squared gradient
     adafactor_min_factored: int = 32  # matrices narrower than this keep their whole second moment
-    adafactor_clip_rms: float | None = None  # clip every parameter's update to this RMS
-    clip_norm: float | None = 1.0  # global norm of the gradient, frozen parameters left out (JEST)
-    weight_decay: float = 1e-4  # JEST, section 3
+    adafactor_clip_rms: PositiveFloat | None = None  # clip every parameter's update to this RMS
+    # Global norm of the gradient, frozen parameters left out (JEST)
+    clip_norm: PositiveFloat | None = 1.0
+    weight_decay: NonNegativeFloat = 1e-4  # JEST, section 3
     # "schedule": decay is multiplied by lr(s) / peak, as in big_vision, where JEST's 1e-4 belongs;
     # "lr": by the learning rate, as in optax.adamw and PyTorch, where the same decay is 0.1.
     decay_follows: Literal["schedule", "lr"] = "schedule"
     decay_rules: Rules = ((MATRICES, 1.0),)  # multiplies weight_decay; unmatched: 0
     lr_rules: Rules = ()  # multiplies the learning rate; 0: frozen; unmatched: 1
 
-    def __post_init__(self):
-        for key in ("b1", "b2", "adafactor_b2_cap"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"{key} must be in [0, 1), got {getattr(self, key)}.")
-        for key in ("clip_norm", "adafactor_clip_rms"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{key} must be positive, got {value}; None clips nothing.")
-        for key in ("eps", "adafactor_exponent", "adafactor_eps", "weight_decay"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise ConfigError(
-                    f"{key} must be finite and not negative, got {getattr(self, key)}."
-                )
+    def _check(self) -> None:
         for key in ("decay_rules", "lr_rules"):
-            for pattern, value in getattr(self, key):
-                if not 0 <= value < math.inf:
-                    raise ConfigError(
-                        f"{key}: '{pattern}' has the multiplier {value}; it must be finite and "
-                        "not negative."
-                    )
+            for pattern, _ in getattr(self, key):
                 try:
                     re.compile(pattern)
                 except re.error as error:

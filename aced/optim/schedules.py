@@ -6,12 +6,14 @@ mean the same here.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
+from annotated_types import Interval
 from jaxtyping import Array, Float, Int
 
-from aced.config import ConfigError
+from aced.bounds import Fraction, PositiveInt
+from aced.config import Checked, ConfigError
 from aced.optim import durations
 
 # Adam and Lion move each weight by about the learning rate a step; weights are far below 1.
@@ -21,14 +23,17 @@ Schedule = Callable[[int | Int[Array, ""]], Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """Learning rate over the run. Of a duration's four spellings at most one is set."""
 
     kind: Literal["cosine", "rsqrt", "linear", "constant"] = "cosine"
-    peak: float = 1e-3  # learning rate after the warm-up (JEST, section 3)
-    end_factor: float = 0.0  # cosine and linear: learning rate at the end, as a share of the peak
-    timescale_steps: int = 10_000  # rsqrt: t in 1 / sqrt(1 + steps since warm-up / t)
-    start_factor: float = 0.0  # learning rate at the start of the warm-up, as a share of the shape
+    # Learning rate after the warm-up (JEST, section 3).
+    peak: Annotated[float, Interval(gt=0, le=MAX_RATE)] = 1e-3
+    # Cosine and linear: learning rate at the end, as a share of the peak
+    end_factor: Fraction = 0.0
+    timescale_steps: PositiveInt = 10_000  # rsqrt: t in 1 / sqrt(1 + steps since warm-up / t)
+    # Learning rate at the start of the warm-up, as a share of the shape
+    start_factor: Fraction = 0.0
     # Linear warm-up; none set: no warm-up. `_percent` is of the run, 0 to 100.
     warmup_steps: int | None = None
     warmup_examples: int | None = None  # examples trained
@@ -40,22 +45,12 @@ class ScheduleConfig:
     cooldown_epochs: float | None = None
     cooldown_percent: float | None = None
 
-    def __post_init__(self):
-        if not 0 < self.peak <= MAX_RATE:
-            raise ConfigError(
-                f"peak must be positive and at most {MAX_RATE:g}, got {self.peak}; 1e-3 is usual."
-            )
-        if not 0 <= self.end_factor <= 1:
-            raise ConfigError(f"end_factor must be between 0 and 1, got {self.end_factor}.")
-        if not 0 <= self.start_factor <= 1:
-            raise ConfigError(f"start_factor must be between 0 and 1, got {self.start_factor}.")
+    def _check(self) -> None:
         if self.end_factor and self.kind in ("rsqrt", "constant"):
             raise ConfigError(
                 f"end_factor has no meaning for kind='{self.kind}', which ends by its cool-down; "
                 "set it to 0."
             )
-        if self.timescale_steps <= 0:
-            raise ConfigError(f"timescale_steps must be positive, got {self.timescale_steps}.")
         cooldowns = [getattr(self, f"cooldown_{suffix}") for suffix in durations.SUFFIXES]
         if self.kind in ("cosine", "linear") and any(cooldowns):
             raise ConfigError(

@@ -14,26 +14,23 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
-from aced.config import ConfigError
+from aced.bounds import PositiveInt
+from aced.config import Checked, ConfigError
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 EXAMPLES = (DATA, FSDP)  # the axes that share the examples, the slower one first
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """How the devices share the work. `data` gets the devices that the others leave."""
 
-    fsdp: int = 1  # devices that share one copy of the parameters
-    tensor: int = 1  # devices that share the width of a layer, and its examples
+    fsdp: PositiveInt = 1  # devices that share one copy of the parameters
+    tensor: PositiveInt = 1  # devices that share the width of a layer, and its examples
     # (regex, axes): where a parameter lies; they go before those of `parallel.rules`.
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
-    def __post_init__(self):
-        if self.fsdp < 1 or self.tensor < 1:
-            raise ConfigError(
-                f"mesh.fsdp = {self.fsdp} and mesh.tensor = {self.tensor} must be at least 1."
-            )
+    def _check(self) -> None:
         for pattern, axes in self.rules:
             unknown = {axis for axis in axes if axis is not None} - set(AXES)
             if unknown:

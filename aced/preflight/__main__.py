@@ -14,17 +14,33 @@ from aced.preflight import COMPILER_ENVIRONMENT
 if __name__ == "__main__":
     os.environ.update(COMPILER_ENVIRONMENT)  # before jax is imported
 
+import dataclasses
 import json
 import sys
 
 import jax
 from absl import app, flags
 
-from aced import command
+from aced import command, flag_settings
 from aced import main as training
+from aced.bounds import NonEmpty, PositiveInt
 from aced.cost import hardware
+from aced.flag_settings import FlagSettings, setting
 from aced.preflight import plan, table
 from aced.preflight.command import report
+
+
+@dataclasses.dataclass(frozen=True)
+class PreflightConfig(FlagSettings):
+    """What to plan for, and how the figures are printed."""
+
+    topology: NonEmpty = setting(
+        "",
+        "What to plan for: a TPU slice by its shape in chips (v5e:16x16, v6e:16x16, v5p:4x4x4), or "
+        "GPUs by their number (gpu:h200x8), the latter by roofline alone.",
+    )
+    num_slices: PositiveInt = setting(1, "TPU slices of that shape.")
+    json: bool = setting(False, "Print the figures as JSON.")
 
 
 def main(argv: list[str]) -> None:
@@ -32,25 +48,18 @@ def main(argv: list[str]) -> None:
     training.refuse_arguments(argv)
     values = flags.FLAGS
     with command.running(f"--workdir={training.workdir()}"):
-        topology = hardware.topology(values.topology, values.num_slices)
+        config = flag_settings.read(PreflightConfig)
+        topology = hardware.topology(config.topology, config.num_slices)
         if not topology.chip.tpu:
             jax.config.update("jax_num_cpu_devices", topology.chips)  # to lay shapes out on
         wanted = plan.read(values.config, training.workdir())
-        found = report(wanted, topology, values.num_slices)
-    print(json.dumps(found, indent=2) if values.json else table.table(found))
+        found = report(wanted, topology, config.num_slices)
+    print(json.dumps(found, indent=2) if config.json else table.table(found))
     sys.exit(0 if found["fits"] else 1)
 
 
 if __name__ == "__main__":
     flags.adopt_module_key_flags(training)
-    flags.DEFINE_string(
-        "topology",
-        None,
-        "What to plan for: a TPU slice by its shape in chips (v5e:16x16, v6e:16x16, v5p:4x4x4), or "
-        "GPUs by their number (gpu:h200x8), the latter by roofline alone.",
-        required=True,
-    )
-    flags.DEFINE_integer("num_slices", 1, "TPU slices of that shape.", lower_bound=1)
-    flags.DEFINE_boolean("json", False, "Print the figures as JSON.")
+    flag_settings.define(PreflightConfig)
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=training.parse_flags)

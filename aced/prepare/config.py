@@ -3,11 +3,14 @@
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
+
+from aced.bounds import NonEmpty, NonNegativeInt, PositiveInt
 from aced.config import ConfigError
 from aced.files import storage
-from aced.flag_settings import setting
+from aced.flag_settings import FlagSettings, setting
 from aced.prepare.captions import Columns
 
 EMBEDDED = "DirectRunner"  # in this process, without a server: see runner.py
@@ -17,12 +20,12 @@ _MOST_BITS = 7
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(FlagSettings):
     """What is read, what is left out, and what is written where."""
 
     images: str = setting("", "Folder of the images; paths in the table are relative to it.")
     captions: str = setting("", "Table of captions: .jsonl or .csv (with a header), UTF-8.")
-    out: str = setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
+    out: NonEmpty = setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
     follow_links: bool = setting(
         False,
         "Read images behind symbolic links that lead out of --images too, as those of DVC and of "
@@ -37,7 +40,7 @@ class PrepareConfig:
     split: str = setting(
         "train", "Split of a folder of parquet files that are named by splits, as the hub's are."
     )
-    image_column: str = setting("image", "Column of the image's path; in parquet, its bytes.")
+    image_column: NonEmpty = setting("image", "Column of the image's path; in parquet, its bytes.")
     caption_column: str = setting(
         "",
         "Column of the caption (or a list of them); in tars, field of KEY.json. Empty: 'caption', "
@@ -63,25 +66,25 @@ class PrepareConfig:
         "train a reference on.",
     )
     extra_columns: str = setting("", "Columns to keep as they are, separated by commas.")
-    val: int = setting(0, "Examples held out as split 'val'.")
+    val: NonNegativeInt = setting(0, "Examples held out as split 'val'.")
     val_clean: bool = setting(
         False,
         "Hold out only examples that noisy_column calls good, or that are clean by clean_column.",
     )
     seed: int = setting(0, "Seed of the order and of what is held out.")
-    shards: int = setting(0, "Files a split; 0: as many as make them about 256 MiB.")
+    shards: NonNegativeInt = setting(0, "Files a split; 0: as many as make them about 256 MiB.")
     lower: bool = setting(False, "Put captions in lower case.")
-    max_side: int = setting(
+    max_side: NonNegativeInt = setting(
         0,
         "Shrink images whose longer side is above this, lay transparent ones on white, and store "
         "those anew: JPEG (quality 95) where it was JPEG, else PNG. 0: keep the bytes as found.",
     )
     # The default is Pillow's, and the input pipeline's (`data.max_pixels`).
-    max_pixels: int = setting(89_478_485, "Reject images of more pixels, as found.")
-    thumbnails: int = setting(
+    max_pixels: PositiveInt = setting(89_478_485, "Reject images of more pixels, as found.")
+    thumbnails: NonNegativeInt = setting(
         0, "Store a small copy beside each larger image, its shorter side this long. 0: none."
     )
-    near_duplicates: int = setting(
+    near_duplicates: Annotated[int, Interval(ge=-1, le=_MOST_BITS)] = setting(
         -1,
         "Leave out an image that is a rescaled or recompressed copy of an earlier one: the 64-bit "
         "perceptual hashes differ in at most so many bits, 0 to 7 (2 finds most), and their shapes "
@@ -90,7 +93,7 @@ class PrepareConfig:
     near_duplicate_captions: bool = setting(
         False, "Give the captions of a near-duplicate that is left out to the image that is kept."
     )
-    threads: int = setting(
+    threads: NonNegativeInt = setting(
         0, "Threads that decode, in each worker. 0: one a core, at least 2; with a --runner, 1."
     )
     runner: str = setting(
@@ -100,7 +103,7 @@ class PrepareConfig:
     )
     overwrite: bool = setting(False, "Replace an earlier data set at --out, once all went well.")
 
-    def __post_init__(self):
+    def _check(self) -> None:
         given = [name for name in ("captions", "tars", "parquet") if getattr(self, name)]
         if len(given) > 1:
             raise ConfigError(f"--{given[0]} and --{given[1]} are two inputs; give one of them.")
@@ -108,9 +111,9 @@ class PrepareConfig:
             raise ConfigError(f"--images belongs to --captions; --{given[0]} has its own images.")
         if self.follow_links and given and not self.captions:
             raise ConfigError(f"--follow_links is of --images; --{given[0]} has its own images.")
-        needed = ["out", "image_column"]
+        needed = []
         if not self.tars and not self.parquet:
-            needed[:0] = ["images", "captions"]
+            needed = ["images", "captions"]
         elif self.noisy_column or self.extra_columns or self.clean_column:
             raise ConfigError(
                 "--noisy_column, --clean_column and --extra_columns are of a table: --captions."
@@ -127,16 +130,6 @@ class PrepareConfig:
         for name in needed:
             if not getattr(self, name):
                 raise ConfigError(f"--{name} is empty; set it.")
-        for name in ("val", "shards", "max_side", "thumbnails", "threads"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.max_pixels < 1:
-            raise ConfigError(f"--max_pixels must be positive, got {self.max_pixels}.")
-        if not -1 <= self.near_duplicates <= _MOST_BITS:
-            raise ConfigError(
-                f"--near_duplicates must be -1 (off) to {_MOST_BITS} bits, got "
-                f"{self.near_duplicates}."
-            )
         if self.near_duplicate_captions and self.near_duplicates < 0:
             raise ConfigError("--near_duplicate_captions needs --near_duplicates, which is off.")
         if self.thumbnails and 0 < self.max_side <= self.thumbnails:

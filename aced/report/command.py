@@ -7,11 +7,12 @@ from typing import Any
 
 from etils import epath
 
+from aced.bounds import NonNegativeInt
 from aced.checkpoints import record
 from aced.config import ConfigError, expand, flatten
 from aced.data.records import DatasetError
 from aced.files import storage
-from aced.flag_settings import setting
+from aced.flag_settings import FlagSettings, setting
 from aced.metrics import history
 from aced.report import chosen, curves, page
 from aced.train import summary
@@ -32,16 +33,16 @@ _EARLIER = ("before", "before_caches")  # settings of what ran before the run
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(FlagSettings):
     """Where the page goes, and how much is on it."""
 
     out: str = setting("report.html", "The page to write; one that is there is replaced.")
-    pictures: int = setting(12, "Of either kind, at each of three steps of a run; 0: none.")
+    pictures: NonNegativeInt = setting(
+        12, "Of either kind, at each of three steps of a run; 0: none."
+    )
 
-    def __post_init__(self):
+    def _check(self) -> None:
         storage.check_scheme(self.out, "--out", ("gs",))
-        if self.pictures < 0:
-            raise ConfigError(f"--pictures must be at least 0, got {self.pictures}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """The settings of `python -m aced.select_text`; each is a flag of the same name."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
+
+from aced.bounds import NonEmpty, NonNegativeInt, PositiveFloat, PositiveInt
 from aced.config import ConfigError
 from aced.files import storage
-from aced.flag_settings import check_choices, setting
+from aced.flag_settings import FlagSettings, setting
 from aced.methods.frozen import CheckpointOf
 from aced.select_text.corpus import CorpusConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectTextConfig:
+class SelectTextConfig(FlagSettings):
     """What is chosen from what, by whom, and where it is written."""
 
     corpus: tuple[str, ...] = setting(
@@ -19,19 +22,18 @@ class SelectTextConfig:
         "Sentences: .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet files (paths, globs, {0..9}), or "
         "folders of data sets, of which the captions are read. May be repeated.",
     )
-    out: str = setting("", "Folder to make: a data set of sentences, without images.")
-    method: str = setting(
+    out: NonEmpty = setting("", "Folder to make: a data set of sentences, without images.")
+    method: Literal["nearest", "random", "captions"] = setting(
         "nearest",
         "nearest: the k nearest sentences of every image, first neighbours before second ones. "
         "random: uniform over the distinct sentences. captions: the same of the captions of "
         "data sets, which --corpus has to name: those of the images themselves.",
-        ("nearest", "random", "captions"),
     )
-    budget: int = setting(1_000_000, "Sentences to choose at most.")
-    k: int = setting(8, "Neighbours of an image that are looked at.")
+    budget: PositiveInt = setting(1_000_000, "Sentences to choose at most.")
+    k: PositiveInt = setting(8, "Neighbours of an image that are looked at.")
     teacher: str = setting("", "Workdir of a run, or a model folder, with the text tower.")
-    which: str = setting("last", "Which checkpoint of a run.", ("last", "best"))
-    parameters: str = setting("params", "Of a run.", ("params", "ema"))
+    which: Literal["last", "best"] = setting("last", "Which checkpoint of a run.")
+    parameters: Literal["params", "ema"] = setting("params", "Of a run.")
     features: str = setting(
         "", "The teacher's features of the images: a folder that python -m aced.cache wrote."
     )
@@ -39,39 +41,28 @@ class SelectTextConfig:
         "", "File with the names of classes, one a line: they come first, put in templates."
     )
     templates: str = setting("", "File with templates, one a line, {} for the name; else ours.")
-    templates_per_class: int = setting(0, "Templates of a class, at random; 0: all of them.")
+    templates_per_class: NonNegativeInt = setting(
+        0, "Templates of a class, at random; 0: all of them."
+    )
     column: str = setting("text", "Field of JSON lines, column of parquet files.")
     split: str = setting("train", "Split of a data set.")
     min_characters: int = setting(2, "Shorter sentences are left out, after normalisation.")
     max_characters: int = setting(1000, "Longer sentences are left out, after normalisation.")
     max_line_bytes: int = setting(1 << 20, "Longer lines and values are left out, unread.")
-    seed: int = setting(0, "Of all that is random.")
-    block: int = setting(65_536, "Sentences of a step, over all devices.")
-    tile: int = setting(2048, "Images and sentences that a device compares at once.")
-    save_minutes: float = setting(10.0, "Time between two saves, from which it goes on.")
-    shards: int = setting(0, "Files of the data set; 0: one per four million sentences.")
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] = setting(0, "Of all that is random.")
+    block: PositiveInt = setting(65_536, "Sentences of a step, over all devices.")
+    tile: PositiveInt = setting(2048, "Images and sentences that a device compares at once.")
+    save_minutes: PositiveFloat = setting(10.0, "Time between two saves, from which it goes on.")
+    shards: NonNegativeInt = setting(0, "Files of the data set; 0: one per four million sentences.")
     compare: bool = setting(
         True,
         "With a teacher: measure at the end how near the nearest chosen sentence is to an image, "
         "and that of a random sample of the same size. Costs a pass over both.",
     )
 
-    def __post_init__(self):
-        if not self.out:
-            raise ConfigError("--out is empty; set it.")
+    def _check(self) -> None:
         storage.check_scheme(self.out, "--out", ())
         storage.check_scheme(self.features, "--features", ())
-        check_choices(self)
-        for name in ("budget", "k", "block", "tile"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("templates_per_class", "shards"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name} must be 0 or more, got {getattr(self, name)}.")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"--seed must be in [0, 2^63), got {self.seed}.")
-        if self.save_minutes <= 0:
-            raise ConfigError(f"--save_minutes must be above 0, got {self.save_minutes}.")
         if bool(self.teacher) != bool(self.features):
             raise ConfigError("--teacher and --features belong together; set both or none.")
         if self.method == "nearest" and not self.teacher:

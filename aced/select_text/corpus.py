@@ -14,11 +14,13 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from absl import logging
+from annotated_types import Interval, Le
 
-from aced.config import ConfigError
+from aced.bounds import PositiveInt
+from aced.config import Checked, ConfigError
 from aced.data import records
 from aced.data.records import RecordError
 from aced.data.sources import parquet_footer
@@ -36,34 +38,25 @@ Counts = collections.Counter[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class CorpusConfig:
+class CorpusConfig(Checked):
     """Which files hold the sentences, and which sentences are left out for their length."""
 
     # .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet: files, globs, {0..9}; or folders of data sets
     paths: tuple[str, ...] = ()
     column: str = "text"  # field of the JSON lines, column of the parquet files
     split: str = "train"  # of a data set
-    min_characters: int = 2  # after normalisation
-    max_characters: int = 1000
-    max_line_bytes: int = 1 << 20  # a line or value that is longer is left out unread
+    min_characters: PositiveInt = 2  # after normalisation
+    # Four bytes of UTF-8 a character, so that what is chosen fits a record.
+    max_characters: Annotated[int, Le(records.MAX_STRING_BYTES // 4)] = 1000
+    # A line or value that is longer is left out unread.
+    max_line_bytes: Annotated[int, Interval(ge=1, le=records.MAX_STRING_BYTES)] = 1 << 20
 
-    def __post_init__(self):
+    def _check(self) -> None:
         if not self.paths:
             raise ConfigError("--corpus is empty; name the files with the sentences.")
-        if not 1 <= self.min_characters <= self.max_characters:
+        if self.min_characters > self.max_characters:
             raise ConfigError(
-                f"min_characters = {self.min_characters} must be at least 1 and at most "
-                f"max_characters = {self.max_characters}."
-            )
-        if not 1 <= self.max_line_bytes <= records.MAX_STRING_BYTES:
-            raise ConfigError(
-                f"max_line_bytes must be 1 to {records.MAX_STRING_BYTES}, got "
-                f"{self.max_line_bytes}."
-            )
-        # Four bytes of UTF-8 a character, so that what is chosen fits a record.
-        if 4 * self.max_characters > records.MAX_STRING_BYTES:
-            raise ConfigError(
-                f"max_characters must be at most {records.MAX_STRING_BYTES // 4}, got "
+                f"min_characters = {self.min_characters} must be at most max_characters = "
                 f"{self.max_characters}."
             )
 

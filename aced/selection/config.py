@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from aced.config import ConfigError
+from annotated_types import Interval
+
+from aced.bounds import PositiveFloat, PositiveInt, ProperFraction
+from aced.config import Checked, ConfigError
 
 # Of `strata=None`: what a slice of 256 chips needs, and a share of a stratum that is large beside
 # what chance makes of it.
@@ -12,7 +15,7 @@ _MOST_STRATA, _LEAST_SHARE = 256, 128
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectionConfig:
+class SelectionConfig(Checked):
     """How b of B candidates are chosen. Defaults: JEST (arXiv 2406.17711) unless said otherwise."""
 
     # What is maximised: "learnability" = loss(learner) - loss(reference), H-ACID;
@@ -23,24 +26,24 @@ class SelectionConfig:
     # Independent only: "sample" in proportion to exp(gain * score), or take the "top_k".
     draw: Literal["sample", "top_k"] = "sample"
     # Share of the super-batch that is DISCARDED: b = B (1 - filter_ratio).
-    filter_ratio: float = 0.8
+    filter_ratio: ProperFraction = 0.8
     # N, the number of chunks in which joint selection draws the sub-batch.
-    chunks: int = 16
+    chunks: PositiveInt = 16
     # w in loss(learner) - w * loss(reference), of score "learnability". 1 is the paper's;
     # "easy_reference" is the limit of a large w. Ours: see docs/selection.md.
-    reference_weight: float = 1.0
+    reference_weight: PositiveFloat = 1.0
     # Factor on the scores before sampling, an inverse temperature. 100 is printed in JEST; for
     # ACID a "temperature 10" is remembered, unverified.
-    gain: float = 100.0
+    gain: PositiveFloat = 100.0
     # The same for the softmax loss, whose scores are averages; None: as `gain`.
-    softmax_gain: float | None = None
+    softmax_gain: PositiveFloat | None = None
     # What the gain is measured in, at each draw; see gain.py. "none": nats, the paper's; "terms":
     # nats of the mean pairwise loss, as SCID has it; "std": standard deviations of the candidates'
     # scores; "perplexity": the gain is found with which a draw has an effective number of
     # candidates (perplexity) that is `perplexity_share` of those that are left. All but "none" are
     # ours.
     normalization: Literal["none", "terms", "std", "perplexity"] = "none"
-    perplexity_share: float = 0.3
+    perplexity_share: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     # What the first chunk is drawn by, before anything is chosen: each candidate's own "score", or
     # "uniform". With the joint softmax loss, where a pair alone has no loss, "score" has the whole
     # super-batch as negatives, which costs O(B^2 d); the paper leaves that open.
@@ -50,31 +53,13 @@ class SelectionConfig:
     # multiple of the number of devices that share the examples, no pixel moves; otherwise the
     # chosen are exchanged. The picks depend on this number and not on the devices. None: by the
     # sizes, see `for_batch`.
-    strata: int | None = None
+    strata: PositiveInt | None = None
     # Candidates of each stratum that are compared with a chunk at once: memory against speed.
-    tile: int = 2048
+    tile: PositiveInt = 2048
     # Of the matrix products: "highest" is float32; the gain amplifies what lower ones round off.
     precision: Literal["default", "high", "highest"] = "highest"
 
-    def __post_init__(self):
-        if not 0 <= self.filter_ratio < 1:
-            raise ConfigError(
-                f"selection.filter_ratio is the share discarded and must be in [0, 1), got "
-                f"{self.filter_ratio}; 0.8 trains on a fifth of the super-batch."
-            )
-        for name in ("chunks", "strata", "tile"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"selection.{name} must be at least 1, got {value}.")
-        for name in ("gain", "softmax_gain", "reference_weight"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"selection.{name} must be positive and finite, got {value}.")
-        if not 0 < self.perplexity_share < 1:
-            raise ConfigError(
-                f"selection.perplexity_share is a share of the candidates and must be in (0, 1), "
-                f"got {self.perplexity_share}; near 1 a draw is uniform, near 0 it takes the best."
-            )
+    def _check(self) -> None:
         if self.method == "joint" and self.draw != "sample":
             raise ConfigError(
                 f"selection.draw={self.draw!r} is for selection.method='independent'; joint "

@@ -1,12 +1,15 @@
 """The settings of a run."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from aced import evaluators, methods
+from aced.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, ProperFraction
 from aced.cache.config import CacheConfig
 from aced.checkpoints.checkpointer import CheckpointConfig
-from aced.config import ConfigError, Settings, from_config
+from aced.config import Checked, ConfigError, MayChange, Settings, from_config
 from aced.data import sources
 from aced.evaluators import suites
 from aced.methods.base import MethodConfig
@@ -17,44 +20,40 @@ from aced.parallel.mesh import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A whole run. Exactly one of the `total_` durations is set."""
 
-    seed: int = 0
-    batch_size: int = 32_768  # b, the examples trained on per step over all devices
-    total_steps: int | None = None
-    total_examples: int | None = None  # examples trained
-    total_epochs: float | None = None  # of examples read: B per step
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
+    batch_size: PositiveInt = 32_768  # b, the examples trained on per step over all devices
+    total_steps: MayChange[int | None] = None
+    total_examples: MayChange[int | None] = None  # examples trained
+    total_epochs: MayChange[float | None] = None  # of examples read: B per step
     method: MethodConfig = dataclasses.field(
         default_factory=methods.ContrastiveConfig, metadata={"parse": methods.parse}
     )
     data: sources.DataConfig = sources.DataConfig()
-    mesh: MeshConfig = MeshConfig()
-    init: CheckpointOf = CheckpointOf()  # a trained model to go on from
+    mesh: MayChange[MeshConfig] = MeshConfig()
+    init: MayChange[CheckpointOf] = CheckpointOf()  # a trained model to go on from
     optimizer: OptimizerConfig = OptimizerConfig()
-    ema_decay: float = 0.0  # 0: no moving average of the parameters
-    evals: dict[str, evaluators.EvalConfig] = dataclasses.field(default_factory=dict)
-    overlap: Literal["warn", "refuse", "allow"] = "warn"  # of evaluations' pictures with data's
+    ema_decay: ProperFraction = 0.0  # 0: no moving average of the parameters
+    evals: MayChange[dict[str, evaluators.EvalConfig]] = dataclasses.field(default_factory=dict)
+    # Of evaluations' pictures with data's.
+    overlap: MayChange[Literal["warn", "refuse", "allow"]] = "warn"
     # Numbers of evaluations, EVALUATION/NUMBER, by the name of their average, suite/NAME, which is
     # there at steps with all of them
-    suites: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log_steps: int = 50  # a line of metrics every so many steps
-    picks_steps: int = 100  # a line of picks.jsonl (ids trained on) every so many; 0: none
-    max_skipped_in_a_row: int = 20  # non-finite steps that stop the run
-    watchdog_minutes: float = 30.0  # without a step, an evaluation or a save end the run; 0: never
-    before: dict[str, Any] = dataclasses.field(default_factory=dict)  # runs to finish first
+    suites: MayChange[dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
+    checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
+    log_steps: MayChange[PositiveInt] = 50  # a line of metrics every so many steps
+    # A line of picks.jsonl (ids trained on) every so many; 0: none.
+    picks_steps: MayChange[NonNegativeInt] = 100
+    max_skipped_in_a_row: MayChange[PositiveInt] = 20  # non-finite steps that stop the run
+    # Without a step, an evaluation or a save end the run; 0: never.
+    watchdog_minutes: MayChange[NonNegativeFloat] = 30.0
+    before: MayChange[dict[str, Any]] = dataclasses.field(default_factory=dict)  # finished first
     # Then embeddings to make, for caches that the method reads.
-    before_caches: dict[str, CacheConfig] = dataclasses.field(default_factory=dict)
+    before_caches: MayChange[dict[str, CacheConfig]] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
-        for name in ("batch_size", "log_steps", "max_skipped_in_a_row"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be in [0, 2^32), got {self.seed}.")
+    def _check(self) -> None:
         if self.watchdog_minutes and self.watchdog_minutes <= self.checkpoint.timeout_minutes:
             raise ConfigError(
                 f"watchdog_minutes = {self.watchdog_minutes} must be 0 (no watchdog) or above "

@@ -62,11 +62,6 @@ def test_a_setting_that_there_was_not_yet_must_have_its_default(tmp_path, caplog
         record.check(folder, settings(), "data")
 
 
-def test_where_an_encoder_of_the_model_came_from_must_stay():
-    assert record.may_change("method.teacher.checkpoint")
-    assert not record.may_change("method.encoder.checkpoint")
-
-
 def test_frozen_models_must_stay_the_same(tmp_path):
     folder = epath.Path(tmp_path)
     record.write(folder, settings(), "data")

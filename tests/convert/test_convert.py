@@ -232,8 +232,8 @@ def test_sources_that_are_nothing(tmp_path):
     ("changes", "message"),
     [
         ({"out": ""}, "--out is empty"),
-        ({"to": "onnx"}, "--to must be one of aced, huggingface, open_clip, big_vision"),
-        ({"parameters": "all"}, "--parameters must be one of params, ema"),
+        ({"to": "onnx"}, "--to must be 'aced' or 'huggingface' or 'open_clip' or"),
+        ({"parameters": "all"}, "--parameters must be 'params' or 'ema', got 'all'"),
         ({"model": "CLIP-B/16"}, "--model and --tokenizer are for .npz files"),
     ],
 )

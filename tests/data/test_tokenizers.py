@@ -305,7 +305,7 @@ def test_decoding_shows_what_the_vocabulary_does_not_know():
     [
         ({"kind": "sentencepiece"}, "tokenizer.path is empty"),
         ({"kind": "clip_bpe", "path": "x"}, "never read"),
-        ({"length": 2}, "tokenizer.length"),
+        ({"length": 2}, "length must be at least 3, got 2"),
         ({"lower": False}, "tokenizer.lower is fixed"),
         ({"kind": "shapes", "eos_id": 3}, "tokenizer.eos_id is fixed"),
     ],

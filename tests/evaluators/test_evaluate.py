@@ -133,7 +133,7 @@ def test_what_cannot_be_evaluated(runs, tmp_path):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="holds no run"):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path))
-    with pytest.raises(ConfigError, match="--which must be one of last, best"):
+    with pytest.raises(ConfigError, match="--which must be 'last' or 'best'"):
         EvaluateConfig(which="first")
 
 

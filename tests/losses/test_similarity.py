@@ -111,9 +111,9 @@ def test_published_defaults():
 
 
 def test_settings_that_make_no_loss():
-    with pytest.raises(ConfigError, match="one of them must be positive"):
+    with pytest.raises(ConfigError, match="distance_weight must be positive"):
         SimilarityConfig(score_weight=0.0, pseudo_weight=0.0)
-    with pytest.raises(ConfigError, match="score_temperature must be positive"):
+    with pytest.raises(ConfigError, match="score_temperature must be above 0"):
         SimilarityConfig(score_temperature=0.0)
 
 

@@ -165,5 +165,5 @@ def test_same_choice_under_jit():
 def test_settings():
     with pytest.raises(ConfigError, match="discount must be above 0"):
         BanditConfig(discount=0.0)
-    with pytest.raises(ConfigError, match="tau_max must be positive"):
+    with pytest.raises(ConfigError, match="tau_max must be above 0"):
         BanditConfig(tau_max=-1.0)

@@ -165,5 +165,5 @@ def test_settings_that_contradict_each_other():
         ContrastiveConfig(
             reference=FrozenConfig(cache="c"), reference_scoring=ScoringConfig(precision="int8")
         )
-    with pytest.raises(ConfigError, match="scale of a frozen model must be positive"):
+    with pytest.raises(ConfigError, match="scale must be above 0"):
         FrozenConfig(scale=-1.0)

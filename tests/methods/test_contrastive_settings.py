@@ -82,7 +82,7 @@ def settings(**changes):
             "names 'big'; known: .'reference'",
         ),
         (lambda: settings(teachers={"reference": FrozenConfig()}), "may not be called 'reference'"),
-        (lambda: settings(distillation=DistillationConfig(weight=-1.0)), "must not be negative"),
+        (lambda: settings(distillation=DistillationConfig(weight=-1.0)), "must be at least 0"),
         (
             lambda: settings(distillation=DistillationConfig(weight=1.0, teachers=())),
             "needs method.distillation.teachers",

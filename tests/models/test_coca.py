@@ -339,9 +339,9 @@ def test_config_round_trip():
         ({"image": ImageConfig()}, r"with a class token\), not 'vit' and 'map'"),
         ({"queries": -1}, "queries must be at least 0"),
         ({"pooler_heads": 3}, "pooler_heads = 3 must be a divisor .* 32"),
-        ({"embed_dim": 0}, "embed_dim must be None or at least 1"),
-        ({"init_scale": 0.0}, "init_scale must be positive"),
-        ({"head_hidden": -1}, "head_hidden = -1 must be at least 0"),
+        ({"embed_dim": 0}, "embed_dim must be at least 1, got 0"),
+        ({"init_scale": 0.0}, "init_scale must be above 0"),
+        ({"head_hidden": -1}, "head_hidden must be at least 0, got -1"),
         ({"head_hidden": 8}, "head_hidden are the head's, .* set classes, too"),
         ({"attention": "cudnn"}, "half precision only"),
     ],
@@ -354,7 +354,7 @@ def test_contradictory_settings_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unimodal": 0}, "text.unimodal must be at least 1"),
+        ({"unimodal": 0}, "unimodal must be at least 1"),
         ({"eos_id": 20}, "text.eos_id = 20 is not in a vocabulary of text.vocab_size = 20"),
         ({"heads": 5}, "text.width = 32 cannot be shared by text.heads = 5"),
     ],

@@ -214,11 +214,11 @@ def test_sharded_is_unsharded():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"length": 0}, "length must be None or at least 1"),
+        ({"length": 0}, "length must be at least 1, got 0"),
         ({"beams": 0}, "beams must be at least 1"),
-        ({"length_penalty": -1.0}, "length_penalty must not be negative"),
-        ({"top_p": 0.0}, "top_p must be more than 0"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"length_penalty": -1.0}, "length_penalty must be at least 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):

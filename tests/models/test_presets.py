@@ -73,7 +73,7 @@ def test_overrides_replace_single_numbers():
         (lambda: ImageConfig(size="XXL"), "image.size must be one of mu, Ti"),
         (lambda: TextConfig(size="XXL"), "text.size must be one of mu, Ti"),
         (lambda: TextConfig(width=100, heads=3), "text.width = 100 .* text.heads = 3"),
-        (lambda: ImageConfig(depth=0), "image.depth must be at least 1, got 0"),
+        (lambda: ImageConfig(depth=0), "depth must be at least 1, got 0"),
         (lambda: two_tower.preset("ACED-F9"), "model must be one of ACED-F0"),
     ],
 )

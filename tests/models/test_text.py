@@ -90,8 +90,8 @@ def test_head_bias_is_a_setting():
     ("changes", "message"),
     [
         ({"pool": "eot", "eot_id": 20}, "text.eot_id = 20, which is not in .* = 20"),
-        ({"length": 0}, "text.length must be at least 1"),
-        ({"vocab_size": 0}, "text.vocab_size must be at least 1"),
+        ({"length": 0}, "length must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1"),
     ],
 )
 def test_contradictory_settings_are_refused(changes, message):

@@ -176,9 +176,9 @@ def test_preset_takes_changes_and_a_tokenizer_of_its_length():
 def test_contradictory_settings_are_refused():
     with pytest.raises(ConfigError, match=r"'cudnn' .* dtype = 'float32'"):
         dataclasses.replace(SIGLIP, attention="cudnn")
-    with pytest.raises(ConfigError, match="init_scale must be positive"):
+    with pytest.raises(ConfigError, match="init_scale must be above 0"):
         dataclasses.replace(SIGLIP, init_scale=0.0)
-    with pytest.raises(ConfigError, match="embed_dim must be None or at least 1"):
+    with pytest.raises(ConfigError, match="embed_dim must be at least 1, got 0"):
         dataclasses.replace(SIGLIP, embed_dim=0)
 
 

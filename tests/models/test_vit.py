@@ -181,9 +181,9 @@ def test_half_precision_keeps_parameters_and_results_float32():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch": 15}, "image.patch = 15 must be between 1 and image.resolution = 14"),
+        ({"patch": 15}, "image.patch = 15 must be at most image.resolution = 14"),
         ({"position": "sincos2d", "width": 6}, "multiple of 4 and at least 8, got 6"),
-        ({"std": (0.5, 0.0, 0.5)}, "image.std must be positive"),
+        ({"std": (0.5, 0.0, 0.5)}, r"std\[1\] must be above 0, got 0.0"),
     ],
 )
 def test_contradictory_settings_are_refused(changes, message):

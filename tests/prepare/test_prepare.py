@@ -316,7 +316,7 @@ def test_max_side_shrinks_keeps_small_ones_and_lays_transparent_ones_on_white(tm
         ({"images": "none"}, PrepareError, "none does not exist"),
         ({"val": 10}, PrepareError, "leaves nothing to train on"),
         ({"val": 11}, PrepareError, "can be held out of 10"),
-        ({"val": -1}, ConfigError, "--val must be 0 or more"),
+        ({"val": -1}, ConfigError, "--val must be at least 0, got -1"),
         ({"val_clean": True}, ConfigError, "--noisy_column"),
         ({"images": ""}, ConfigError, "--images is empty"),
         ({"captions": "x.parquet"}, ConfigError, r"\.jsonl or \.csv"),

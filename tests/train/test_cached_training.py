@@ -320,10 +320,10 @@ def test_shards_that_are_damaged(data, models, tmp_path):
     ("change", "message"),
     [
         (lambda about: about.update(version=2), "format and version"),
-        (lambda about: about["plan"].update(shard_size=-1), "shard_size must be 1 to"),
-        (lambda about: about["plan"].update(examples=10**12), "examples must be 1 to"),
+        (lambda about: about["plan"].update(shard_size=-1), "shard_size must be at least 1 and"),
+        (lambda about: about["plan"].update(examples=10**12), "examples must be at least 1"),
         (lambda about: about["plan"].update(scale=float("nan")), "scale must be a number"),
-        (lambda about: about["plan"].update(scale=float("inf")), "must be finite"),
+        (lambda about: about["plan"].update(scale=float("inf")), "above 0 and finite"),
         (lambda about: about["plan"].update(precision="pickle"), "precision must be"),
         (lambda about: about["plan"]["model"].update(embed_dim=1 << 20), "width must be 1 to"),
         (lambda about: about["shards"].pop(), "2 shards instead of 3"),

@@ -10,30 +10,29 @@ import math
 import numpy as np
 from jaxtyping import UInt8
 
-from aced.config import ConfigError
+from aced.bounds import Fraction, PositiveFloat, PositiveFraction
+from aced.config import Checked, ConfigError
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower pixel; the last two are outside
 _ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """What is done to a picture before it is resized. The default is nothing."""
 
     # Part of the picture's area that a random crop keeps, from least to most; (1, 1): no crop.
     # DIME-FM: 0.08 to 1
-    crop_area: tuple[float, float] = (1.0, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # of the crop's width to its height
-    flip: float = 0.0  # how often left and right are exchanged; DIME-FM: 0.5
+    crop_area: tuple[PositiveFraction, PositiveFraction] = (1.0, 1.0)
+    # Of the crop's width to its height.
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    flip: Fraction = 0.0  # how often left and right are exchanged; DIME-FM: 0.5
 
-    def __post_init__(self):
-        least, most = self.crop_area
-        if not 0 < least <= most <= 1:
-            raise ConfigError(f"crop_area must be two numbers in (0, 1], got {self.crop_area}.")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ConfigError(f"crop_ratio must be two positive numbers, got {self.crop_ratio}.")
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip must be in [0, 1], got {self.flip}.")
+    def _check(self) -> None:
+        for name in ("crop_area", "crop_ratio"):
+            least, most = getattr(self, name)
+            if least > most:
+                raise ConfigError(f"{name} must be the least and the most, got {least} > {most}.")
 
     @property
     def crops(self) -> bool:

@@ -8,35 +8,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
+from aced.config import Checked, ConfigError, MayChange
 from aced.data.images.decode import picture_size
 
 
 @dataclasses.dataclass(frozen=True)
-class FilterConfig:
+class FilterConfig(Checked):
     """Examples to leave out; 0: no such limit. Captions are left out one by one."""
 
-    min_side: int = 0  # pixels of the shorter side
-    max_aspect: float = 0.0  # longer side / shorter side; 3 is what img2dataset's users take
-    min_chars: int = 0  # of a caption, without space around it
-    max_chars: int = 0
-    min_words: int = 0  # of a caption, divided by space
-    max_words: int = 0
+    min_side: NonNegativeInt = 0  # pixels of the shorter side
+    # Longer side / shorter side; 3 is what img2dataset's users take.
+    max_aspect: NonNegativeFloat = 0.0
+    min_chars: NonNegativeInt = 0  # of a caption, without space around it
+    max_chars: NonNegativeInt = 0
+    min_words: NonNegativeInt = 0  # of a caption, divided by space
+    max_words: NonNegativeInt = 0
     # Examples left out in a row for one place of a batch that stop the run: next to nothing passes.
-    max_in_a_row: int = 10_000
+    max_in_a_row: MayChange[PositiveInt] = 10_000
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
-                raise ConfigError(f"data.filters.{field.name} must not be negative.")
+    def _check(self) -> None:
         if 0 < self.max_aspect < 1:
             raise ConfigError("data.filters.max_aspect is longer / shorter side, at least 1.")
         for what in ("chars", "words"):
             least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if most and least > most:
                 raise ConfigError(f"data.filters.min_{what} = {least} > max_{what} = {most}.")
-        if self.max_in_a_row < 1:
-            raise ConfigError("data.filters.max_in_a_row must be at least 1.")
 
     @property
     def reasons(self) -> tuple[str, ...]:

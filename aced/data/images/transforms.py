@@ -7,11 +7,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from aced.config import Checked
+
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizeConfig:
+class ResizeConfig(Checked):
     """How a picture of any shape becomes a square. Belongs to a model, as its tokenizer does.
 
     Both modes use Pillow's filters, whose support grows with the reduction (anti-aliased).

@@ -11,13 +11,15 @@ others: "a large red star in the top left on a black background, above a tiny bl
 import dataclasses
 import functools
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
+from annotated_types import Ge, Interval
 from jaxtyping import UInt8
 
-from aced.config import ConfigError
+from aced.bounds import NonNegativeFloat
+from aced.config import Checked, ConfigError
 from aced.data.draws import Draws
 
 cv2.setNumThreads(0)  # pictures are drawn by many reader threads already
@@ -113,18 +115,19 @@ _MAINS = len(CLASS_NAMES) * len(_MAIN_SIZES) * len(PLACES) * len(BACKGROUNDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapesConfig:
+class ShapesConfig(Checked):
     """Which scenes are drawn, and what share of their captions is bad."""
 
-    size: int = 100_000  # examples; any number, since none is stored
+    # Examples; any number, since none is stored.
+    size: Annotated[int, Interval(ge=0, lt=2**31)] = 100_000
     seed: int = 0  # other seeds give other scenes
     split: Literal["train", "val"] = "train"  # disjoint streams; "val" is always clean
     # Shares of the train captions that belong to another scene, say next to nothing, or repeat one
     # of 16 captions. Pictures and the other captions don't depend on these shares.
-    wrong: float = 0.0
-    vague: float = 0.0
-    duplicate: float = 0.0
-    resolution: int = 64  # side of the drawn picture, pixels
+    wrong: NonNegativeFloat = 0.0
+    vague: NonNegativeFloat = 0.0
+    duplicate: NonNegativeFloat = 0.0
+    resolution: Annotated[int, Ge(16)] = 64  # side of the drawn picture, pixels
     # "captions", or the tasks that a model is fine-tuned on, of the same scenes (shapes_tasks):
     # "questions" and answers, "entailment" of statements about a picture that is covered in part,
     # and statements about "two_pictures". Not in the repr, from which fingerprints of captions are
@@ -133,16 +136,12 @@ class ShapesConfig:
         default="captions", repr=False
     )
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.size < 2**31:
-            raise ConfigError(f"shapes.size must be in [0, 2^31), got {self.size}.")
-        if self.resolution < 16:
-            raise ConfigError(f"shapes.resolution must be at least 16, got {self.resolution}.")
+    def _check(self) -> None:
         shares = (self.wrong, self.vague, self.duplicate)
-        if min(shares) < 0 or sum(shares) > 1:
+        if sum(shares) > 1:
             raise ConfigError(
-                "shapes.wrong, shapes.vague and shapes.duplicate are shares of the data set: at "
-                f"least 0 and together at most 1, got {shares}."
+                "shapes.wrong, shapes.vague and shapes.duplicate are shares of the data set: "
+                f"together at most 1, got {shares}."
             )
         if self.task != "captions" and any(shares):
             raise ConfigError(

@@ -4,7 +4,8 @@ import dataclasses
 import re
 from typing import Literal
 
-from aced.config import ConfigError, expand
+from aced.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from aced.config import Checked, ConfigError, MayChange, expand
 from aced.data import records
 from aced.data.images.filters import FilterConfig
 from aced.data.records import Source
@@ -20,15 +21,15 @@ MAX_EXAMPLES = 2**31 - 1  # ids are int32 on the device
 
 
 @dataclasses.dataclass(frozen=True)
-class ArrayRecordConfig:
+class ArrayRecordConfig(Checked):
     """A data set that `python -m aced.prepare` wrote."""
 
-    path: str = ""  # its folder
+    path: MayChange[str] = ""  # its folder
     split: str = "train"
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceConfig:
+class SourceConfig(Checked):
     """Which examples are read."""
 
     # The embedded data set, prepared files, img2dataset's tars, parquet, or TensorFlow Datasets.
@@ -39,7 +40,7 @@ class SourceConfig:
     parquet: ParquetConfig = ParquetConfig()
     tfds: TfdsConfig = TfdsConfig()
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         for source, (keys, what) in _NEEDED.items():
             settings = getattr(self, source)
             if self.source != source:
@@ -69,12 +70,7 @@ _NEEDED = {
 class MemberConfig(SourceConfig):
     """A member of a mixture."""
 
-    weight: float = 1.0  # its share of the rows, relative to the weights of the others
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.weight < float("inf"):
-            raise ConfigError(f"The weight of a member must be above 0, got {self.weight}.")
+    weight: PositiveFloat = 1.0  # its share of the rows, relative to the weights of the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +85,12 @@ class DataConfig(SourceConfig):
     shuffle: bool = True  # another permutation of the whole data set every epoch
     # Of several captions of one picture: the first, or another one every time.
     caption: Literal["first", "random"] = "random"
-    num_threads: int = 16  # that read and decode, per process; 0: none, for debugging
-    prefetch: int = 2  # super-batches ready and waiting, per process; each costs its size in memory
-    max_pixels: int = 89_478_485  # larger pictures are skipped; of so many a PNG takes 0.8 GB
+    # That read and decode, per process; 0: none, for debugging.
+    num_threads: MayChange[NonNegativeInt] = 16
+    # Super-batches ready and waiting, per process; each costs its size in memory.
+    prefetch: MayChange[NonNegativeInt] = 2
+    # Larger pictures are skipped; of so many a PNG takes 0.8 GB.
+    max_pixels: PositiveInt = 89_478_485
     # How pictures are decoded and resized for training; evaluation is always "exact".
     # "exact": in full, by Pillow's filters: what published preprocessing gives.
     # "fast": JPEGs at 1/2, 1/4 or 1/8 where that has enough pixels, then resized by OpenCV: 2 to 4
@@ -101,10 +100,10 @@ class DataConfig(SourceConfig):
     thumbnails: bool = False
     # Unreadable records drawn in a row for one place of a batch that stop the run. Single ones are
     # skipped and counted, and random others of the data set or the member take their place.
-    max_skipped_in_a_row: int = 100
+    max_skipped_in_a_row: MayChange[PositiveInt] = 100
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if self.source == "mixture" and not self.mixture:
             raise ConfigError(
                 "data.mixture is empty, but data.source='mixture' reads it; add members to it in "
@@ -115,16 +114,6 @@ class DataConfig(SourceConfig):
                 raise ConfigError(
                     f"data.mixture has a member {name!r}; names are letters, digits, _ and -."
                 )
-        if self.num_threads < 0 or self.prefetch < 0:
-            raise ConfigError(
-                f"data.num_threads={self.num_threads} and data.prefetch={self.prefetch} must be at "
-                "least 0."
-            )
-        if self.max_pixels < 1 or self.max_skipped_in_a_row < 1:
-            raise ConfigError(
-                f"data.max_pixels={self.max_pixels} and data.max_skipped_in_a_row="
-                f"{self.max_skipped_in_a_row} must be at least 1."
-            )
 
     @property
     def members(self) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from aced.config import ConfigError
+from aced.bounds import PositiveInt
+from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
 from aced.data.records import RecordError
 from aced.data.sources import parquet_footer, parquet_splits
@@ -32,11 +33,11 @@ _BATCH_ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class ParquetConfig:
+class ParquetConfig(Checked):
     """Parquet files with the bytes of pictures in a column, or {bytes, path} as `datasets` does."""
 
     # A file, a folder of them, or a pattern: /data/coco/data/train-*.parquet, s3://bucket/*.parquet.
-    path: str = ""
+    path: MayChange[str] = ""
     split: str = "train"  # of a folder whose files are named by splits, as the hub's are
     image: str = "image"  # column of the encoded pictures
     # Columns of strings, of lists of strings, or of classes that `datasets` has named, whose names
@@ -48,15 +49,13 @@ class ParquetConfig:
     second: str = ""  # column of a second picture, where examples are about two; none: one
     # The window of the shuffle, in MiB of unpacked row groups: examples mix only within it. Every
     # process keeps up to twice as much in memory. Part of the order: the same on all machines.
-    window_mib: int = 1024
+    window_mib: PositiveInt = 1024
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if not self.captions and not self.label:
             raise ConfigError(
                 "data.parquet.captions is empty; name the columns with captions, or a .label."
             )
-        if self.window_mib < 1:
-            raise ConfigError(f"data.parquet.window_mib must be at least 1, got {self.window_mib}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from absl import logging
 
-from aced.config import ConfigError
+from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
 from aced.data.records import DatasetError, RecordError
 from aced.data.sources import tar_index, tar_labels
@@ -28,19 +28,20 @@ _SLACK = 1 << 16  # bytes between the parts of an example that are read rather t
 
 
 @dataclasses.dataclass(frozen=True)
-class WebDatasetConfig:
+class WebDatasetConfig(Checked):
     """Tars with pictures (.jpg, .png, .webp) and captions; uncompressed."""
 
     # A tar, a folder of them, or a pattern: /data/{00000..00099}.tar, gs://bucket/cc12m/*.tar.
-    path: str = ""
+    path: MayChange[str] = ""
     # Fields of KEY.json that hold captions; ".cls" or ".npy": the names of the classes that KEY.cls
     # or KEY.npy gives, by classnames.txt; none: KEY.txt is it, which with a label may be missing.
     captions: tuple[str, ...] = ()
     # Field of KEY.json that holds the number of a class; ".cls": KEY.cls does; none: no labels.
     label: str = ""
-    cache_folder: str = "~/.cache/aced"  # for the index, where it cannot be beside the tars
+    # For the index, where it cannot be beside the tars.
+    cache_folder: MayChange[str] = "~/.cache/aced"
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.label == ".npy":
             raise ConfigError(
                 "data.webdataset.label = '.npy': a picture with a vector of classes has no single "

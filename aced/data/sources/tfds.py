@@ -12,26 +12,27 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from aced.config import ConfigError
+from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
 from aced.data.records import DatasetError, RecordError
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsConfig:
+class TfdsConfig(Checked):
     """A prepared TFDS data set. Features of features are named with a dot: "captions.text"."""
 
     name: str = ""  # such as "coco_captions" or "coco_captions:1.1.0"; or else builder_dir
     builder_dir: str = ""  # a prepared data set itself: the folder of dataset_info.json
     split: str = "train"
-    data_dir: str = ""  # with `name`: where data sets are kept; empty: TFDS's default
+    # With `name`: where data sets are kept; empty: TFDS's default.
+    data_dir: MayChange[str] = ""
     image: str = "image"  # feature with the picture
     # Features with texts, or with several, or with classes, whose names are the texts then.
     captions: tuple[str, ...] = ("caption",)
     label: str = ""  # feature with the number of a class; none: no labels
     second: str = ""  # feature with a second picture, where examples are about two; none: one
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.name and self.builder_dir:
             raise ConfigError("Set data.tfds.name or data.tfds.builder_dir, not both.")
         if self.data_dir and self.builder_dir:

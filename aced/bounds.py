@@ -1,0 +1,77 @@
+"""Types of settings that have bounds, and the check of a value by its type."""
+
+import math
+import operator
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+PositiveFraction = Annotated[float, Interval(gt=0, le=1)]
+ProperFraction = Annotated[float, Interval(ge=0, lt=1)]
+Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
+NonEmpty = Annotated[str, MinLen(1)]
+
+_BOUNDS = {  # the name of the bound in its class, what it asks of a value, in words
+    Gt: ("gt", operator.gt, "above"),
+    Ge: ("ge", operator.ge, "at least"),
+    Lt: ("lt", operator.lt, "below"),
+    Le: ("le", operator.le, "at most"),
+}
+
+
+def describe(hint: Any) -> str:
+    """Returns the bounds of a type in words, "at least 0 and below 1"; "" where it has none."""
+    return " and ".join(f"{words} {bound}" for words, _, bound in _bounds(hint))
+
+
+def wrong(hint: Any, value: Any, name: str) -> str | None:
+    """Returns what is wrong with a value by its type's bounds and choices; None: nothing.
+
+    Where a number has a bound, NaN is refused, and infinity unless it is itself a bound.
+
+    Args:
+        hint: the type, with its `Annotated`; members of tuples are checked by theirs.
+        value: of that type. None is right: whether it may be is not a matter of bounds.
+        name: of the setting, for the message.
+    """
+    if value is None:
+        return None
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        if any(isinstance(item, MinLen) and len(value) < item.min_length for item in args[1:]):
+            return f"{name} is empty; set it."
+        bounds = list(_bounds(hint))
+        if not all(holds(value, bound) for _, holds, bound in bounds):
+            return f"{name} must be {describe(hint)}, got {value!r}."
+        if bounds and math.isinf(value) and all(value != bound for *_, bound in bounds):
+            return f"{name} must be {describe(hint)} and finite, got {value!r}."
+        return wrong(args[0], value, name)
+    if origin in (typing.Union, types.UnionType):
+        found = [wrong(inner, value, name) for inner in args if inner is not types.NoneType]
+        return found[0] if all(found) else None
+    if origin is Literal and value not in args:
+        return f"{name} must be {' or '.join(map(repr, args))}, got {value!r}."
+    if origin is tuple:
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        each = (
+            wrong(h, v, f"{name}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=False))
+        )
+        return next(filter(None, each), None)
+    return None
+
+
+def _bounds(hint: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The words, the comparison and the number of each bound of an annotated type."""
+    for item in getattr(hint, "__metadata__", ()):
+        for bound in item if isinstance(item, Interval) else (item,):
+            if type(bound) in _BOUNDS:
+                name, holds, words = _BOUNDS[type(bound)]
+                yield words, holds, getattr(bound, name)

@@ -1,0 +1,56 @@
+"""What may change when a run goes on: the metadata of the fields against a list of paths."""
+
+import dataclasses
+import re
+import typing
+
+import pytest
+
+from aced.checkpoints import record
+from aced.config import optional, types_of
+from aced.methods import METHODS
+from aced.methods.coca_task import CoCaTaskConfig
+from aced.models.coca import CoCaConfig
+from aced.train.config import TrainConfig
+
+# The rule before it was metadata of the fields: runs begun then go on as they did.
+EARLIER = re.compile(
+    r"total_\w+|overlap|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
+    r"|(evals|suites|checkpoint|before|before_caches|init|mesh)\..*"
+    r"|(method\.sentences\.)?data\.(num_threads|prefetch|max_skipped_in_a_row"
+    r"|filters\.max_in_a_row|(.*\.)?cache_folder)"
+    r"|(.*\.)?data\.(.*\.)?(array_record|webdataset|parquet)\.path|(.*\.)?tfds\.data_dir"
+    r"|method\.((score|train)_micro_batch|form)"
+    r"|method\.(?!encoder\.checkpoint).*"
+    r"(model\.(scan|remat|attention)|tokenizer\.path|checkpoint|cache)"
+)
+
+
+def paths(hint, path):
+    """The paths of all settings in a tree of types; a mapping has the member NAME."""
+    while typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    hint = optional(hint) or hint
+    if typing.get_origin(hint) is dict:
+        yield from paths(typing.get_args(hint)[1], f"{path}.NAME")
+    elif dataclasses.is_dataclass(hint):
+        for name, inner in types_of(hint).items():
+            if path or name != "method":
+                yield from paths(inner, f"{path}.{name}" if path else name)
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_settings_that_may_change_are_those_of_earlier_versions(method):
+    cls = METHODS[method][0]
+    changes = {"model": CoCaConfig(classes=2)} if issubclass(cls, CoCaTaskConfig) else {}
+    settings = TrainConfig(method=cls(**changes))
+    keys = [*paths(TrainConfig, ""), *paths(cls, "method")]
+    assert {"data.mixture.NAME.parquet.path", "evals.NAME.probe.seed", "method.model.scan"} < {
+        *keys
+    }
+    different = [
+        key for key in keys if record.may_change(settings, key) != bool(EARLIER.fullmatch(key))
+    ]
+    assert not different
