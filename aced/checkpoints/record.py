@@ -23,7 +23,7 @@ _ADVICE = (
 # here, too: it moves the learning rate from there on, and extending a run is what people do.
 _MAY_CHANGE = re.compile(
     r"total_\w+|overlap|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
-    r"|(evals|suites|checkpoint|before|before_caches|init|mesh)\..*"
+    r"|(evals|suites|checkpoint|profile|before|before_caches|init|mesh)\..*"
     r"|(method\.sentences\.)?data\.(num_threads|prefetch|max_skipped_in_a_row|filters\.max_in_a_row|(.*\.)?cache_folder)"
     # Where the data are; what they are is in their fingerprint.
     r"|(.*\.)?data\.(.*\.)?(array_record|webdataset|parquet)\.path|(.*\.)?tfds\.data_dir"

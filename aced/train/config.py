@@ -14,6 +14,7 @@ from aced.methods.frozen import CheckpointOf
 from aced.optim import durations
 from aced.optim.optimizer import OptimizerConfig
 from aced.parallel.mesh import MeshConfig
+from aced.train.profiling import ProfileConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_steps: int = 50  # a line of metrics every so many steps
     picks_steps: int = 100  # a line of picks.jsonl (ids trained on) every so many; 0: none
+    profile: ProfileConfig = ProfileConfig()  # steps to trace
     max_skipped_in_a_row: int = 20  # non-finite steps that stop the run
     watchdog_minutes: float = 30.0  # without a step, an evaluation or a save end the run; 0: never
     before: dict[str, Any] = dataclasses.field(default_factory=dict)  # runs to finish first
