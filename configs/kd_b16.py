@@ -29,4 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     teacher.model.image.size = teacher.model.text.size = "L"
     config.method.teachers.large = teacher
     config.method.distillation.teachers = ("large",)
-    return tiny.shrink(config) if arg.tiny else config
+    if arg.tiny:
+        siglip_b16.shrink(config)
+        tiny.train_first(config, "large", config.method.teachers.large)
+    return config
