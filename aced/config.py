@@ -13,7 +13,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import ml_collections
@@ -35,6 +35,20 @@ def expand(path: str, workdir: str | None = None) -> str:
     if workdir is not None:
         path = path.replace(WORKDIR, workdir)
     return os.path.expanduser(path.removeprefix("file://"))
+
+
+def one_of(table: Iterable[str], default: str) -> Any:
+    """A field whose value is a name in `table`, as that is when a config is read.
+
+    Unlike a `Literal`, it needs no second list of the names, and knows those that users add.
+    """
+
+    def parse(value: Any, path: str) -> str:
+        if value not in (names := tuple(table)):
+            raise ConfigError(f"{path} must be {' or '.join(map(repr, names))}, got {value!r}.")
+        return value
+
+    return dataclasses.field(default=default, metadata={"parse": parse})
 
 
 def to_config(instance: Any) -> ml_collections.ConfigDict:

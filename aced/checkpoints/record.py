@@ -26,7 +26,7 @@ _MAY_CHANGE = re.compile(
     r"|(evals|suites|checkpoint|profile|before|before_caches|init|mesh)\..*"
     r"|(method\.sentences\.)?data\.(num_threads|prefetch|max_skipped_in_a_row|filters\.max_in_a_row|(.*\.)?cache_folder)"
     # Where the data are; what they are is in their fingerprint.
-    r"|(.*\.)?data\.(.*\.)?(array_record|webdataset|parquet)\.path|(.*\.)?tfds\.data_dir"
+    r"|(.*\.)?data\.(.*\.)?path|(.*\.)?tfds\.data_dir"
     r"|method\.((score|train)_micro_batch|form)"
     # Models have fingerprints, too; but an encoder that is part of the model is read only at first.
     r"|method\.(?!encoder\.checkpoint).*"

@@ -8,12 +8,11 @@ CoCa can choose its batch by ACID, and be distilled, by its contrastive head.
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from aced.config import ConfigError
+from aced.config import ConfigError, one_of
 from aced.cost import flops
 from aced.losses import captioning, contrastive
 from aced.methods.contrastive import Contrastive
@@ -33,7 +32,7 @@ class CoCaTrainConfig(ContrastiveConfig):
 
     name: str = "coca"
     model: CoCaConfig = CoCaConfig()
-    loss: Literal["sigmoid", "softmax"] = "softmax"
+    loss: str = one_of(contrastive.LOSSES, "softmax")
     # CoCa's weight is 1 of the sum of both directions, and our softmax loss is their mean.
     contrastive_weight: float = 2.0
     captioning_weight: float = 2.0

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from aced.config import ConfigError
+from aced.config import ConfigError, one_of
+from aced.losses.contrastive import LOSSES
+from aced.losses.distillation import KD
 from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
@@ -28,7 +30,7 @@ class DistillationConfig:
     """The second term of the loss. ACED's weight was swept over 0.5, 1, 2 (remembered)."""
 
     weight: float = 0.0  # lambda; 0 leaves the term out
-    loss: Literal["softmax", "sigmoid", "feature"] = "softmax"
+    loss: str = one_of(KD, "softmax")
     batch: Literal["selected", "iid"] = "selected"  # B_KD: ACIDistill or IIDistill
     # Names in method.teachers, or "reference". The losses of several are averaged, which for
     # softmax- and sigmoid-KD is the loss against their average probabilities.
@@ -41,7 +43,7 @@ class ContrastiveConfig(MethodConfig):
 
     name: str = "contrastive"
     model: two_tower.TwoTowerConfig = two_tower.TwoTowerConfig()
-    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    loss: str = one_of(LOSSES, "sigmoid")
     reference: FrozenConfig = FrozenConfig()  # scores candidates; unused where no score needs it
     # Models to distil from, by name; those that distillation.teachers leaves out are not loaded.
     teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)
