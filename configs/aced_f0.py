@@ -42,7 +42,8 @@ def base(model: str, *, reference: str, method: str, cache: str) -> ml_collectio
 
     acid_b16.add_reference(config, "/data/reference", cache)
     towers = config.method.reference.model
-    towers.image.size = towers.text.size = reference
+    towers.image.size = reference
+    towers.text.size = reference
 
     for tower in ("image", "text"):
         config.method.model[tower].update(presets.MODELS[model][tower])

@@ -95,7 +95,8 @@ def run(*, depth: int, width: int, steps: int, seed: int) -> ml_collections.Conf
     config.seed = seed
     config.batch_size = 64
     config.total_steps = steps
-    config.log_steps = config.picks_steps = 10
+    config.log_steps = 10
+    config.picks_steps = 10
 
     config.data.source = "shapes"
     config.data.shapes.seed = seed

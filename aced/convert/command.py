@@ -58,7 +58,9 @@ class ConvertConfig:
                 raise ConfigError(f"--{name} is empty; set it. See --help.")
         storage.check_scheme(self.out, "--out", ())
         storage.check_scheme(
-            *(self.source, "--source", ("gs",)),
+            self.source,
+            "--source",
+            ("gs",),
             "Download it, or give owner/name of a model of the Hugging Face hub.",
         )
         flag_settings.check_choices(self)

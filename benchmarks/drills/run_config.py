@@ -21,8 +21,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     method = "aced,online" if arg.reference or arg.cache else "iid"
     config = smoke.get_config(f"method={method},tiny")
     config.before = {}
-    config.batch_size, config.total_steps = 8, STEPS
-    config.checkpoint.every_steps, config.checkpoint.keep_last = SAVED, 3
+    config.batch_size = 8
+    config.total_steps = STEPS
+    config.checkpoint.every_steps = SAVED
+    config.checkpoint.keep_last = 3
     config.method.selection.chunks = 2
     if not arg.evals:
         config.evals = {}
@@ -30,7 +32,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.method.reference.checkpoint = arg.reference
         config.method.reference.cache = arg.cache
     data = config.data
-    data.num_threads, data.source = 2, arg.source
+    data.num_threads = 2
+    data.source = arg.source
     if arg.source == "mixture":
         for name, member in (
             (

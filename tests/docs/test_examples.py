@@ -110,7 +110,8 @@ def test_evaluator():
 @pytest.mark.slow
 def test_method(tmp_path):
     config = run("docs/extend/method.md")["get_config"]("steps=2")
-    config.batch_size, config.evals = 16, {}
+    config.batch_size = 16
+    config.evals = {}
     last = loop.run(config, str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2
     assert last["examples_trained"] == 32

@@ -375,7 +375,8 @@ def test_a_run_with_a_swin_image_tower_trains_and_evaluates(tmp_path):
     config.method.model.image = to_config(image)
     config = smoke.shrink(config)
     assert parse(config).method.model.image.out_width == 32
-    config.method.model.image.swin.depths, config.method.model.image.swin.heads = (2,), (2,)
+    config.method.model.image.swin.depths = (2,)
+    config.method.model.image.swin.heads = (2,)
     config.evals = {"classes": config.evals.classes}
     last = loop.run(config, str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2
