@@ -31,7 +31,7 @@ from aced.cost import flops
 from aced.data.batch_spec import View, with_embeddings
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
-from aced.losses import contrastive, distillation
+from aced.losses import LOSSES, distillation
 from aced.methods.base import Batch, Loss, Method, Metrics, StepContext, Stepped
 from aced.methods.contrastive_settings import LEARNER, REFERENCE, ContrastiveConfig, frozen_key
 from aced.methods.providers import Provider, Running, Stored
@@ -182,7 +182,7 @@ class Contrastive(Method):
     def _task(self, params: PyTree, batch: Batch) -> tuple[Embeddings, Float[Array, ""], Metrics]:
         """The learner's embeddings of a sub-batch, the loss without distillation, its parts."""
         learner = self.learner.embed(params["model"], batch)
-        loss = contrastive.LOSSES[self.config.loss](learner, form=self.config.form)
+        loss = LOSSES[self.config.loss](learner, form=self.config.form)
         return learner, loss, {"loss/contrastive": loss}
 
     def _choose(

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from aced.config import ConfigError, one_of
-from aced.losses.contrastive import LOSSES
+from aced.losses import LOSSES
 from aced.losses.distillation import KD
 from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig

@@ -10,12 +10,11 @@ import matplotlib
 import numpy as np
 import pytest
 
-from aced import evaluators, methods
+from aced import evaluators, losses, methods
 from aced.config import ConfigError, from_config
 from aced.data import sources
 from aced.data.sources import DataConfig
 from aced.evaluators import EvalConfig
-from aced.losses import contrastive
 from aced.models import model_folder
 from aced.models.saved import Model
 from aced.train import loop
@@ -27,7 +26,7 @@ from tests.docs.pages import ROOT, blocks
 def _examples_leave_no_names_behind(monkeypatch):
     for table, name in (
         (evaluators.KINDS, "uniformity"),
-        (contrastive.LOSSES, "hinge"),
+        (losses.LOSSES, "hinge"),
         (methods.METHODS, "locked_image"),
     ):
         monkeypatch.setitem(table, name, None)  # at the end it is removed again
@@ -84,7 +83,7 @@ def test_own_loop_picks_fewer_wrong_captions():
 
 def test_loss():
     names = run("docs/extend/loss.md")
-    assert contrastive.LOSSES["hinge"] is names["hinge_loss"]
+    assert losses.LOSSES["hinge"] is names["hinge_loss"]
     assert from_config(methods.ContrastiveConfig, {"loss": "hinge"}).loss == "hinge"
 
 
