@@ -4,7 +4,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
@@ -25,6 +25,13 @@ _BOUNDS = {  # the name of the bound in its class, what it asks of a value, in w
     Lt: ("lt", operator.lt, "below"),
     Le: ("le", operator.le, "at most"),
 }
+
+
+class OneOf:
+    """The names in a table, as the table is when a value is checked: users may add to it."""
+
+    def __init__(self, table: Iterable[str]):
+        self.table = table
 
 
 def describe(hint: Any) -> str:
@@ -48,6 +55,9 @@ def wrong(hint: Any, value: Any, name: str) -> str | None:
     if origin is Annotated:
         if any(isinstance(item, MinLen) and len(value) < item.min_length for item in args[1:]):
             return f"{name} is empty; set it."
+        for names in (tuple(item.table) for item in args[1:] if isinstance(item, OneOf)):
+            if value not in names:
+                return f"{name} must be {' or '.join(map(repr, names))}, got {value!r}."
         bounds = list(_bounds(hint))
         if not all(holds(value, bound) for _, holds, bound in bounds):
             return f"{name} must be {describe(hint)}, got {value!r}."

@@ -75,25 +75,32 @@ NUMBERS = ("scenes/mean_r1", "classes/top1", "drawings/mean_r1")
 def mixture(data: ml_collections.ConfigDict, seed: int, drawings: str) -> None:
     """Lets `data` be scenes of this seed and the drawings in a folder, three to one."""
     scenes = to_config(MemberConfig(weight=3.0))
-    scenes.shapes.seed, scenes.shapes.size, scenes.shapes.resolution = seed, SCENES, 48
+    scenes.shapes.seed = seed
+    scenes.shapes.size = SCENES
+    scenes.shapes.resolution = 48
     clips = to_config(MemberConfig())
     small.read(clips, drawings, "train")
-    data.source, data.mixture = "mixture", {"scenes": scenes, "drawings": clips}
+    data.source = "mixture"
+    data.mixture = {"scenes": scenes, "drawings": clips}
 
 
 def run(*, depth: int, width: int, steps: int, seed: int, batch: int) -> ml_collections.ConfigDict:
     """Contrastive training of both towers; evaluated on scenes and drawings."""
     size = {"depth": depth, "width": width, "steps": steps, "seed": seed}
     config = small.run(f"{_DATA.value}/clean", f"{_DATA.value}/clean", **size)
-    config.batch_size, config.data.num_threads = batch, 4
+    config.batch_size = batch
+    config.data.num_threads = 4
     model = config.method.model
-    model.text.length = model.tokenizer.length = LENGTH
+    model.text.length = LENGTH
+    model.tokenizer.length = LENGTH
     drawings = config.evals.retrieval
     config.evals = {"drawings": drawings}
     for name, kind in (("scenes", "retrieval"), ("classes", "zeroshot")):
         evaluation = drawings.copy_and_resolve_references()
-        evaluation.kind, evaluation.max_examples = kind, 1000
-        evaluation.data.source, evaluation.data.shapes.split = "shapes", "val"
+        evaluation.kind = kind
+        evaluation.max_examples = 1000
+        evaluation.data.source = "shapes"
+        evaluation.data.shapes.split = "val"
         evaluation.data.shapes.resolution = 48
         evaluation.templates = ("a {}", "a picture of a {}")
         config.evals[name] = evaluation
@@ -121,14 +128,16 @@ def student(name: str, seed: int, work: pathlib.Path) -> ml_collections.ConfigDi
     config.method = to_config(DimeConfig())
     method = config.method
     method.model.image = image
-    method.teacher.checkpoint, method.teacher.cache = str(work / "teacher"), str(work / "pictures")
+    method.teacher.checkpoint = str(work / "teacher")
+    method.teacher.cache = str(work / "pictures")
     chosen = "random" if name == "random sentences" else "nearest"
     small.read(method.sentences.data, str(work / chosen), "train")
     method.sentences.cache = str(work / f"{chosen}_features")
     loss = method.loss
     loss.score_weight, loss.pseudo_weight, loss.distance_weight = weights
     # Scenes are about places, left and right: crops of 8 % and flips, as in the paper, change them.
-    method.augment.crop_area, method.augment.flip = (_CROP.value, 1.0), 0.0
+    method.augment.crop_area = (_CROP.value, 1.0)
+    method.augment.flip = 0.0
     return config
 
 
@@ -176,8 +185,10 @@ def probe(name: str, seed: int, workdir: pathlib.Path) -> dict:
     """The linear probe of a finished run, and its zero-shot classification."""
     config = run(depth=2, width=64, steps=1, seed=seed, batch=BATCH)  # the model is the run's own
     linear = config.evals.classes.copy_and_resolve_references()
-    linear.kind, linear.probe.data = "linear_probe", linear.data.copy_and_resolve_references()
-    linear.probe.data.shapes.split, linear.probe.max_examples = "train", PROBED
+    linear.kind = "linear_probe"
+    linear.probe.data = linear.data.copy_and_resolve_references()
+    linear.probe.data.shapes.split = "train"
+    linear.probe.max_examples = PROBED
     config.evals = {"classes": config.evals.classes, "probe": linear}
     found = evaluate.run(config, evaluate.EvaluateConfig(), str(workdir))
     chosen = [f"probe/{key}" for key in ("learning_rate", "weight_decay", "epochs")]

@@ -8,8 +8,21 @@ from typing import Any
 from PIL import Image
 
 COLOURS = (
-    *("#000000", "#ffffff", "#5f6368", "#c62828", "#ef6c00", "#fbc02d", "#2e7d32", "#00838f"),
-    *("#1565c0", "#6a1b9a", "#ad1457", "#4e342e", "#e3f2fd", "#fff3e0", "#e8f5e9"),
+    "#000000",
+    "#ffffff",
+    "#5f6368",
+    "#c62828",
+    "#ef6c00",
+    "#fbc02d",
+    "#2e7d32",
+    "#00838f",
+    "#1565c0",
+    "#6a1b9a",
+    "#ad1457",
+    "#4e342e",
+    "#e3f2fd",
+    "#fff3e0",
+    "#e8f5e9",
 )
 LIGHT = ("#ffffff", "#eeeeee", "#e3f2fd", "#fff3e0", "#e8f5e9", "#fce4ec")
 CONTRAST = 3.0  # of icon and ground at least, as WCAG 2.1 (1.4.11) asks of icons

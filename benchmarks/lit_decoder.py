@@ -48,10 +48,15 @@ def decoder(folder: str, base: ml_collections.ConfigDict, seed: int) -> ml_colle
     config.method = to_config(LitDecoderConfig(task="captioning", model=model))
     tiny.use_scenes_tokenizer(config.method.model, length=theirs.text.length)
     config.method.encoder.checkpoint = folder
-    config.seed, config.batch_size, config.total_steps = seed, 64, _STEPS.value
-    config.data, config.log_steps, config.picks_steps = base.data, 50, 0
+    config.seed = seed
+    config.batch_size = 64
+    config.total_steps = _STEPS.value
+    config.data = base.data
+    config.log_steps = 50
+    config.picks_steps = 0
     config.optimizer.weight_decay = 0.0
-    config.optimizer.schedule.peak, config.optimizer.schedule.warmup_percent = 3e-3, 10.0
+    config.optimizer.schedule.peak = 3e-3
+    config.optimizer.schedule.warmup_percent = 10.0
     config.evals.val = to_config(EvalConfig(kind="captioning", max_examples=500, batch_size=50))
     config.evals.val.data = base.evals.retrieval.data
     config.evals.val.generation.kind = "greedy"

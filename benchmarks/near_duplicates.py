@@ -46,14 +46,26 @@ COPIES = 24
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 FILTERS = ("BOX", "BILINEAR", "BICUBIC", "LANCZOS")
 ENCODINGS = (
-    *(("PNG", 0), ("JPEG", 30), ("JPEG", 50), ("JPEG", 75), ("JPEG", 95)),
-    *(("WEBP", 50), ("WEBP", 80)),
+    ("PNG", 0),
+    ("JPEG", 30),
+    ("JPEG", 50),
+    ("JPEG", 75),
+    ("JPEG", 95),
+    ("WEBP", 50),
+    ("WEBP", 80),
 )
 BITS = (0, 2, 4)
 # Mean and largest distance; None: the hash alone.
 BOUNDS = (
-    *((None, None), (0.01, 0.02), (0.015, 0.03), (0.015, 0.04), (0.015, 0.05), (0.02, 0.06)),
-    *((0.03, 0.1), (0.015, None), (None, 0.04)),
+    (None, None),
+    (0.01, 0.02),
+    (0.015, 0.03),
+    (0.015, 0.04),
+    (0.015, 0.05),
+    (0.02, 0.06),
+    (0.03, 0.1),
+    (0.015, None),
+    (None, 0.04),
 )
 CASES = (
     ("noto", "yellow-heart", "blue-heart"),
@@ -99,7 +111,9 @@ def drawn(collection: dict, name: str, resolution: int) -> np.ndarray | None:
 def kinds(packages: dict[str, dict], count: int) -> Iterator[tuple[str, list[np.ndarray]]]:
     """The pictures that are copied, by kind."""
     for kind, families, side in (
-        *(("emoji 64", EMOJI, 64), ("emoji 256", EMOJI, 256), ("icons 256", ICONS, 256)),
+        ("emoji 64", EMOJI, 64),
+        ("emoji 256", EMOJI, 256),
+        ("icons 256", ICONS, 256),
     ):
         names = [(family, name) for family in families for name in packages[family]["icons"]]
         chosen = random.Random(0).sample(sorted(names), count)

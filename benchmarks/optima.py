@@ -121,12 +121,15 @@ def model(task: str, work: pathlib.Path, *, depth: int) -> ml_collections.Config
     text = DecoderConfig(unimodal=depth, multimodal=depth, length=POSITIONS, **size)
     config = to_config(CoCaConfig(image=image, text=text, queries=made.queries))
     if task == "openclipart":
-        config.tokenizer.kind, config.tokenizer.path = "hf", str(work / "tokenizer.json")
-        config.text.vocab_size, config.text.eos_id = WORDS, 1
+        config.tokenizer.kind = "hf"
+        config.tokenizer.path = str(work / "tokenizer.json")
+        config.text.vocab_size = WORDS
+        config.text.eos_id = 1
     else:
         tiny.use_scenes_tokenizer(config, POSITIONS)
     config.tokenizer.length = POSITIONS if task == "captions" else SHORT
-    config.classes, config.head_hidden = len(CLASS_NAMES.get(task, ())), made.head_hidden
+    config.classes = len(CLASS_NAMES.get(task, ()))
+    config.head_hidden = made.head_hidden
     config.pictures = 2 if task == "two_pictures" else 1
     return config
 
@@ -143,14 +146,18 @@ def run(
 ) -> ml_collections.ConfigDict:
     """A run of `method` on a task, evaluated at its end."""
     config = to_config(TrainConfig())
-    config.batch_size, config.total_steps, config.seed = 64, steps, seed
+    config.batch_size = 64
+    config.total_steps = steps
+    config.seed = seed
     config.method = to_config(method)
     config.method.model = own
     if config.method.name != "coca":
         config.method.task = "captioning" if is_captioning(task) else "answers"
-    config.optimizer.schedule.kind, config.optimizer.schedule.peak = "cosine", peak
+    config.optimizer.schedule.kind = "cosine"
+    config.optimizer.schedule.peak = peak
     config.optimizer.schedule.warmup_percent = warmup
-    config.log_steps, config.picks_steps = _PULL.value, 0
+    config.log_steps = _PULL.value
+    config.picks_steps = 0
     config.checkpoint.every_steps = 500
     if is_captioning(task):
         config.evals.val = to_config(EvalConfig(kind="captioning", max_examples=600))
@@ -160,12 +167,15 @@ def run(
         (config.data, "train", 200_000),
         (config.evals.val.data, "val", 2_000),
     ):
-        data.num_threads, data.caption = 2, "first"
+        data.num_threads = 2
+        data.caption = "first"
         if task == "openclipart":
             small.read(data, f"{_DATA.value}/clean", split)
         else:
-            data.shapes.task, data.shapes.split = task, split
-            data.shapes.size, data.shapes.resolution = scenes, RESOLUTION
+            data.shapes.task = task
+            data.shapes.split = split
+            data.shapes.size = scenes
+            data.shapes.resolution = RESOLUTION
     return config
 
 

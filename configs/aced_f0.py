@@ -22,13 +22,13 @@ import ml_collections
 
 from aced.config import parse_arg
 from aced.models import presets
-from configs import acid_b16, methods, siglip_b16, tiny
+from configs import acid_b16, methods, siglip_b16
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     arg = parse_arg(arg, tiny=False, method="aced", cache="")
     config = base("ACED-F0", reference="L", method=arg.method, cache=arg.cache)
-    return tiny.shrink(config) if arg.tiny else config
+    return acid_b16.shrink(config) if arg.tiny else config
 
 
 def base(model: str, *, reference: str, method: str, cache: str) -> ml_collections.ConfigDict:
@@ -42,7 +42,8 @@ def base(model: str, *, reference: str, method: str, cache: str) -> ml_collectio
 
     acid_b16.add_reference(config, "/data/reference", cache)
     towers = config.method.reference.model
-    towers.image.size = towers.text.size = reference
+    towers.image.size = reference
+    towers.text.size = reference
 
     for tower in ("image", "text"):
         config.method.model[tower].update(presets.MODELS[model][tower])

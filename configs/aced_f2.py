@@ -17,10 +17,10 @@ As configs/aced_f0.py, which names the source of every number; the model's size 
 import ml_collections
 
 from aced.config import parse_arg
-from configs import aced_f0, tiny
+from configs import aced_f0, acid_b16
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     arg = parse_arg(arg, tiny=False, method="aced", cache="")
     config = aced_f0.base("ACED-F2", reference="g", method=arg.method, cache=arg.cache)
-    return tiny.shrink(config) if arg.tiny else config
+    return acid_b16.shrink(config) if arg.tiny else config

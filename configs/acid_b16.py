@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
     config.method.selection.strata = 256
     config.method.score_micro_batch = 32_768
-    return tiny.shrink(config) if arg.tiny else config
+    return shrink(config) if arg.tiny else config
 
 
 def add_reference(config: ml_collections.ConfigDict, checkpoint: str, cache: str) -> None:
@@ -38,3 +38,13 @@ def add_reference(config: ml_collections.ConfigDict, checkpoint: str, cache: str
     config.method.reference.checkpoint = "" if cache else checkpoint
     config.method.reference.cache = cache
     config.method.reference.model = config.method.model.copy_and_resolve_references()
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The tiny form, whose reference is trained first."""
+    siglip_b16.shrink(config)
+    config.method.selection.chunks = 2
+    config.method.selection.strata = 1
+    config.method.score_micro_batch = tiny.BATCH_SIZE  # divides the super-batch
+    tiny.train_first(config, "reference", config.method.reference)
+    return config

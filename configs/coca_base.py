@@ -44,7 +44,7 @@ def of_model(model: str, arg: str) -> ml_collections.ConfigDict:
     if arg.acid:
         config.method.reference.checkpoint = arg.acid
         methods.apply(config, "h_acid", filter_ratio=0.8, weight=0.0)
-    return tiny.shrink_coca(config, arg.task or "coco_caption") if arg.tiny else config
+    return shrink(config, arg.task) if arg.tiny else config
 
 
 def pretraining(model: str) -> ml_collections.ConfigDict:
@@ -84,4 +84,18 @@ def finetuning(model: str, task: str) -> ml_collections.ConfigDict:
     config.method.model.remat = "full"
     coca_tasks.apply(config, task)
     config.init.checkpoint = "/data/" + model.lower().replace("-", "_")
+    return config
+
+
+def shrink(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigDict:
+    """The tiny form; what a task starts from, or the reference, is trained first."""
+    coca_tasks.shrink(config, task or "coco_caption")
+    if task:
+        pretrained = to_config(TrainConfig(method=CoCaTrainConfig()))
+        pretrained.method.model = config.method.model.copy_and_resolve_references()
+        pretrained.method.model.classes = 0
+        pretrained.method.model.pictures = 1
+        tiny.train_first(config, "start", config.init, pretrained)
+    else:
+        tiny.train_first(config, "reference", config.method.reference)
     return config

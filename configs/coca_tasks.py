@@ -11,6 +11,7 @@ import ml_collections
 
 from aced.config import ConfigError, to_config
 from aced.evaluators import EvalConfig
+from configs import tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +76,13 @@ def apply(config: ml_collections.ConfigDict, name: str) -> None:
     held_out.array_record.path = config.data.array_record.get_ref("path")  # follows the data
     held_out.array_record.split = "val"
     config.checkpoint.every_steps = 1_000
+
+
+def shrink(config: ml_collections.ConfigDict, name: str) -> None:
+    """Gives `config` the tiny form of the task called `name`: the embedded task like it."""
+    embedded = get(name).embedded
+    tiny.shrink_run(config)
+    tiny.shrink_coca(config.method.model, embedded)
+    config.data.shapes.task = embedded
+    for evaluation in config.evals.values():
+        evaluation.data.shapes.task = embedded

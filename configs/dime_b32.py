@@ -29,10 +29,12 @@ for the student, as many sentences as pictures per step. Arguments: `tiny`.
 
 import ml_collections
 
+from aced.cache.config import CacheConfig
 from aced.config import parse_arg, to_config
 from aced.evaluators import EvalConfig
 from aced.methods.dime import DimeConfig
 from aced.models import two_tower
+from aced.models.text import TextConfig
 from aced.train.config import TrainConfig
 from configs import tiny
 
@@ -40,7 +42,7 @@ from configs import tiny
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     arg = parse_arg(arg, tiny=False)
     config = base()
-    return tiny.shrink_dime(config) if arg.tiny else config
+    return shrink(config) if arg.tiny else config
 
 
 def base() -> ml_collections.ConfigDict:
@@ -85,4 +87,24 @@ def base() -> ml_collections.ConfigDict:
     held_out.source = "array_record"
     held_out.array_record.path = "/data/pairs"
     held_out.array_record.split = "val"
+    return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The tiny form: a teacher is trained, and embeds pictures and sentences, before the run."""
+    tiny.shrink_run(config)
+    method = config.method
+    method.model.text = to_config(TextConfig())  # the tiny teacher's takes its place
+    tiny.shrink_towers(method.model)
+    tiny.train_first(config, "teacher", method.teacher)
+    tiny.shrink_data(method.sentences.data)
+    method.sentences.data.shapes.seed = 7  # other scenes: nothing is paired
+    method.teacher.cache = "{workdir}/pictures"
+    method.sentences.cache = "{workdir}/sentences"
+    config.before_caches.teacher = to_config(
+        CacheConfig(model="teacher", out=method.teacher.cache, towers="image")
+    )
+    config.before_caches.sentences = to_config(
+        CacheConfig(model="sentences", out=method.sentences.cache, towers="text")
+    )
     return config

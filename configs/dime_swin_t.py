@@ -15,7 +15,7 @@ import ml_collections
 
 from aced.config import parse_arg, to_config
 from aced.models.vit import ImageConfig
-from configs import dime_b32, tiny
+from configs import dime_b32
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -26,4 +26,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ImageConfig(architecture="swin", resolution=224, mean=clip.mean, std=clip.std)
     )
     config.method.train_micro_batch = 3_072
-    return tiny.shrink_dime(config) if arg.tiny else config
+    return dime_b32.shrink(config) if arg.tiny else config

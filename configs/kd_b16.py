@@ -26,7 +26,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     methods.apply(config, "kd", filter_ratio=0.0, weight=1.0)
     teacher = to_config(FrozenConfig(checkpoint="/data/teacher"))
     teacher.model = config.method.model.copy_and_resolve_references()
-    teacher.model.image.size = teacher.model.text.size = "L"
+    teacher.model.image.size = "L"
+    teacher.model.text.size = "L"
     config.method.teachers.large = teacher
     config.method.distillation.teachers = ("large",)
-    return tiny.shrink(config) if arg.tiny else config
+    if arg.tiny:
+        siglip_b16.shrink(config)
+        tiny.train_first(config, "large", config.method.teachers.large)
+    return config

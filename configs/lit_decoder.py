@@ -48,4 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     method.encoder.checkpoint = "/data/aced_f1"
     # So that a slice can be checked before there is an encoder.
     method.encoder.model = to_config(encoder)
-    return tiny.shrink_coca(config, arg.task) if arg.tiny else config
+    if arg.tiny:
+        coca_tasks.shrink(config, arg.task)
+        tiny.train_first(config, "encoder", method.encoder)
+    return config

@@ -36,7 +36,8 @@ def apply(
     if name not in METHODS:
         raise ConfigError(f"Method {name!r} is unknown; known: {', '.join(METHODS)}.")
     score, distils, kd_batch = METHODS[name]
-    selection, distillation = config.method.selection, config.method.distillation
+    selection = config.method.selection
+    distillation = config.method.distillation
     selection.filter_ratio = filter_ratio if score else 0.0
     selection.score = score or "learnability"
     distillation.weight = weight if distils else 0.0

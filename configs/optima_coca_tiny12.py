@@ -19,8 +19,10 @@ those of CoCa's fine-tuning. Arguments: `task`, `tiny`.
 import ml_collections
 
 from aced.config import parse_arg, to_config
+from aced.methods.coca_task import CoCaTaskConfig
 from aced.methods.optima import OptimaConfig
 from aced.models import coca
+from aced.models.coca import CoCaConfig
 from aced.train.config import TrainConfig
 from configs import coca_tasks, tiny
 
@@ -44,4 +46,19 @@ def of_student(model: str, arg: str) -> ml_collections.ConfigDict:
     method.teacher.checkpoint = f"/data/coca_large_{arg.task}"
     # So that a slice can be checked before there is a teacher; its run must agree.
     method.teacher.model = to_config(coca.preset("CoCa-Large", dtype="bfloat16", **task.heads))
-    return tiny.shrink_coca(config, arg.task) if arg.tiny else config
+    return shrink(config, arg.task) if arg.tiny else config
+
+
+def shrink(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigDict:
+    """The tiny form, whose teacher, of twice the layers, is trained first."""
+    coca_tasks.shrink(config, task)
+    method = config.method
+    method.pull_steps = 1
+    teacher = to_config(TrainConfig(method=CoCaTaskConfig(model=CoCaConfig(classes=2))))
+    teacher.method.task = method.task
+    teacher.method.model = method.model.copy_and_resolve_references()
+    embedded = coca_tasks.get(task).embedded
+    tiny.shrink_coca(teacher.method.model, embedded, layers=2)
+    teacher.data.shapes.task = embedded
+    tiny.train_first(config, "teacher", method.teacher, teacher)
+    return config

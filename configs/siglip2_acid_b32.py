@@ -35,4 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     methods.apply(config, "h_acid", filter_ratio=arg.filter_ratio, weight=0.0)
     config.method.selection.strata = 256
     config.method.score_micro_batch = 32_768
-    return tiny.shrink(config) if arg.tiny else config
+    if arg.tiny:
+        acid_b16.shrink(config)
+        tiny.train_first(config, "start", config.init)
+    return config

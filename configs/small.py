@@ -28,7 +28,7 @@ from aced.config import ConfigError, parse_arg, to_config
 from aced.data import records, sources, tokenizers
 from aced.data.sources import parquet_splits
 from aced.evaluators import EvalConfig
-from configs import methods, smoke, tiny
+from configs import methods, smoke
 
 DATA, CLEAN = "/data/all", "/data/clean"  # of the command above
 RESOLUTION = 48
@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         )
         if _has_clean(clean):
             config.before.reference.data.array_record.split = "clean"
-    return tiny.shrink(config) if arg.tiny else config
+    return smoke.shrink(config) if arg.tiny else config
 
 
 def run(

@@ -55,9 +55,19 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             config.before_caches.reference = to_config(CacheConfig(out=embeddings, batch_size=320))
             config.method.reference.cache = embeddings
     if arg.tiny:
-        return tiny.shrink(config)
+        return shrink(config)
     if arg.method != "iid" and not arg.alone:
         config.before.iid = learner("iid", arg.steps, arg.seed)
+    return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The tiny form."""
+    tiny.shrink_run(config)
+    tiny.shrink_towers(config.method.model)
+    config.method.selection.chunks = 2
+    config.method.selection.strata = 1
+    tiny.train_first(config, "reference", config.method.reference)
     return config
 
 
@@ -85,7 +95,8 @@ def run(*, depth: int, width: int, steps: int, seed: int) -> ml_collections.Conf
     config.seed = seed
     config.batch_size = 64
     config.total_steps = steps
-    config.log_steps = config.picks_steps = 10
+    config.log_steps = 10
+    config.picks_steps = 10
 
     config.data.source = "shapes"
     config.data.shapes.seed = seed

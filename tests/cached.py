@@ -68,12 +68,15 @@ def write_model(folder, config=None, seed=0):
 def run_config(data, reference, steps=4, cache=None):
     """A tiny ACED run on the data set `data` with the model `reference`, or its `cache`."""
     config = small_run.get_config(f"reference={reference or cache}")
-    config.total_steps, config.batch_size = steps, 8
+    config.total_steps = steps
+    config.batch_size = 8
     config.method.selection.strata = 4
     config.evals = {}
-    config.data.source, config.data.array_record.path = "array_record", data
+    config.data.source = "array_record"
+    config.data.array_record.path = data
     if cache is not None:
-        config.method.reference.checkpoint, config.method.reference.cache = "", str(cache)
+        config.method.reference.checkpoint = ""
+        config.method.reference.cache = str(cache)
     return config
 
 

@@ -13,7 +13,7 @@ from aced.data.sources import ArrayRecordConfig, MemberConfig
 from aced.data.sources.parquet import ParquetConfig
 from aced.data.sources.tars import WebDatasetConfig
 from aced.data.sources.tfds import TfdsConfig
-from configs import smoke, tiny
+from configs import smoke
 from tests.data import many
 
 COUNT, BATCH, STEPS = 40, 16, 30  # three epochs of every source
@@ -33,12 +33,15 @@ def write(folder: pathlib.Path) -> None:
 
 def get_config(arg: str) -> ml_collections.ConfigDict:
     arg = parse_arg(arg, data="")
-    config = tiny.shrink(smoke.get_config("method=iid"))
-    config.batch_size, config.total_steps, config.picks_steps = BATCH, STEPS, 1
+    config = smoke.get_config("method=iid,tiny")
+    config.batch_size = BATCH
+    config.total_steps = STEPS
+    config.picks_steps = 1
     config.checkpoint.every_steps = 3
     config.evals = {}
     data = config.data
-    data.source, data.num_threads = "mixture", 2
+    data.source = "mixture"
+    data.num_threads = 2
     builder = (pathlib.Path(arg.data) / "builder_dir").read_text()
     data.mixture = {
         source: to_config(MemberConfig(source=source, **{source: settings}))

@@ -8,15 +8,15 @@ that makes one.
 import ml_collections
 
 from aced.config import parse_arg
-from configs import smoke, tiny
+from configs import smoke
 
 STEPS = 30
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     arg = parse_arg(arg, reference="")
-    method = "aced,online,alone" if arg.reference else "iid"
-    config = tiny.shrink(smoke.get_config(f"method={method}"))
+    method = "aced,online" if arg.reference else "iid"
+    config = smoke.get_config(f"method={method},tiny")
     config.total_steps = STEPS if arg.reference else 2
     config.checkpoint.every_steps = 3
     config.data.num_threads = 2

@@ -1,11 +1,12 @@
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import ml_collections
 import pytest
 
-from aced.config import ConfigError, from_config, parse_arg, to_config
+from aced.bounds import OneOf
+from aced.config import Checked, ConfigError, from_config, parse_arg, to_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,20 @@ def test_round_trip_through_a_config_dict():
     value = Outer(Inner(0.1, "b", 3, (("x", 2.0),)), {"one": Inner(rate=2.0)}, (3, 4), True)
     assert from_config(Outer, to_config(value)) == value
     assert from_config(Outer, {}) == Outer()
+
+
+def test_a_choice_follows_its_table():
+    table = {"a": 1, "b": 2}
+
+    @dataclasses.dataclass(frozen=True)
+    class Choice(Checked):
+        name: Annotated[str, OneOf(table)] = "a"
+
+    assert from_config(Choice, {}).name == "a"
+    with pytest.raises(ConfigError, match=r"config\.name must be 'a' or 'b', got 'c'"):
+        from_config(Choice, {"name": "c"})
+    table["c"] = 3
+    assert from_config(Choice, to_config(Choice("c"))).name == "c"
 
 
 def test_optional_settings_can_be_set_where_the_config_is_locked():

@@ -181,7 +181,9 @@ class Checkpointer:
         logging.error(
             "The run goes on from its newest whole checkpoint, step %d. The damaged ones, steps "
             "%s, were moved to %s beside it; remove them when you need them no more.",
-            *(whole, sorted(damaged), self._folder.parent / DAMAGED_FOLDER),
+            whole,
+            sorted(damaged),
+            self._folder.parent / DAMAGED_FOLDER,
         )
         if self._opened is not None:
             self._reopen()  # the old manager still lists them

@@ -53,7 +53,9 @@ class ConvertConfig(FlagSettings):
     def _check(self) -> None:
         storage.check_scheme(self.out, "--out", ())
         storage.check_scheme(
-            *(self.source, "--source", ("gs",)),
+            self.source,
+            "--source",
+            ("gs",),
             "Download it, or give owner/name of a model of the Hugging Face hub.",
         )
         if not self.source.endswith(".npz") and (self.model or self.tokenizer):

@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from aced.evaluators.answers import Answers
 from aced.evaluators.captioning import Captioning
-from aced.evaluators.config import EvalConfig
+from aced.evaluators.config import KINDS, EvalConfig
 from aced.evaluators.linear_probe import LinearProbe
 from aced.evaluators.retrieval import Retrieval
 from aced.evaluators.zeroshot import ZeroShot
@@ -16,7 +16,7 @@ from aced.models.base import ModelConfig
 __all__ = ["EvalConfig", "Evaluator", "build"]
 
 Evaluator = Callable[[PyTree], dict[str, float]]
-KINDS = {
+KINDS |= {
     "retrieval": Retrieval,
     "zeroshot": ZeroShot,
     "linear_probe": LinearProbe,

@@ -48,7 +48,11 @@ class Answers:
             return {"right": right, "loss": loss, "texts_mask": batch["texts_mask"]}
 
         found = whole.through(
-            *(judge, self._source, self._model, self._mesh, self._config),
+            judge,
+            self._source,
+            self._model,
+            self._mesh,
+            self._config,
             pictures=self._model.pictures,
         )
         return self._numbers(found)
@@ -68,7 +72,9 @@ class Answers:
             logging.warning(
                 "An evaluation leaves out %d of %d examples of %s: they have no question or no "
                 "label.",
-                *((~known).sum(), len(known), name),
+                (~known).sum(),
+                len(known),
+                name,
             )
         right, label = found["right"][known], label[known]
         return {

@@ -84,7 +84,9 @@ class Captioning:
         if len(kept) < len(pairs):
             logging.warning(
                 "An evaluation leaves out %d of %d pictures of %s: they have no caption.",
-                *(len(pairs) - len(kept), len(pairs), self._source.name),
+                len(pairs) - len(kept),
+                len(pairs),
+                self._source.name,
             )
         if jax.process_index() == 0:
             for caption, texts in kept[:_SHOWN]:

@@ -99,7 +99,9 @@ class Labelled:
         if not known.all():
             logging.warning(
                 "An evaluation leaves out %d of %d pictures of %s: they have no label.",
-                *(np.sum(~known), len(known), self._source.name),
+                np.sum(~known),
+                len(known),
+                self._source.name,
             )
         if self._shown is None and self._names and truth.max() >= len(self._names):
             beyond = np.unique(truth[truth >= len(self._names)])

@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
-from aced.bounds import PositiveFloat, PositiveInt
+from aced.bounds import OneOf, PositiveFloat, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.data.sources import DataConfig
 from aced.models.generation import GenerationConfig
+
+KINDS: dict[str, type] = {}  # filled in aced/evaluators/__init__.py, with what reads EvalConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class EvalConfig(Checked):
     # "retrieval" and "zeroshot" classification by the embeddings; "linear_probe": classification by
     # a head that is trained on pictures' embeddings; "answers": what CoCa's head chooses;
     # "captioning": what its decoder writes
-    kind: Literal["retrieval", "zeroshot", "linear_probe", "answers", "captioning"] = "retrieval"
+    kind: Annotated[str, OneOf(KINDS)] = "retrieval"
     data: DataConfig = DataConfig()
     batch_size: PositiveInt = 256  # over all devices; rounded up to a multiple of their number
     max_examples: PositiveInt | None = None  # the first so many of the data set; None: all

@@ -43,7 +43,7 @@ class Embedder:
             return out
 
         found = whole.through(
-            *(embed, source, self._model, self._mesh, self._config), captions=max(captions, 1)
+            embed, source, self._model, self._mesh, self._config, captions=max(captions, 1)
         )
         if captions:
             has_text = found.pop("texts_mask")

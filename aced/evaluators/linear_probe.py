@@ -129,7 +129,10 @@ def fit(
     grid = np.array(settings, np.float32)
     scaling = Scaling.of(zimg[kept])
     quality = _search(
-        *(key, scaling.standardise(zimg[kept], truth[kept]), scaling.into(head), grid),
+        key,
+        scaling.standardise(zimg[kept], truth[kept]),
+        scaling.into(head),
+        grid,
         scaling.standardise(zimg[held], truth[held]),
         epochs=probe.epochs,
         size=probe.batch_size,
@@ -139,7 +142,11 @@ def fit(
     epochs, best = np.unravel_index(np.argmax(quality), quality.shape)
     scaling = Scaling.of(zimg)
     trained = _train(
-        *(key, scaling.standardise(zimg, truth), scaling.into(head), grid[best], epochs),
+        key,
+        scaling.standardise(zimg, truth),
+        scaling.into(head),
+        grid[best],
+        epochs,
         size=probe.batch_size,
     )
     learning_rate, weight_decay, _ = settings[best]

@@ -55,7 +55,9 @@ def averages(found: Mapping[str, float], suites: Suites) -> dict[str, float]:
         if missing := [number for number in numbers if number not in found]:
             logging.warning(
                 "suites.%s is left out: its evaluation does not give %r. There are: %s.",
-                *(name, missing[0], ", ".join(found)),
+                name,
+                missing[0],
+                ", ".join(found),
             )
             continue
         out[f"{PREFIX}/{name}"] = float(np.mean([found[number] for number in numbers]))

@@ -31,7 +31,8 @@ class ZeroShot:
                 "Classes of %s read alike to the model, so that the first of them gets all their "
                 "pictures and the others none: %s. Give each a name of its own in class_names of "
                 "the evaluation.",
-                *(source.name, "; ".join(", ".join(map(repr, group)) for group in repeated)),
+                source.name,
+                "; ".join(", ".join(map(repr, group)) for group in repeated),
             )
         self._embed = Embedder(config, model, mesh)
         self._pictures = classification.Labelled(config, source, names, self._embed)

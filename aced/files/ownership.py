@@ -311,7 +311,9 @@ def _take(file: _OnDisk | _InStore, me: Owner, path: str, force: bool) -> None:
                 logging.warning(
                     "%s says that its folder is in use: %s. It is taken over in %.0f s unless "
                     "there is a sign of life; with --force, if that process is dead, at once.",
-                    *(path, there, patience),
+                    path,
+                    there,
+                    patience,
                 )
         elif (there.token, there.seen) != (first.token, first.seen):
             raise OwnedError(

@@ -6,7 +6,6 @@ devices of the context mesh: see `aced.parallel.ring`.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -52,12 +51,6 @@ def softmax_loss(
     (zimg, image_to_text), (ztxt, text_to_image), (scale, bias) = model
     matches = scale * (zimg * ztxt).sum(axis=1) + bias
     return ((image_to_text + text_to_image) / 2 - matches).mean()
-
-
-LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
-    "sigmoid": sigmoid_loss,
-    "softmax": softmax_loss,
-}
 
 
 # What all pairwise losses are made of, in either form.

@@ -4,7 +4,7 @@ Student and teacher need not share a width: softmax- and sigmoid-KD compare logi
 matching projects. Each model's logits use its own scale and bias. No gradient reaches a teacher.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,11 @@ def feature_matching(
     return (jnp.square(image).sum(axis=1) + jnp.square(text).sum(axis=1)).mean() / 2
 
 
-KD = ("softmax", "sigmoid", "feature")
+PAIRWISE: dict[str, Callable[..., Float[Array, ""]]] = {
+    "softmax": softmax_kd,
+    "sigmoid": sigmoid_kd,
+}
+KD = (*PAIRWISE, "feature")
 
 
 def distillation_loss(
@@ -136,10 +140,8 @@ def distillation_loss(
     Raises:
         ConfigError: unknown kind, no teacher, or a teacher without a projection.
     """
-    if kind == "softmax":
-        return softmax_kd(student, *teachers.values(), precision=precision, form=form)
-    if kind == "sigmoid":
-        return sigmoid_kd(student, *teachers.values(), precision=precision, form=form)
+    if kind in PAIRWISE:
+        return PAIRWISE[kind](student, *teachers.values(), precision=precision, form=form)
     if kind != "feature":
         raise ConfigError(f"Distillation kind {kind!r} is unknown; use one of {', '.join(KD)}.")
     projections = projections or {}

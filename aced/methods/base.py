@@ -126,10 +126,12 @@ class StepContext:
             loss_fn: the loss of the parameters, and its metrics.
             metrics: what else there is to log.
         """
-        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
-        new_state, numbers = apply_gradients(
-            train_state, self.tx, loss, grads, ema_decay=self.ema_decay
-        )
+        with jax.named_scope("gradient"):
+            (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
+        with jax.named_scope("optimizer"):
+            new_state, numbers = apply_gradients(
+                train_state, self.tx, loss, grads, ema_decay=self.ema_decay
+            )
         return new_state, {"loss": loss, **parts, **numbers, **metrics}
 
     def picks(self, batch: Batch, chosen: Batch, terms: Terms | None = None) -> Metrics:

@@ -8,15 +8,15 @@ CoCa can choose its batch by ACID, and be distilled, by its contrastive head.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from aced.bounds import NonNegativeFloat
+from aced.bounds import NonNegativeFloat, OneOf
 from aced.config import ConfigError
 from aced.cost import flops
-from aced.losses import captioning, contrastive
+from aced.losses import LOSSES, captioning
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.models import coca, two_tower
@@ -34,7 +34,7 @@ class CoCaTrainConfig(ContrastiveConfig):
 
     name: str = "coca"
     model: CoCaConfig = CoCaConfig()
-    loss: Literal["sigmoid", "softmax"] = "softmax"
+    loss: Annotated[str, OneOf(LOSSES)] = "softmax"
     # CoCa's weight is 1 of the sum of both directions, and our softmax loss is their mean.
     contrastive_weight: NonNegativeFloat = 2.0
     captioning_weight: NonNegativeFloat = 2.0
@@ -86,7 +86,7 @@ class CoCaTraining(Contrastive):
             learner = self.learner.embed(params["model"], batch)
         loss, parts = jnp.float32(0), {}
         if config.contrastive_weight:
-            matching = contrastive.LOSSES[config.loss](learner, form=config.form)
+            matching = LOSSES[config.loss](learner, form=config.form)
             loss += config.contrastive_weight * matching
             parts["loss/contrastive"] = matching
         if config.captioning_weight:

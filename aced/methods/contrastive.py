@@ -31,7 +31,7 @@ from aced.cost import flops
 from aced.data.batch_spec import View, with_embeddings
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
-from aced.losses import contrastive, distillation
+from aced.losses import LOSSES, distillation
 from aced.methods.base import Batch, Loss, Method, Metrics, StepContext, Stepped
 from aced.methods.contrastive_settings import LEARNER, REFERENCE, ContrastiveConfig, frozen_key
 from aced.methods.providers import Provider, Running, Stored
@@ -182,7 +182,7 @@ class Contrastive(Method):
     def _task(self, params: PyTree, batch: Batch) -> tuple[Embeddings, Float[Array, ""], Metrics]:
         """The learner's embeddings of a sub-batch, the loss without distillation, its parts."""
         learner = self.learner.embed(params["model"], batch)
-        loss = contrastive.LOSSES[self.config.loss](learner, form=self.config.form)
+        loss = LOSSES[self.config.loss](learner, form=self.config.form)
         return learner, loss, {"loss/contrastive": loss}
 
     def _choose(
@@ -195,16 +195,18 @@ class Contrastive(Method):
         candidates = batch["id"].shape[0]
         size = config.sub_batch_size(candidates)
         params = frozen | {LEARNER: train_state.params["model"]}
-        embedded = {
-            name: _embed(scorer, params.get(name), batch) for name, scorer in self.scorers.items()
-        }
+        embedded = {}
+        for name, scorer in self.scorers.items():
+            with jax.named_scope(f"score_{name}"):
+                embedded[name] = _embed(scorer, params.get(name), batch)
         learner, reference = embedded.get(LEARNER), embedded.get(REFERENCE)
         if reference is not None:
             batch = with_embeddings(batch, prefix_of(REFERENCE), reference)
         key = jax.random.fold_in(train_state.key, train_state.step)
-        selection = select(key, learner, reference, config, loss=self.config.loss, size=size)
-        # In the order of the super-batch, which is the same whichever device holds which part.
-        chosen = take(batch, jnp.sort(selection.ids), config.strata)
+        with jax.named_scope("select"):
+            selection = select(key, learner, reference, config, loss=self.config.loss, size=size)
+            # In the order of the super-batch, which is the same whichever device holds which part.
+            chosen = take(batch, jnp.sort(selection.ids), config.strata)
         terms = None
         if self.config.loss == "sigmoid":  # the softmax loss of a pair has no part of its own
             terms = scores.score_terms(config.score, learner, reference, config.reference_weight)

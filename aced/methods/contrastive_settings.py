@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from aced.bounds import NonNegativeFloat, NonNegativeInt
+from aced.bounds import NonNegativeFloat, NonNegativeInt, OneOf
 from aced.config import Checked, ConfigError, MayChange
+from aced.losses import LOSSES
+from aced.losses.distillation import KD
 from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
@@ -31,7 +33,7 @@ class DistillationConfig(Checked):
     """The second term of the loss. ACED's weight was swept over 0.5, 1, 2 (remembered)."""
 
     weight: NonNegativeFloat = 0.0  # lambda; 0 leaves the term out
-    loss: Literal["softmax", "sigmoid", "feature"] = "softmax"
+    loss: Annotated[str, OneOf(KD)] = "softmax"
     batch: Literal["selected", "iid"] = "selected"  # B_KD: ACIDistill or IIDistill
     # Names in method.teachers, or "reference". The losses of several are averaged, which for
     # softmax- and sigmoid-KD is the loss against their average probabilities.
@@ -44,7 +46,7 @@ class ContrastiveConfig(MethodConfig):
 
     name: str = "contrastive"
     model: two_tower.TwoTowerConfig = two_tower.TwoTowerConfig()
-    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    loss: Annotated[str, OneOf(LOSSES)] = "sigmoid"
     reference: FrozenConfig = FrozenConfig()  # scores candidates; unused where no score needs it
     # Models to distil from, by name; those that distillation.teachers leaves out are not loaded.
     teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)

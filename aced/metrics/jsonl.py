@@ -72,7 +72,10 @@ def _left_out(part: epath.Path, number: int, data: bytes, error: own_files.Unrea
     """Normally it is the last line, which a kill has cut off."""
     logging.warning(
         "%s, line %d is not complete or damaged, and is left out (%s): %r",
-        *(part, number, error.reason, data[:_SHOWN_BYTES]),
+        part,
+        number,
+        error.reason,
+        data[:_SHOWN_BYTES],
     )
 
 
@@ -115,7 +118,10 @@ def drop_after(path: epath.Path, step: int | None) -> None:
         if kept < size:
             logging.info(
                 "%s: lines after step %s are dropped, %d of %d bytes.",
-                *(part, step or 0, size - kept, size),
+                part,
+                step or 0,
+                size - kept,
+                size,
             )
             _cut(part, kept)
         if kept:

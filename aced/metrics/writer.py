@@ -174,7 +174,10 @@ class Writer:
                     "%s has lost lines: %d bytes fewer than when checkpoint %d was saved; its last "
                     "line is of step %s. A full disk, a power cut or another process may have done "
                     "that. The run goes on; what is missing stays missing.",
-                    *(folder / name, lost, step, last),
+                    folder / name,
+                    lost,
+                    step,
+                    last,
                 )
 
     def _succeeds(self, name: str, work: Callable[[], None]) -> bool:

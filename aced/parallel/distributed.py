@@ -82,10 +82,8 @@ def initialize() -> None:
     logging.info(
         "Waiting at most %d s for all processes%s; if they do not come, see that all are started, "
         "with different ids and the same coordinator, and can reach its port.",
-        *(
-            timeout_s,
-            " (this one: {2} of {1}, coordinator {0})".format(*given) if any(given) else "",
-        ),
+        timeout_s,
+        " (this one: {2} of {1}, coordinator {0})".format(*given) if any(given) else "",
     )
     try:
         jax.distributed.initialize(
@@ -102,7 +100,10 @@ def initialize() -> None:
         raise ConfigError(f"--distributed: {error} {_BY_HAND}") from error
     logging.info(
         "Process %d of %d, %d local devices, %d in all.",
-        *(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count()),
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        jax.device_count(),
     )
     _warn_of_idle_gpus()
 

@@ -41,7 +41,8 @@ class Watchdog:
             logging.info(
                 "A step, evaluation or checkpoint that takes more than %.1f minutes (the first "
                 "step: %.1f) ends the process: watchdog_minutes.",
-                *(self._seconds / 60, _START * self._seconds / 60),
+                self._seconds / 60,
+                _START * self._seconds / 60,
             )
             self._arm(_START * self._seconds)
         return self

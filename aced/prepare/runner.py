@@ -58,7 +58,10 @@ def run(pipeline: beam.Pipeline, runner: str) -> None:
         RuntimeError: the runner says that it failed. Errors of workers are raised as they are, or
             within errors of the runner.
     """
-    with progress.shown() if runner == EMBEDDED else contextlib.nullcontext(), _quiet(runner):
+    with contextlib.ExitStack() as around:
+        if runner == EMBEDDED:
+            around.enter_context(progress.shown())
+        around.enter_context(_quiet(runner))
         result = pipeline.run()
         state = result.wait_until_finish()
     if state not in (None, beam.runners.runner.PipelineState.DONE):

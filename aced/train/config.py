@@ -17,6 +17,7 @@ from aced.methods.frozen import CheckpointOf
 from aced.optim import durations
 from aced.optim.optimizer import OptimizerConfig
 from aced.parallel.mesh import MeshConfig
+from aced.train.profiling import ProfileConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class TrainConfig(Checked):
     log_steps: MayChange[PositiveInt] = 50  # a line of metrics every so many steps
     # A line of picks.jsonl (ids trained on) every so many; 0: none.
     picks_steps: MayChange[NonNegativeInt] = 100
+    profile: MayChange[ProfileConfig] = ProfileConfig()  # steps to trace
     max_skipped_in_a_row: MayChange[PositiveInt] = 20  # non-finite steps that stop the run
     # Without a step, an evaluation or a save end the run; 0: never.
     watchdog_minutes: MayChange[NonNegativeFloat] = 30.0

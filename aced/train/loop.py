@@ -34,6 +34,7 @@ from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
 from aced.train import caches, overlap, program
 from aced.train.config import TrainConfig, parse
+from aced.train.profiling import Profiler
 from aced.train.setup import Run, input_batches, set_up
 
 
@@ -141,16 +142,21 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         skipped,
         input_batches(run, start, counters) as host_batches,
         DevicePrefetch(host_batches, prog.mesh) as batches,
+        Profiler(settings.profile, run.folder, start, prog.total_steps) as profiler,
     ):
         meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
         train_state, previous = run.state, None
         for step in range(start + 1, prog.total_steps + 1):
-            batch = batches.next(previous and previous["loss"])
-            timed = contextlib.nullcontext()
-            if previous is None:  # the first call compiles
-                timed = meter.compiling()
-            with timed:
+            with contextlib.ExitStack() as around:
+                around.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
+                batch = batches.next(previous and previous["loss"])
+                if previous is None:  # the first call compiles
+                    around.enter_context(meter.compiling())
                 train_state, out = prog.step(train_state, run.frozen, batch)
+            if profiler.is_due(step):
+                jax.block_until_ready(out)  # a trace has whole steps
+                with meter.paused():
+                    profiler.switch()
             if previous is not None:
                 _check_finite(step - 1, previous, settings, writer)
             previous, last, measured = out, step == prog.total_steps, {}

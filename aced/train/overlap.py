@@ -74,8 +74,8 @@ def _comparisons(
         yield Comparison(f"{path}data", settings.data, name, item.data, item.max_examples)
     for name, item in own.items():
         if item.kind == "linear_probe":
-            trained = f"{name}.probe.data", item.probe.data
-            yield Comparison(*trained, name, item.data, item.max_examples)
+            place = f"{name}.probe.data"
+            yield Comparison(place, item.probe.data, name, item.data, item.max_examples)
     for name, earlier in settings.before.items():
         yield from _comparisons(parse(earlier), evals, f"{path}before.{name}.")
 

@@ -78,15 +78,22 @@ def settings(
     model = config.method.model
     for tower in (model.image, model.text):
         tower.size = size
-        tower.width = tower.depth = tower.mlp = tower.heads = None
-    model.image.resolution, model.image.patch = pools.RESOLUTION, 8
+        tower.width = None
+        tower.depth = None
+        tower.mlp = None
+        tower.heads = None
+    model.image.resolution = pools.RESOLUTION
+    model.image.patch = 8
     tokenizer = pools.TOKENIZERS[data]
-    model.tokenizer, model.text.length = to_config(tokenizer), tokenizer.length
+    model.tokenizer = to_config(tokenizer)
+    model.text.length = tokenizer.length
     model.text.vocab_size = get_tokenizer(tokenizer).vocab_size
-    model.init_bias, model.dtype = -math.log(scale.batch), "bfloat16"
+    model.init_bias = -math.log(scale.batch)
+    model.dtype = "bfloat16"
     methods.apply(config, method, filter_ratio=0.8, weight=1.0)
     smoke.select(config.method.selection)
-    config.method.selection.chunks, config.method.selection.strata = scale.chunks, 1
+    config.method.selection.chunks = scale.chunks
+    config.method.selection.strata = 1
     config.method.reference.checkpoint = "in memory"
     return parse(config)
 

@@ -52,10 +52,12 @@ def settings(case: Case, batch_size: int, tiny: bool = False) -> TrainConfig:
         method.score_micro_batch = min(AT_ONCE, batch_size)
     for item in (method.reference, *method.teachers.values()):
         if item.cache:
-            item.scale, item.bias = 10.0, -10.0
+            item.scale = 10.0
+            item.bias = -10.0
         elif item.checkpoint and item.model is None:  # tiny.py would have it trained first
             item.model = method.model.copy_and_resolve_references()
-    config.before, config.before_caches = {}, {}
+    config.before = {}
+    config.before_caches = {}
     return parse(config)
 
 

@@ -10,7 +10,7 @@ from aced.config import parse_arg, to_config
 from aced.data.sources import ArrayRecordConfig, MemberConfig
 from aced.data.sources.parquet import ParquetConfig
 from aced.data.sources.tars import WebDatasetConfig
-from configs import smoke, tiny
+from configs import smoke
 
 STEPS, SAVED = 9, 3
 
@@ -18,11 +18,13 @@ STEPS, SAVED = 9, 3
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The run on the embedded scenes, or on the files of `data`; `mixture` is all of them."""
     arg = parse_arg(arg, source="shapes", data="", reference="", cache="", evals=False)
-    method = "aced,online,alone" if arg.reference or arg.cache else "iid"
-    config = tiny.shrink(smoke.get_config(f"method={method}"))
+    method = "aced,online" if arg.reference or arg.cache else "iid"
+    config = smoke.get_config(f"method={method},tiny")
     config.before = {}
-    config.batch_size, config.total_steps = 8, STEPS
-    config.checkpoint.every_steps, config.checkpoint.keep_last = SAVED, 3
+    config.batch_size = 8
+    config.total_steps = STEPS
+    config.checkpoint.every_steps = SAVED
+    config.checkpoint.keep_last = 3
     config.method.selection.chunks = 2
     if not arg.evals:
         config.evals = {}
@@ -30,7 +32,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.method.reference.checkpoint = arg.reference
         config.method.reference.cache = arg.cache
     data = config.data
-    data.num_threads, data.source = 2, arg.source
+    data.num_threads = 2
+    data.source = arg.source
     if arg.source == "mixture":
         for name, member in (
             (

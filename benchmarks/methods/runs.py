@@ -16,7 +16,7 @@ from flax import serialization
 from jaxtyping import Array, Int, PyTree
 
 from aced.evaluators.retrieval import recall
-from aced.losses import contrastive, distillation
+from aced.losses import LOSSES, distillation
 from aced.outputs import Embeddings
 from aced.selection import SelectionConfig, select
 from benchmarks.methods import pool as pools
@@ -231,7 +231,7 @@ def train_step(run: Run, tx: optax.GradientTransformation, key: Array) -> Callab
 
         def loss_fn(params):
             e = embed(params, batch)
-            loss = contrastive.LOSSES[run.loss](e)
+            loss = LOSSES[run.loss](e)
             if run.distillation:
                 student, teacher = e, seen
                 if run.distillation_batch == "iid":

@@ -244,12 +244,17 @@ def test_clean_has_what_three_training_families_agree_on():
     found = [
         *(Icon(family, "heart", ("love",)) for family in ("mdi", "bi")),
         *(Icon("ph", name, ("love", "ace")) for name in ("heart-thin", "heart-bold")),
-        *(Icon("twemoji", "house"), Icon("bi", "house-fill"), Icon("noto", "house")),
+        Icon("twemoji", "house"),
+        Icon("bi", "house-fill"),
+        Icon("noto", "house"),
     ]
     of = tables(found)
     lines = of.clean(of.train())
     assert [line["image"] for line in lines] == [
-        *("mdi/heart.png", "bi/heart.png", "ph/heart-thin.png", "ph/heart-bold.png"),
+        "mdi/heart.png",
+        "bi/heart.png",
+        "ph/heart-thin.png",
+        "ph/heart-bold.png",
     ]
     assert lines[2]["caption"] == ["heart thin", "love"]
     assert lines[2]["agreed"] == 3
@@ -261,7 +266,9 @@ def test_classes_are_names_that_eight_families_have():
     found += [Icon("tabler", "red-heart-filled"), Icon("tabler", "other"), Icon("noto", "other")]
     lines = tables(found).zeroshot()
     assert {line["image"] for line in lines} == {
-        *("noto/red-heart.png", "tabler/red-heart.png", "tabler/red-heart-filled.png"),
+        "noto/red-heart.png",
+        "tabler/red-heart.png",
+        "tabler/red-heart-filled.png",
     }
     assert {line["label"] for line in lines} == {"red heart"}
 

@@ -22,7 +22,7 @@ def settings(**changes):
         {},
         {"total_steps": 9, "log_steps": 7, "picks_steps": 0},
         {"checkpoint.every_steps": 3, "data.num_threads": 1, "method.model.remat": "full"},
-        {"evals.retrieval.batch_size": 8, "method.score_micro_batch": 16},
+        {"evals.retrieval.batch_size": 8, "method.score_micro_batch": 16, "profile.steps": 5},
         {"data.array_record.path": "/elsewhere", "data.tfds.data_dir": "/elsewhere"},
     ],
 )

@@ -132,7 +132,8 @@ def test_there_and_back(target, ours, tmp_path):
 @pytest.mark.slow
 def test_a_model_folder_is_reference_and_starting_point_of_a_run(ours, tmp_path):
     config = small_run.get_config(f"reference={ours}")
-    config.total_steps, config.evals = 1, ml_collections.ConfigDict()
+    config.total_steps = 1
+    config.evals = ml_collections.ConfigDict()
     config.init.checkpoint = str(ours)
     config.method.model = to_config(model_folder.read_config(str(ours)))
     numbers = loop.run(config, str(tmp_path / "run"), jax.devices()[:1])

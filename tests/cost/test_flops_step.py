@@ -28,13 +28,19 @@ from configs import methods
 def step_of(name):
     """The compiled step of a method, and its FLOPs by the settings alone."""
     config = to_config(TrainConfig())
-    config.batch_size, config.total_steps = 16, 1
+    config.batch_size = 16
+    config.total_steps = 1
     model = config.method.model
     for tower in (model.image, model.text):
-        tower.width, tower.depth, tower.mlp, tower.heads = 512, 1, 2048, 4
-    model.image.patch, model.image.resolution = 16, 96
+        tower.width = 512
+        tower.depth = 1
+        tower.mlp = 2048
+        tower.heads = 4
+    model.image.patch = 16
+    model.image.resolution = 96
     model.text.vocab_size = 100
-    model.text.length = model.tokenizer.length = 32
+    model.text.length = 32
+    model.tokenizer.length = 32
     model.scan = False
     methods.apply(config, name, filter_ratio=0.5, weight=1.0)
     config.method.selection.chunks = 2
@@ -91,6 +97,8 @@ def coca_of(method, **changes):
 )
 def test_flops_of_cocas_steps_are_what_xla_counts(method):
     config = to_config(TrainConfig())
-    config.batch_size, config.total_steps, config.method = 16, 1, to_config(method)
+    config.batch_size = 16
+    config.total_steps = 1
+    config.method = to_config(method)
     compiled, ours = compiled_step(config)
     assert ours == pytest.approx(compiled.cost_analysis()["flops"], rel=0.03)

@@ -237,9 +237,16 @@ def test_views_that_differ_are_added():
     }
     (batch,) = take(source, 1, views=views)
     assert batch.keys() == {
-        *("image", "text", "id", "label", "is_noisy"),
-        *("teacher/a/image", "teacher/b/image", "teacher/b/text"),
-        *("teacher/c/image", "teacher/c/text"),
+        "image",
+        "text",
+        "id",
+        "label",
+        "is_noisy",
+        "teacher/a/image",
+        "teacher/b/image",
+        "teacher/b/text",
+        "teacher/c/image",
+        "teacher/c/text",
     }
     assert batch["teacher/a/image"] is batch["teacher/b/image"]
     for row in range(8):

@@ -176,7 +176,8 @@ class Rows:
 
 def test_rows_missing_in_a_cache():
     cache = mock.create_autospec(Cache, instance=True)
-    cache.towers, cache.missing = ("image",), {i: "no picture" for i in range(0, SIZE, 3)}
+    cache.towers = ("image",)
+    cache.missing = {i: "no picture" for i in range(0, SIZE, 3)}
     cache.read.return_value = {}
     counters = InputCounters()
     config = DataConfig(num_threads=0)

@@ -1,15 +1,20 @@
 """The examples of code in README.md and docs/ run as they stand."""
 
+import dataclasses
 import json
 import pathlib
+import re
 
 import jax
 import matplotlib
 import numpy as np
 import pytest
 
-from aced import evaluators, methods
-from aced.losses import contrastive
+from aced import evaluators, losses, methods
+from aced.config import ConfigError, from_config
+from aced.data import sources
+from aced.data.sources import DataConfig
+from aced.evaluators import EvalConfig
 from aced.models import model_folder
 from aced.models.saved import Model
 from aced.train import loop
@@ -21,10 +26,14 @@ from tests.docs.pages import ROOT, blocks
 def _examples_leave_no_names_behind(monkeypatch):
     for table, name in (
         (evaluators.KINDS, "uniformity"),
-        (contrastive.LOSSES, "hinge"),
+        (losses.LOSSES, "hinge"),
         (methods.METHODS, "locked_image"),
     ):
         monkeypatch.setitem(table, name, None)  # at the end it is removed again
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
 
 
 def run(page: str) -> dict:
@@ -74,23 +83,34 @@ def test_own_loop_picks_fewer_wrong_captions():
 
 def test_loss():
     names = run("docs/extend/loss.md")
-    assert contrastive.LOSSES["hinge"] is names["hinge_loss"]
+    assert losses.LOSSES["hinge"] is names["hinge_loss"]
+    assert from_config(methods.ContrastiveConfig, {"loss": "hinge"}).loss == "hinge"
 
 
 def test_source():
-    run("docs/extend/source.md")
+    names = run("docs/extend/source.md")
+    line = re.search(r"^    colours: ColoursConfig = (.*)$", page("docs/extend/source.md"), re.M)
+    field = eval(line[1], names | {"_kind": sources._kind})
+    kind = ("colours", names["ColoursConfig"], field)
+    ours = dataclasses.make_dataclass("Ours", [kind], bases=(DataConfig,), frozen=True)
+    config = from_config(ours, {"source": "colours", "colours": {"names": "red,lime"}})
+    assert len(sources.open_source(config)) == 2
+    with pytest.raises(ConfigError, match=r"data.colours.names is empty.* such as red,blue"):
+        from_config(ours, {"source": "colours"})
 
 
 @pytest.mark.slow
 def test_evaluator():
     names = run("docs/extend/evaluator.md")
     assert names["numbers"].keys() == {"uniformity"}
+    assert from_config(EvalConfig, {"kind": "uniformity"}).kind == "uniformity"
 
 
 @pytest.mark.slow
 def test_method(tmp_path):
     config = run("docs/extend/method.md")["get_config"]("steps=2")
-    config.batch_size, config.evals = 16, {}
+    config.batch_size = 16
+    config.evals = {}
     last = loop.run(config, str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2
     assert last["examples_trained"] == 32

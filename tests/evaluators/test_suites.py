@@ -88,7 +88,8 @@ def _runs(tmp_path_factory):
     for seed in range(3):
         of_seed = config(seed=seed)
         of_seed.suites = {"both": ("retrieval/mean_r1", "classes/top1")}
-        of_seed.checkpoint.best_metric, of_seed.checkpoint.keep_best = "suite/both", 1
+        of_seed.checkpoint.best_metric = "suite/both"
+        of_seed.checkpoint.keep_best = 1
         last = loop.run(of_seed, str(folder / f"seed{seed}"), devices=jax.devices()[:1])
         both = (last["retrieval/mean_r1"] + last["classes/top1"]) / 2
         assert last["suite/both"] == pytest.approx(both)

@@ -14,7 +14,10 @@ LAUNCHERS = {
     "local.sh": [],
     "tpu_vm.sh": ["--name=node", "--zone=z"],
     "queued_resource.sh": [
-        *("--name=node", "--zone=z", "--accelerator-type=v6e-16", "--runtime-version=v2")
+        "--name=node",
+        "--zone=z",
+        "--accelerator-type=v6e-16",
+        "--runtime-version=v2",
     ],
     "gke.sh": ["--name=node", "--image=i", "--accelerator=tpu-v6e-slice", "--topology=4x4"],
     "slurm.sh": [],

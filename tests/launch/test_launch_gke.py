@@ -9,8 +9,13 @@ import pytest
 yaml = pytest.importorskip("yaml")
 
 FLAGS = [
-    *("--name=acid", "--image=host/repo/aced:1", "--accelerator=tpu-v6e-slice", "--topology=4x4"),
-    *("--config=configs/acid_b16.py", "--workdir=gs://b/run", "--poll=0.02"),
+    "--name=acid",
+    "--image=host/repo/aced:1",
+    "--accelerator=tpu-v6e-slice",
+    "--topology=4x4",
+    "--config=configs/acid_b16.py",
+    "--workdir=gs://b/run",
+    "--poll=0.02",
 ]
 PODS = "pod/a\npod/b\npod/c\npod/d"
 
@@ -48,8 +53,12 @@ def test_the_jobset(world):
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["resources"]["requests"] == {"google.com/tpu": 4}
     assert container["command"] == [
-        *("python", "-m", "aced.main", "--distributed"),
-        *("--config=configs/acid_b16.py", "--workdir=gs://b/run"),
+        "python",
+        "-m",
+        "aced.main",
+        "--distributed",
+        "--config=configs/acid_b16.py",
+        "--workdir=gs://b/run",
     ]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert {mounts[volume["name"]] for volume in pod["volumes"]} == {"/dev/shm"}

@@ -6,9 +6,16 @@ import signal
 import pytest
 
 FLAGS = [
-    *("--name=acid", "--zone=z", "--accelerator-type=v6e-16", "--runtime-version=v2-tpuv6e"),
-    *("--config=configs/acid_b16.py", "--workdir=gs://b/run"),
-    *("--poll=0.02", "--backoff=0", "--settle=0", "--attempts=1"),
+    "--name=acid",
+    "--zone=z",
+    "--accelerator-type=v6e-16",
+    "--runtime-version=v2-tpuv6e",
+    "--config=configs/acid_b16.py",
+    "--workdir=gs://b/run",
+    "--poll=0.02",
+    "--backoff=0",
+    "--settle=0",
+    "--attempts=1",
 ]
 DELETE = "gcloud compute tpus queued-resources delete acid --zone=z --force --quiet"
 NONE = {"code": 1, "err": "ERROR: NOT_FOUND: Resource 'acid' was not found\n"}
@@ -44,8 +51,11 @@ def test_waits_runs_and_says_how_to_delete(world):
     (create,) = world.calls("queued-resources create")
     assert create[4:6] == ["create", "acid"]
     assert set(create[6:]) == {
-        *("--zone=z", "--node-id=acid", "--accelerator-type=v6e-16"),
-        *("--runtime-version=v2-tpuv6e", "--spot"),
+        "--zone=z",
+        "--node-id=acid",
+        "--accelerator-type=v6e-16",
+        "--runtime-version=v2-tpuv6e",
+        "--spot",
     }
     for state in ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"):
         assert result.text.count(f"acid is {state}") == 1

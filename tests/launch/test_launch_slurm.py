@@ -21,9 +21,15 @@ def test_submit(world):
     assert environment == ["environment", "/env/bin/python", "50", ""]
     script = call.index("launch/slurm.sbatch")
     assert set(call[1:script]) == {
-        *("--parsable", f"--chdir={world.folder}/repo", "--output=runs/slurm/aced_%j.log"),
-        *("--nodes=4", "--gpus-per-node=8", "--ntasks-per-node=8", "--signal=TERM@120"),
-        *("--time=24:00:00", "--partition=gpu"),
+        "--parsable",
+        f"--chdir={world.folder}/repo",
+        "--output=runs/slurm/aced_%j.log",
+        "--nodes=4",
+        "--gpus-per-node=8",
+        "--ntasks-per-node=8",
+        "--signal=TERM@120",
+        "--time=24:00:00",
+        "--partition=gpu",
     }
     assert call[script + 1 :] == [*FLAGS, "--x=a 'b'"]
     assert (world.folder / "repo" / "runs" / "slurm").is_dir()
@@ -101,8 +107,14 @@ def test_the_batch_runs_the_command_on_all_tasks(world):
     assert result.code == 0, result.text
     assert world.calls() == [
         [
-            *("srun", "--kill-on-bad-exit=0", "/env/python", "-m", "aced.main", "--distributed"),
-            *(*FLAGS, "--x=a b"),
+            "srun",
+            "--kill-on-bad-exit=0",
+            "/env/python",
+            "-m",
+            "aced.main",
+            "--distributed",
+            *FLAGS,
+            "--x=a b",
         ]
     ]
 

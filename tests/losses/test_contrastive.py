@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced.losses.contrastive import LOSSES, PRECISION, block_logits, pairs, softmax_loss
+from aced.losses import LOSSES
+from aced.losses.contrastive import PRECISION, block_logits, pairs, softmax_loss
 from aced.outputs import Embeddings
 
 SCALE, BIAS = 7.3, -2.1

@@ -184,7 +184,8 @@ def test_the_encoder_may_be_a_converted_model(tmp_path):
     params = random_params(clip)
     model_folder.write(Model(clip, params, b"", "test"), folder)
     config = lit_decoder.get_config("tiny")
-    config.before, config.method.encoder.checkpoint = {}, str(folder)
+    config.before = {}
+    config.method.encoder.checkpoint = str(folder)
     loop.run(config, str(workdir), devices=jax.devices()[:1])
     ours = load_params(workdir, part="model")["image"]
     for name in ours:
@@ -215,6 +216,7 @@ def test_encoders_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match=r"config.evals.val.kind is 'retrieval', for which"):
         parse(config)
     config = lit_decoder.get_config("tiny")
-    config.before, config.method.encoder.checkpoint = {}, str(tmp_path / "none")
+    config.before = {}
+    config.method.encoder.checkpoint = str(tmp_path / "none")
     with pytest.raises(ConfigError, match="none does not exist"):
         loop.run(config, str(tmp_path), devices=jax.devices()[:1])

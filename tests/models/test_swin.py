@@ -29,7 +29,7 @@ from aced.parallel.mesh import MeshConfig
 from aced.preflight import hlo
 from aced.train import loop
 from aced.train.config import parse
-from configs import smoke, tiny
+from configs import smoke
 from tests.convert import foreign
 
 
@@ -373,9 +373,10 @@ def test_a_run_with_a_swin_image_tower_trains_and_evaluates(tmp_path):
     config = smoke.get_config("method=iid")
     image = ImageConfig(architecture="swin", resolution=224)
     config.method.model.image = to_config(image)
-    config = tiny.shrink(config)
+    config = smoke.shrink(config)
     assert parse(config).method.model.image.out_width == 32
-    config.method.model.image.swin.depths, config.method.model.image.swin.heads = (2,), (2,)
+    config.method.model.image.swin.depths = (2,)
+    config.method.model.image.swin.heads = (2,)
     config.evals = {"classes": config.evals.classes}
     last = loop.run(config, str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2

@@ -47,7 +47,8 @@ def test_a_reference_that_nothing_describes_is_refused(tmp_path):
 def test_smaller_batches_are_those_that_can_be_drawn(tmp_path):
     config = acid_b16.get_config("tiny")
     config.batch_size = 2048
-    config.method.selection.strata, config.method.selection.chunks = None, 2
+    config.method.selection.strata = None
+    config.method.selection.chunks = 2
     config.method.score_micro_batch = 160
     wanted = plan.read(config, str(tmp_path))
     mesh = meshes.make_mesh()  # 8 devices
@@ -71,14 +72,17 @@ def test_without_selection_any_share_will_do(tmp_path):
 def test_epochs_count_the_data_set_or_an_assumed_one(tmp_path):
     config = to_config(TrainConfig())
     config.method = siglip_b16.get_config("tiny").method
-    config.batch_size, config.total_steps, config.total_epochs = 100, None, 3.0
+    config.batch_size = 100
+    config.total_steps = None
+    config.total_epochs = 3.0
     config.data.shapes.size = 1000
     mesh = meshes.make_mesh(jax.devices()[:1])
     wanted = plan.read(config, str(tmp_path))
     assert plan.first_program(wanted, mesh).total_steps == 30
     assert wanted.assumed == []
 
-    config.data.source, config.data.array_record.path = "array_record", str(tmp_path / "none")
+    config.data.source = "array_record"
+    config.data.array_record.path = str(tmp_path / "none")
     wanted = plan.read(config, str(tmp_path))
     assert plan.first_program(wanted, mesh).total_steps == 300_000
     assert wanted.assumed == ["an epoch has 10,000,000 examples; the data set is not here"]

@@ -127,7 +127,8 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 def test_gpus_by_roofline_alone(tmp_path):
     config = acid_b16.get_config("tiny")
-    config.batch_size, config.mesh.fsdp = 128, 2
+    config.batch_size = 128
+    config.mesh.fsdp = 2
     config.method.selection.strata = 8
     wanted = plan.read(config, str(tmp_path))
     found = command.report(wanted, hardware.topology("gpu:h200x8"))

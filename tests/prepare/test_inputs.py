@@ -165,7 +165,9 @@ def test_stores_are_read_and_written(tmp_path):
     try:
         prepare(PrepareConfig(**remote, **shared))
         assert sorted(memory.ls("/prepare", detail=False)) == [
-            *("/prepare/captions.jsonl", "/prepare/images", "/prepare/out"),
+            "/prepare/captions.jsonl",
+            "/prepare/images",
+            "/prepare/out",
         ]
         for path in (tmp_path / "out").iterdir():
             found = memory.cat_file(f"/prepare/out/{path.name}")

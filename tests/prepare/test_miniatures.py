@@ -61,8 +61,10 @@ def test_rescaled_and_recompressed_copies_are_found(encoding, scale):
 
 def test_other_colours_and_other_details_are_no_copies():
     yellow, blue, up, down = (
-        *(heart("gold"), heart("royalblue")),
-        *(heart("gold", arrow=1), heart("gold", arrow=-1)),
+        heart("gold"),
+        heart("royalblue"),
+        heart("gold", arrow=1),
+        heart("gold", arrow=-1),
     )
     found = are_copies(stack(yellow, up, yellow, yellow), stack(blue, down, up, yellow))
     assert found.tolist() == [False, False, False, True]

@@ -208,7 +208,9 @@ def test_second_pictures_and_answers_about_them(tmp_path, folder):
     assert all(len(source[i]["thumbnail"]) > 0 for i in range(3))
     assert (statistics["images"], statistics["second_pictures"]) == (3, 3)
     assert [(e["line"], e["reason"]) for e in rejected(tmp_path)] == [
-        *((4, "missing_file"), (5, "undecodable"), (6, "outside_folder")),
+        (4, "missing_file"),
+        (5, "undecodable"),
+        (6, "outside_folder"),
     ]
     details = [e["detail"] for e in rejected(tmp_path)]
     assert details[0].startswith("the second picture, sub/9999.png: ")

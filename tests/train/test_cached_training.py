@@ -247,11 +247,13 @@ def test_a_model_without_bias_needs_one(data, tmp_path):
     with pytest.raises(ConfigError, match="has no bias"):
         run(off, tmp_path / "run")
     for each in (config, off):
-        each.method.reference.bias, each.method.reference.scale = -3.0, 7.0
+        each.method.reference.bias = -3.0
+        each.method.reference.scale = 7.0
     run(config, tmp_path / "online")
     run(off, tmp_path / "cached")
     assert history.read_picks(tmp_path / "online") == history.read_picks(tmp_path / "cached")
-    off.method.loss, off.method.reference.bias = "softmax", None
+    off.method.loss = "softmax"
+    off.method.reference.bias = None
     assert run(off, tmp_path / "softmax")["step"] == 2
 
 
@@ -264,7 +266,8 @@ def test_a_mixture_has_a_cache_whatever_its_weights(models, tmp_path):
         for i, name in enumerate(("web", "books")):
             member = sources.MemberConfig(source="shapes", weight=weight if i else 1.0)
             members[name] = to_config(member)
-            members[name].shapes.size, members[name].shapes.seed = 40 + i, i
+            members[name].shapes.size = 40 + i
+            members[name].shapes.seed = i
         config.data.mixture = members
         return config
 

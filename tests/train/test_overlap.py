@@ -106,12 +106,17 @@ def test_one_command_makes_the_whole_the_clean_part_and_one_val_in_neither(whole
 def test_a_run_with_what_one_command_made_gives_no_warning(whole, other, tmp_path, caplog):
     config = small.get_config(f"data={whole},method=aced")
     config.overlap = "refuse"
-    config.batch_size = config.before.reference.batch_size = 8
-    config.method.selection.chunks, config.method.selection.filter_ratio = 1, 0.5
+    config.batch_size = 8
+    config.before.reference.batch_size = 8
+    config.method.selection.chunks = 1
+    config.method.selection.filter_ratio = 0.5
     for of in (config, config.before.reference):
         of.total_steps = 1
         for tower in (of.method.model.image, of.method.model.text):
-            tower.depth, tower.width, tower.mlp, tower.heads = 1, 32, 32, 1
+            tower.depth = 1
+            tower.width = 32
+            tower.mlp = 32
+            tower.heads = 1
     devices = jax.devices()[:1]
     loop.run(config, str(tmp_path / "run"), devices)
     assert "pictures of config" not in caplog.text

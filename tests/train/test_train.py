@@ -24,7 +24,7 @@ from aced.metrics import history
 from aced.metrics.writer import Writer
 from aced.parallel import preemption
 from aced.train import loop
-from configs import smoke, tiny
+from configs import smoke
 from tests import many_processes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,8 +40,7 @@ test_train.{function}(*{arguments!r})
 
 def config(method="h_acid", steps=20, **changes):
     """A tiny run with a reference, a line of metrics and all picks of every step."""
-    out = smoke.get_config(f"method={method},online,alone")
-    out = tiny.shrink(out)
+    out = smoke.get_config(f"method={method},online,tiny")
     out.batch_size = 32
     out.total_steps = steps
     out.method.selection.chunks = 2
@@ -465,7 +464,7 @@ def test_batches_that_devices_cannot_share(reference, tmp_path):
 def test_evaluations_and_the_best_checkpoint(reference, tmp_path):
     settings = config("iid", steps=6)
     settings.before = {}
-    plain = tiny.shrink(smoke.get_config("method=iid")).evals
+    plain = smoke.get_config("method=iid,tiny").evals
     settings.evals = {"retrieval": plain.retrieval, "classes": plain.classes}
     settings.evals.retrieval.every_percent = None
     settings.evals.retrieval.every_steps = 2

@@ -44,8 +44,11 @@ def _paths(tmp_path_factory):
 def get_config(paths, steps):
     config = small_run.get_config()
     image = config.method.model.image
-    config.total_steps, config.batch_size, config.checkpoint.every_steps = steps, 8, 2
-    config.data.source, config.data.array_record.path = "array_record", paths["pictures"]
+    config.total_steps = steps
+    config.batch_size = 8
+    config.checkpoint.every_steps = 2
+    config.data.source = "array_record"
+    config.data.array_record.path = paths["pictures"]
     config.method = to_config(DimeConfig())
     method = config.method
     method.model.image = image
@@ -54,7 +57,8 @@ def get_config(paths, steps):
     method.sentences.cache = paths.get("sentences_cache", "")
     method.sentences.batch_size = 16
     data = method.sentences.data
-    data.source, data.array_record.path = "array_record", paths["sentences"]
+    data.source = "array_record"
+    data.array_record.path = paths["sentences"]
     return config
 
 

@@ -12,7 +12,8 @@ from tests.train.test_train import assert_same_run, config, lines, run
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, caplog):
     settings = config("iid", steps=8)
     settings.before = {}
-    settings.checkpoint.every_steps, settings.checkpoint.keep_last = 2, 4
+    settings.checkpoint.every_steps = 2
+    settings.checkpoint.keep_last = 4
     settings.optimizer.schedule.kind = "constant"  # whatever the length of the run is to be
     settings.optimizer.schedule.warmup_percent = 0.0
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"

@@ -20,10 +20,12 @@ def get_config(teacher, steps, task="questions"):
     config = optima_coca_tiny12.get_config("tiny,task=vqa")
     config.before = {}
     config.method.teacher.checkpoint = teacher
-    config.method.pull_steps, config.total_steps = 3, steps
+    config.method.pull_steps = 3
+    config.total_steps = steps
     config.optimizer.schedule.kind = "constant"  # extending the run moves no learning rate
     config.checkpoint.every_steps = 100
-    config.data.num_threads, config.data.shapes.task = 2, task
+    config.data.num_threads = 2
+    config.data.shapes.task = task
     config.evals = {}
     return config
 
@@ -57,7 +59,8 @@ def test_ten_steps_are_four_and_six_of_pulls_of_three(teacher, tmp_path):
 def test_a_head_of_another_task_is_new_and_the_rest_goes_on(teacher, tmp_path):
     first = load_params(teacher + "/start", part="model")
     config = coca_base.get_config("tiny,task=vqa")
-    config.before, config.total_steps = {}, 1
+    config.before = {}
+    config.total_steps = 1
     config.init.checkpoint = teacher + "/start"
     config.optimizer.schedule.peak = 1e-12
     config.optimizer.weight_decay = 0.0
@@ -74,7 +77,9 @@ def test_teacher_and_student_are_evaluated_on_their_task(teacher, tmp_path):
     config = get_config(teacher, 1)
     config.evals.val = to_config(EvalConfig(kind="answers", max_examples=32))
     data = config.evals.val.data
-    data.shapes.task, data.shapes.split, data.shapes.resolution = "questions", "val", 32
+    data.shapes.task = "questions"
+    data.shapes.split = "val"
+    data.shapes.resolution = 32
     last = loop.run(config, str(tmp_path), devices=DEVICE)
     assert 0 <= last["val/accuracy"] <= 1
     assert last["val/examples"] == 32

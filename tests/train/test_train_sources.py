@@ -60,7 +60,9 @@ def mixture(tmp_path, **settings):
 def config(tmp_path, steps=6):
     out = smoke.get_config("method=hard,tiny")
     out.data = to_config(mixture(tmp_path))
-    out.total_steps, out.log_steps, out.picks_steps = steps, 1, 1
+    out.total_steps = steps
+    out.log_steps = 1
+    out.picks_steps = 1
     out.checkpoint.every_steps = 3
     out.optimizer.schedule.kind = "constant"  # the same in a run that is cut in two
     out.evals = {}
@@ -216,7 +218,8 @@ def test_a_corrupt_record_is_skipped_counted_and_named(tmp_path):
     shard.write_bytes(content)
 
     settings = test_train.config("iid", steps=3)
-    settings.data.source, settings.data.array_record.path = "array_record", str(data)
+    settings.data.source = "array_record"
+    settings.data.array_record.path = str(data)
     test_train.run(settings, tmp_path / "run")
     text = (tmp_path / "run" / "skipped.jsonl").read_text()
     (line,) = [json.loads(line) for line in text.splitlines()]

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from aced.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from aced.config import Checked, ConfigError, MayChange, expand
@@ -28,42 +29,81 @@ class ArrayRecordConfig(Checked):
     split: str = "train"
 
 
+def _open_prepared(config: ArrayRecordConfig) -> Source:
+    return records.open_dataset(expand(config.path), config.split)
+
+
+class Kind(NamedTuple):
+    """What there is to know of a kind of source beside its settings."""
+
+    open: Callable[[Any], Source]
+    needed: tuple[str, ...]  # settings of which one has to be given
+    advice: str  # what to set the first of them to
+
+
+def _kind(
+    default: Any, opened_by: Callable[[Any], Source], needed: tuple[str, ...] = (), advice: str = ""
+) -> Any:
+    """The field of a kind of source, with its default settings."""
+    return dataclasses.field(default=default, metadata={"kind": Kind(opened_by, needed, advice)})
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceConfig(Checked):
-    """Which examples are read."""
+    """Which examples are read. Each kind of source has a field, which is its only entry."""
 
-    # The embedded data set, prepared files, img2dataset's tars, parquet, or TensorFlow Datasets.
-    source: Literal["shapes", "array_record", "webdataset", "parquet", "tfds"] = "shapes"
-    shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)
-    array_record: ArrayRecordConfig = ArrayRecordConfig()
-    webdataset: WebDatasetConfig = WebDatasetConfig()
-    parquet: ParquetConfig = ParquetConfig()
-    tfds: TfdsConfig = TfdsConfig()
+    source: str = "shapes"  # the name of one of the kinds
+    # The embedded data set.
+    shapes: ShapesConfig = _kind(ShapesConfig(), open_shapes)
+    array_record: ArrayRecordConfig = _kind(
+        ArrayRecordConfig(),
+        _open_prepared,
+        ("path",),
+        "a folder that `python -m aced.prepare` wrote",
+    )
+    # Tars as img2dataset writes them.
+    webdataset: WebDatasetConfig = _kind(
+        WebDatasetConfig(),
+        TarSource,
+        ("path",),
+        "a folder of tars, or a pattern such as /data/{00000..00099}.tar",
+    )
+    parquet: ParquetConfig = _kind(
+        ParquetConfig(),
+        ParquetSource,
+        ("path",),
+        "a folder of parquet files, or a pattern such as /data/train-*.parquet",
+    )
+    # TensorFlow Datasets.
+    tfds: TfdsConfig = _kind(
+        TfdsConfig(),
+        TfdsSource,
+        ("name", "builder_dir"),
+        "the name of a prepared data set, or set .builder_dir",
+    )
 
     def _check(self) -> None:
-        for source, (keys, what) in _NEEDED.items():
-            settings = getattr(self, source)
-            if self.source != source:
-                continue
-            if not any(getattr(settings, key) for key in keys):
-                raise ConfigError(
-                    f"data.{source}.{keys[0]} is empty, but data.source={source!r} reads it; set "
-                    f"it to {what}."
-                )
-            for key in keys:
-                path = expand(getattr(settings, key))
-                storage.check_scheme(
-                    *(path, f"data.{source}.{key}", storage.STORES), storage.DOWNLOAD
-                )
+        kinds = self.kinds()
+        if self.source not in kinds:
+            raise ConfigError(
+                f"data.source must be {' or '.join(map(repr, kinds))}, got {self.source!r}."
+            )
+        name, kind = self.source, kinds[self.source]
+        settings = getattr(self, name)
+        if kind.needed and not any(getattr(settings, key) for key in kind.needed):
+            raise ConfigError(
+                f"data.{name}.{kind.needed[0]} is empty, but data.source={name!r} reads it; set "
+                f"it to {kind.advice}."
+            )
+        for key in kind.needed:
+            path = expand(getattr(settings, key))
+            storage.check_scheme(path, f"data.{name}.{key}", storage.STORES, storage.DOWNLOAD)
 
-
-# What has to be set for each source: one of these keys, and to what.
-_NEEDED = {
-    "array_record": (("path",), "a folder that `python -m aced.prepare` wrote"),
-    "webdataset": (("path",), "a folder of tars, or a pattern such as /data/{00000..00099}.tar"),
-    "parquet": (("path",), "a folder of parquet files, or a pattern such as /data/train-*.parquet"),
-    "tfds": (("name", "builder_dir"), "the name of a prepared data set, or set .builder_dir"),
-}
+    @classmethod
+    def kinds(cls) -> dict[str, Kind]:
+        """The kinds of sources by name: the fields that `_kind` made."""
+        fields = dataclasses.fields(cls)
+        return {f.name: f.metadata["kind"] for f in fields if "kind" in f.metadata}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +113,21 @@ class MemberConfig(SourceConfig):
     weight: PositiveFloat = 1.0  # its share of the rows, relative to the weights of the others
 
 
+def _open_mixture(members: Mapping[str, MemberConfig]) -> Source:
+    return Mixture(
+        {name: (open_source(members[name]), members[name].weight) for name in sorted(members)}
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig(SourceConfig):
     """Which examples are read, and how."""
 
-    source: Literal["shapes", "array_record", "webdataset", "parquet", "tfds", "mixture"] = "shapes"
     # Several data sets by name, each in epochs of its own; ids are numbered through in the order of
     # the names.
-    mixture: dict[str, MemberConfig] = dataclasses.field(default_factory=dict)
+    mixture: dict[str, MemberConfig] = dataclasses.field(
+        default_factory=dict, metadata={"kind": Kind(_open_mixture, (), "")}
+    )
     filters: FilterConfig = FilterConfig()  # examples to leave out
     shuffle: bool = True  # another permutation of the whole data set every epoch
     # Of several captions of one picture: the first, or another one every time.
@@ -130,25 +177,12 @@ def open_source(config: SourceConfig) -> Source:
         aced.data.records.DatasetError: files are missing or damaged.
         aced.files.storage.StorageError: a path does not exist, or cannot be read.
     """
-    if config.source == "mixture":
-        members = [(name, config.mixture[name]) for name in config.members]
-        source = Mixture({name: (open_source(m), m.weight) for name, m in members})
-    else:
-        source = _OPEN[config.source](getattr(config, config.source))
+    source = config.kinds()[config.source].open(getattr(config, config.source))
     check_size(source)
     return source
 
 
-_OPEN = {
-    "shapes": open_shapes,
-    "array_record": lambda config: records.open_dataset(expand(config.path), config.split),
-    "webdataset": TarSource,
-    "parquet": ParquetSource,
-    "tfds": TfdsSource,
-}
-
-
-def kind_of(path: str) -> Literal["array_record", "webdataset", "parquet"]:
+def kind_of(path: str) -> str:
     """The source that reads `path`: by its ending or, of a folder, by what is in it.
 
     What does not exist is taken for a prepared data set, whose reader says how to make one.

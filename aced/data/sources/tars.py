@@ -228,8 +228,11 @@ class TarSource:
             logging.warning(
                 "Of the first %d examples of %s, %d are pictures without KEY.txt, such as %s, %s. "
                 "Training skips and counts them.",
-                *(len(first), self.name, len(without)),
-                *(self._paths[int(without[0]["tar"])], self._index.key(without[0])),
+                len(first),
+                self.name,
+                len(without),
+                self._paths[int(without[0]["tar"])],
+                self._index.key(without[0]),
             )
         if len(wanted) < len(self._fields):
             self._check_classes(np.flatnonzero(first["damaged"] == 0)[:_SEARCHED])

@@ -87,8 +87,13 @@ class TfdsSource:
         self.class_names = self._class_names(builder.info.features)
         digest = hashlib.sha256()
         for fact in (
-            *(builder.info.full_name, config.split, len(self._source)),
-            *(config.image, config.captions, config.label, *filter(None, [config.second])),
+            builder.info.full_name,
+            config.split,
+            len(self._source),
+            config.image,
+            config.captions,
+            config.label,
+            *filter(None, [config.second]),
             *(sorted((s.name, s.shard_lengths, int(s.num_bytes)) for s in _whole(builder.info))),
             repr(builder.info.features),
         ):

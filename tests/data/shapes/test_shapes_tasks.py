@@ -367,7 +367,9 @@ def test_records_hold_the_pictures_and_depend_on_the_index_alone(name):
         for key, value in record.items():
             np.testing.assert_array_equal(value, backwards[i][key])
         assert (record["id"], record["texts"], record["label"]) == (
-            *(i, (example.text,), example.label),
+            i,
+            (example.text,),
+            example.label,
         )
         assert ("second" in record) == (name == "two_pictures")
         if example.covered is None:

@@ -46,10 +46,15 @@ def test_every_row_is_what_pyarrow_finds(tmp_path, nested):
         picture = row["image"]["bytes"] if nested else row["image"]
         texts = (row["caption"], *row["captions"])
         assert (read[i]["image"], read[i]["texts"], read[i]["label"], read[i]["id"]) == (
-            *(picture, texts, row["class"], i),
+            picture,
+            texts,
+            row["class"],
+            i,
         )
     assert [read[i]["key"] for i in (0, 4, 5)] == [
-        *("0.parquet/0/0", "0.parquet/1/1", "2.parquet/0/0"),
+        "0.parquet/0/0",
+        "0.parquet/1/1",
+        "2.parquet/0/0",
     ]
     with pytest.raises(IndexError):
         read[12]
@@ -132,7 +137,10 @@ def test_classes_that_datasets_has_named(tmp_path, several):
     read = source(tmp_path, captions=("class",), label="number")
     second = ("dog",) if several else ()
     assert [(read[i]["texts"], read[i]["label"]) for i in range(4)] == [
-        *((("owl", *second), 2), (second, -1), (("cat", *second), 0), (("owl", *second), 2)),
+        (("owl", *second), 2),
+        (second, -1),
+        (("cat", *second), 0),
+        (("owl", *second), 2),
     ]
     assert read.class_names == ("cat", "dog", "owl")
     if not several:

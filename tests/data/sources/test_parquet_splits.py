@@ -33,8 +33,12 @@ def read(path, **settings):
 @pytest.mark.parametrize(
     "form",
     [
-        *("{}-00000-of-00001.parquet", "{}-0000.parquet", "{}.parquet", "set_{}_1.parquet"),
-        *("data/{}-00000-of-00001-0123456789abcdef.parquet", "{}/0000.parquet"),
+        "{}-00000-of-00001.parquet",
+        "{}-0000.parquet",
+        "{}.parquet",
+        "set_{}_1.parquet",
+        "data/{}-00000-of-00001-0123456789abcdef.parquet",
+        "{}/0000.parquet",
         "data/{}/0000.parquet",
     ],
 )

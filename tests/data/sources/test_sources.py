@@ -7,7 +7,7 @@ from PIL import Image
 from aced.config import ConfigError, from_config, to_config
 from aced.data import records
 from aced.data.shapes.scenes import ShapesConfig
-from aced.data.sources import ArrayRecordConfig, DataConfig, check_size, open_source
+from aced.data.sources import ArrayRecordConfig, DataConfig, MemberConfig, check_size, open_source
 
 
 def test_shapes_are_opened_with_their_settings():
@@ -64,6 +64,10 @@ def test_settings_round_trip_and_contradictions_are_refused():
     assert from_config(DataConfig, to_config(config)) == config
     with pytest.raises(ConfigError, match=r"data.array_record.path is empty.*aced.prepare"):
         DataConfig(source="array_record")
+    with pytest.raises(ConfigError, match=r"data.source must be 'shapes' or .* 'mixture', got 'x'"):
+        DataConfig(source="x")
+    with pytest.raises(ConfigError, match=r"data.source must be .* 'tfds', got 'mixture'"):
+        MemberConfig(source="mixture")
     with pytest.raises(ConfigError, match="num_threads"):
         DataConfig(num_threads=-1)
     with pytest.raises(ConfigError, match="max_skipped_in_a_row"):

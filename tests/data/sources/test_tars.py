@@ -249,10 +249,16 @@ def test_bad_json_and_texts_are_the_records_alone(tmp_path):
     deep = b"[" * 100_000
     members = [
         *many.sample(0),
-        *[("1.jpg", many.jpeg(1)), ("1.txt", b"\xff\xfe"), ("1.json", deep)],
-        *[("2.jpg", many.jpeg(2)), ("2.txt", b"x" * 2_000_000), ("2.json", b"[1]")],
-        *[("3.jpg", many.jpeg(3)), ("3.json", b'{"caption": "cut off in an emoji \\ud83d"}')],
-        *[("4.jpg", many.jpeg(4)), ("4.txt", "café".encode("latin-1"))],
+        ("1.jpg", many.jpeg(1)),
+        ("1.txt", b"\xff\xfe"),
+        ("1.json", deep),
+        ("2.jpg", many.jpeg(2)),
+        ("2.txt", b"x" * 2_000_000),
+        ("2.json", b"[1]"),
+        ("3.jpg", many.jpeg(3)),
+        ("3.json", b'{"caption": "cut off in an emoji \\ud83d"}'),
+        ("4.jpg", many.jpeg(4)),
+        ("4.txt", "café".encode("latin-1")),
     ]
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
     read = source(tmp_path)
