@@ -1,1 +1,1 @@
-"""Losses: pure functions of embeddings, usable alone."""
+"""Losses: pure functions of embeddings, usable on their own."""

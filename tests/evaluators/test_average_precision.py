@@ -2,14 +2,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced.evaluators import average_precision
+from aced.evaluators import classification
 from aced.evaluators.classification import numbers
 
 RNG = np.random.default_rng(0)
 
 
 def both(scores, shown):
-    found = average_precision.mean_average_precision(jnp.float32(scores), jnp.asarray(shown))
+    found = classification.mean_average_precision(jnp.float32(scores), jnp.asarray(shown))
     return np.array(found)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced.methods.by_source import by_source
+from aced.methods.base import by_source
 from aced.outputs import Embeddings
 
 B, SIZE, D = 24, 8, 6
