@@ -8,8 +8,8 @@ Each process writes its own part, and a save fails if any process fails. The oth
 `timeout_minutes`; then all processes agree on the outcome.
 
 A checkpoint holds checksums of its files, which are compared before loading, since disks and copies
-can corrupt data. A run whose newest checkpoint is damaged moves it aside and resumes from the newest
-intact one.
+can corrupt data. A run whose newest checkpoint is damaged moves it aside and resumes from the
+newest intact one.
 """
 
 import functools
