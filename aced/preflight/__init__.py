@@ -1,7 +1,7 @@
 """Memory and cost of a run on hardware that is not attached: `python -m aced.preflight`."""
 
-# Environment for the TPU compiler, which needs no TPUs and does not claim any. Must be set before jax
-# is imported.
+# Environment for the TPU compiler, which needs no TPUs and does not claim any. Must be set before
+# jax is imported.
 COMPILER_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
