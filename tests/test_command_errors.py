@@ -273,7 +273,7 @@ def test_compressed_tars_are_named(tmp_path, command, data):
     assert "Traceback" not in done.stderr
 
 
-def test_what_a_config_file_cannot_read_is_said(made):
+def test_unreadable_config_file_is_named(made):
     (made / "latin").mkdir(exist_ok=True)
     path = made / "latin" / ("x" * 300)
     done = commands.call("main", f"--config=configs/small.py:method=iid,data={path}")

@@ -12,7 +12,7 @@ SOURCES = ("array_record", "parquet", "tfds", "webdataset")  # numbered by name
 
 
 @pytest.mark.slow
-def test_two_processes_share_every_source_and_go_on_after_a_kill(tmp_path):
+def test_two_processes_resume_on_every_source_after_a_kill(tmp_path):
     data, workdir = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     every_source_run.write(data)

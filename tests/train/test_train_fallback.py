@@ -9,7 +9,7 @@ from tests.train.test_train import assert_same_run, config, lines, run
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, caplog):
+def test_run_resumes_from_the_newest_intact_checkpoint(tmp_path, caplog):
     settings = config("iid", steps=8)
     settings.before = {}
     settings.checkpoint.every_steps, settings.checkpoint.keep_last = 2, 4
