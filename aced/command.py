@@ -26,7 +26,7 @@ def running(place: str) -> Iterator[None]:
     except KeyboardInterrupt:
         from aced.parallel.preemption import INTERRUPTED  # imports JAX, which takes seconds
 
-        logging.warning("Interrupted; the same command goes on from what is saved, if anything is.")
+        logging.warning("Interrupted; start the same command again to resume from what was saved.")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if (message := errors.message(error, place)) is None:

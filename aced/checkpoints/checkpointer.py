@@ -165,7 +165,7 @@ class Checkpointer:
             damage = error
         if distributed.anywhere(damage is not None):
             raise damage or DamagedError(
-                f"Checkpoint {path} is damaged: another process says how in its log."
+                f"Checkpoint {path} is damaged: see the log of another process."
             )
 
     def _set_aside(self, damaged: Iterable[int], whole: int) -> None:
@@ -181,10 +181,10 @@ class Checkpointer:
             raise CheckpointError(
                 f"The damaged checkpoints {sorted(damaged)} could not be moved from {self._folder} "
                 f"to {DAMAGED_FOLDER} beside it ({failed or 'see the log of process 0'}). Move "
-                f"them by hand and start the same command again: it goes on from step {whole}."
+                f"them by hand and start the same command again: it resumes from step {whole}."
             ) from failed
         logging.error(
-            "The run goes on from its newest whole checkpoint, step %d. The damaged ones, steps "
+            "The run resumes from its newest intact checkpoint, step %d. The damaged ones, steps "
             "%s, were moved to %s beside it; remove them when you need them no more.",
             whole,
             sorted(damaged),
@@ -260,7 +260,7 @@ class Checkpointer:
             raise CheckpointError(
                 f"The last checkpoint of this run could not be written to {self._folder}; "
                 f"checkpoints that are there: {self.steps() or 'none'}. Make room (the log says "
-                "what went wrong) and start the same command again: it goes on from the newest."
+                "what went wrong) and start the same command again: it resumes from the newest."
             )
 
     def close(self) -> None:
@@ -322,7 +322,7 @@ class Checkpointer:
         if self._failed_in_a_row >= self._config.max_failed_saves:
             raise CheckpointError(
                 f"{message} Checkpoints that are there: {self.steps() or 'none'}. Make room and "
-                "start the same command again: it goes on from the newest."
+                "start the same command again: it resumes from the newest."
             ) from error
 
     def _reopen(self) -> None:
@@ -440,7 +440,7 @@ def _best_step(folder: epath.Path, steps: list[int], name: str | None, mode: str
     name = name or configured["metric"]
     if name is None:
         raise CheckpointError(
-            f"The run of {folder} names no best_metric; say which metric 'best' goes by."
+            f"The run of {folder} has no best_metric; pass the metric for 'best'."
         )
     metrics = {step: about[step]["metrics"] for step in steps}
     steps = ranked(metrics, name, mode or configured["mode"])

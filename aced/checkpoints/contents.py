@@ -21,7 +21,7 @@ DAMAGED_FOLDER = "checkpoints_damaged"  # in the workdir; never read or removed
 _SMALL_BYTES = 1 << 20  # larger files hold arrays
 _NOTE = "README.txt"
 _NOTED = (
-    "Checkpoints whose files were not what had been written: the run goes on without them. Nothing "
+    "Checkpoints whose files were not what had been written: the run continues without them. Nothing "
     "reads or removes them; remove them when you need them no more.\n"
 )
 

@@ -68,7 +68,7 @@ def check(
             "Set them back to go on with it, or choose another workdir for a new run."
         )
     if lines:
-        logging.warning("%s goes on with other settings:\n%s", folder, "\n".join(lines.values()))
+        logging.warning("%s resumes with other settings:\n%s", folder, "\n".join(lines.values()))
 
 
 def _unset(settings: Any, path: str = "") -> Iterator[str]:

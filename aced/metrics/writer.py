@@ -173,7 +173,7 @@ class Writer:
                 logging.error(
                     "%s has lost lines: %d bytes fewer than when checkpoint %d was saved; its last "
                     "line is of step %s. A full disk, a power cut or another process may have done "
-                    "that. The run goes on; what is missing stays missing.",
+                    "that. The run continues; what is missing stays missing.",
                     folder / name,
                     lost,
                     step,
@@ -190,7 +190,7 @@ class Writer:
             if name not in self._broken:
                 self._broken.add(name)
                 logging.error(
-                    "Metrics could not be written to %s: %s. The run goes on; the lines are kept "
+                    "Metrics could not be written to %s: %s. The run continues; the lines are kept "
                     "in memory and tried again.", name, error,
                 )  # fmt: skip
             return False

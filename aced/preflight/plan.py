@@ -96,7 +96,7 @@ def _frozen_model(out: Plan, name: str, workdir: str) -> TrainedConfig:
     missing = f"{key}.checkpoint = {item.checkpoint!r} holds no run"
     model, where = _architecture(out, item, key)
     if model is None:
-        raise ConfigError(f"{missing}, and nothing says how large it is; set {key}.model, too.")
+        raise ConfigError(f"{missing}, and its architecture is unknown; set {key}.model, too.")
     out.assumed.append(f"{missing}; the model is {where}")
     return dataclasses.replace(item, checkpoint="", model=model)
 
@@ -120,7 +120,7 @@ def _cached_model(
     model, where = _architecture(out, item, key)
     if model is None:
         raise ConfigError(
-            f"{missing}, and nothing says how wide its embeddings are; set {key}.model, too."
+            f"{missing}, and the width of its embeddings is unknown; set {key}.model, too."
         )
     out.assumed.append(f"{missing}; its embeddings are as wide as those of {where}")
     # Costs do not depend on scale and bias.

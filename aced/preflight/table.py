@@ -25,7 +25,9 @@ def verdict(report: dict[str, Any]) -> str:
     hbm, size = report["hbm"], report["batch_size"]
     if report["method"] == "roofline":
         verb = "fit" if report["fits"] else "do NOT fit"
-        return f"Parameters and batch {verb}; whether the step does, only a compiler can say."
+        return (
+            f"Parameters and batch {verb}; whether the step fits is only known after compilation."
+        )
     if report["fits"]:
         return f"FITS, with {_bytes(hbm['free'])} of {_bytes(hbm['limit'])} free on a device."
     short = f"DOES NOT FIT: batch_size = {size:,} needs {_bytes(hbm['used'])} of "

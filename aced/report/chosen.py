@@ -61,7 +61,7 @@ def super_batches(
     """
     picks = history.some_picks(workdir, places)
     if not picks:
-        raise DatasetError(f"{workdir} has no picks on file; picks_steps says how often they are.")
+        raise DatasetError(f"{workdir} has no picks on file; see picks_steps.")
     source = open_source(settings.data)
     if source.fingerprint != fingerprint:
         raise DatasetError(f"{source.name} is not what the run of {workdir} has seen.")

@@ -158,7 +158,7 @@ def _pictures(run: Run, count: int) -> list[str]:
         if batch.left:
             parts.append(f"<p>Left:</p>{_figures(batch.left, settings)}")
     if any(x.is_noisy is not None for batch in shown for x in (*batch.chosen, *batch.left)):
-        parts.append("<p>Framed in red: pairs that the data set knows to be wrong.</p>")
+        parts.append("<p>Framed in red: pairs that the data set labels as wrong.</p>")
     return parts
 
 

@@ -38,7 +38,7 @@ from aced.train.setup import Run, input_batches, set_up
 
 
 class TrainingError(UserError, RuntimeError):
-    """The run cannot go on; the message says why and what to do."""
+    """The run cannot continue; the message has the reason and the remedy."""
 
 
 def run(

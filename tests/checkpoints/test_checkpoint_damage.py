@@ -161,7 +161,7 @@ def test_damaged_checkpoint_is_moved_and_the_newest_intact_one_restored(workdir,
         name = weights.relative_to(workdir / "checkpoints" / "3")
         assert f"checkpoints/3 is damaged: {name} has other content" in caplog.text
         assert "checkpoints/2 is damaged: state/_METADATA is missing" in caplog.text
-        assert "goes on from its newest whole checkpoint, step 1" in caplog.text
+        assert "resumes from its newest intact checkpoint, step 1" in caplog.text
         assert checkpointer.steps() == [1]
         for again in (2, 3):  # as the run gets there once more
             assert checkpointer.save(again, make_state(again))
@@ -218,7 +218,7 @@ def test_read_error_does_not_count_as_damage(workdir, monkeypatch):
 def test_damaged_checkpoint_that_cannot_be_moved(workdir):
     flip(one_of(workdir, 3, "ocdbt.process_0/d/"))
     (workdir / "checkpoints_damaged").write_text("a file")
-    with pytest.raises(CheckpointError, match=r"\[3\] could not be moved .*goes on from step 2"):
+    with pytest.raises(CheckpointError, match=r"\[3\] could not be moved .*resumes from step 2"):
         restored(workdir)
     assert folders(workdir) == [1, 2, 3]
 

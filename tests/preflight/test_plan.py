@@ -40,7 +40,9 @@ def test_existing_reference_is_read(tmp_path):
 def test_reference_of_unknown_architecture_is_refused(tmp_path):
     config = acid_b16.get_config()
     config.method.reference.model = None
-    with pytest.raises(ConfigError, match=r"nothing says how large .* method\.reference\.model"):
+    with pytest.raises(
+        ConfigError, match=r"its architecture is unknown; .* method\.reference\.model"
+    ):
         plan.read(config, str(tmp_path))
 
 

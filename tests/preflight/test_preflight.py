@@ -144,7 +144,7 @@ def test_gpus_by_roofline_alone(tmp_path):
     assert time["interconnect"] == pytest.approx(sent / 450e9)
     assert state < 0.7 * 3 * parameters  # sharded, but for what is too small
     shown = table.table(found)
-    assert "only a compiler can say" in shown
+    assert "only known after compilation" in shown
 
 
 def test_gpus_that_cannot_even_hold_the_parameters(tmp_path):

@@ -135,7 +135,7 @@ def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
     assert "No pictures: shapes/train is not what the run of" in page
     (folder / history.PICKS_FILE).write_text("")
     page = Reader(command.report([str(folder)], ReportConfig())).text
-    assert "has no picks on file; picks_steps says how often they are" in page
+    assert "has no picks on file; see picks_steps" in page
 
 
 @pytest.mark.slow

@@ -278,7 +278,7 @@ def test_a_mixture_has_a_cache_whatever_its_weights(models, tmp_path):
 
 def test_preflight_needs_no_cache(data, models, tmp_path):
     config = cached.run_config(data, "", cache=tmp_path / "none")
-    with pytest.raises(ConfigError, match="is not here, and nothing says how wide"):
+    with pytest.raises(ConfigError, match="is not here, and the width of its embeddings"):
         plan.read(config, str(tmp_path))
     config.method.reference.model = to_config(cached.model())
     read = plan.read(config, str(tmp_path))

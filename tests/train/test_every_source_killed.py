@@ -45,7 +45,7 @@ def test_two_processes_resume_on_every_source_after_a_kill(tmp_path):
     assert len(history.read_picks(workdir)) < every_source_run.STEPS
     with start(2, workdir) as started:
         assert started.exit_codes() == [0, 0], started.output(0)
-        assert "goes on after step" in started.output(0)
+        assert "resumes after step" in started.output(0)
     assert history.read_picks(workdir) == expected
     last = history.last_values(workdir)
     assert last["wall/records_skipped"] == 0
