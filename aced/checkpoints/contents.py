@@ -21,8 +21,8 @@ DAMAGED_FOLDER = "checkpoints_damaged"  # in the workdir; never read or removed
 _SMALL_BYTES = 1 << 20  # larger files hold arrays
 _NOTE = "README.txt"
 _NOTED = (
-    "Checkpoints whose files were not what had been written: the run continues without them. Nothing "
-    "reads or removes them; remove them when you need them no more.\n"
+    "Checkpoints whose files have changed since they were written. The run continues without them. "
+    "They are neither read nor removed; remove them when you no longer need them.\n"
 )
 
 
