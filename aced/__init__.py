@@ -1,14 +1,13 @@
 """Pretraining of small image-text models: ACID, ACED, DIME-FM and OPTIMA in JAX.
 
-The names below are the public interface: `import aced; aced.select(...)`. Each is imported from its
-module on first use, so that `import aced` itself loads nothing. Everything else in the package may
-move between versions.
+The names below are the public interface: `import aced; aced.select(...)`. Each is imported on first
+use, so `import aced` itself loads nothing. Everything else may change between versions.
 """
 
 import importlib
 from typing import Any
 
-# Module: the names that users of the package call.
+# Public names, by module.
 _PUBLIC = {
     "aced.config": ("ConfigError",),
     "aced.outputs": ("Embeddings",),

@@ -1,6 +1,8 @@
-"""How commands end when something is wrong, or Ctrl-C is pressed."""
+"""Commands: error messages, exit codes, and filtered logs."""
 
 import contextlib
+import logging as stdlib_logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -11,20 +13,20 @@ from aced import errors
 
 @contextlib.contextmanager
 def running(place: str) -> Iterator[None]:
-    """Ends the command with one message and code 1 after an error that a user can set right.
+    """Ends the command with a message and code 1 after an error that a user can correct.
 
-    And with `preemption.INTERRUPTED` after Ctrl-C. Other errors show where in the code they
-    happened; with --verbosity=1 all do.
+    Ctrl-C gives the code `preemption.INTERRUPTED`. Other errors have a stack trace; with
+    --verbosity=1 all do.
 
     Args:
-        place: what the command writes to or reads, for errors that name no file.
+        place: the command's input or output, for errors that name no file.
     """
     try:
         yield
     except KeyboardInterrupt:
-        from aced.parallel.preemption import INTERRUPTED  # with JAX, which takes seconds
+        from aced.parallel.preemption import INTERRUPTED  # imports JAX, which takes seconds
 
-        logging.warning("Interrupted; the same command goes on from what is saved, if anything is.")
+        logging.warning("Interrupted; start the same command again to resume from what was saved.")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if (message := errors.message(error, place)) is None:
@@ -35,16 +37,42 @@ def running(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running_together(place: str, wanted: bool | None) -> Iterator[None]:
-    """`running`, of a command that may be one of several processes.
+    """`running` for a command that may be one of several processes.
 
     Args:
         place: as for `running`.
         wanted: the flag --distributed; see `distributed.begin`.
     """
     from aced.parallel import distributed
-    from aced.quiet_logs import quiet_libraries
 
     quiet_libraries()
     with distributed.ending_together(), running(place):
         distributed.begin(wanted)
         yield
+
+
+def quiet_libraries() -> None:
+    """Hides the info lines of libraries, which would drown those of a run."""
+    logging.get_absl_handler().addFilter(_shown)
+    sys.unraisablehook = _show_unraisable
+
+
+def _shown(record: stdlib_logging.LogRecord) -> bool:
+    """Whether a line is ours, or a warning or error of a library.
+
+    Lines of libraries lose their stack traces: Orbax logs one for each failed write to a full disk.
+    """
+    if record.pathname.startswith(os.path.dirname(os.path.abspath(__file__))):
+        return True
+    record.exc_info = record.exc_text = None
+    return record.levelno > stdlib_logging.INFO
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Prints an exception that was raised where nothing can catch it, but for one of TensorStore's.
+
+    It ends the writes of a save after Orbax has given the save up, as on a full disk, and then
+    finds Orbax's event loop closed. The failure of the save itself is raised.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

@@ -1,4 +1,4 @@
-"""Configs: a tree of frozen dataclasses is the schema, ml_collections is what users write.
+"""Configs: a tree of frozen dataclasses is the schema; users edit an ml_collections ConfigDict.
 
 Every component owns a frozen dataclass with a default and a comment for each of its settings.
 `to_config` turns such a tree into a `ConfigDict` (so that every key can be set in a config file

@@ -1,7 +1,7 @@
-"""Errors that a user can set right, and their messages: what, where, why, and the next step.
+"""Errors that a user can correct, with messages that name the place, the reason and the remedy.
 
-What the operating system says of a file comes as an OSError, or within an error of a library:
-ArrayRecord, Orbax and safetensors quote it in errors of their own, Beam around a stack trace.
+Errors of the operating system arrive as an OSError, or quoted in the errors of ArrayRecord, Orbax,
+safetensors and Beam.
 """
 
 import errno
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """What a user can set right; the message says what is wrong, where, and what to do."""
+    """An error that a user can correct; the message has the problem, the place and the remedy."""
 
 
 _ROOM = "Make room there or choose another place, and start the same command again"
@@ -39,12 +39,12 @@ _PHRASES = {os.strerror(number): number for number in _NEXT}
 
 
 def message(error: BaseException, place: str) -> str | None:
-    """Returns the message of an error that a user can set right; None of any other error.
+    """Returns the message of an error that a user can correct; None for other errors.
 
     Args:
-        error: any.
-        place: what the command writes to or reads, such as "--out=data/photos"; named where the
-            error names no file.
+        error: any error.
+        place: the command's input or output, such as "--out=data/photos", for errors that name no
+            file.
     """
     if isinstance(error, UserError):
         number = _quoted(error) if isinstance(error, OSError) else None
@@ -58,7 +58,7 @@ def message(error: BaseException, place: str) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, the members of a group, and what they were raised from."""
+    """The error with its causes, and the members of a group with theirs."""
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):
@@ -68,7 +68,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _number(error: BaseException) -> int | None:
-    """The errno of an error, or the one that its text quotes; None: neither, or another."""
+    """The errno of an error, or the one quoted in its text; None: no known one."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _NEXT else None
     return _quoted(error)
@@ -80,7 +80,7 @@ def _quoted(error: BaseException) -> int | None:
 
 
 def _described(error: BaseException, number: int, place: str) -> str:
-    """What is wrong with which file."""
+    """A description of the error that names the file."""
     reason = os.strerror(number)
     if isinstance(error, OSError) and error.errno is not None:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]

@@ -1,8 +1,8 @@
 """Evaluates a trained or converted model: `python -m aced.evaluate --config=... --workdir=...`.
 
-The evaluations are those of the config, which may be changed and added as in training; the model is
-that of a run, by default of the workdir, or of a folder that `aced.convert` wrote. The numbers of a
-run's last checkpoint are those that training logged for it.
+Runs the evaluations of the config, which may be changed and added as in training, on the model of a
+run (by default of the workdir) or of a folder written by `aced.convert`. For a run's last
+checkpoint, the numbers equal those logged in training.
 """
 
 import dataclasses
@@ -46,21 +46,19 @@ def run(
     workdir: str,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, float]:
-    """Returns the numbers of all evaluations of `config`, as "<evaluation>/<number>".
-
-    And those of its suites.
+    """Returns the numbers of all evaluations of `config`, as "NAME/NUMBER", and suite averages.
 
     All processes make this call, with the same arguments.
 
     Args:
-        config: a `ConfigDict` or mapping of `TrainConfig`.
-        wanted: whose parameters.
-        workdir: what "{workdir}" stands for; where the model is, unless `wanted` says.
+        config: settings of a `TrainConfig`.
+        wanted: the model and the kind of its parameters.
+        workdir: replaces "{workdir}"; the default place of the model.
         devices: the devices to use; None: all.
 
     Raises:
-        ConfigError: a setting is wrong, there is no model, or none of the config's kind.
-        CheckpointError: there is no such checkpoint.
+        ConfigError: a setting is wrong, or the model is missing or of another kind.
+        CheckpointError: the checkpoint is missing.
     """
     settings = parse(config)
     if not settings.evals:
@@ -75,17 +73,17 @@ def run(
     mesh = meshes.make_mesh(devices, settings.mesh)
     with jax.set_mesh(mesh):
         params = load_model(item, program.model_shapes(model, mesh, settings.mesh.rules))
-        found = {}
+        numbers = {}
         for name, evaluation in settings.evals.items():
             values = evaluators.build(evaluation, model, mesh)(params)
-            found |= {f"{name}/{key}": float(value) for key, value in values.items()}
-    return found | suites.averages(found, settings.suites)
+            numbers |= {f"{name}/{key}": float(value) for key, value in values.items()}
+    return numbers | suites.averages(numbers, settings.suites)
 
 
-def _parameters(folder: str, wanted: str) -> Literal["params", "ema"]:
-    """Which parameters training evaluates: the moving average, where there is one."""
-    if wanted != "trained":
-        return wanted
+def _parameters(folder: str, choice: str) -> Literal["params", "ema"]:
+    """Resolves "trained" to the parameters that training evaluates."""
+    if choice != "trained":
+        return choice
     if model_folder.is_model_folder(folder):
         return "params"
     settings = record.read(epath.Path(folder)).settings
@@ -96,16 +94,16 @@ def main(argv: list[str]) -> None:
     """Flags -> config -> numbers."""
     values = flags.FLAGS
     with training.running(argv, f"--workdir={training.workdir()}"):
-        wanted = flag_settings.read(EvaluateConfig)
-        found = run(values.config, wanted, training.workdir())
+        config = flag_settings.read(EvaluateConfig)
+        numbers = run(values.config, config, training.workdir())
         if jax.process_index() == 0:
-            print(json.dumps(found, indent=2) if wanted.json else table(found))
+            print(json.dumps(numbers, indent=2) if config.json else table(numbers))
 
 
-def table(found: dict[str, float]) -> str:
-    """The numbers, one a line."""
-    width = max(map(len, found))
-    return "\n".join(f"{name:{width}}  {value:.6g}" for name, value in found.items())
+def table(numbers: dict[str, float]) -> str:
+    """The numbers, one per line."""
+    width = max(map(len, numbers))
+    return "\n".join(f"{name:{width}}  {value:.6g}" for name, value in numbers.items())
 
 
 if __name__ == "__main__":

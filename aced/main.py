@@ -1,7 +1,7 @@
 """Trains and evaluates any method: `python -m aced.main --config=configs/smoke.py`.
 
-JAX, and what is built on it, is imported in functions: it takes seconds, and `--help` and the
-error of a misspelt flag do without it.
+JAX and modules that need it are imported in functions, so that `--help` and errors in flags are
+fast.
 """
 
 import contextlib
@@ -66,38 +66,33 @@ def main(argv: list[str]) -> None:
 
 @contextlib.contextmanager
 def running(argv: list[str], place: str) -> Iterator[None]:
-    """What is around the work of a command with these flags; see `command.running_together`."""
+    """Runs a command with these flags; see `command.running_together`."""
     refuse_arguments(argv)
     with command.running_together(place, _DISTRIBUTED.value):
         yield
 
 
 def refuse_arguments(argv: list[str]) -> None:
-    """Refuses what is no flag.
-
-    Raises:
-        app.UsageError: there is such an argument.
-    """
+    """Raises a UsageError for positional arguments."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; settings are --config.key=value.")
 
 
 def workdir() -> str:
-    """The folder that the flags ask for, spelled out: bash leaves the ~ of `--workdir=~/run`."""
-
+    """The workdir of the flags; expands ~, which bash does not in `--workdir=~/run`."""
     return expand(_WORKDIR.value or os.path.join("runs", run_name()))
 
 
 def run_name() -> str:
-    """The name of the run that the flag `config` asks for."""
+    """The name of the run, derived from the flag `config`."""
     file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = os.path.splitext(os.path.basename(file))[0]
     return re.sub(r"[^\w.-]+", "_", f"{name}_{argument}").strip("_")
 
 
-def _no_setting(said: str) -> str:
-    """In a sentence what ml_collections says of a setting that does not exist."""
-    name, _, hint = said.replace("\\n", "\n").replace("\\'", "'").strip("\"'").partition("\n")
+def _no_setting(message: str) -> str:
+    """Rewrites ml_collections' message about a setting that does not exist."""
+    name, _, hint = message.replace("\\n", "\n").replace("\\'", "'").strip("\"'").partition("\n")
     name = name.strip("\"'")
     return f"There is no {name!r} in the config. " + (
         hint
@@ -107,7 +102,7 @@ def _no_setting(said: str) -> str:
 
 
 def _set_to_none(config: ml_collections.ConfigDict, path: str) -> None:
-    """What ml_collections cannot do: the type of a flag is that of the value in the config."""
+    """Sets a setting to None, which ml_collections cannot: flags have the type of the value."""
     *folders, name = path.split(".")
     for folder in folders:
         config = config[folder]
@@ -117,28 +112,28 @@ def _set_to_none(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with errors of one line."""
+    """absl's parser, with one-line errors."""
     # A command is a module, or the __main__.py of a package.
     name = os.path.splitext(argv[0].removesuffix("/__main__.py"))[0].rpartition("/")[2]
     try:
         nones = {arg: match[1] for arg in argv if (match := _NONE.fullmatch(arg))}
-        left = flags.FLAGS([arg for arg in argv if arg not in nones])
+        rest = flags.FLAGS([arg for arg in argv if arg not in nones])
         file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         if not os.path.isfile(file):
             raise ConfigError(
                 f"There is no config file {file} in {os.getcwd()}. Start from the root of the "
                 "repository, where configs/ is."
             )
-        _CONFIG.value.is_locked  # noqa: B018 - raises what reading the file raised
+        _CONFIG.value.is_locked  # noqa: B018 - raises errors of the file
         for path in nones.values():
             _set_to_none(_CONFIG.value, path)
-        return left
+        return rest
     except ModuleNotFoundError as error:
         message = f"{error}. Start from the root of the repository, where configs/ is."
     except (KeyError, AttributeError) as error:
         message = _no_setting(str(error))
     except (flags.Error, TypeError, ConfigError, OSError) as error:
-        # What goes wrong in a config file arrives with its traceback; the last line says it all.
+        # Errors in a config file arrive with their traceback; the last line is the message.
         message = str(error).strip().splitlines()[-1].replace("\\n", ": ").replace("\\'", "'")
         message = re.sub(r"^(Configuration is not .* load|aced\.[\w.]+): ", "", message)
         if "--config must have a value" in message:

@@ -1,4 +1,4 @@
-"""What models return about a batch, and losses and selection read."""
+"""The outputs of models, which losses and selection read."""
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +19,24 @@ class Embeddings:
     bias: Float[Array, ""]  # zero for softmax models
 
     def frozen(self) -> "Embeddings":
-        """The same numbers, through which no gradient flows."""
+        """The same values, with gradients stopped."""
         return jax.lax.stop_gradient(self)
 
 
 @struct.dataclass
 class Words:
-    """States of a decoder, one per word, with the kernel that `word_logits` multiplies them by."""
+    """States of a decoder, one per word, with the kernel of the output softmax."""
 
     states: Float[Array, "b l d"]  # in the compute dtype; state i is about word i
-    kernel: Float[Array, "d v"]  # of the output softmax
+    kernel: Float[Array, "d v"]  # see `word_logits`
 
     def frozen(self) -> "Words":
-        """The same numbers, through which no gradient flows."""
+        """The same values, with gradients stopped."""
         return jax.lax.stop_gradient(self)
 
 
 def word_logits(states: Float[Array, "*b d"], kernel: Float[Array, "d v"]) -> Float[Array, "*b v"]:
-    """Float32 logits of all words; factors in the dtype of `states`, summed in float32."""
+    """Float32 logits of all words; products in the dtype of `states`, summed in float32."""
     return jnp.einsum(
         "...d,dv->...v",
         states,

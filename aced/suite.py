@@ -1,8 +1,8 @@
 """Chooses stable evaluations from runs of several seeds: `python -m aced.suite runs/seed*`.
 
-Prints how much every evaluation varies over the runs, and how many of those that vary least have
-the steadiest average, as a line for a config (StableEval, arXiv 2411.18674; see
-`aced.evaluators.suites`). The runs differ in `--config.seed` and in nothing else.
+Prints the spread of every evaluation over the runs, and the most stable set as a line for a config
+(StableEval, arXiv 2411.18674; see `aced.evaluators.suites`). The runs may differ only in
+`--config.seed`.
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ def choose(folders: Sequence[str], config: SuiteConfig) -> str:
 
     Args:
         folders: workdirs of runs that differ in their seed.
-        config: what to choose from.
+        config: the numbers to choose from.
 
     Raises:
-        ConfigError: a folder is no run's, runs differ in more than the seed or are not at the same
-            step, there are fewer than two, or one lacks a number.
+        ConfigError: a folder holds no run, runs differ in more than the seed or in their last step,
+            there are fewer than two, or one lacks a number.
     """
     if not folders:
         raise ConfigError("No runs: give the workdirs of some that differ in their seed.")
@@ -62,15 +62,15 @@ def choose(folders: Sequence[str], config: SuiteConfig) -> str:
             raise ConfigError(f"{run} is not the workdir of a run.")
     records = [record.read(run) for run in runs]
     _check_alike(runs, records)
-    found = [history.last_values(run) for run in runs]
-    for run, values in zip(runs, found, strict=True):
+    metrics = [history.last_values(run) for run in runs]
+    for run, values in zip(runs, metrics, strict=True):
         if not values:
             raise ConfigError(f"{run / history.FILE} has no complete line; leave this run out.")
-    names = _wanted(records[0].settings.get("evals", {}), found[0], config.numbers)
-    for run, values in zip(runs, found, strict=True):
-        if values["step"] != found[0]["step"]:
+    names = _names(records[0].settings.get("evals", {}), metrics[0], config.numbers)
+    for run, values in zip(runs, metrics, strict=True):
+        if values["step"] != metrics[0]["step"]:
             raise ConfigError(
-                f"{run} is at step {values['step']} and {runs[0]} at {found[0]['step']}; finish "
+                f"{run} is at step {values['step']} and {runs[0]} at {metrics[0]['step']}; finish "
                 "both, since training changes numbers more than seeds do."
             )
         for name in names:
@@ -78,7 +78,7 @@ def choose(folders: Sequence[str], config: SuiteConfig) -> str:
                 raise ConfigError(
                     f"{run} has no finite {name}; leave it out by --numbers, or this run."
                 )
-    scores = np.array([[values[name] for name in names] for values in found], np.float64)
+    scores = np.array([[values[name] for name in names] for values in metrics], np.float64)
     return _table(names, scores, config.name)
 
 
@@ -89,44 +89,43 @@ def _table(names: Sequence[str], scores: Float[np.ndarray, "s e"], name: str) ->
     width = max(map(len, ordered))
     lines = [f"{'evaluation':{width}}      mean  std of it  std of the average so far"]
     for k, number in enumerate(ordered):
-        own, of_average = np.sqrt(result.variance[k]), result.spread[k]
+        std, average_std = np.sqrt(result.variance[k]), result.spread[k]
         mark = "kept" if k < result.kept else ""
-        lines.append(f"{number:{width}}  {means[k]:8.4f}  {own:9.5f}  {of_average:9.5f}  {mark}")
+        lines.append(f"{number:{width}}  {means[k]:8.4f}  {std:9.5f}  {average_std:9.5f}  {mark}")
     kept = tuple(ordered[: result.kept])
     lines += ["", f"{len(kept)} of {len(names)}, over {len(scores)} runs:", ""]
     return "\n".join([*lines, f"config.suites.{name} = {kept!r}"])
 
 
-def _wanted(evals: Collection[str], found: Iterable[str], regex: str) -> list[str]:
-    """Of the names of metrics the numbers of `evals` to choose from; by default shares."""
-    names = [name for name in found if name.rpartition("/")[0] in evals]
+def _names(evals: Collection[str], metrics: Iterable[str], regex: str) -> list[str]:
+    """The numbers of `evals` that match `regex`; if it is empty, those that are shares."""
+    names = [name for name in metrics if name.rpartition("/")[0] in evals]
     shares = [name for name, form in summary.scores(names).items() if form.endswith("%}")]
     chosen = [name for name in names if re.fullmatch(regex, name)] if regex else shares
     if not chosen:
-        what = f"--numbers={regex!r} matches no number" if regex else "No number is a share"
-        raise ConfigError(f"{what} of the runs' evaluations; there are: {', '.join(names)}.")
+        reason = f"--numbers={regex!r} matches no number" if regex else "No number is a share"
+        raise ConfigError(f"{reason} of the runs' evaluations; there are: {', '.join(names)}.")
     return chosen
 
 
 def _check_alike(runs: Sequence[epath.Path], records: Sequence[record.Record]) -> None:
-    """Refuses runs that are not the same but for the seed, or that have the same seed."""
+    """Raises a ConfigError unless runs differ in their seed, and in nothing else."""
     seeds: dict[int, epath.Path] = {}
     everything = [
-        flatten(found.settings)
-        | {"the data's fingerprint": found.data, "the frozen models and tokenizers": found.models}
-        for found in records
+        flatten(item.settings)
+        | {"the data's fingerprint": item.data, "the frozen models and tokenizers": item.models}
+        for item in records
     ]
-    theirs, settings = everything[0], from_config(TrainConfig, records[0].settings)
-    for run, ours in zip(runs, everything, strict=True):
-        for key in sorted(ours.keys() | theirs.keys()):
-            counts = key.startswith("evals.") or not record.may_change(settings, key)
-            counts = counts and key != "seed"
-            if counts and ours.get(key) != theirs.get(key):
+    first, changeable = everything[0], from_config(TrainConfig, records[0].settings)
+    for run, settings in zip(runs, everything, strict=True):
+        for key in sorted(settings.keys() | first.keys()):
+            counts = key.startswith("evals.") or not record.may_change(changeable, key)
+            if counts and key != "seed" and settings.get(key) != first.get(key):
                 raise ConfigError(
                     f"{run} differs from {runs[0]} in more than the seed: {key} is "
-                    f"{ours.get(key)!r}, not {theirs.get(key)!r}."
+                    f"{settings.get(key)!r}, not {first.get(key)!r}."
                 )
-        seed = ours.get("seed")
+        seed = settings.get("seed")
         if seed in seeds:
             raise ConfigError(
                 f"{run} and {seeds[seed]} have the same seed, {seed}: they tell nothing about how "

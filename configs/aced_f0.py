@@ -11,11 +11,10 @@ Expect:   ImageNet 0-shot 68.5, COCO 51.0, Flickr 79.5, 64.0 on average of 27 ev
           (arXiv 2411.18674, from secondary summaries).
 
 The recipe is ACED-ACIDistill of arXiv 2411.18674. From secondary summaries: DataComp-1B, 13B
-examples trained, S <- L as the best pair, softmax-KD on the selected batch. Remembered, unverified:
-cosine with 10 % of warm-up to 1e-3, weight 1 (0.5, 1, 2 were swept), gain 10. Derived: the model's
-size, from its 3.30 G multiply-adds. Assumed, since not known: batch, filter ratio, chunks, b2,
-weight decay and clip as in JEST (arXiv 2406.17711), the reference's patch size. Ours: strata,
-micro-batches.
+examples trained, S <- L as the best pair, softmax-KD on the selected batch. Derived: the model's
+size, from its 3.30 G multiply-adds. Assumed: batch, filter ratio, chunks, b2, weight decay and clip
+as in JEST (arXiv 2406.17711), the reference's patch size. Our choice: a cosine schedule with 10 %
+of warm-up to 1e-3, distillation weight 1, gain 10, strata, micro-batches.
 """
 
 import ml_collections
@@ -32,7 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def base(model: str, *, reference: str, method: str, cache: str) -> ml_collections.ConfigDict:
-    """The recipe of all three sizes: `model` is a preset, `reference` the size of an X/16.
+    """The recipe of all three sizes; `model` is a preset, `reference` the size of an X/16.
 
     With `cache`, the reference's embeddings are read from there.
     """

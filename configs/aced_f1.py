@@ -10,7 +10,7 @@ Cost:     4.47e22 FLOPs, 126,000 v5e chip-hours at 50 % MFU (assumed).
 Expect:   ImageNet 0-shot 74.9, COCO 55.6, Flickr 84.7, 69.7 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).
 
-As configs/aced_f0.py, which names the source of every number; the model's size is derived from its
+As configs/aced_f0.py, which has the source of every number; the model's size is derived from its
 7.14 G multiply-adds, and B <- g is the best pair (from secondary summaries).
 """
 

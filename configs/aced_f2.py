@@ -10,7 +10,7 @@ Cost:     4.53e22 FLOPs, 128,000 v5e chip-hours at 50 % MFU (assumed).
 Expect:   ImageNet 0-shot 76.9, COCO 58.3, Flickr 85.3, 70.9 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).
 
-As configs/aced_f0.py, which names the source of every number; the model's size is derived from its
+As configs/aced_f0.py, which has the source of every number; the model's size is derived from its
 10.29 G multiply-adds, and B <- g is the best pair (from secondary summaries).
 """
 

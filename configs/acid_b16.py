@@ -13,8 +13,8 @@ Expect:   JEST++ B with 4B examples: 76.9 ImageNet 0-shot, COCO R@1 70.3 image t
 
 As configs/siglip_b16.py, and from JEST (arXiv 2406.17711): super-batch 163,840, filter ratio 0.8,
 16 chunks, gain 100, a reference of the learner's size. `:method=i_acid` scores by easy reference,
-`:method=hard` by the learner's loss alone. Ours: 256 strata, so that no pixel crosses the chips,
-and scoring in micro-batches of 128 examples a chip, of 256 chips.
+`:method=hard` by the learner's loss alone. Our choice: 256 strata, so that no image moves between
+chips, and scoring in micro-batches of 128 examples per chip, of 256 chips.
 """
 
 import ml_collections
@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def add_reference(config: ml_collections.ConfigDict, checkpoint: str, cache: str) -> None:
-    """Lets a model of the learner's architecture be the reference, or its embeddings in `cache`."""
+    """Makes the reference a model of the learner's architecture, or its embeddings in `cache`."""
     config.method.reference.checkpoint = "" if cache else checkpoint
     config.method.reference.cache = cache
     config.method.reference.model = config.method.model.copy_and_resolve_references()

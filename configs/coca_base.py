@@ -9,15 +9,15 @@ Command:  python -m aced.main --config=configs/coca_base.py --workdir=gs://BUCKE
 Hardware: 256 TPU v5e chips (assumed).
 Cost:     8.49e21 FLOPs, 23,938 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py.
-Expect:   no number: the paper's are of image-text data that are not public.
+Expect:   unknown; the paper's numbers are of image-text data that are not public.
 
-From the paper: 288 px in patches of 18, 65,536 pairs a step for 500,000 steps, Adafactor, decoupled
-weight decay 0.01, 2 % of warm-up to 8e-4, then linear decay; contrastive weight 1 of the sum of
-both directions, captioning weight 2; for the tasks, configs/coca_tasks.py. Assumed: CLIP's
+From the paper: 288 px in patches of 18, 65,536 pairs per step for 500,000 steps, Adafactor,
+decoupled weight decay 0.01, 2 % of warm-up to 8e-4, then linear decay; contrastive weight 1 of the
+sum of both directions, captioning weight 2; for the tasks, configs/coca_tasks.py. Assumed: CLIP's
 vocabulary of 49,408 words in a table of 64,000 rows, since the paper's SentencePiece model is not
 public; decay times the learning rate; Adafactor's first moment 0.9; gradients clipped at 1.
-`:acid=PATH` chooses each batch from five times as many by the reference in PATH. Arguments: `task`,
-`acid`, `tiny`.
+`:acid=PATH` selects each batch from five times as many pairs, with the reference in PATH.
+Arguments: `task`, `acid`, `tiny`.
 """
 
 import ml_collections
@@ -48,7 +48,7 @@ def of_model(model: str, arg: str) -> ml_collections.ConfigDict:
 
 
 def pretraining(model: str) -> ml_collections.ConfigDict:
-    """On pairs, by both losses."""
+    """Pretraining on pairs with both losses."""
     config = to_config(TrainConfig())
     config.batch_size = 65_536
     config.total_steps = 500_000
@@ -60,7 +60,7 @@ def pretraining(model: str) -> ml_collections.ConfigDict:
     optimizer = config.optimizer
     optimizer.name = "adafactor"
     optimizer.weight_decay = 0.01
-    optimizer.decay_follows = "lr"  # by the schedule, a matrix would shrink by 1 % a step
+    optimizer.decay_follows = "lr"  # with "schedule", matrices would shrink by 1 % per step
     schedule = optimizer.schedule
     schedule.kind = "linear"
     schedule.peak = 8e-4
@@ -75,7 +75,7 @@ def pretraining(model: str) -> ml_collections.ConfigDict:
 
 
 def finetuning(model: str, task: str) -> ml_collections.ConfigDict:
-    """Of a pretrained model, on a task; the head is new."""
+    """Fine-tuning of a pretrained model on a task, with a new head."""
     config = to_config(TrainConfig())
     found = coca_tasks.get(task)
     own = coca.preset(model, **found.heads)

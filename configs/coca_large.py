@@ -9,9 +9,9 @@ Command:  python -m aced.main --config=configs/coca_large.py --workdir=gs://BUCK
 Hardware: 256 TPU v5e chips (assumed).
 Cost:     2.26e22 FLOPs, 63,623 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py.
-Expect:   no number: the paper's are of image-text data that are not public.
+Expect:   unknown; the paper's numbers are of image-text data that are not public.
 
-What is from the paper and what is assumed is said there. Arguments: `task`, `acid`, `tiny`.
+See there for what is from the paper and what is assumed. Arguments: `task`, `acid`, `tiny`.
 """
 
 import ml_collections

@@ -21,19 +21,19 @@ class Task:
     steps: int
     batch_size: int
     encoder_lr: float
-    head_lr: float | None  # of the head, which is new; None: there is none
+    head_lr: float | None  # of the new head; None: the task has no head
     classes: int
     pictures: int
     embedded: str  # see `aced.data.shapes.scenes.tasks`
 
     @property
     def kind(self) -> Literal["answers", "captioning"]:
-        """Whether answers are chosen or words written."""
+        """The task of the method `coca_task`: answers or captioning."""
         return "answers" if self.classes else "captioning"
 
     @property
     def heads(self) -> dict[str, int]:
-        """What a model of it has: settings of `CoCaConfig`."""
+        """Settings of `CoCaConfig` for this task."""
         return {"classes": self.classes, "pictures": self.pictures}
 
 
@@ -53,7 +53,7 @@ def get(name: str) -> Task:
 
 
 def apply(config: ml_collections.ConfigDict, name: str) -> None:
-    """Lets `config`, whose method and model are of the task called `name`, train on it."""
+    """Completes `config`, whose method and model are set up for the task `name`."""
     task = get(name)
     config.batch_size = task.batch_size
     config.total_steps = task.steps

@@ -16,7 +16,7 @@ Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.06e20 FLOPs, 298 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py; the caches and the choice of sentences come on top.
 Expect:   with sentences chosen from a text corpus: ImageNet 0-shot 66.5, ELEVATER 0-shot 56.4,
-          linear probe 79.2, average of five shifts 50.2 (arXiv 2303.18232, read in the authors'
+          linear probe 79.2, average of five shifts 50.2 (arXiv 2303.18232, from the authors'
           log and README).
 
 From the authors' code and logs: AdamW (0.9, 0.999), weight decay 0.05, none on vectors, biases and
@@ -46,14 +46,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def base() -> ml_collections.ConfigDict:
-    """The recipe itself; Swin-T says what it changes."""
+    """The recipe; dime_swin_t.py changes it for Swin-T."""
     config = to_config(TrainConfig())
     config.batch_size = 12_288
     config.total_steps = 324_800  # 100 epochs of 39.9M pictures
 
     config.data.source = "array_record"
     config.data.array_record.path = "/data/images"
-    config.data.decode = "fast"  # 12,288 crops a step; what the teacher saw was made apart
+    config.data.decode = (
+        "fast"  # for 12,288 crops per step; the teacher's inputs were decoded exactly
+    )
 
     config.method = to_config(DimeConfig(model=two_tower.preset("CLIP-B/32", embed_dim=768)))
     method = config.method
@@ -65,7 +67,7 @@ def base() -> ml_collections.ConfigDict:
     method.sentences.cache = "/data/cache_sentences"
     method.sentences.data.source = "array_record"
     method.sentences.data.array_record.path = "/data/sentences"
-    # So that a slice can be checked before there is a teacher; its run or folder must agree.
+    # For pre-flight before the teacher exists; its run or folder must agree.
     method.teacher.model = to_config(two_tower.preset("CLIP-L/14"))
 
     optimizer = config.optimizer

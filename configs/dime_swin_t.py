@@ -4,11 +4,11 @@ Command:  as configs/dime_b32.py, with this file
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.08e20 FLOPs, 303 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py; the caches and the choice of sentences come on top.
-Expect:   no number of this student is known here.
+Expect:   unknown for this student.
 
-The recipe is that of configs/dime_b32.py; that the paper trains Swin-T by it is known, with which
-changes is not. Ours: micro-batches, since windows of 49 tokens need much memory on a TPU; that they
-are small enough has not been compiled. Arguments: `tiny`.
+As configs/dime_b32.py. The paper also trains a Swin-T; we do not know with which changes. Our
+choice: micro-batches, since windows of 49 tokens need much memory on a TPU (not yet compiled for
+one). Arguments: `tiny`.
 """
 
 import ml_collections

@@ -1,24 +1,24 @@
 """The evaluations of DIME-FM's paper: ELEVATER's 20 data sets, and ImageNet with its shifts.
 
-Not a recipe; it measures what a recipe made, a run or a folder that aced.convert wrote:
+Not a recipe: it evaluates a run, or a folder written by aced.convert:
 
     python -m aced.evaluate --config=configs/elevater.py:root=/data/elevater --workdir=runs/mine
     python -m aced.evaluate --config=configs/elevater.py:root=/data/elevater,kind=linear_probe \\
         --model=models/siglip
 
-A config of your own measures it in training, too: `elevater.add(config, root="/data/elevater")`.
+To evaluate during training, add it to a config: `elevater.add(config, root="/data/elevater")`.
 
 Each data set is a folder of `root`, by the names below. From aced.prepare, with --label_column:
 NAME/test, and for linear probes NAME/train. With `source=parquet`, as from the hub:
 NAME/test*.parquet and NAME/train*.parquet, with columns `image` and `label`. Pictures of VOC2007
-show several classes, which are their captions (in parquet the column `classes`): {"image": "1.jpg",
+show several classes, given as their captions (in parquet the column `classes`): {"image": "1.jpg",
 "caption": ["dog", "person"]}.
 
 From the authors' README and code: the data sets, their numbers of test pictures and their metrics
-(arXiv 2303.18232; ELEVATER: 2204.08790); no average counts ImageNet; KITTI's pictures are not
-cropped. The prompts and names of classes are not part of what we know of the paper: give them by
-`prompts=FILE`, a JSON object {NAME: {"class_names": [...], "templates": ["a photo of a {}."]}};
-names that the data bring (prepared sets do) and one template are the default, which costs accuracy.
+(arXiv 2303.18232; ELEVATER: 2204.08790); ImageNet is in no average; KITTI's pictures are not
+cropped. The paper's prompts and class names are not known to us. Set them with `prompts=FILE`, a
+JSON object {NAME: {"class_names": [...], "templates": ["a photo of a {}."]}}. The default, class
+names from the data set (prepared sets have them) and one template, costs accuracy.
 Arguments: `root`, `source`, `kind` (zeroshot or linear_probe), `prompts`, `shifts` (instead of the
 20), `only=dtd+food101` (some of them, without an average).
 """
@@ -34,7 +34,7 @@ from aced.config import ConfigError, parse_arg, to_config
 from aced.evaluators import EvalConfig
 from aced.train.config import TrainConfig
 
-ELEVATER = {  # what counts of each, and how many test pictures it should have
+ELEVATER = {  # the metric of each data set, and its number of test images
     "caltech101": "mean_per_class",  # 6,084
     "cifar10": "top1",  # 10,000
     "cifar100": "top1",  # 10,000
@@ -134,7 +134,7 @@ def add(
 
 
 def read(data: ml_collections.ConfigDict, path: str, source: str, classes_in: str) -> None:
-    """Lets `data` be what `path` names, a folder or the beginning of files' names."""
+    """Sets `data` to `path`, a folder or a prefix of file names."""
     has_captions = classes_in == "captions"
     data.source = source
     data.array_record.path = path

@@ -9,8 +9,8 @@ Cost:     1.13e21 FLOPs, 3,170 v5e chip-hours at 50 % MFU (assumed).
 Expect:   less than H-ACID at every teacher size; it helps at all only with large teachers
           (arXiv 2411.18674, from secondary summaries).
 
-As configs/siglip_b16.py, with the softmax distillation loss of arXiv 2411.18674 at weight 1, of
-0.5, 1, 2 swept there (remembered, unverified). The teacher's size, L/16, is ours.
+As configs/siglip_b16.py, with the softmax distillation loss of arXiv 2411.18674. Our choice: its
+weight, 1, and the teacher's size, L/16.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""LiT-Decoder: what a small decoder can say of what a frozen image encoder sees (arXiv 2411.18674).
+"""LiT-Decoder: evaluates a frozen image encoder with a small text decoder (arXiv 2411.18674).
 
 Command:  python -m aced.main --config=configs/lit_decoder.py:task=coco_caption \\
               --workdir=gs://BUCKET/lit_f1 --config.data.array_record.path=/data/coco_caption \\
@@ -8,13 +8,13 @@ Command:  python -m aced.main --config=configs/lit_decoder.py:task=coco_caption 
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.58e17 FLOPs, 0.444 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py.
-Expect:   no number: the paper's are of decoders whose size could not be read.
+Expect:   unknown; the size of the paper's decoders is not known to us.
 
-From the paper: the encoder stays as it is, a small autoregressive decoder reads it by
-cross-attention, and CIDEr of captions and accuracy of answers measure it. Assumed: everything else.
-A decoder of width 384 with 1 + 5 layers and CLIP's vocabulary; AdamW, learning rate 1e-3, no weight
-decay; steps and batch of CoCa's fine-tuning; answers by CoCa's head. Until there is an encoder, its
-size is ACED-F1's. Arguments: `task`, `tiny`.
+From the paper: the encoder is frozen, a small autoregressive decoder reads it by cross-attention,
+and it is evaluated by CIDEr of captions and accuracy of answers. Our choice: everything else. The
+decoder has width 384, 1 + 5 layers and CLIP's vocabulary; AdamW, learning rate 1e-3, no weight
+decay; steps and batch of CoCa's fine-tuning; answers by CoCa's head. Pre-flight without an encoder
+assumes the size of ACED-F1. Arguments: `task`, `tiny`.
 """
 
 import ml_collections
@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     method.model.dtype = "bfloat16"
     method.model.remat = "full"
     method.encoder.checkpoint = "/data/aced_f1"
-    # So that a slice can be checked before there is an encoder.
+    # For pre-flight before the encoder exists.
     method.encoder.model = to_config(encoder)
     if arg.tiny:
         coca_tasks.shrink(config, arg.task)

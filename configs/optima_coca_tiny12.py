@@ -8,12 +8,12 @@ Command:  python -m aced.main --config=configs/optima_coca_tiny12.py:task=vqa \\
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     2.08e18 FLOPs, 5.87 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py.
-Expect:   no number: of the paper only abstract and introduction could be read.
+Expect:   unknown; we had access to the paper's abstract and introduction only.
 
-From the paper: the teacher, the tasks, modules as arms, the fall of the loss as reward, a Thompson
-sampling that goes by recent history. Our reading: everything else, the student's sizes, the weights
-of the losses, pulls of 100 steps, the discount 0.98, a learning rate of 1e-4; steps and batch are
-those of CoCa's fine-tuning. Arguments: `task`, `tiny`.
+From the paper: the teacher, the tasks, modules as arms, the decrease of the loss as reward, and
+Thompson sampling on recent history. Our choice: everything else, including the student's sizes, the
+weights of the losses, pulls of 100 steps, the discount 0.98 and a learning rate of 1e-4; steps and
+batch are those of CoCa's fine-tuning. Arguments: `task`, `tiny`.
 """
 
 import ml_collections
@@ -44,7 +44,7 @@ def of_student(model: str, arg: str) -> ml_collections.ConfigDict:
     method.model.dtype = "bfloat16"
     method.model.remat = "full"
     method.teacher.checkpoint = f"/data/coca_large_{arg.task}"
-    # So that a slice can be checked before there is a teacher; its run must agree.
+    # For pre-flight before the teacher exists; its run must agree.
     method.teacher.model = to_config(coca.preset("CoCa-Large", dtype="bfloat16", **task.heads))
     return shrink(config, arg.task) if arg.tiny else config
 

@@ -6,9 +6,9 @@ Command:  python -m aced.main --config=configs/optima_coca_tiny6.py:task=vqa \\
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.63e18 FLOPs, 4.60 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py.
-Expect:   no number: of the paper only abstract and introduction could be read.
+Expect:   unknown; we had access to the paper's abstract and introduction only.
 
-As configs/optima_coca_tiny12.py, which says what is the paper's and what is our reading.
+As configs/optima_coca_tiny12.py, which lists what is from the paper and what is our choice.
 Arguments: `task`, `tiny`.
 """
 

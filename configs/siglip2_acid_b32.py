@@ -8,13 +8,13 @@ Hardware: 256 TPU v5e chips (assumed: JEST's).
 Cost:     1.56e21 FLOPs, 4,390 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py. 6.30e20 FLOPs with `:cache=PATH`, the reference's
           embeddings of all pairs, which python -m aced.cache makes once with this config.
-Expect:   no number of this stage alone is known here.
+Expect:   unknown for this stage alone.
 
 From SigLIP 2 (section 2.5): 4B examples, learning rate 1e-5, no weight decay, sigmoid loss, H-ACID
 with filter ratio 0.75 for B/32 (0.5 for B/16: `:patch=16,filter_ratio=0.5`), one reference
-fine-tuned on curated data. Assumed, since not known here: batch, schedule (cosine, 1 % warm-up),
-b2, chunks and gain as in JEST (arXiv 2406.17711), 256 px, and a reference of B/16. Ours: strata,
-micro-batches.
+fine-tuned on curated data. Assumed: batch, schedule (cosine, 1 % warm-up),
+b2, chunks and gain as in JEST (arXiv 2406.17711), 256 px, and a reference of B/16. Our choice:
+strata, micro-batches.
 """
 
 import ml_collections

@@ -8,7 +8,7 @@ Cost:     5.21e20 FLOPs, 1,470 v5e chip-hours at 50 % MFU (assumed).
 Expect:   the same recipe with 40B examples gives 76.7 ImageNet 0-shot, COCO R@1 65.2 image to
           text, 47.4 text to image (SigLIP B, as printed in JEST).
 
-Every number is JEST's (arXiv 2406.17711) unless said otherwise: ViT-B/16 with a B text tower,
+Every number is from JEST (arXiv 2406.17711) unless noted otherwise: ViT-B/16 with a B text tower,
 batch 32,768, 3B examples, 256 px without augmentation, SentencePiece C4 32k with 64 tokens, Adam
 with b2 = 0.95, learning rate 1e-3 after 1 % of warm-up, then cosine, weight decay 1e-4, clip 1.
 """
@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def base() -> ml_collections.ConfigDict:
-    """The recipe itself; the other B/16 recipes say what they change."""
+    """The recipe; the other B/16 recipes modify it."""
     config = to_config(TrainConfig())
     config.batch_size = 32_768
     config.total_examples = 3_000_000_000  # examples trained

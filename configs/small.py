@@ -12,12 +12,11 @@ Hardware: 2 CPU cores; or any GPU.
 Cost:     3.82e13 FLOPs, derived from aced/cost/flops.py.
 Expect:   not measured; docs/selection.md compares the methods on icons with smaller towers.
 
-Everything here is ours, chosen for speed; only the method is the papers'. Arguments: `data`,
-`clean`, `val` (tars or parquet files: a path or pattern that ends so, or a folder of them; or
-prepared folders; without `val`, the split of that name in `data`), `:method=iid` (or kd, hard,
-i_acid, h_acid, aced, aced_iid), `steps`, `seed`, `reference=PATH` (a finished run, instead of
-training one), `cache=PATH` (its embeddings, which python -m aced.cache made with this config),
-`tiny`.
+The method is the papers'; all settings are our choice, for speed. Arguments: `data`, `clean`, `val`
+(each a path or pattern of tars or parquet files, a folder of these, or a prepared folder; without
+`val`, the split of that name in `data`), `:method=iid` (or kd, hard, i_acid, h_acid, aced,
+aced_iid), `steps`, `seed`, `reference=PATH` (a finished run, instead of training one), `cache=PATH`
+(its embeddings, made by python -m aced.cache with this config), `tiny`.
 """
 
 import os
@@ -30,7 +29,7 @@ from aced.data.sources import parquet_splits
 from aced.evaluators import EvalConfig
 from configs import methods, smoke
 
-DATA, CLEAN = "/data/all", "/data/clean"  # of the command above
+DATA, CLEAN = "/data/all", "/data/clean"  # as in the command above
 RESOLUTION = 48
 LENGTH = 16  # tokens; titles are short
 
@@ -102,7 +101,7 @@ def run(
 
 
 def read(data: ml_collections.ConfigDict, path: str, split: str) -> None:
-    """Lets `data` be the tars or parquet files of `path`, or, where it has splits, this one."""
+    """Sets `data` to the tars or parquet files of `path`, or to the split if it has splits."""
     data.source = sources.kind_of(path)
     data[data.source].path = path
     if _has_splits(path):

@@ -6,11 +6,11 @@ Cost:     6.94e12 FLOPs, derived from aced/cost/flops.py.
 Expect:   5 minutes on 2 idle cores; R@1 of ACED 10.8 %, of IID at equal examples 0.3 %, of the
           reference 14.8 % (one run, benchmarks/results/smoke.txt).
 
-The data are 10,000 scenes of the embedded `shapes`. Half of the captions are wrong, and which ones
-is known, so that `selection/noisy_share` shows what selection does. First the reference is trained
-on other scenes, clean ones, then a learner on all pairs alike (IID). The reference embeds the
-10,000 once, and from its embeddings the method's learner is trained. Everything here is ours,
-chosen for speed; only the method is the papers'. Arguments: `:method=iid` (or kd, hard, i_acid,
+The data are 10,000 scenes of the built-in `shapes`. Half of the captions are wrong and labelled so,
+and `selection/noisy_share` shows the effect of selection. First a reference is trained on other,
+clean scenes, then a learner on uniform batches (IID). The reference embeds the 10,000 scenes once,
+and the method's learner is trained with these embeddings. The method is the papers'; all settings
+are our choice, for speed. Arguments: `:method=iid` (or kd, hard, i_acid,
 h_acid, aced, aced_iid), `:steps=300`, `:reference_steps=400`, `:seed=1`, `:reference=PATH` (a
 finished run, instead of training one), `:alone` (no IID run beside it), `:online` (the reference
 runs in every step, instead of once), `:tiny`.
@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = learner(arg.method, arg.steps, arg.seed)
     if methods.uses_reference(arg.method):
         if not arg.reference:
-            # Another seed: the reference sees neither the learner's pairs nor its noise.
+            # With another seed the reference sees neither the learner's pairs nor their noise.
             config.before.reference = run(
                 depth=4, width=128, steps=arg.reference_steps, seed=1000 + arg.seed
             )
@@ -72,7 +72,7 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def learner(method: str, steps: int, seed: int) -> ml_collections.ConfigDict:
-    """A small learner on noisy pairs, without what comes first."""
+    """A small learner on noisy pairs, without the earlier runs."""
     config = run(depth=2, width=64, steps=steps, seed=seed)
     config.data.shapes.wrong = 0.5
     config.data.shapes.size = POOL
@@ -82,7 +82,7 @@ def learner(method: str, steps: int, seed: int) -> ml_collections.ConfigDict:
 
 
 def select(selection: ml_collections.ConfigDict) -> None:
-    """Draws that are as sharp for small batches as for large ones; see docs/selection.md."""
+    """Makes draws equally sharp for small and large batches; see docs/selection.md."""
     selection.chunks = 8
     selection.normalization = "perplexity"
     selection.perplexity_share = 0.5

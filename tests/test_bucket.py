@@ -77,7 +77,7 @@ def saved(folder):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_preempted_goes_on_bit_for_bit(server, on_disk, tmp_path):
+def test_killed_and_preempted_run_resumes_bit_for_bit(server, on_disk, tmp_path):
     objects, variables = server
     workdir, folder = "gs://bucket/runs/one", objects / "runs" / "one"
     with many_processes.start(1, 1, command(workdir), tmp_path, **variables) as started:
@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_and_preempted_goes_on_bit_for_bit(server, on_disk,
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_run_and_one_goes_on_with_it(server, on_disk, tmp_path):
+def test_run_of_two_processes_resumes_with_one(server, on_disk, tmp_path):
     objects, variables = server
     finish("gs://bucket/runs/two", tmp_path, processes=2, steps=60, **variables)
     finish("gs://bucket/runs/two", tmp_path, **variables)
@@ -133,7 +133,7 @@ def test_an_owner_in_a_store_is_made_once_and_gives_signs_of_life(scheme, monkey
         pass
 
 
-def test_what_a_store_says_comes_with_the_path(monkeypatch):
+def test_errors_of_a_store_name_the_path(monkeypatch):
     """The first mistake that one makes there."""
     s3fs = pytest.importorskip("s3fs")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -174,7 +174,7 @@ def test_data_is_read_as_from_a_disk(scheme, tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.slow
-def test_prepared_in_a_bucket_are_the_bytes_of_a_disk(scheme, tmp_path):
+def test_data_prepared_in_a_bucket_equal_those_on_disk(scheme, tmp_path):
     (tmp_path / "tars").mkdir()
     many.write_tars(tmp_path / "tars", [6, 5])
     root, store = f"{scheme}://bucket", fsspec.filesystem(scheme)

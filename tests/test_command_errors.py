@@ -159,7 +159,7 @@ def test_a_file_is_where_a_run_belongs(made, tmp_path, name):
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         message = ended(name, made, place)
         if name == "preflight":  # which needs no run, but what one would have said
-            assert "'{workdir}/embeddings' is not here, and nothing says how wide" in message
+            assert "'{workdir}/embeddings' is not here, and the width of its" in message
         else:
             assert str(place) in message
 
@@ -222,7 +222,7 @@ def test_ctrl_c_ends_with_its_code(caplog):
     with pytest.raises(SystemExit) as stop, command.running("--out=here"):
         raise KeyboardInterrupt
     assert stop.value.code == 130
-    assert "the same command goes on" in caplog.text
+    assert "start the same command again" in caplog.text
 
 
 @pytest.mark.parametrize("name", [*WRITERS, *READERS])
@@ -273,7 +273,7 @@ def test_compressed_tars_are_named(tmp_path, command, data):
     assert "Traceback" not in done.stderr
 
 
-def test_what_a_config_file_cannot_read_is_said(made):
+def test_unreadable_config_file_is_named(made):
     (made / "latin").mkdir(exist_ok=True)
     path = made / "latin" / ("x" * 300)
     done = commands.call("main", f"--config=configs/small.py:method=iid,data={path}")

@@ -76,7 +76,7 @@ def test_a_table_has_the_papers_names(name, title):
     assert methods.parse(config.method).title == title
 
 
-def test_a_table_tells_what_has_no_name_in_the_paper():
+def test_table_describes_methods_without_a_name_in_the_paper():
     config = load("smoke").get_config("method=i_acid")
     config.method.distillation.weight = 1.0
     assert methods.parse(config.method).title == "I-ACID + softmax-KD"
@@ -97,7 +97,7 @@ def test_tiny_runs_two_steps(name, tmp_path):
         assert ("loss/distillation" in last) == (config.distillation.weight > 0)
 
 
-def test_the_config_of_ones_own_in_the_guide(tmp_path):
+def test_config_file_in_the_guide(tmp_path):
     (block,) = pages.blocks(ROOT / "docs/guides/runs.md", "python")
     file = tmp_path / "mine.py"
     file.write_text(block)
@@ -120,7 +120,7 @@ def test_the_config_of_ones_own_in_the_guide(tmp_path):
         ("optima_coca_tiny6", "tiny,task=coco_caption", "val/cider"),
     ],
 )
-def test_what_else_a_recipe_can_do(name, arg, number, tmp_path):
+def test_arguments_of_recipes(name, arg, number, tmp_path):
     last = loop.run(load(name).get_config(arg), str(tmp_path), devices=jax.devices()[:1])
     assert last["step"] == 2
     assert last["examples_scored"] == (160 if "acid" in arg else 0)

@@ -120,7 +120,7 @@ def test_a_line_of_metrics_is_left_out_and_named(runs, caplog, damage):
 
 
 @pytest.mark.parametrize("damage", BAD_LINES)
-def test_a_run_goes_on_over_a_damaged_line(runs, caplog, damage):
+def test_run_resumes_over_a_damaged_line(runs, caplog, damage):
     line, _ = BAD_LINES[damage]
     path = runs / "run1" / "metrics.jsonl"
     first, last = path.read_bytes().splitlines()

@@ -15,7 +15,7 @@ print(*{"tensorflow", "torch"} & set(sys.modules))
 """
 
 
-def test_every_module_in_a_process_of_its_own():
+def test_every_module_can_be_imported_alone():
     names = [found.name for found in pkgutil.walk_packages(aced.__path__, "aced.")]
     assert {"aced.main", "aced.methods.contrastive"} < set(names)
     # What other packages warn of while they are imported is theirs.
@@ -29,7 +29,7 @@ def test_every_module_in_a_process_of_its_own():
     assert not done.stdout.strip()  # what takes seconds to import, and we never use
 
 
-def test_help_does_without_jax():
+def test_help_does_not_import_jax():
     done = subprocess.run(
         [sys.executable, "-c", "import sys, aced.main; print('jax' in sys.modules)"],
         cwd=many_processes.ROOT, capture_output=True, text=True, timeout=60, check=True,

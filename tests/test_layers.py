@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "aced"
 # From the lowest to the highest. Modules of one layer do not import each other's packages.
 LAYERS = (
     ("bounds", "errors"),
-    ("config", "outputs", "quiet_logs"),
+    ("config", "outputs"),
     ("files", "flag_settings"),
     ("parallel",),
     ("command",),

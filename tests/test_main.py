@@ -72,7 +72,7 @@ def test_a_run_is_reported_by_the_command(first, tmp_path):
     assert "What learner chose" in page.read_text()
 
 
-def test_what_a_run_will_cost_is_told_by_the_command():
+def test_preflight_command_prints_costs():
     done = aced("--config=configs/acid_b16.py", "--topology=gpu:h200x8", command="preflight")
     assert done.returncode == 0, done.stderr
     assert "by roofline alone" in done.stdout
@@ -140,7 +140,7 @@ def test_a_duration_in_another_unit(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_goes_on(tmp_path):
+def test_run_resumes_after_ctrl_c(tmp_path):
     command = [sys.executable, "-m", "aced.main", "--config=configs/smoke.py:tiny,method=iid"]
     command += [f"--workdir={tmp_path}", "--config.total_steps=100000"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -189,7 +189,7 @@ def test_help_lists_the_flags_of_a_command(command, names):
 
 
 @pytest.mark.slow
-def test_a_home_folder_is_spelled_out(tmp_path):
+def test_home_folder_is_expanded(tmp_path):
     """bash leaves the ~ of `--workdir=~/run` alone."""
     done = aced("--config=configs/smoke.py:tiny,method=iid", "--workdir=~/run", HOME=tmp_path)
     assert done.returncode == 0, done.stderr

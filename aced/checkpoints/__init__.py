@@ -1,1 +1,1 @@
-"""Checkpoints, and the record of the settings that a run was started with."""
+"""Checkpoints, and the record of a run's settings."""

@@ -1,14 +1,15 @@
-"""Checkpoints: a whole run in one atomic folder, written in the background.
+"""Checkpoints of a run's state, written atomically in the background.
 
-A checkpoint is complete or it is not there: it is written under a temporary name and renamed when
-every process is done. Orbax does the work; what is added here is which checkpoints to keep, what
-happens when a save fails, and errors that name the parameter.
+A checkpoint is written under a temporary name and renamed when every process is done, so an
+existing one is complete. This module builds on Orbax, and adds the retention policy, the handling
+of failed saves, and errors that name the parameter.
 
-Of several processes each writes its own part, and a save has failed when one of them failed. The
-others learn of it when they have waited for `timeout_minutes`; then all agree, and go on as one.
+Each process writes its own part, and a save fails if any process fails. The others notice after
+`timeout_minutes`; then all processes agree on the outcome.
 
-Disks and copies lose bits. A checkpoint holds checksums of its files, which are compared before it
-is loaded. A run whose newest one is damaged moves it aside and goes on from the newest whole one.
+A checkpoint holds checksums of its files, which are compared before loading, since disks and copies
+can corrupt data. A run whose newest checkpoint is damaged moves it aside and resumes from the
+newest intact one.
 """
 
 import functools
@@ -25,12 +26,16 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from aced.checkpoints import checksums
-from aced.checkpoints.contents import STATE, CheckpointError, DamagedError, check_fits, contents
-from aced.checkpoints.damage import (
+from aced.checkpoints.contents import (
     DAMAGED_FOLDER,
+    STATE,
+    CheckpointError,
+    DamagedError,
     check_described,
+    check_fits,
     check_small,
     check_whole,
+    contents,
     move_aside,
     named_damage,
 )
@@ -47,8 +52,8 @@ class Checkpointer:
     """The checkpoints of one run, in `<workdir>/checkpoints/<step>`.
 
     Every process of the run makes the same calls in the same order. Use as a context manager, or
-    call `close` at the end. A block that raises in one of several processes leaves the others
-    alone: then only the save that is going on is waited for.
+    call `close` at the end. If the block raises in one of several processes, that process only
+    waits for its pending save, without agreement with the others.
 
     Attributes:
         failed_saves: saves that failed so far.
@@ -58,14 +63,14 @@ class Checkpointer:
         self._config = config or CheckpointConfig()
         self._folder = _folder(workdir)
         self._pending: int | None = None  # step that is being written
-        self._about: dict[str, Any] = {}  # what is kept with it
+        self._about: dict[str, Any] = {}  # its metadata
         self._failed_in_a_row = 0
         self.failed_saves = 0
         self._opened: ocp.training.Checkpointer | None = None
 
     @property
     def _orbax(self) -> ocp.training.Checkpointer:
-        """The manager. It is opened when damaged checkpoints, which it cannot bear, are moved."""
+        """The manager. Opened lazily, because it cannot open a folder with damaged checkpoints."""
         if self._opened is None:
             self._opened = self._open()
         return self._opened
@@ -73,46 +78,46 @@ class Checkpointer:
     def _open(self) -> ocp.training.Checkpointer:
         context = ocp.Context()
         context.array.saving.use_compression = self._config.compress
-        # Devices that hold the same array share the writing of it, but each piece is cut by a
-        # program of its own: not worth it for small arrays.
+        # Replicas share the writing of an array, but each piece needs a compiled slice, which is
+        # not worth it for small arrays.
         context.array.saving.min_slice_bytes_for_replica_parallel = _SHARED_BYTES
         context.asynchronous.timeout_secs = math.ceil(60 * self._config.timeout_minutes)
-        # A function and no method: Orbax copies its settings, all that they hold included.
+        # A lambda and not a bound method, because Orbax deep-copies its settings.
         context.asynchronous.post_finalization_callback = lambda: self._write_checksums()
         return ocp.training.Checkpointer(
             self._folder,
             context=context,
             preservation_policy=Preserve(self._config),
-            cleanup_tmp_directories=True,  # what a killed process left half-written
+            cleanup_tmp_directories=True,  # remains of killed processes
         )
 
     def _write_checksums(self) -> None:
-        """Called on process 0, in the background, when all files are there but for the last name.
+        """Called on process 0, in the background, before the folder is renamed.
 
-        A store cannot rename folders, so that there they have their name from the start.
+        Stores cannot rename folders, so there the folder has its final name from the start.
         """
-        unnamed = self._folder / f"{self._pending}.orbax-checkpoint-tmp"
-        named = self._folder / str(self._pending)
-        checksums.write(unnamed if unnamed.exists() else named, self._about)
+        temporary = self._folder / f"{self._pending}.orbax-checkpoint-tmp"
+        final = self._folder / str(self._pending)
+        checksums.write(temporary if temporary.exists() else final, self._about)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, one in the making included, oldest first."""
+        """Steps of all checkpoints, oldest first, including one being written."""
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def restore_or(self, abstract: PyTree, default: T = None) -> tuple[PyTree, int] | T:
-        """Returns the newest whole checkpoint's state and step, or `default` if there is none.
+        """Returns state and step of the newest intact checkpoint, or `default` if there is none.
 
-        Newer ones that are damaged are moved to `<workdir>/checkpoints_damaged`, which the log
-        says. Where all are damaged none is moved: the run would begin anew without a word.
+        Damaged checkpoints are logged and moved to `<workdir>/checkpoints_damaged`. If all are
+        damaged, none is moved, so that the run does not silently start anew.
 
         Args:
-            abstract: the state's `ShapeDtypeStruct`s with shardings, which need not be the ones
+            abstract: the state's `ShapeDtypeStruct`s with shardings, which may differ from those
                 that it was saved with.
-            default: what to return when this run has no checkpoint yet.
+            default: the result if the run has no checkpoint yet.
 
         Raises:
-            CheckpointError: the checkpoint has other parameters, shapes or types, or all are
-                damaged; nothing was loaded.
+            CheckpointError: parameters, shapes or types differ, or all checkpoints are damaged;
+                nothing was loaded.
         """
         steps = _complete_steps(self._folder)
         if not distributed.same(steps[-1] if steps else -1):
@@ -122,25 +127,25 @@ class Checkpointer:
                 "and start the same command again."
             )
         damaged: dict[int, DamagedError] = {}
-        found = None
+        restored = None
         for step in reversed(steps):
             try:
-                if found is None:
-                    found = self._load(step, abstract), step
+                if restored is None:
+                    restored = self._load(step, abstract), step
                 else:
                     self._agree(check_small, self._folder / str(step))
             except DamagedError as error:
                 logging.error("%s", error)
                 damaged[step] = error
-        if damaged and found is None:
+        if damaged and restored is None:
             listed = "\n".join(f"  {error}" for error in damaged.values())
             raise CheckpointError(
                 f"No checkpoint in {self._folder} is whole:\n{listed}\nBring one back from a copy; "
                 "to begin the run anew, remove that folder or choose another workdir."
             )
         if damaged:
-            self._set_aside(damaged, found[1])
-        return default if found is None else found
+            self._set_aside(damaged, restored[1])
+        return default if restored is None else restored
 
     def _load(self, step: int, abstract: PyTree) -> PyTree:
         path = self._folder / str(step)
@@ -152,7 +157,7 @@ class Checkpointer:
             return ocp.load(path, abstract, checkpointable_name=STATE)
 
     def _agree(self, check: Callable[[epath.Path], None], path: epath.Path) -> None:
-        """Raises a DamagedError on all processes where `check` raises one on some of them."""
+        """Raises a DamagedError on all processes if `check` raises one on any of them."""
         damage = None
         try:
             check(path)
@@ -160,11 +165,11 @@ class Checkpointer:
             damage = error
         if distributed.anywhere(damage is not None):
             raise damage or DamagedError(
-                f"Checkpoint {path} is damaged: another process says how in its log."
+                f"Checkpoint {path} is damaged: see the log of another process."
             )
 
     def _set_aside(self, damaged: Iterable[int], whole: int) -> None:
-        """Moves damaged checkpoints to where Orbax neither lists them nor removes them."""
+        """Moves damaged checkpoints to a folder that Orbax does not manage."""
         failed = None
         if jax.process_index() == 0:
             try:
@@ -176,10 +181,10 @@ class Checkpointer:
             raise CheckpointError(
                 f"The damaged checkpoints {sorted(damaged)} could not be moved from {self._folder} "
                 f"to {DAMAGED_FOLDER} beside it ({failed or 'see the log of process 0'}). Move "
-                f"them by hand and start the same command again: it goes on from step {whole}."
+                f"them by hand and start the same command again: it resumes from step {whole}."
             ) from failed
         logging.error(
-            "The run goes on from its newest whole checkpoint, step %d. The damaged ones, steps "
+            "The run resumes from its newest intact checkpoint, step %d. The damaged ones, steps "
             "%s, were moved to %s beside it; remove them when you need them no more.",
             whole,
             sorted(damaged),
@@ -197,23 +202,23 @@ class Checkpointer:
     ) -> bool:
         """Starts writing `state` in the background if a checkpoint is due at `step`.
 
-        The state may be donated as soon as this returns. A save that is still going on is waited
-        for first. When a save fails, be it this one or the one before, the reason is logged, what
-        it wrote is removed, and the run goes on with the older checkpoints.
+        The state may be donated as soon as this returns. A pending save is waited for first. If
+        this save or the previous one fails, the reason is logged, partial files are removed, and
+        the run continues with the older checkpoints.
 
         Args:
-            step: updates done.
+            step: completed steps.
             state: pytree of arrays, typed keys and Nones.
-            metrics: numbers that `keep_best` and `load_params(which="best")` go by; those that
-                are not finite are left out.
-            force: save although none is due at `step`.
+            metrics: numbers for `keep_best` and `load_params(which="best")`; non-finite ones are
+                left out.
+            force: save even if no checkpoint is due at `step`.
 
         Returns:
-            Whether a save was started. A step that is already there is not saved again.
+            Whether a save was started. An existing step is not saved again.
 
         Raises:
-            CheckpointError: `max_failed_saves` saves failed in a row, or this process, of several,
-                could not begin one.
+            CheckpointError: `max_failed_saves` saves failed in a row, or one of several processes
+                could not start its save.
         """
         due = force or self._config.is_due(step)
         if not due and not (jax.process_count() == 1 and self._is_done()):
@@ -233,12 +238,12 @@ class Checkpointer:
                 {STATE: state},
                 metrics=finite or None,
                 custom_metadata=self._about,
-                force=True,  # whether it is due was decided above
+                force=True,  # due, as decided above
             )
         except (TypeError, ValueError):
-            raise  # the state itself cannot be saved: trying again would not help
+            raise  # the state itself cannot be saved, so retrying would not help
         except Exception as error:
-            if jax.process_count() > 1:  # the others are in the middle of it, and will not agree
+            if jax.process_count() > 1:  # the others have started, so no agreement is possible
                 raise CheckpointError(f"Checkpoint {step} could not be begun: {error}") from error
             self._give_up(error)
             return False
@@ -248,14 +253,14 @@ class Checkpointer:
         """Waits until the last save is on disk.
 
         Raises:
-            CheckpointError: it is not; the last save failed.
+            CheckpointError: the last save failed.
         """
         self._settle()
         if self._failed_in_a_row:
             raise CheckpointError(
                 f"The last checkpoint of this run could not be written to {self._folder}; "
                 f"checkpoints that are there: {self.steps() or 'none'}. Make room (the log says "
-                "what went wrong) and start the same command again: it goes on from the newest."
+                "what went wrong) and start the same command again: it resumes from the newest."
             )
 
     def close(self) -> None:
@@ -279,17 +284,16 @@ class Checkpointer:
         try:
             if jax.process_count() == 1:
                 self.close()
-            else:
-                if self._pending is not None:
-                    self._orbax.wait()  # what goes on in the background needs no agreement
+            elif self._pending is not None:
+                self._orbax.wait()  # needs no agreement with other processes
         except Exception as failed:
-            logging.error("%s", failed)  # the error that is on its way out matters more
+            logging.error("%s", failed)  # the error of the block is the one to raise
 
     def _is_done(self) -> bool:
         return self._pending is not None and not self._orbax.is_saving_in_progress()
 
     def _settle(self) -> None:
-        """Waits for the save that is going on and accounts for how it ended."""
+        """Waits for the pending save and handles its outcome."""
         if self._pending is None:
             return
         error = None
@@ -307,8 +311,8 @@ class Checkpointer:
         step, self._pending = self._pending, None
         self.failed_saves += 1
         self._failed_in_a_row += 1
-        # A new manager removes the remains, which may be what fills the disk. The old one still
-        # lists the step that failed and has forgotten the one that it was to replace.
+        # A new manager removes partial files, which may fill the disk. The old one still lists the
+        # failed step, and no longer lists the one that it was to replace.
         self._reopen()
         message = (
             f"Checkpoint {self._folder / str(step)} could not be written "
@@ -318,24 +322,24 @@ class Checkpointer:
         if self._failed_in_a_row >= self._config.max_failed_saves:
             raise CheckpointError(
                 f"{message} Checkpoints that are there: {self.steps() or 'none'}. Make room and "
-                "start the same command again: it goes on from the newest."
+                "start the same command again: it resumes from the newest."
             ) from error
 
     def _reopen(self) -> None:
-        """A new manager, which lists what is there now, for the old one."""
+        """Replaces the manager by a new one, which reads the folder again."""
         self._close_orbax()
         try:
             self._opened = self._open()
-        except OSError as error:  # the old one, closed, fails the next save, which is counted
+        except OSError as error:  # the closed manager fails the next save, which is counted
             logging.error("%s could not be read again: %s", self._folder, error)
 
     def _close_orbax(self) -> None:
-        """Closes the manager. How its saves ended is known: errors that it still holds are old."""
+        """Closes the manager. Errors of its saves were handled before."""
         try:
             if self._opened is not None:
                 self._opened.close()
         except Exception as error:
-            logging.info("Once more, of a save that failed: %s", error)
+            logging.info("Repeated error of a failed save: %s", error)
 
 
 def load_params(
@@ -353,16 +357,16 @@ def load_params(
     Args:
         workdir: that run's workdir.
         abstract: `ShapeDtypeStruct`s with shardings to load as; types are converted. None: host
-            arrays, shapes and types as they were saved.
-        which: the newest checkpoint, the best of those that are left, or a step.
+            arrays with shapes and types as they were saved.
+        which: the newest checkpoint, the best one that is left, or a step.
         key: the parameters or their moving average.
-        part: only what stands under this name in them, such as "model"; None: all of them.
-        best_metric: what "best" goes by; None: as that run's own settings had it.
-        best_mode: whether more or less is better; None: ditto.
+        part: load only the subtree of this name, such as "model"; None: all parameters.
+        best_metric: metric for "best"; None: from that run's settings.
+        best_mode: whether larger or smaller is better; None: from that run's settings.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is damaged, it holds no `key`, or its
-            parameters have other names or shapes.
+        CheckpointError: the checkpoint is missing or damaged, lacks `key`, or its parameters have
+            other names or shapes.
     """
     folder = _folder(workdir)
     steps = _complete_steps(folder)
@@ -392,40 +396,40 @@ def _loaded(path: epath.Path, abstract: PyTree | None, key: str, part: str | Non
     """`load_params` of one checkpoint.
 
     Raises:
-        DamagedError: its files are not what was written.
+        DamagedError: its files have changed since they were written.
         CheckpointError: as `load_params`.
     """
     check_whole(path)
-    found = contents(path)
+    saved = contents(path)
     names = (key,) if part is None else (key, part)
     for name in names:
-        if not found.get(name):
-            known = sorted(k for k, v in found.items() if v is not None)
+        if not saved.get(name):
+            known = sorted(k for k, v in saved.items() if v is not None)
             raise CheckpointError(f"{path} holds no '{'/'.join(names)}', only {known}.")
-        found = found[name]
+        saved = saved[name]
     if abstract is None:
-        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found)
-    check_fits(abstract, found, path, check_types=False)
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
+    check_fits(abstract, saved, path, check_types=False)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context, named_damage(path):
-        wanted = {key: abstract if part is None else {part: abstract}}
-        loaded = ocp.load(path, wanted, checkpointable_name=STATE)[key]
+        tree = {key: abstract if part is None else {part: abstract}}
+        loaded = ocp.load(path, tree, checkpointable_name=STATE)[key]
     return loaded if part is None else loaded[part]
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
-    """The folder of a run's checkpoints; absolute, since Orbax takes no other."""
+    """The folder of a run's checkpoints, as the absolute path that Orbax needs."""
     path = epath.Path(workdir) / FOLDER
     return path if "://" in str(path) else path.expanduser().absolute()
 
 
 def _complete_steps(folder: epath.Path) -> list[int]:
-    """Oldest first. Folders in the making have other names, or in a store no mark of the end."""
+    """Steps of complete checkpoints, oldest first."""
     if not folder.exists():
         return []
     paths = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
-    if "://" in str(folder):
+    if "://" in str(folder):  # without renaming, incomplete folders lack the mark
         paths = [path for path in paths if (path / "commit_success.txt").exists()]
     return sorted(int(path.name) for path in paths)
 
@@ -436,7 +440,7 @@ def _best_step(folder: epath.Path, steps: list[int], name: str | None, mode: str
     name = name or configured["metric"]
     if name is None:
         raise CheckpointError(
-            f"The run of {folder} names no best_metric; say which metric 'best' goes by."
+            f"The run of {folder} has no best_metric; pass the metric for 'best'."
         )
     metrics = {step: about[step]["metrics"] for step in steps}
     steps = ranked(metrics, name, mode or configured["mode"])
@@ -450,7 +454,7 @@ def _best_step(folder: epath.Path, steps: list[int], name: str | None, mode: str
 
 
 def _about(path: epath.Path) -> dict[str, Any]:
-    """What was kept with a checkpoint: its metrics, and what the run meant by the best."""
+    """A checkpoint's metadata: its metrics, and the run's definition of the best."""
     check_whole(path, most_bytes=0)
     about = ocp.checkpointables_metadata(path).custom_metadata
     if not about:

@@ -1,8 +1,8 @@
-"""Checksums of a checkpoint's files, so that a bit that flipped on a disk is not trained on.
+"""Checksums of a checkpoint's files, to detect corrupted data.
 
-They are written into the checkpoint before it gets its name, and compared with what is there when
-it is read. Checkpoints of before there were any are read without. One file has none, which Orbax
-adds the time to when all others are done; of that, what the run says in it is compared.
+They are written into the checkpoint before it gets its final name, and compared when it is read.
+Older checkpoints without checksums are read unchecked. Orbax adds a time stamp to its metadata file
+at the very end, so of this file only the run's own metadata are compared.
 """
 
 import concurrent.futures
@@ -13,13 +13,10 @@ from typing import Any
 from etils import epath
 
 FILE = "checksums.json"
-_METADATA, _ABOUT = (
-    "_CHECKPOINT_METADATA",
-    "custom_metadata",
-)  # of Orbax, and what is the run's in it
+_METADATA, _ABOUT = "_CHECKPOINT_METADATA", "custom_metadata"  # Orbax's file, and the run's entry
 _FORMAT, _VERSION = "aced-checksums", 1
 _BLOCK_BYTES = 1 << 22
-_THREADS = 8  # files at once; zlib and reads leave the interpreter free
+_THREADS = 8  # zlib and reads release the interpreter lock
 
 
 def write(folder: epath.Path, metadata: Any) -> None:
@@ -27,7 +24,7 @@ def write(folder: epath.Path, metadata: Any) -> None:
 
     Args:
         folder: of the checkpoint.
-        metadata: what Orbax was given to keep with it, as JSON has it.
+        metadata: the custom metadata passed to Orbax; JSON-serialisable.
 
     Raises:
         OSError: a file cannot be read, or `FILE` cannot be written.
@@ -35,8 +32,8 @@ def write(folder: epath.Path, metadata: Any) -> None:
     files = dict(sorted(_files(folder).items()))
     files.pop(_METADATA, None)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        found = dict(zip(files, pool.map(_size_and_crc, files.values()), strict=True))
-    about = {"format": _FORMAT, "version": _VERSION, "files": found, _ABOUT: metadata}
+        sums = dict(zip(files, pool.map(_size_and_crc, files.values()), strict=True))
+    about = {"format": _FORMAT, "version": _VERSION, "files": sums, _ABOUT: metadata}
     (folder / FILE).write_text(json.dumps(about, indent=1))
 
 
@@ -48,19 +45,19 @@ def exist(folder: epath.Path) -> bool:
 def damage(
     folder: epath.Path, files: slice = slice(None), most_bytes: int | None = None
 ) -> str | None:
-    """The first file of a checkpoint that is not as it was written, and what is wrong with it.
+    """A description of the first file that has changed since it was written.
 
     Args:
         folder: of the checkpoint.
-        files: which ones to read, of all in the order of their names. What Orbax was given to
-            keep is compared in any case.
-        most_bytes: files that were written with more are not read; None: all are.
+        files: the files to read, as a slice of all files sorted by name. The custom metadata are
+            always compared.
+        most_bytes: skip larger files; None: read all.
 
     Returns:
-        None where all is well, or there are no checksums to tell by.
+        None if no file has changed, or there are no checksums.
 
     Raises:
-        OSError: a file is there and cannot be read, which may pass.
+        OSError: a file exists but cannot be read, perhaps temporarily.
     """
     if not exist(folder):
         return None
@@ -78,13 +75,13 @@ def damage(
     if most_bytes is not None:
         names = [name for name in names if expected[name][0] <= most_bytes]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda name: _difference(folder / name, *expected[name]), names)
-        wrong = (f"{name} {what}" for name, what in zip(names, found, strict=True) if what)
-        return next(wrong, None)
+        differences = pool.map(lambda name: _difference(folder / name, *expected[name]), names)
+        pairs = zip(names, differences, strict=True)
+        return next((f"{name} {difference}" for name, difference in pairs if difference), None)
 
 
 def _read_metadata(folder: epath.Path) -> Any:
-    """What Orbax was given to keep; None where it cannot be told."""
+    """The custom metadata; None if missing or not readable."""
     try:
         return json.loads((folder / _METADATA).read_bytes())[_ABOUT]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -93,12 +90,12 @@ def _read_metadata(folder: epath.Path) -> Any:
 
 def _difference(path: epath.Path, size: int, crc: int) -> str | None:
     try:
-        found = _size_and_crc(path)
+        current_size, current_crc = _size_and_crc(path)
     except FileNotFoundError:
         return "is missing"
-    if found[0] != size:
-        return f"has {found[0]:,} bytes instead of {size:,}"
-    return None if found[1] == crc else "has other content than was written"
+    if current_size != size:
+        return f"has {current_size:,} bytes instead of {size:,}"
+    return None if current_crc == crc else "has other content than was written"
 
 
 def _size_and_crc(path: epath.Path) -> tuple[int, int]:
@@ -110,9 +107,9 @@ def _size_and_crc(path: epath.Path) -> tuple[int, int]:
 
 
 def _files(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
-    """All files below a folder, by their names from there on."""
-    found = {}
+    """All files below a folder, by their relative names."""
+    files = {}
     for path in folder.iterdir():
         name = f"{prefix}{path.name}"
-        found |= _files(path, f"{name}/") if path.is_dir() else {name: path}
-    return found
+        files |= _files(path, f"{name}/") if path.is_dir() else {name: path}
+    return files

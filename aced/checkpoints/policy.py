@@ -29,19 +29,19 @@ class CheckpointConfig(Checked):
             raise ConfigError("keep_best needs best_metric, the name of the metric to go by.")
 
     def is_due(self, step: int) -> bool:
-        """Whether one is written at `step`, were it not the last."""
+        """Whether a checkpoint is due at `step`, unless it is the last step anyway."""
         periods = self.every_steps, self.keep_every_steps
         return any(step % period == 0 for period in periods if period)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preserve:
-    """Which checkpoints to keep: a policy for Orbax."""
+    """A preservation policy for Orbax."""
 
     config: CheckpointConfig
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Asked when a new checkpoint is started, applied when it is complete."""
+        """Called when a save starts; the result is applied when it is complete."""
         del context
         config = self.config
         keep = {checkpoint.step for checkpoint in checkpoints[-config.keep_last :]}
@@ -54,7 +54,7 @@ class Preserve:
 
 
 def ranked(metrics: Mapping[int, Mapping[str, float]], name: str, mode: str) -> list[int]:
-    """Steps that have the metric, best first; of equals, the later one first."""
+    """Steps with the metric, best first; ties go to the later step."""
     sign = 1.0 if mode == "max" else -1.0
     having = [(sign * values[name], step) for step, values in metrics.items() if name in values]
     return [step for _, step in sorted(having, reverse=True)]

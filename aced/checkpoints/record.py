@@ -1,4 +1,4 @@
-"""config.json: what a run was started with, and which of it may change when the run goes on."""
+"""config.json: the settings that a run was started with, and those that may change later."""
 
 import dataclasses
 import json
@@ -24,17 +24,17 @@ _ADVICE = (
 def check(
     folder: epath.Path, settings: Any, fingerprint: str, models: Mapping[str, str] | None = None
 ) -> None:
-    """Refuses to go on with a run whose settings, data or frozen models were others.
+    """Checks that a run resumes with the settings, data and frozen models that it started with.
 
     Args:
-        folder: the workdir; nothing is checked where no run has begun.
-        settings: the dataclass of the present settings.
+        folder: the workdir; a folder without a run passes.
+        settings: the current settings, a dataclass.
         fingerprint: of the training data.
-        models: of the frozen models or their cached embeddings, by name.
+        models: fingerprints of the frozen models or their cached embeddings, by name.
 
     Raises:
-        ConfigError: something differs that makes it another run, or the file is damaged; the
-            message says what.
+        ConfigError: a setting differs that may not change, or the file is damaged; the message
+            lists the differences.
     """
     file = folder / FILE
     if not file.exists():
@@ -57,7 +57,7 @@ def check(
             "Set them back to go on with it, or choose another workdir for a new run."
         )
     if lines:
-        logging.warning("%s goes on with other settings:\n%s", folder, "\n".join(lines.values()))
+        logging.warning("%s resumes with other settings:\n%s", folder, "\n".join(lines.values()))
 
 
 def _unset(settings: Any, path: str = "") -> Iterator[str]:
@@ -75,7 +75,7 @@ def _unset(settings: Any, path: str = "") -> Iterator[str]:
 
 
 class Record(NamedTuple):
-    """What a run was started with."""
+    """The contents of config.json."""
 
     settings: dict[str, Any]
     data: str  # the fingerprint of its data
@@ -122,7 +122,7 @@ def may_change(settings: Any, key: str) -> bool:
 def write(
     folder: epath.Path, settings: Any, fingerprint: str, models: Mapping[str, str] | None = None
 ) -> None:
-    """Writes config.json, on process 0: the file is there whole, or as it was before."""
+    """Writes config.json atomically, on process 0."""
     if jax.process_index() != 0:
         return
     folder.mkdir(parents=True, exist_ok=True)

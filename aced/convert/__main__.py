@@ -21,7 +21,6 @@ from aced.convert import big_vision
 from aced.convert.command import ConvertConfig, Converted, convert
 from aced.models.saved import flat
 from aced.models.vit import ImageConfig
-from aced.quiet_logs import quiet_libraries
 
 
 def summary(converted: Converted, config: ConvertConfig) -> str:
@@ -91,7 +90,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags, converts, and says what came over and what to do next."""
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {argv[1]}")
-    quiet_libraries()
+    command.quiet_libraries()
     with command.running(f"--out={flags.FLAGS.out}"):
         config = flag_settings.read(ConvertConfig)
         print(summary(convert(config), config))

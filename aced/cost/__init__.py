@@ -1,1 +1,1 @@
-"""FLOPs of a step, and peak rates of the hardware."""
+"""FLOPs of a step, and peak rates of hardware."""

@@ -1,9 +1,9 @@
-"""What models and steps cost, from their settings alone.
+"""FLOPs of models and steps, computed from their settings.
 
-Counted are the multiply-adds (MACs) of matrix products: patch embedding, blocks with their
-attention scores, pooling head, projection. One MAC is two FLOPs. Not counted, as in the published
-numbers: norms, activations and other elementwise work, the loss, selection, the optimizer, and
-what rematerialisation computes again.
+Counts the multiply-adds (MACs) of matrix products: patch embedding, blocks with their attention
+scores, pooling head, projection. One MAC is two FLOPs. As in published numbers, norms, activations
+and other elementwise operations, the loss, selection, the optimizer and rematerialisation are not
+counted.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from aced.models.vit import ImageConfig
 
 
 def macs_blocks(dims: Size, tokens: int) -> int:
-    """MACs of all blocks for one sequence; a causal mask saves nothing, as it is computed."""
+    """MACs of all blocks for one sequence. Causal masks save nothing."""
     d = dims.width
     weights = 4 * d * d + 2 * d * dims.mlp  # q, k, v, out; the MLP
     scores = 2 * tokens * d  # q.k and the weighted sum of v
@@ -33,13 +33,13 @@ def macs_image(config: ImageConfig, embed_dim: int | None = None) -> int:
     dims, d, n = config.dims, config.dims.width, config.grid**2
     total = n * 3 * config.patch**2 * d + macs_blocks(dims, config.tokens)
     if config.pool == "map":
-        # k and v of every token; q is shared by the batch, so counted for none; scores; out; MLP.
+        # k and v of every token; q is shared by the batch, so not counted; scores; out; MLP.
         total += 2 * n * d * d + 2 * n * d + d * d + 2 * d * dims.mlp
     return total + d * (embed_dim or 0)
 
 
 def _macs_swin(config: SwinConfig, resolution: int, embed_dim: int | None) -> int:
-    """Padded tokens are projected and attended to, but have no MLP."""
+    """Padded tokens count in projections and attention, but not in the MLP."""
     stages = config.stages(resolution)
     total = stages[0].grid ** 2 * 3 * config.patch**2 * stages[0].width
     for i, stage in enumerate(stages):
@@ -52,12 +52,12 @@ def _macs_swin(config: SwinConfig, resolution: int, embed_dim: int | None) -> in
 
 
 def macs_text(config: TextConfig, embed_dim: int, tokens: int | None = None) -> int:
-    """MACs of the text tower's forward pass for one text of `tokens`; None: of full length."""
+    """MACs of the text tower's forward pass for one text of `tokens`; None: the full length."""
     return macs_blocks(config.dims, tokens or config.length) + config.dims.width * embed_dim
 
 
 def macs(config: ModelConfig, tokens: int | None = None) -> tuple[int, int]:
-    """MACs of the embeddings of (one image, one text), of `tokens` or as long as they are read."""
+    """MACs of embedding (one image, one text); `tokens` None: the tokenizer's length."""
     tokens = tokens or min(config.tokenizer.length, config.text.length)
     if isinstance(config, CoCaConfig):
         parts = macs_coca(config, tokens)
@@ -66,43 +66,43 @@ def macs(config: ModelConfig, tokens: int | None = None) -> tuple[int, int]:
 
 
 class CoCaMacs(NamedTuple):
-    """MACs of CoCa's parts, of one forward pass of (one image, one text)."""
+    """MACs of CoCa's parts in one forward pass of (one image, one text)."""
 
     image: int  # the encoder
-    generative: int  # its pooler
-    contrastive: int  # its pooler, and the projection of the image's embedding
-    unimodal: int  # and the projection of the text's embedding
+    generative: int  # the generative pooler
+    contrastive: int  # the contrastive pooler, with the projection of the image's embedding
+    unimodal: int  # with the projection of the text's embedding
     multimodal: int
     softmax: int
-    head: int  # the pooler of answers; for one of its pictures
-    classifier: int  # of all pictures of an answer
+    head: int  # the pooler of answers, for one image
+    classifier: int  # for all images of an answer
 
     def answering(self, pictures: int) -> int:
-        """Of an answer about so many pictures."""
+        """MACs of an answer about `pictures` images."""
         each = self.image + self.generative + self.multimodal + self.head
         return pictures * each + self.unimodal + self.classifier
 
     @property
     def captioning(self) -> int:
-        """Of all words of a text."""
+        """MACs of captioning, for all words of a text."""
         return self.image + self.generative + self.unimodal + self.multimodal + self.softmax
 
 
 def macs_coca(config: CoCaConfig, words: int | None = None) -> CoCaMacs:
-    """MACs of CoCa, padding included. Masks save nothing, as what they hide is computed."""
+    """MACs of CoCa, padding included. Masks save nothing."""
     text, d, n = config.text, config.text.dims.width, config.image.tokens
     words = words or min(config.tokenizer.length, text.length)
-    # What the decoder reads, q tokens of e channels: the queries', or else the encoder's own.
+    # The decoder reads q tokens of e channels: from the queries, or else from the encoder.
     q, e = (config.queries, d) if config.queries else (n, config.image.dims.width)
     unimodal = dataclasses.replace(text.dims, depth=text.unimodal)
     multimodal = dataclasses.replace(text.dims, depth=text.multimodal)
-    # k and v of what is read; q is shared by the batch, so counted for none; scores; out.
+    # k and v of the image tokens; q is shared by the batch, so not counted; scores; out.
     generative = 2 * n * config.image.dims.width * d + 2 * q * n * d + q * d * d
     contrastive = 2 * q * e * d + 2 * q * d + d * d
     head = 2 * words * d * d + 2 * words * d + d * d
     hidden, pooled = config.head_hidden, config.pictures * d
     classifier = pooled * hidden + (hidden or pooled) * config.classes
-    # k and v of what is read of the image; q and out of the words; scores.
+    # k and v of the image tokens; q and out of the words; scores.
     cross = 2 * q * e * d + 2 * words * d * d + 2 * words * q * d
     return CoCaMacs(
         image=macs_image(config.image),
@@ -119,13 +119,14 @@ def macs_coca(config: CoCaConfig, words: int | None = None) -> CoCaMacs:
 def step_flops(
     with_gradient: Iterable[tuple[int, int]], forward: Iterable[tuple[int, int]] = ()
 ) -> int:
-    """FLOPs of one step: 6 per MAC trained on, 2 per MAC of a forward pass alone.
+    """FLOPs of one step: 6 per MAC with gradient, 2 per MAC of forward passes only.
+
+    A backward pass costs two forward passes.
 
     Args:
-        with_gradient: for everything that is trained on, MACs of its forward pass for one example
-            and the number of examples. A backward pass costs two forward passes.
-        forward: ditto for what is only embedded: the super-batch by those who score it, the
-            sub-batch by its teachers.
+        with_gradient: (MACs of a forward pass for one example, number of examples), for each part
+            that is trained.
+        forward: the same for parts without gradient: scoring of the super-batch, teachers.
     """
     trained = sum(macs_each * examples for macs_each, examples in with_gradient)
     return 6 * trained + 2 * sum(macs_each * examples for macs_each, examples in forward)

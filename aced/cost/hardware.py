@@ -1,8 +1,8 @@
-"""The accelerators that runs are planned for, and what each can do at best.
+"""Peak rates of accelerators.
 
-Sources: "Google" is docs.cloud.google.com/tpu/docs, a page per version, "System architecture";
-"libtpu" is what its compiler says when a program does not fit; "NVIDIA" are its data sheets,
-dense figures, read second-hand; those with sparsity are twice these. What is remembered says so.
+Sources: "Google" is docs.cloud.google.com/tpu/docs, "System architecture" of each version; "libtpu"
+is the limit in the compiler's out-of-memory message; "NVIDIA" are its data sheets (dense figures,
+from secondary sources; half of those with sparsity). Other figures are marked "no source".
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ GIB = 2**30
 class Chip:
     """One chip, which is one JAX device."""
 
-    name: str  # as topologies call it
-    kinds: tuple[str, ...]  # how its `device_kind` starts; the first chip that matches counts
+    name: str  # as in names of topologies
+    kinds: tuple[str, ...]  # prefixes of its `device_kind`; the first match in CHIPS applies
     bf16: float  # dense FLOP/s
-    int8: float | None  # dense operations/s; None: not known, or no faster than bf16
-    hbm: float  # bytes that a program may use
+    int8: float | None  # dense operations/s; None: unknown, or no faster than bf16
+    hbm: float  # bytes available to a program
     hbm_bandwidth: float  # bytes/s, read and written together
-    interconnect: float | None  # bytes/s that a chip sends to others, all its links together
+    interconnect: float | None  # bytes/s sent to other chips, over all links
     tpu: bool = True
 
 
 CHIPS = (
-    # The spellings of kinds are those of jax/_src/pallas/mosaic/tpu_info.py, as are v4's figures.
+    # Kinds as spelled in jax/_src/pallas/mosaic/tpu_info.py, which also has the figures of v4.
     Chip(
         "v5e",
         ("TPU v5 lite", "TPU v5e"),
@@ -71,18 +71,18 @@ CHIPS = (
         ("TPU v4",),
         bf16=275e12,  # Google
         int8=None,
-        hbm=30.5 * GIB,  # libtpu, which says half of it for each of the two cores
+        hbm=30.5 * GIB,  # libtpu, twice the limit of each of the two cores
         hbm_bandwidth=1230e9,
-        interconnect=300e9,  # remembered, unverified: 6 links of 50 GB/s
+        interconnect=300e9,  # no source: 6 links of 50 GB/s
     ),
     Chip(
         "h200-nvl",
         ("NVIDIA H200 NVL",),
-        bf16=835e12,  # remembered, unverified
-        int8=1671e12,  # remembered, unverified
+        bf16=835e12,  # no source
+        int8=1671e12,  # no source
         hbm=141e9,  # NVIDIA
         hbm_bandwidth=4.8e12,  # NVIDIA
-        interconnect=450e9,  # remembered, unverified: NVLink bridges of 2 or 4 cards
+        interconnect=450e9,  # no source: NVLink bridges of 2 or 4 cards
         tpu=False,
     ),
     Chip(
@@ -98,21 +98,21 @@ CHIPS = (
     Chip(
         "h100-pcie",
         ("NVIDIA H100 PCIe",),
-        bf16=756e12,  # remembered, unverified
-        int8=1513e12,  # remembered, unverified
+        bf16=756e12,  # no source
+        int8=1513e12,  # no source
         hbm=80e9,  # NVIDIA
-        hbm_bandwidth=2.0e12,  # remembered, unverified
-        interconnect=64e9,  # remembered, unverified: PCIe 5, 128 GB/s in both directions
+        hbm_bandwidth=2.0e12,  # no source
+        interconnect=64e9,  # no source: PCIe 5, 128 GB/s in both directions
         tpu=False,
     ),
     Chip(
         "h100-nvl",
         ("NVIDIA H100 NVL",),
-        bf16=835e12,  # remembered, unverified
-        int8=1671e12,  # remembered, unverified
-        hbm=94e9,  # remembered, unverified
-        hbm_bandwidth=3.9e12,  # remembered, unverified
-        interconnect=300e9,  # remembered, unverified: NVLink bridge of 2 cards
+        bf16=835e12,  # no source
+        int8=1671e12,  # no source
+        hbm=94e9,  # no source
+        hbm_bandwidth=3.9e12,  # no source
+        interconnect=300e9,  # no source: NVLink bridge of 2 cards
         tpu=False,
     ),
     Chip(
@@ -130,19 +130,19 @@ CHIPS = (
         ("NVIDIA A100",),
         bf16=312e12,  # NVIDIA
         int8=624e12,  # NVIDIA
-        hbm=80e9,  # NVIDIA; the first ones had 40
+        hbm=80e9,  # NVIDIA; early cards have 40
         hbm_bandwidth=2.039e12,  # NVIDIA
         interconnect=300e9,  # NVIDIA: NVLink, 600 GB/s in both directions, within 8 cards
         tpu=False,
     ),
 )
-# TPU chips whose slices can be compiled for on another machine: one device a chip.
+# TPU slices that can be compiled for on any machine; one device per chip.
 SLICES = {"v5e": "v5e:16x16", "v6e": "v6e:16x16", "v5p": "v5p:4x4x4"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips that work together."""
+    """A group of chips that train together."""
 
     name: str
     chip: Chip
@@ -150,26 +150,26 @@ class Topology:
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a JAX device, or None where it is not known (CPUs among them)."""
+    """The chip of a JAX device; None if unknown, as for CPUs."""
     matches = (chip for chip in CHIPS if device_kind.startswith(chip.kinds))
     return next(matches, None)
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of a device, or None where it is not known."""
+    """Peak bfloat16 FLOP/s of a device; None if unknown."""
     chip = chip_of(device_kind)
     return chip and chip.bf16
 
 
 def topology(name: str, num_slices: int = 1) -> Topology:
-    """Returns what `name` stands for: "v5e:16x16", "v5p:4x4x4", or "gpu:h200x8".
+    """Returns the topology of a name such as "v5e:16x16", "v5p:4x4x4" or "gpu:h200x8".
 
     Args:
-        name: a TPU slice and its shape in chips, or a kind of GPU and their number.
+        name: a TPU slice with its shape in chips, or a kind of GPU with their number.
         num_slices: TPU slices of this shape that train together.
 
     Raises:
-        ConfigError: there is no such chip, or the name has another form.
+        ConfigError: the chip is unknown, or the name is malformed.
     """
     gpus = {chip.name: chip for chip in CHIPS if not chip.tpu}
     tpus = {chip.name: chip for chip in CHIPS if chip.name in SLICES}

@@ -1,4 +1,4 @@
-"""Evaluations that run in the loop and alone: one file each, chosen by `kind`."""
+"""Evaluations, run in the training loop or alone: one file each, chosen by `kind`."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,6 @@ def build(config: EvalConfig, model: ModelConfig, mesh: Mesh) -> Evaluator:
     """Returns a function from a model's parameters to named numbers.
 
     Raises:
-        ConfigError: the data set is empty or lacks what the evaluation needs, or the model has no
-            part that can be evaluated so.
+        ConfigError: the data set is empty, or data set or model lack what the evaluation needs.
     """
     return KINDS[config.kind](config, model, mesh)

@@ -1,4 +1,4 @@
-"""Which answers CoCa's head chooses: questions, entailment, statements about two pictures."""
+"""Accuracy of CoCa's answers: VQA, entailment, statements about two images."""
 
 import functools
 
@@ -19,7 +19,7 @@ from aced.models.coca import CoCaConfig
 
 
 class Answers:
-    """An example's first text is the question, its label the answer's number."""
+    """Accuracy where an example's first text is the question, and its label is the answer."""
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         if not isinstance(model, CoCaConfig) or not model.classes:
@@ -33,11 +33,11 @@ class Answers:
     def __call__(self, params: PyTree) -> dict[str, float]:
         """Returns `accuracy` and `mean_per_class` in [0, 1], `loss`, `examples`.
 
-        `loss` is the mean cross-entropy of the right answers in nats. Examples without a question
+        `loss` is the mean cross-entropy of the correct answers in nats. Examples without a question
         or an answer (label -1) are left out, and their number is logged.
 
         Raises:
-            ConfigError: no example has both, or a label is beyond the model's classes.
+            ConfigError: no example has both, or a label is outside the model's classes.
         """
 
         def judge(batch: whole.Arrays) -> whole.Arrays:
@@ -47,7 +47,7 @@ class Answers:
             right, loss = _judged(self._model, params, images, text, batch["label"])
             return {"right": right, "loss": loss, "texts_mask": batch["texts_mask"]}
 
-        found = whole.through(
+        rows = whole.through(
             judge,
             self._source,
             self._model,
@@ -55,17 +55,17 @@ class Answers:
             self._config,
             pictures=self._model.pictures,
         )
-        return self._numbers(found)
+        return self._numbers(rows)
 
-    def _numbers(self, found: dict[str, np.ndarray]) -> dict[str, float]:
+    def _numbers(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         name, classes = self._source.name, self._model.classes
-        label = found["label"]
+        label = rows["label"]
         if label.max(initial=-1) >= classes:
             raise ConfigError(
                 f"{name} has label {label.max()}, but the model has classes = {classes}; set that "
                 "to the number of answers, or evaluate on the data set that it was trained for."
             )
-        known = (label >= 0) & found["texts_mask"][:, 0]
+        known = (label >= 0) & rows["texts_mask"][:, 0]
         if not known.any():
             raise self._unlabelled()
         if not known.all():
@@ -76,11 +76,11 @@ class Answers:
                 len(known),
                 name,
             )
-        right, label = found["right"][known], label[known]
+        right, label = rows["right"][known], label[known]
         return {
             "accuracy": float(right.mean()),
             "mean_per_class": float(np.mean([right[label == c].mean() for c in np.unique(label)])),
-            "loss": float(found["loss"][known].mean(dtype=np.float64)),
+            "loss": float(rows["loss"][known].mean(dtype=np.float64)),
             "examples": float(len(label)),
         }
 
@@ -99,12 +99,12 @@ def _judged(
     text: Int[Array, "b l"],
     label: Int[Array, " b"],
 ) -> tuple[Bool[Array, " b"], Float[Array, " b"]]:
-    """Whether each answer is the label, and the label's cross-entropy; anything for no label.
+    """Whether each answer is correct, and the label's cross-entropy; undefined for label -1.
 
-    Among equal logits the wrong answers count as chosen, so that a model that says the same of
-    everything gets nothing; so does one that says NaN.
+    Ties and NaN count as wrong, so a constant model gets zero.
     """
-    scores = coca.answer(config, params, images, text)
-    own = jnp.take_along_axis(scores, label[:, None], axis=1, mode="clip")
-    right = (scores >= own).sum(axis=1) == 1
-    return right & ~jnp.isnan(scores).any(axis=1), jax.nn.logsumexp(scores, axis=1) - own[:, 0]
+    logits = coca.answer(config, params, images, text)
+    target = jnp.take_along_axis(logits, label[:, None], axis=1, mode="clip")
+    right = (logits >= target).sum(axis=1) == 1
+    nll = jax.nn.logsumexp(logits, axis=1) - target[:, 0]
+    return right & ~jnp.isnan(logits).any(axis=1), nll

@@ -1,8 +1,8 @@
-"""What CoCa writes about the pictures of a data set, compared with what people wrote.
+"""Quality of CoCa's captions, compared with human references.
 
-Captions and references are compared as words: lower case, split at white space, punctuation and
-symbols. Numbers published for COCO are of words that the Penn Treebank tokenizer of the official
-evaluation makes, which needs Java; they differ a little.
+Captions and references are compared as lower-case words, split at white space, punctuation and
+symbols. Published numbers for COCO use the Penn Treebank tokenizer of the official evaluation,
+which needs Java; they differ slightly.
 """
 
 import functools
@@ -22,7 +22,7 @@ from aced.evaluators import whole
 from aced.evaluators.bleu import bleu
 from aced.evaluators.cider import cider
 from aced.evaluators.config import EvalConfig
-from aced.evaluators.references import References
+from aced.evaluators.whole import References
 from aced.losses import captioning
 from aced.models import coca, generation
 from aced.models.base import ModelConfig
@@ -34,7 +34,7 @@ Pairs = Sequence[tuple[str, Sequence[str]]]  # a caption and its references
 
 
 class Captioning:
-    """Captions as `generation` writes them, and how likely the model finds the first reference."""
+    """Scores of generated captions, and the likelihood of the first reference."""
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         if not isinstance(model, CoCaConfig):
@@ -42,7 +42,7 @@ class Captioning:
                 "An evaluation of kind 'captioning' needs a CoCa model: two towers write nothing. "
                 "Choose kind = 'retrieval'."
             )
-        generation.longest(model, config.generation)  # refuses now what it would refuse later
+        generation.longest(model, config.generation)  # raises now rather than at the evaluation
         self._config, self._model, self._mesh = config, model, mesh
         self._source = open_source(config.data)
         self._tokenizer = get_tokenizer(model.tokenizer)
@@ -52,13 +52,13 @@ class Captioning:
     def __call__(self, params: PyTree) -> dict[str, float]:
         """Returns `cider`, `bleu4`, `exact`, `loss`, `words` and `examples`.
 
-        `cider` is CIDEr-D and `bleu4` in [0, 1]; `exact` is the share of captions that are one of
-        their references; `loss` the cross-entropy of the first references' words, end of text
-        included, in nats per word; `words` the mean length of captions. Pictures without a
-        reference are left out, and their number is logged.
+        `cider` is CIDEr-D; `bleu4` is in [0, 1]; `exact` is the share of captions that equal one of
+        their references; `loss` is the cross-entropy of the first references in nats per word, end
+        of text included; `words` is the mean length of captions. Images without a reference are
+        left out, and their number is logged.
 
         Raises:
-            ConfigError: no picture has a reference.
+            ConfigError: no image has a reference.
         """
         losses = []
 
@@ -68,16 +68,16 @@ class Captioning:
             texts = generation.generate(self._model, self._config.generation, params, image)
             return {"ids": texts.ids}
 
-        found = whole.through(write, self._source, self._model, self._mesh, self._config)
-        captions = self._tokenizer.decode(found["ids"])
-        references = [texts[: self._config.captions] for texts in self._references(found["id"])]
+        rows = whole.through(write, self._source, self._model, self._mesh, self._config)
+        captions = self._tokenizer.decode(rows["ids"])
+        references = [texts[: self._config.captions] for texts in self._references(rows["id"])]
         pairs = list(zip(captions, references, strict=True))
         numbers = compared(self._referenced(pairs))
         total, words = np.sum(np.array(losses, np.float64), axis=0)
         return numbers | {"loss": float(total / words)}
 
     def _referenced(self, pairs: Pairs) -> Pairs:
-        """Those that have references; the first are logged, as are those without."""
+        """The pairs with references. Logs some of them, and the number of the others."""
         kept = [(caption, texts) for caption, texts in pairs if texts]
         if not kept:
             raise ConfigError(f"Captioning needs references, and {self._source.name} has none.")
@@ -95,7 +95,7 @@ class Captioning:
 
 
 def compared(pairs: Pairs) -> dict[str, float]:
-    """Returns the numbers of `Captioning` that compare captions with references: all but `loss`."""
+    """Returns all numbers of `Captioning` except `loss`."""
     captions = [words_of(caption) for caption, _ in pairs]
     references = [[words_of(text) for text in texts] for _, texts in pairs]
     same = [caption in texts for caption, texts in zip(captions, references, strict=True)]
@@ -109,9 +109,9 @@ def compared(pairs: Pairs) -> dict[str, float]:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-cased words; punctuation and symbols, of any script, only separate them.
+    """Lower-cased words, split at white space, punctuation and symbols of any script.
 
-    So that "it's" is the same as "it 's", which vocabularies that cut words at punctuation give.
+    "it's" equals "it 's", which tokenizers that split at punctuation decode to.
     """
     return "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower()).split()
 
@@ -124,7 +124,7 @@ def _word_loss(
     text: Int[Array, "b l"],
     has_text: Bool[Array, "b 1"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The sum of the cross-entropies of a batch's words, and how many there are."""
+    """The sum of the cross-entropies of a batch's words, and the number of words."""
     output = coca.forward(config, params, image, text)
     losses = captioning.word_losses(output.words, text, output.real & has_text)
     return losses.cross_entropy * losses.words, losses.words

@@ -1,8 +1,7 @@
-"""CIDEr-D: how far captions agree with what people wrote (arXiv 1411.5726, sections 4 and 5).
+"""CIDEr-D: agreement of captions with human references (arXiv 1411.5726, sections 4 and 5).
 
-Runs of words that say little, because they are in the references of many pictures, count little.
-Counts, and not shares, of runs are weighted and cut, as in the authors' published code, by which
-numbers are compared; the paper's equation 1 divides by the length.
+n-grams that occur in the references of many images have a low weight. Term frequencies are counts,
+as in the authors' code that published numbers use; equation 1 of the paper divides by the length.
 """
 
 import collections
@@ -11,28 +10,28 @@ from collections.abc import Sequence
 
 from aced.evaluators.bleu import runs
 
-LONGEST = 4  # words in a run
-_SIGMA = 6.0  # words of difference in length that cost a factor of exp(-1/2)
+LONGEST = 4  # n-grams up to this n
+_SIGMA = 6.0  # difference in length with a penalty of exp(-1/2), in words
 
-# Weights of the runs of n words; at place 0 is n = 1.
+# tf-idf weights of the n-grams; index 0 has n = 1.
 _Weights = list[dict[tuple[str, ...], float]]
 
 
 def cider(
     captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> float:
-    """CIDEr-D of a data set, times 10, as published: 10 where captions are the only references.
+    """CIDEr-D of a data set, times 10 as published: 10 if each caption equals its only reference.
 
     Args:
-        captions: words of one caption per picture.
-        references: words of one or more references per picture. How rare a run is, is counted in
-            them; so a data set of a single picture gives 0.
+        captions: words of one caption per image.
+        references: words of one or more references per image. They define document frequencies,
+            so a data set of a single image gives 0.
     """
     pictures = collections.Counter()
     for texts in references:
         pictures.update(set().union(*map(_all_runs, texts)))
     rarity = {run: math.log(len(references) / count) for run, count in pictures.items()}
-    unknown = math.log(len(references))  # as if it were in the references of one picture
+    unknown = math.log(len(references))  # as for an n-gram in the references of one image
 
     def weights(words: Sequence[str]) -> _Weights:
         return [
@@ -43,11 +42,12 @@ def cider(
     scores = []
     for caption, texts in zip(captions, references, strict=True):
         own = weights(caption)
-        alike = [
-            _similarity(own, weights(text)) * _length_penalty(len(caption) - len(text))
+        similarities = [
+            _similarity(own, weights(text))
+            * math.exp(-((len(caption) - len(text)) ** 2) / (2 * _SIGMA**2))
             for text in texts
         ]
-        scores.append(sum(alike) / len(alike))
+        scores.append(sum(similarities) / len(similarities))
     return 10 * sum(scores) / len(scores)
 
 
@@ -55,14 +55,10 @@ def _all_runs(words: Sequence[str]) -> set[tuple[str, ...]]:
     return {run for n in range(1, LONGEST + 1) for run in runs(words, n)}
 
 
-def _length_penalty(difference: int) -> float:
-    return math.exp(-(difference**2) / (2 * _SIGMA**2))
-
-
 def _similarity(caption: _Weights, reference: _Weights) -> float:
-    """The mean over n of cosines in which a caption's weights are cut at the reference's.
+    """The mean over n of cosines, with a caption's weights clipped at the reference's.
 
-    Repeating a run gains nothing that way (section 5, CIDEr-D).
+    Clipping removes the gain from repeated n-grams (section 5, CIDEr-D).
     """
     cosines = []
     for own, other in zip(caption, reference, strict=True):

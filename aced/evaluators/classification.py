@@ -1,36 +1,38 @@
-"""What classifications of pictures share: the names and prompts of classes, labels, numbers."""
+"""Shared parts of image classification: class names and prompts, labels, metrics."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from aced.config import ConfigError
 from aced.data.reader import known_fields
 from aced.data.records import Source
 from aced.data.tokenizers import Tokenizer
-from aced.evaluators.average_precision import mean_average_precision
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
-from aced.evaluators.references import References
+from aced.evaluators.whole import References
 
-# The class of each picture by its number, or whether each picture shows each class.
+# The class index of each image, or a mask of the classes that each image shows.
 Truth = Int[np.ndarray, " n"] | Bool[np.ndarray, "n classes"]
 
 
 def class_names(config: EvalConfig, source: Source) -> tuple[str, ...]:
-    """The evaluation's names of the classes, or those that the data set brings; maybe none."""
+    """The class names of the evaluation, or else of the data set; may be empty."""
     return config.class_names or tuple(getattr(source, "class_names", None) or ())
 
 
 class Prompts:
-    """The prompts of classes, where classes that read alike are one.
+    """The prompts of classes. Classes with identical prompts share one embedding.
 
-    ImageNet has two classes `missile`. Embedded once and compared once, they have equal scores; of
-    two rows the last digits would be left to the place in a batch and to the matrix product.
+    ImageNet has two classes `missile`. Sharing makes their scores exactly equal; with separate rows
+    they could differ by rounding.
 
     Attributes:
-        repeated: the names that are alike, in groups.
+        repeated: groups of names with identical prompts.
     """
 
     def __init__(self, names: tuple[str, ...], templates: tuple[str, ...], tokenizer: Tokenizer):
@@ -46,13 +48,13 @@ class Prompts:
         self.repeated = [[names[i] for i in group] for group in groups if len(group) > 1]
 
     def weights(self, embed: Embedder, params: PyTree) -> Float[np.ndarray, "classes d"]:
-        """Mean of the normalised prompt embeddings of each class, normalised again."""
+        """The mean of the normalised prompt embeddings of each class, normalised again."""
         return self._distinct(embed, params)[self._place]
 
     def scores(
         self, embed: Embedder, params: PyTree, zimg: Float[np.ndarray, "n d"]
     ) -> Float[np.ndarray, "n classes"]:
-        """The similarity of pictures to classes; classes that read alike have the same."""
+        """The similarities of images to classes; equal for identical prompts."""
         return (zimg @ self._distinct(embed, params).T)[:, self._place]
 
     def _distinct(self, embed: Embedder, params: PyTree) -> Float[np.ndarray, "distinct d"]:
@@ -61,13 +63,14 @@ class Prompts:
 
 
 class Labelled:
-    """The pictures of a data set whose classes are known."""
+    """The labelled images of a data set."""
 
     def __init__(self, config: EvalConfig, source: Source, names: tuple[str, ...], embed: Embedder):
-        """Refuses, before anything is trained, what could never be told apart.
+        """Checks the labels before training starts.
 
         Raises:
-            ConfigError: there are no labels; or classes are in the captions, and have no names.
+            ConfigError: the data set has no labels, or classes are in the captions but have no
+                names.
         """
         self._source, self._names, self._embed = source, names, embed
         self._shown = None
@@ -82,17 +85,17 @@ class Labelled:
             self._shown = References(source, config.data)
 
     def __call__(self, params: PyTree) -> tuple[Float[np.ndarray, "n d"], Truth]:
-        """Their embeddings and classes; the others are left out, and their number is logged.
+        """Embeddings and classes of the labelled images. The number of others is logged.
 
         Raises:
-            ConfigError: the data set has no labels, or others than the class names.
+            ConfigError: the data set has no labels, or labels without a class name.
         """
-        found = self._embed.data_set(params, self._source, captions=0)
+        rows = self._embed.data_set(params, self._source, captions=0)
         if self._shown is None:
-            truth = found["label"]
+            truth = rows["label"]
             known = truth >= 0
         else:
-            truth = self._multi_hot(self._shown(found["id"]))
+            truth = self._multi_hot(self._shown(rows["id"]))
             known = truth.any(axis=1)
         if not known.any():
             raise ConfigError(f"Classification needs labels, and {self._source.name} has none.")
@@ -110,10 +113,10 @@ class Labelled:
                 f"{self._source.name} has classes {listed}, but only {len(self._names)} class "
                 "names, which are numbered from 0; set class_names to all of them."
             )
-        return found["zimg"][known], truth[known]
+        return rows["zimg"][known], truth[known]
 
     def _multi_hot(self, texts: list[tuple[str, ...]]) -> Bool[np.ndarray, "n classes"]:
-        places: dict[str, list[int]] = {}  # of a name that is repeated, all
+        places: dict[str, list[int]] = {}  # all indices of a name, which may repeat
         for i, name in enumerate(self._names):
             places.setdefault(name, []).append(i)
         truth = np.zeros((len(texts), len(self._names)), bool)
@@ -129,62 +132,98 @@ class Labelled:
 
 
 def numbers(scores: Float[np.ndarray, "n classes"], truth: Truth) -> dict[str, float]:
-    """Numbers of a classification by `scores`; of equal ones the first class is taken.
+    """Metrics of a classification by `scores`; ties go to the first class.
 
     Returns:
-        Of one class for each picture: see `accuracy`. Of several: `map_11point` and `map`, the mean
-        over the classes of VOC2007's average precision at 11 points and of the area under the
-        curve; `top1`, the share of pictures whose best class is one that they show. All in [0, 1];
-        and `examples`.
+        With one class per image: see `accuracy`. With several: `map_11point` and `map`, the mean
+        over the classes of VOC2007's 11-point average precision and of the area under the curve;
+        `top1`, the share of images whose best class is one that they show; all in [0, 1]. Also
+        `examples`.
     """
     if truth.ndim == 1:
         return accuracy(scores, truth)
-    scores = np.nan_to_num(scores, nan=-np.inf)  # a broken model finds nothing
-    found = mean_average_precision(jnp.asarray(scores, jnp.float32), jnp.asarray(truth))
+    scores = np.nan_to_num(scores, nan=-np.inf)  # NaN is never right
+    precisions = mean_average_precision(jnp.asarray(scores, jnp.float32), jnp.asarray(truth))
     best, rows = scores.argmax(axis=1), np.arange(len(truth))
     right = truth[rows, best] & (scores[rows, best] > -np.inf)
     return {
-        "map_11point": float(found.eleven_points),
-        "map": float(found.area),
+        "map_11point": float(precisions.eleven_points),
+        "map": float(precisions.area),
         "top1": float(right.mean()),
         "examples": float(len(truth)),
     }
 
 
 def accuracy(scores: Float[np.ndarray, "n classes"], label: np.ndarray) -> dict[str, float]:
-    """Numbers of a classification by `scores`; of equal ones the first class is taken.
+    """Metrics of a classification by `scores`; ties go to the first class.
 
-    That is what argmax does, and so open_clip and CLIP_benchmark. Scores that are no numbers are
-    never right.
+    This matches argmax, open_clip and CLIP_benchmark. NaN is never right.
 
     Returns:
-        `top1` and `top5` accuracy, `mean_per_class` accuracy, of two classes also `roc_auc` (ties
-        count half), all in [0, 1]; and `examples`.
+        `top1`, `top5` and `mean_per_class` accuracy, for two classes also `roc_auc` (ties count
+        half), all in [0, 1]; and `examples`.
     """
-    scores = np.nan_to_num(scores, nan=-np.inf)  # a broken model finds nothing
+    scores = np.nan_to_num(scores, nan=-np.inf)
     own = scores[np.arange(len(label)), label][:, None]
     before = np.arange(scores.shape[1]) < label[:, None]
     rank = np.sum((scores > own) | (before & (scores == own)), axis=1)
     rank = np.where(own[:, 0] > -np.inf, rank, scores.shape[1])
     right = rank == 0
     classes = np.unique(label)
-    found = {
+    metrics = {
         "top1": float(right.mean()),
         "top5": float(np.mean(rank < min(5, scores.shape[1]))),
         "mean_per_class": float(np.mean([right[label == c].mean() for c in classes])),
         "examples": float(len(label)),
     }
     if scores.shape[1] == 2 and len(classes) == 2:
-        found["roc_auc"] = _roc_auc(scores, label)
-    return found
+        metrics["roc_auc"] = _roc_auc(scores, label)
+    return metrics
 
 
 def _roc_auc(scores: Float[np.ndarray, "n 2"], label: np.ndarray) -> float:
-    """How often a picture of class 1 gets more for it than one of class 0 (Mann and Whitney)."""
+    """The probability that class 1 outscores class 0 (Mann and Whitney)."""
     with np.errstate(invalid="ignore"):
         margin = np.nan_to_num(scores[:, 1] - scores[:, 0])
     _, place, count = np.unique(margin, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # from 1; the mean of equal ones
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # from 1; ties share their mean
     ones = int(label.sum())
     wins = rank[label == 1].sum() - ones * (ones + 1) / 2
     return float(wins / (ones * (len(label) - ones)))
+
+
+class Precisions(NamedTuple):
+    """Average precision in [0, 1], averaged over the classes that occur; 0 if none does."""
+
+    eleven_points: Float[Array, ""]  # of the VOC challenge until 2009: Everingham et al., 4.2
+    area: Float[Array, ""]  # under the stepwise precision-recall curve
+
+
+def mean_average_precision(
+    scores: Float[Array, "n classes"], shown: Bool[Array, "n classes"]
+) -> Precisions:
+    """Mean average precision: how well images of a class are ranked before the others.
+
+    Every score is a threshold, so equal scores count together and the order of images is
+    irrelevant. For data whose images show several classes, such as VOC2007.
+    """
+    precisions = jax.vmap(_average_precision, in_axes=1)(scores, shown)
+    occurs = shown.any(axis=0)
+    count = jnp.maximum(occurs.sum(), 1)
+    return Precisions(*(jnp.sum(x * occurs) / count for x in precisions))
+
+
+def _average_precision(scores: Float[Array, " n"], shown: Bool[Array, " n"]) -> Precisions:
+    n = len(scores)
+    order = jnp.argsort(-scores)
+    scores, right = scores[order], jnp.cumsum(shown[order])
+    is_last = jnp.append(scores[:-1] != scores[1:], True)  # of equal scores
+    precision = jnp.where(is_last, right / jnp.arange(1, n + 1), 0.0)
+    # The best precision at a recall of at least k / 10, compared in integers.
+    reaches = 10 * right[None] >= jnp.arange(11)[:, None] * right[-1]
+    eleven = jnp.max(jnp.where(reaches, precision, 0.0), axis=1).mean()
+    # The matches that each threshold adds to the previous one.
+    before = jnp.where(is_last, right, 0)
+    before = jnp.append(0, jax.lax.cummax(before)[:-1])
+    gained = jnp.where(is_last, right - before, 0)
+    return Precisions(eleven, jnp.sum(precision * gained) / jnp.maximum(right[-1], 1))

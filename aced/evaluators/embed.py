@@ -1,4 +1,4 @@
-"""Embeds a whole data set, every example once, with any number of devices."""
+"""Embeds a whole data set, on any number of devices."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,20 +17,18 @@ from aced.parallel import mesh as meshes
 
 
 class Embedder:
-    """A model's embeddings, compiled for batches that are sharded by example over a mesh."""
+    """Embeds images and texts in batches that are sharded by example over a mesh."""
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         self._config, self._model, self._mesh = config, model, mesh
         self._image, self._text = (_encoder(model, f"encode_{kind}") for kind in ("image", "text"))
 
     def data_set(self, params: PyTree, source: Source, *, captions: int) -> dict[str, np.ndarray]:
-        """Embeds the examples of `source`; the n that can be read, on the host, in order.
-
-        Those that cannot be read are logged, by number and reason.
+        """Embeds the n readable examples of `source`, in order. Logs those that cannot be read.
 
         Returns:
-            `zimg` [n d]; `id` [n]; `label` [n] where the source has labels; and, for captions > 0,
-            `ztxt` [m d] of all captions and `owner` [m], the row in `zimg` that each belongs to.
+            Host arrays: `zimg` [n d]; `id` [n]; `label` [n] if the source has labels; and, for
+            captions > 0, `ztxt` [m d] of all captions and `owner` [m], their rows in `zimg`.
         """
 
         def embed(batch: whole.Arrays) -> whole.Arrays:
@@ -42,17 +40,18 @@ class Embedder:
                 out["texts_mask"] = batch["texts_mask"]
             return out
 
-        found = whole.through(
-            embed, source, self._model, self._mesh, self._config, captions=max(captions, 1)
+        captions_read = max(captions, 1)
+        rows = whole.through(
+            embed, source, self._model, self._mesh, self._config, captions=captions_read
         )
         if captions:
-            has_text = found.pop("texts_mask")
-            found["ztxt"] = found["ztxt"][has_text]
-            found["owner"] = np.nonzero(has_text)[0]
-        return found
+            has_text = rows.pop("texts_mask")
+            rows["ztxt"] = rows["ztxt"][has_text]
+            rows["owner"] = np.nonzero(has_text)[0]
+        return rows
 
     def texts(self, params: PyTree, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
-        """Embeds `texts`, in batches of the same size, the last one padded."""
+        """Embeds `texts`, in equal batches, with the last one padded."""
         ids = get_tokenizer(self._model.tokenizer)(texts)
         n, size = len(texts), whole.rounded_batch(self._config.batch_size, self._mesh)
         ids = np.concatenate([ids, np.zeros((-n % size, ids.shape[1]), ids.dtype)])
@@ -64,7 +63,7 @@ class Embedder:
         return np.concatenate(parts)[:n]
 
 
-@functools.cache  # evaluations of one model share what is compiled
+@functools.cache  # so that evaluations of one model share compiled functions
 def _encoder(model: ModelConfig, method: str) -> Callable[[PyTree, jax.Array], jax.Array]:
     module = model.build()
     return jax.jit(lambda params, x: module.apply({"params": params}, x, method=method))

@@ -1,11 +1,10 @@
-"""Linear probe: classification by a linear head that is trained on the embeddings of pictures.
+"""Linear probe: classification by a linear head trained on image embeddings.
 
-DIME-FM's protocol (arXiv 2303.18232, by ELEVATER's, 2204.08790), but for the one thing that makes
-its toolkit's numbers too good: there the best epoch is chosen on the test data. Here learning rate,
-weight decay and number of epochs are chosen on a part of the training data, the head is trained
-again on all of it, and the test data are looked at once. Where pictures show several classes, the
-loss is binary cross-entropy, its mean over the classes (an assumption), and the choice is by mean
-average precision.
+DIME-FM's protocol (arXiv 2303.18232, after ELEVATER, 2204.08790), with one difference: the ELEVATER
+toolkit chooses the best epoch on the test data. Here learning rate, weight decay and number of
+epochs are chosen on a part of the training data, the head is trained again on all of it, and the
+test data are evaluated once. If images show several classes, the loss is binary cross-entropy,
+averaged over the classes (our assumption), and settings are chosen by mean average precision.
 """
 
 import dataclasses
@@ -24,8 +23,7 @@ from aced.config import ConfigError
 from aced.data.sources import open_source
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import classification
-from aced.evaluators.average_precision import mean_average_precision
-from aced.evaluators.classification import Truth
+from aced.evaluators.classification import Truth, mean_average_precision
 from aced.evaluators.config import EvalConfig, ProbeConfig
 from aced.evaluators.embed import Embedder
 from aced.models import two_tower
@@ -33,32 +31,32 @@ from aced.models.base import ModelConfig
 
 
 class Head(NamedTuple):
-    """Logits of the classes are `x @ kernel + bias`."""
+    """A linear head with logits `x @ kernel + bias`."""
 
     kernel: Float[Array, "d classes"]
     bias: Float[Array, " classes"]
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n classes"]:
-        """Logits, as exact as float32 is, on TPUs too."""
+        """Logits, computed in full float32 precision."""
         return jnp.matmul(x, self.kernel, precision=jax.lax.Precision.HIGHEST) + self.bias
 
 
 class Examples(NamedTuple):
-    """Features of pictures, and their classes: one of each, or whether it shows each."""
+    """Features of images, and their class index or a mask of their classes."""
 
     x: Float[Array, "n d"]
     truth: Int[Array, " n"] | Bool[Array, "n classes"]
 
 
 class LinearProbe:
-    """Trained on `config.probe.data`, judged on `config.data`."""
+    """Trains on `config.probe.data` and evaluates on `config.data`."""
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         self._config, probe = config, config.probe
         self._test, self._train = open_source(config.data), open_source(probe.data)
         self._names = classification.class_names(config, self._test)
-        there = classification.class_names(config, self._train)
-        if there and self._names and there != self._names:
+        train_names = classification.class_names(config, self._train)
+        if train_names and self._names and train_names != self._names:
             raise ConfigError(
                 f"The classes of {self._train.name}, on which the probe is trained, are not those "
                 f"of {self._test.name}; set class_names of the evaluation if they are."
@@ -80,15 +78,15 @@ class LinearProbe:
         self._training = labelled(training, self._train, self._names, embed_train)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
-        """Returns what `classification.numbers` says of the test data, and what was chosen.
+        """Returns `classification.numbers` of the test data, and the chosen settings.
 
-        That is `learning_rate`, `weight_decay`, `epochs` (0: the head as it starts) and
-        `validation_top1`, the accuracy that they were chosen by, or `validation_map_11point`;
-        `trained_on`, pictures.
+        These are `learning_rate`, `weight_decay`, `epochs` (0: the initial head), the
+        `validation_top1` or `validation_map_11point` that they were chosen by, and `trained_on`,
+        the number of training images.
 
         Raises:
-            ConfigError: a data set has no labels, or others than the class names; or too few
-                pictures to leave some out.
+            ConfigError: a data set has no labels, or labels without a class name, or too few images
+                for a validation split.
         """
         probe, names = self._config.probe, self._names
         zimg, truth = self._training(params)
@@ -100,20 +98,26 @@ class LinearProbe:
             weights = self._prompts.weights(self._embed, params)
             head = Head(scale * weights.T, np.full(classes, bias, np.float32))
         chosen, head = fit(zimg, truth, head, probe)
-        found = classification.numbers(test @ head.kernel + head.bias, right)
-        return found | chosen | {"trained_on": float(len(truth))}
+        metrics = classification.numbers(test @ head.kernel + head.bias, right)
+        return metrics | chosen | {"trained_on": float(len(truth))}
 
 
 def fit(
     zimg: Float[np.ndarray, "n d"], truth: Truth, head: Head, probe: ProbeConfig
 ) -> tuple[dict[str, float], Head]:
-    """Searches on a part of the examples, trains on all; the choice, and a head for `zimg`.
+    """Chooses settings on a validation split, then trains on all examples. Deterministic.
 
-    `head` is what it starts from, of features that are not standardised, as is the result. All
-    processes get the same from the same.
+    Args:
+        zimg: embeddings.
+        truth: their classes.
+        head: the initial head, for features that are not standardised.
+        probe: the settings.
+
+    Returns:
+        The chosen settings, and the trained head, for features that are not standardised.
 
     Raises:
-        ConfigError: too few examples to leave some out.
+        ConfigError: too few examples for a validation split.
     """
     n = len(truth)
     left_out = round(n * probe.validation_percent / 100)
@@ -138,17 +142,11 @@ def fit(
         size=probe.batch_size,
     )
     quality = np.asarray(quality)  # [epochs + 1, grid]
-    # Of equal ones the first: the fewest epochs, then in the order of the settings.
+    # Ties go to the fewest epochs, then to the first setting.
     epochs, best = np.unravel_index(np.argmax(quality), quality.shape)
     scaling = Scaling.of(zimg)
-    trained = _train(
-        key,
-        scaling.standardise(zimg, truth),
-        scaling.into(head),
-        grid[best],
-        epochs,
-        size=probe.batch_size,
-    )
+    train = scaling.standardise(zimg, truth)
+    trained = _train(key, train, scaling.into(head), grid[best], epochs, size=probe.batch_size)
     learning_rate, weight_decay, _ = settings[best]
     chosen = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     by = "validation_top1" if truth.ndim == 1 else "validation_map_11point"
@@ -158,14 +156,14 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """To features of mean 0 and variance 1 and back; a head says the same of either."""
+    """Maps features to mean 0 and variance 1, and heads between both kinds of features."""
 
     mean: Float[np.ndarray, " d"]
     std: Float[np.ndarray, " d"]
 
     @classmethod
     def of(cls, zimg: Float[np.ndarray, "n d"]) -> "Scaling":
-        """The features' own; what never varies is left as wide as it is."""
+        """The scaling of `zimg`; constant features keep their scale."""
         std = zimg.std(axis=0)
         return cls(zimg.mean(axis=0), np.where(std > 0, std, 1).astype(np.float32))
 
@@ -174,7 +172,7 @@ class Scaling:
         return Examples((zimg - self.mean) / self.std, truth)
 
     def into(self, head: Head) -> Head:
-        """The head of standardised features that says what `head` says of the others."""
+        """The equivalent of `head` for standardised features."""
         return Head(head.kernel * self.std[:, None], head.bias + self.mean @ head.kernel)
 
     def out_of(self, head: Head) -> Head:
@@ -194,20 +192,19 @@ def _search(
     epochs: int,
     size: int,
 ) -> Float[Array, "lengths g"]:
-    """`_quality` on `held` after every number of epochs, by each of `grid`: learning rate,
-    weight decay and momentum."""
+    """`_quality` on `held` after each epoch, for each (learning rate, weight decay, momentum)."""
 
-    def one(setting: Float[Array, " 3"]) -> Float[Array, " lengths"]:
+    def qualities(setting: Float[Array, " 3"]) -> Float[Array, " lengths"]:
         state = head, _optimizer(setting).init(head)
 
         def epoch(state, number):
             state = _epoch(key, number, state, train, setting, size)
             return state, _quality(state[0], held, size)
 
-        _, found = jax.lax.scan(epoch, state, jnp.arange(epochs))
-        return jnp.concatenate([_quality(head, held, size)[None], found])
+        _, after = jax.lax.scan(epoch, state, jnp.arange(epochs))
+        return jnp.concatenate([_quality(head, held, size)[None], after])
 
-    return jax.vmap(one, out_axes=1)(grid)
+    return jax.vmap(qualities, out_axes=1)(grid)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -220,7 +217,7 @@ def _train(
     *,
     size: int,
 ) -> Head:
-    """The head after so many epochs."""
+    """The head after `epochs` epochs."""
     state = head, _optimizer(setting).init(head)
 
     def body(number, state):
@@ -246,7 +243,7 @@ def _epoch(
     setting: Float[Array, " 3"],
     size: int,
 ) -> tuple[Head, optax.OptState]:
-    """One pass over the examples, in an order of its own; the last batch may be a smaller one."""
+    """One pass over the examples in random order; the last batch may be smaller."""
     tx = _optimizer(setting)
     order = jax.random.permutation(jax.random.fold_in(key, number), len(train.truth))
 
@@ -260,23 +257,23 @@ def _epoch(
 
 
 def _batches(order: Int[Array, " n"], size: int) -> Int[Array, "steps size"]:
-    """Rows for each step; -1 fills the last one."""
+    """The rows of each step; the last step is padded with -1."""
     return jnp.pad(order, (0, -len(order) % size), constant_values=-1).reshape(-1, size)
 
 
-def _loss(head: Head, batch: Examples, is_there: Array) -> Float[Array, ""]:
-    """Mean cross-entropy of those that are there."""
+def _loss(head: Head, batch: Examples, is_real: Array) -> Float[Array, ""]:
+    """Mean cross-entropy of the rows that are not padding."""
     if batch.truth.ndim == 1:
         loss = optax.softmax_cross_entropy_with_integer_labels(head(batch.x), batch.truth)
     else:
         loss = optax.sigmoid_binary_cross_entropy(head(batch.x), batch.truth).mean(axis=1)
-    return jnp.sum(loss * is_there) / jnp.sum(is_there)
+    return jnp.sum(loss * is_real) / jnp.sum(is_real)
 
 
 def _quality(head: Head, examples: Examples, size: int) -> Float[Array, ""]:
-    """What `classification.numbers` calls `top1`, or `map_11point` where classes are several.
+    """`top1` of `classification.numbers` or, for several classes per image, `map_11point`.
 
-    Logits are made in pieces: there may be many examples and classes.
+    Logits are computed in pieces, to limit memory.
     """
     n = len(examples.truth)
     if examples.truth.ndim == 2:

@@ -1,4 +1,4 @@
-"""Retrieval among the pairs of a data set: R@1, R@5 and R@10 in both directions."""
+"""Image-text retrieval: R@1, R@5 and R@10 in both directions."""
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,7 +15,7 @@ _BLOCK = 1024  # queries compared with all candidates at once
 
 
 class Retrieval:
-    """COCO's and Flickr's protocol: an image has one or several captions, a caption one image."""
+    """The protocol of COCO and Flickr: an image has one or more captions, a caption one image."""
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         self._config = config
@@ -23,15 +23,15 @@ class Retrieval:
         self._embed = Embedder(config, model, mesh)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
-        """Returns `i2t_r1` ... `t2i_r10` in [0, 1], `mean_r1` of both directions, `pairs`.
+        """Returns `i2t_r1` ... `t2i_r10` in [0, 1], their `mean_r1`, and the number of `pairs`.
 
         Raises:
             ConfigError: no example has a caption.
         """
-        found = self._embed.data_set(params, self._source, captions=self._config.captions)
-        if not len(found["ztxt"]):
+        rows = self._embed.data_set(params, self._source, captions=self._config.captions)
+        if not len(rows["ztxt"]):
             raise ConfigError(f"Retrieval needs captions, and {self._source.name} has none.")
-        return recall(found["zimg"], found["ztxt"], found["owner"])
+        return recall(rows["zimg"], rows["ztxt"], rows["owner"])
 
 
 def recall(
@@ -42,10 +42,9 @@ def recall(
     Args:
         zimg: image embeddings.
         ztxt: caption embeddings.
-        owner: the image that each caption belongs to. Images without any are not asked for.
+        owner: the image that each caption belongs to. Images without captions are no queries.
 
-    Among candidates of equal similarity the wrong ones count as nearer, so that a model that
-    says the same of everything gets nothing.
+    Ties count against the match, so a constant model gets zero.
     """
     queries = np.unique(owner)
     text_ranks = np.concatenate(
@@ -69,6 +68,6 @@ def _blocks(rows: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " b"]]:
 
 def _ranks(similarity: np.ndarray, is_match: np.ndarray) -> Int[np.ndarray, " q"]:
     """How many wrong candidates are at least as similar as the best match; [q c] each."""
-    similarity = np.nan_to_num(similarity, nan=-np.inf)  # a broken model finds nothing
+    similarity = np.nan_to_num(similarity, nan=-np.inf)  # NaN never matches
     best = np.where(is_match, similarity, -np.inf).max(axis=1, keepdims=True)
     return np.sum(~is_match & (similarity >= best), axis=1)

@@ -1,10 +1,9 @@
-"""Suites: evaluations whose average says more than each, and the choice of stable ones.
+"""Suites: averages of evaluations, and the choice of evaluations that are stable over seeds.
 
-StableEval (arXiv 2411.18674) asks which evaluations tell models apart, and not seeds. As summaries
-of the paper have it: the same pretraining is repeated, the evaluations are sorted by how much they
-vary over the seeds, and of the sets that take the first k of this order the one is kept whose
-average varies least, the largest of these if there are several. The paper keeps 27 of 34, which are
-not public.
+StableEval (arXiv 2411.18674), as summarised in secondary sources: repeat the same pretraining with
+different seeds, sort the evaluations by their variance over seeds, and keep the first k of this
+order such that their average varies least; ties go to the largest k. The paper keeps 27 of 34
+evaluations, which are not public.
 """
 
 import dataclasses
@@ -16,17 +15,17 @@ from jaxtyping import Float, Int
 
 from aced.config import ConfigError
 
-PREFIX = "suite"  # of the averages' names
-_ROUNDING = 1e-12  # relative: spreads that differ by less are the same
+PREFIX = "suite"  # of the names of averages
+_ROUNDING = 1e-12  # relative tolerance for equal spreads
 
 Suites = Mapping[str, Sequence[str]]  # numbers of evaluations, such as "retrieval/mean_r1"
 
 
 def check(suites: Suites, evaluations: Sequence[str]) -> None:
-    """Refuses suites of what is never measured.
+    """Checks the configured suites.
 
     Raises:
-        ConfigError: a suite is empty, has a number twice, or one of no evaluation.
+        ConfigError: a suite is empty, repeats a number, or has a number of no evaluation.
     """
     for name, numbers in suites.items():
         if not numbers or len(set(numbers)) < len(numbers):
@@ -40,12 +39,12 @@ def check(suites: Suites, evaluations: Sequence[str]) -> None:
 
 
 def averages(found: Mapping[str, float], suites: Suites) -> dict[str, float]:
-    """The mean of each suite all of whose evaluations have just been made, as "suite/NAME".
+    """The mean of each suite whose evaluations have all just run, as "suite/NAME".
 
     Args:
-        found: numbers by name; those of evaluations that were not due are not there.
-        suites: numbers by the suite's name. One with a number that its evaluation does not give is
-            left out, with a warning: no run should end for that.
+        found: numbers by name, of the evaluations that were due.
+        suites: numbers by the suite's name. A suite with a number that its evaluation does not
+            return is left out with a warning, rather than ending the run.
     """
     made = {name.rpartition("/")[0] for name in found}
     out = {}
@@ -66,23 +65,23 @@ def averages(found: Mapping[str, float], suites: Suites) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """How much evaluations vary over seeds, and which are kept."""
+    """Variance of evaluations over seeds, and the stable ones."""
 
-    order: Int[np.ndarray, " e"]  # of the evaluations, the one that varies least first
+    order: Int[np.ndarray, " e"]  # of the evaluations, by ascending variance
     variance: Float[np.ndarray, " e"]  # of each over the seeds, in that order
     spread: Float[np.ndarray, " e"]  # standard deviation of the average of the first k = 1, ..., e
     kept: int  # k
 
 
 def stability(scores: Float[np.ndarray, "s e"]) -> Stability:
-    """The rule of StableEval.
+    """Applies the rule of StableEval.
 
     Args:
-        scores: of each evaluation in each of s runs that differ in nothing but the seed; on one
-            scale, since they are averaged.
+        scores: of e evaluations in s runs that differ only in the seed; on one scale, since they
+            are averaged.
 
     Raises:
-        ConfigError: there are fewer than two runs, no evaluations, or scores that are not finite.
+        ConfigError: fewer than two runs, no evaluations, or scores that are not finite.
     """
     scores = np.asarray(scores, np.float64)
     if not np.isfinite(scores).all():

@@ -1,5 +1,6 @@
-"""A whole data set through a model, every example once, with any number of devices."""
+"""Runs a model over a whole data set, every example once, on any number of devices."""
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable
 
@@ -8,10 +9,13 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from aced.data import pipeline
 from aced.data.batch_spec import View
+from aced.data.reader import Example, InputCounters, Reader
 from aced.data.records import Source
+from aced.data.sources import DataConfig
 from aced.evaluators.config import EvalConfig
 from aced.models.base import ModelConfig
 from aced.parallel import mesh as meshes
@@ -20,7 +24,7 @@ Arrays = dict[str, jax.Array]
 
 
 def rounded_batch(size: int, mesh: Mesh) -> int:
-    """`size`, or the next number that the devices can share equally."""
+    """`size`, rounded up to a multiple of the number of devices that share a batch."""
     shards = meshes.example_shards(mesh)
     return -(-size // shards) * shards
 
@@ -35,23 +39,21 @@ def through(
     captions: int = 1,
     pictures: int = 1,
 ) -> dict[str, np.ndarray]:
-    """What `function` says of the n examples of `source` that can be read, in order, on the host.
-
-    Those that cannot be read are logged, by number and reason.
+    """Applies `function` to the n readable examples of `source`. Logs those that cannot be read.
 
     Args:
-        function: from a batch as `pipeline.eval_batches` gives it, sharded by example over `mesh`,
-            to arrays with one row per example.
+        function: maps a batch of `pipeline.eval_batches`, sharded by example over `mesh`, to arrays
+            with one row per example.
         source: the examples.
-        model: what it sees of them.
+        model: determines preprocessing.
         mesh: the devices.
         config: batch size, threads and limits.
-        captions: the most captions of one picture that are wanted.
-        pictures: of each example, 1 or 2.
+        captions: the maximal number of captions per image.
+        pictures: images per example, 1 or 2.
 
     Returns:
-        `function`'s arrays [n ...], the same in every process; `id` [n]; and `label` [n] where the
-        source has labels.
+        Host arrays in the order of the source, the same in every process: those of `function`
+        [n ...], `id` [n], and `label` [n] if the source has labels.
     """
     size, view = rounded_batch(config.batch_size, mesh), View.of(model)
     if config.resize != "model":
@@ -67,7 +69,7 @@ def through(
         pictures=pictures,
         rows=meshes.local_rows(mesh, size),
         config=config.data,
-        counters=pipeline.InputCounters(on_skip=_log_skipped),
+        counters=InputCounters(on_skip=_log_skipped),
     )
     with batches:
         for local in batches:
@@ -81,9 +83,32 @@ def through(
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-    """A global array, whole, in every process."""
+    """A global array as a host array, in every process."""
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def _log_skipped(source: str, index: int, reason: str) -> None:
     logging.warning("An evaluation leaves out record %d of %s: %s", index, source, reason)
+
+
+class References:
+    """Captions as text, before tokenization. Each example is read once."""
+
+    def __init__(self, source: Source, config: DataConfig):
+        self._source, self._config = source, config
+        self._captions: dict[int, tuple[str, ...]] = {}  # by id
+
+    def __call__(self, ids: Int[np.ndarray, " n"]) -> list[tuple[str, ...]]:
+        """All captions of each example; empty if it has none or cannot be read."""
+        reader = Reader(self._source, self._config, InputCounters(), looks=[])
+
+        def read(index: int) -> tuple[str, ...]:
+            example = reader.read(index, need_caption=False)
+            if not isinstance(example, Example):
+                return ()
+            return tuple(example.texts[i] for i in example.captions)
+
+        new = [int(i) for i in ids if int(i) not in self._captions]
+        with concurrent.futures.ThreadPoolExecutor(max(self._config.num_threads, 1)) as pool:
+            self._captions |= dict(zip(new, pool.map(read, new), strict=True))
+        return [self._captions[int(i)] for i in ids]

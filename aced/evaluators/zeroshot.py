@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose prompts are most similar to the picture."""
+"""Zero-shot classification by the similarity of an image to the prompts of each class."""
 
 from absl import logging
 from jax.sharding import Mesh
@@ -38,10 +38,10 @@ class ZeroShot:
         self._pictures = classification.Labelled(config, source, names, self._embed)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
-        """Returns what `classification.numbers` says of all pictures whose class is known.
+        """Returns `classification.numbers` of all labelled images.
 
         Raises:
-            ConfigError: the data set has no labels, or others than the class names.
+            ConfigError: the data set has no labels, or labels without a class name.
         """
         zimg, truth = self._pictures(params)
         return classification.numbers(self._prompts.scores(self._embed, params, zimg), truth)

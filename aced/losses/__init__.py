@@ -1,4 +1,4 @@
-"""Losses: pure functions of embeddings, usable alone."""
+"""Losses: pure functions of embeddings, usable on their own."""
 
 from collections.abc import Callable
 

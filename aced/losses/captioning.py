@@ -1,8 +1,8 @@
 """Losses over the words of a text: captioning (CoCa, arXiv 2205.01917) and its distillation.
 
-A vocabulary of 64k makes the logits of a batch far larger than the model: 128 texts of 64 tokens
-have 2 GB of them. They are computed for a chunk of tokens at a time, reduced to a few numbers, and
-computed again for the gradient, so that no more than one chunk of logits exists at any time.
+With a vocabulary of 64k the logits of a batch are far larger than the model: 2 GB for 128 texts of
+64 tokens. They are computed and reduced in chunks of tokens, and recomputed for the gradient, so at
+most one chunk of logits exists at any time.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class WordLosses:
     """Averages over the real words of the whole batch."""
 
     cross_entropy: Float[Array, ""]
-    accuracy: Float[Array, ""]  # share of the words that have the largest logit
+    accuracy: Float[Array, ""]  # share of the words with the largest logit
     words: Float[Array, ""]  # number of words averaged over
     kl: Float[Array, ""] | None  # None without a teacher
 
@@ -42,16 +42,16 @@ def word_losses(
     """Next-word cross-entropy under teacher forcing and, with a teacher, the divergence from it.
 
     Args:
-        student: states made from the words before word i, and the softmax.
-        text: the words to be predicted. An id past the vocabulary gives NaN.
-        real: which of them count; padding does not.
-        teacher: another model's states of the same texts; its width may differ. No gradient
-            reaches it. `kl` is KL(teacher || student) of both softmaxes at `temperature` T, times
+        student: states, each made from the preceding words, and the softmax kernel.
+        text: the words to predict. An id outside the vocabulary gives NaN.
+        real: mask of the words that are not padding.
+        teacher: another model's states for the same texts; its width may differ, and it gets no
+            gradient. `kl` is KL(teacher || student) of both softmaxes at `temperature` T, times
             T^2, so that its gradient does not shrink with T (arXiv 1503.02531, section 2).
-        temperature: T; read with a teacher only.
-        chunk: tokens of each device whose logits exist at a time.
+        temperature: T; only used with a teacher.
+        chunk: tokens per device whose logits exist at a time.
 
-    The softmax's kernel is gathered once, and its gradient summed over the devices once.
+    The softmax kernel is gathered once, and its gradient is summed over the devices once.
 
     Raises:
         ConfigError: chunk or temperature is not positive, or the devices cannot share the examples.
@@ -82,9 +82,9 @@ def word_losses(
 
 
 def cross_entropy(scores: Float[Array, "c v"], words: Int[Array, " c"]) -> Float[Array, " c"]:
-    """`-log softmax(scores)` of the words; NaN where there is no such word."""
+    """`-log softmax(scores)` of the words; NaN for ids outside the vocabulary."""
     vocabulary = jnp.arange(scores.shape[-1])
-    # Not by indexing: where the vocabulary is shared over a mesh, a sum stays where the logits are.
+    # A masked sum instead of indexing: it needs no gather if the vocabulary is sharded.
     of_word = jnp.where(words[:, None] == vocabulary, scores, 0).sum(axis=-1)
     known = (words >= 0) & (words < scores.shape[-1])
     return jnp.where(known, jax.nn.logsumexp(scores, axis=-1) - of_word, jnp.nan)
@@ -105,10 +105,10 @@ def _sum_over_chunks(
     """The sum over all tokens of `function(shared, rows [c ...])`, which is a tree of scalars.
 
     Args:
-        function: adds up what it is given; rows of zeros add nothing.
-        shared: the same for all tokens.
-        rows: tree of arrays [b l ...], sharded by example where there is a mesh.
-        chunk: largest c.
+        function: sums over its rows; rows of zeros must add nothing.
+        shared: arguments that are the same for all tokens.
+        rows: tree of arrays [b l ...], sharded by example if there is a mesh.
+        chunk: the largest c.
     """
 
     def on_shard(shared: PyTree, rows: PyTree) -> PyTree:
@@ -117,14 +117,14 @@ def _sum_over_chunks(
         chunks = -(-tokens // chunk)
         size = -(-tokens // chunks)
 
-        def cut(x: Array) -> Array:  # [b l ...] -> [chunks size ...], the last filled with zeros
+        def cut(x: Array) -> Array:  # [b l ...] -> [chunks size ...], padded with zeros
             x = x.reshape(tokens, *x.shape[2:])
             x = jnp.pad(x, [(0, chunks * size - tokens)] + [(0, 0)] * (x.ndim - 1))
             return x.reshape(chunks, size, *x.shape[1:])
 
-        # A loop hides the two passes from CSE.
-        one = jax.checkpoint(lambda piece: function(shared, piece), prevent_cse=False)
-        sums = jax.lax.map(one, jax.tree.map(cut, rows))
+        # The loop already prevents CSE of the two passes.
+        sum_chunk = jax.checkpoint(lambda piece: function(shared, piece), prevent_cse=False)
+        sums = jax.lax.map(sum_chunk, jax.tree.map(cut, rows))
         return jax.tree.map(lambda x: x.sum(axis=0), sums)
 
     shards = data_shards()
@@ -138,12 +138,12 @@ def _sum_over_chunks(
         )
 
     def sum_of_shards(shared: PyTree, rows: PyTree) -> PyTree:
-        # Said to vary between the devices here, the kernel's gradient is summed over them here,
-        # once; else it would be, where it is used: for every chunk.
+        # With this cast the kernel's gradient is summed over the devices once, here, and not for
+        # every chunk.
         shared = jax.lax.pcast(shared, EXAMPLES, to="varying")
         return jax.lax.psum(on_shard(shared, rows), EXAMPLES)
 
-    # The axis `tensor` stays the compiler's.
+    # The axis `tensor` is left to the compiler.
     return jax.shard_map(
         sum_of_shards,
         in_specs=(PartitionSpec(), PartitionSpec(EXAMPLES)),

@@ -1,8 +1,8 @@
 """Contrastive losses: sigmoid (SigLIP, arXiv 2303.15343) and softmax (CLIP, arXiv 2103.00020).
 
 Each loss is written once, for a block of images and texts, and has two forms. "full" is one block
-of all N^2 pairs. "ring" computes the same, value and gradients, in blocks that go around the
-devices of the context mesh: see `aced.parallel.ring`.
+of all N^2 pairs. "ring" computes the same value and gradients in blocks that travel around the
+devices of the context mesh; see `aced.parallel.ring`.
 """
 
 import functools
@@ -17,9 +17,9 @@ from aced.outputs import Embeddings
 from aced.parallel import ring
 from aced.parallel.ring import Pairs
 
-# Accelerators multiply float32 matrices in bfloat16 passes unless told otherwise. A cosine rounded
-# to 8 bits and multiplied by a scale of 10 to 100 is wrong by up to 0.4 in the logit, and these
-# b x b x d products are too small a share of a step to be worth that.
+# Accelerators multiply float32 matrices in bfloat16 by default. A cosine rounded to 8 bits, times a
+# scale of 10 to 100, gives an error of up to 0.4 in the logit. These b x b x d products are a small
+# share of a step, so full precision is cheap.
 PRECISION = "highest"
 
 Form = Literal["full", "ring"]
@@ -53,11 +53,11 @@ def softmax_loss(
     return ((image_to_text + text_to_image) / 2 - matches).mean()
 
 
-# What all pairwise losses are made of, in either form.
+# Building blocks of all pairwise losses, in either form.
 
 
 def pairs(e: Embeddings) -> Pairs:
-    """The numbers of all pairs, in float32: [zimg], [ztxt], [scale, bias]."""
+    """The embeddings as float32 `Pairs`: [zimg], [ztxt], [scale, bias]."""
     e = jax.tree.map(lambda x: x.astype(jnp.float32), e)
     return Pairs([e.zimg], [e.ztxt], [e.scale, e.bias])
 
@@ -77,10 +77,10 @@ def pair_sum(form: Form, block: ring.Block, *models: Pairs) -> Float[Array, ""]:
 
 
 def with_logsumexps(form: Form, model: Pairs, precision: str) -> Pairs:
-    """`model` with the log-sum-exp of each image's logits, over all texts, and of each text's."""
+    """Adds the log-sum-exp of each image's logits over texts, and of each text's over images."""
     if form == "ring":
-        of_block = functools.partial(block_logits, precision=precision)
-        image_to_text, text_to_image = ring.logsumexps(of_block, model)
+        logits = functools.partial(block_logits, precision=precision)
+        image_to_text, text_to_image = ring.logsumexps(logits, model)
     else:
         scores = block_logits(model, precision)
         image_to_text, text_to_image = (jax.nn.logsumexp(scores, axis) for axis in (1, 0))

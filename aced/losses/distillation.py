@@ -1,7 +1,7 @@
-"""Distillation from the embeddings of one or several frozen teachers.
+"""Distillation from the embeddings of one or more frozen teachers.
 
-Student and teacher need not share a width: softmax- and sigmoid-KD compare logits, and feature
-matching projects. Each model's logits use its own scale and bias. No gradient reaches a teacher.
+Student and teacher may differ in width: softmax- and sigmoid-KD compare logits, and feature
+matching uses a projection. Each model has its own scale and bias. Teachers get no gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,10 +25,10 @@ def softmax_kd(
     """Cross-entropy of the student's softmaxes against the teachers', over rows and columns.
 
     `-(1 / 2n) sum_ij (p_ij log q_ij)`, once with image-to-text and once with text-to-image
-    softmaxes; p are the teachers' probabilities, q the student's. The formula is known from
-    secondary sources only.
+    softmaxes; p are the teachers' probabilities, q the student's. The formula is taken from
+    secondary sources.
 
-    With several teachers, p is their average. Cross-entropy being linear in p, this is also the
+    With several teachers, p is their average. Cross-entropy is linear in p, so this equals the
     average of the losses with each teacher alone, at the cost of one student softmax.
 
     Raises:
@@ -58,9 +58,8 @@ def sigmoid_kd(
 ) -> Float[Array, ""]:
     """Binary cross-entropy of the student's pair probabilities against the teachers'.
 
-    Mean over images of the sum over texts, as in the sigmoid loss, of which this is the version
-    with soft labels `sigmoid(teacher logits)`. Derived: no published formula was found. Several
-    teachers: as in `softmax_kd`.
+    The sigmoid loss with soft labels `sigmoid(teacher logits)`: mean over images of the sum over
+    texts. Our derivation: we found no published formula. Several teachers: as in `softmax_kd`.
 
     Raises:
         ConfigError: there is no teacher.
@@ -90,7 +89,7 @@ def _mean(blocks: list[Float[Array, "n n"]]) -> Float[Array, "n n"]:
 def init_projection(key: Key[Array, ""], student_width: int, teacher_width: int) -> Projection:
     """Parameters {"image", "text"} that map student embeddings to one teacher's width.
 
-    They are trained with the student and thrown away afterwards.
+    The projection is trained with the student and discarded afterwards.
     """
     init = jax.nn.initializers.lecun_normal()
     keys = jax.random.split(key)
@@ -103,8 +102,8 @@ def feature_matching(
 ) -> Float[Array, ""]:
     """Squared distance of the projected student embeddings to the teacher's.
 
-    Summed over dimensions, averaged over examples and over the two modalities. Derived: no
-    published formula was found.
+    Summed over dimensions, averaged over examples and over the two modalities. Our derivation: we
+    found no published formula.
     """
     teacher = teacher.frozen()
     image = jnp.matmul(student.zimg, projection["image"], precision=precision) - teacher.zimg
@@ -135,10 +134,10 @@ def distillation_loss(
         teachers: each teacher's embeddings of the same n examples.
         projections: for "feature", each teacher's projection, from `init_projection`.
         precision: of the matrix products.
-        form: of the pairwise losses, see `aced.losses.contrastive`; "feature" has but one.
+        form: of the pairwise losses, see `aced.losses.contrastive`; unused for "feature".
 
     Raises:
-        ConfigError: unknown kind, no teacher, or a teacher without a projection.
+        ConfigError: the kind is unknown, or a teacher or its projection is missing.
     """
     if kind in PAIRWISE:
         return PAIRWISE[kind](student, *teachers.values(), precision=precision, form=form)

@@ -2,8 +2,8 @@
 
     L_m = mean over the layers k of module m of MSE(W_k h_student_k + b_k, h_teacher_map(k))
 
-W_k and b_k are learned, map pairs the layers evenly, and the last with the last. OPTIMA (arXiv
-2310.04550) distils so; the formula is that of its first author's previous public work.
+W_k and b_k are learned; `map` pairs the layers evenly, the last with the last. Used by OPTIMA
+(arXiv 2310.04550); the formula is taken from earlier public work of its first author.
 """
 
 from typing import Literal
@@ -18,13 +18,13 @@ LayerMap = Literal["uniform", "top"]
 
 @struct.dataclass
 class Errors:
-    """Squared errors of each example, so that a batch can be cut into pieces.
+    """Squared errors per example, so that a batch can be processed in pieces.
 
     Every field is a tree, as in `TrainState`.
     """
 
-    sums: PyTree  # [b m]; over layers and real tokens of module m, of channels' means
-    counts: PyTree  # [b m]; of those means
+    sums: PyTree  # [b m]; mean over channels, summed over layers and real tokens of module m
+    counts: PyTree  # [b m]; number of terms in the sum
 
     def means(self) -> Float[Array, " m"]:
         """L_m of every module."""
@@ -32,9 +32,9 @@ class Errors:
 
 
 def layer_map(student: int, teacher: int, how: LayerMap = "uniform") -> tuple[int, ...]:
-    """Returns which of `teacher` layers each of `student` layers learns from, from 0.
+    """Returns the index of the teacher's layer that each of the student's layers learns from.
 
-    "uniform": evenly spaced; "top": the last ones. Either way the last one from the last.
+    "uniform": evenly spaced; "top": the last layers. Both pair the last layer with the last.
     """
     if how == "top":
         return tuple(max(0, teacher - student + k) for k in range(student))
@@ -44,19 +44,19 @@ def layer_map(student: int, teacher: int, how: LayerMap = "uniform") -> tuple[in
 def init_projections(
     key: Key[Array, ""], layers: int, student: int, teacher: int
 ) -> dict[str, Array]:
-    """Random W [layers student teacher] and b = 0 of a module, by the widths of both models."""
+    """Random W [layers student teacher] and b = 0 for a module, given both models' widths."""
     init = jax.nn.initializers.lecun_normal(batch_axis=0)
     return {"kernel": init(key, (layers, student, teacher)), "bias": jnp.zeros((layers, teacher))}
 
 
 def tokens_of(real: Bool[Array, "b l"], tokens: int) -> dict[str, Bool[Array, "b n"]]:
-    """Which hidden states count, by module: all patches; `start` and real words.
+    """Masks of the hidden states to compare, by module: all patches; `start` and real words.
 
-    Not [CLS], which only the contrastive head reads: no task trains it.
+    [CLS] is left out: only the contrastive head reads it, and no task trains it.
 
     Args:
-        real: which words of a text are no padding.
-        tokens: of an image.
+        real: mask of the words that are not padding.
+        tokens: number of tokens of an image.
     """
     start = jnp.ones_like(real[:, :1])
     return {
@@ -73,14 +73,14 @@ def errors(
     tokens: dict[str, Bool[Array, "b n"]],
     how: LayerMap = "uniform",
 ) -> Errors:
-    """Returns the squared errors, by module in the order of `tokens`; the teacher has no gradient.
+    """Returns the squared errors, by module in the order of `tokens`; the teacher gets no gradient.
 
     Args:
-        student: hidden states by module; of k pictures an example has k rows side by side.
-        teacher: of the same examples; other widths, perhaps more layers.
+        student: hidden states by module; an example with k images has k consecutive rows.
+        teacher: hidden states of the same examples; widths and depths may differ.
         projections: by module, from `init_projections`.
         tokens: from `tokens_of`.
-        how: which layers are paired.
+        how: how layers are paired; see `layer_map`.
     """
     sums, counts = [], []
     for module, mask in tokens.items():

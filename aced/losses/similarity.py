@@ -1,15 +1,15 @@
-"""DIME-FM's losses (arXiv 2303.18232): what unpaired images and sentences are to each other.
+"""DIME-FM's losses (arXiv 2303.18232) on similarities of unpaired images and sentences.
 
-u are the teacher's embeddings of n images, z the student's of the same images, v the teacher's of
-m sentences, which nobody says belong to these images. All are L2-normalised, the logits' scale is
-fixed, and no gradient reaches u or v. With KL(T, S; t) the mean over rows of
-KL(softmax(T / t) || softmax(S / t)), without a factor t^2:
+u are the teacher's embeddings of n images, z the student's of the same images, and v the teacher's
+of m unpaired sentences. All are L2-normalised, the scale s of the logits is fixed, and u and v get
+no gradient. With KL(T, S; t) the mean over rows of KL(softmax(T / t) || softmax(S / t)), without a
+factor t^2:
 
     vision-language score     KL(s u v', s z v'; t) + KL(s v u', s v z'; t)
     pseudo vision-language    2 KL(s u u', s z u'; t)
     distance preserving       2 KL(s u u', s z z'; t)
 
-The diagonals are not masked. All similarities come in blocks around the ring of devices
+Diagonals are not masked. Similarities are computed in blocks around the ring of devices
 (`aced.parallel.ring`), or in one block with `form="full"`.
 """
 
@@ -61,11 +61,11 @@ def similarity_kl(
     """KL(softmax(teacher) || softmax(student)) of similarities, averaged over rows or columns.
 
     Args:
-        student: embeddings whose products are the student's similarities [n m], L2-normalised.
-        teacher: ditto; no gradient reaches them.
-        scale: of the similarities; they are divided by the temperature, too.
+        student: L2-normalised embeddings whose products are the student's similarities [n m].
+        teacher: the same for the teacher, which gets no gradient.
+        scale: s; similarities are multiplied by s / t.
         temperature: t, of both softmaxes.
-        sides: "rows": softmax over the m, mean over the n; "columns": the other way around; both:
+        sides: "rows": softmax over m, mean over n; "columns": softmax over n, mean over m. Both:
             their sum.
         precision: of the matrix products.
         form: "ring" or "full", see `aced.losses.contrastive`.
@@ -100,13 +100,13 @@ def similarity_losses(
     config: SimilarityConfig,
     form: Form = "full",
 ) -> dict[str, Float[Array, ""]]:
-    """The terms of DIME-FM's loss that have a weight, by name; not yet weighted.
+    """The terms of DIME-FM's loss with nonzero weight, by name; unweighted.
 
     Args:
         z: the student's embeddings of the images.
-        u: the teacher's of the same images.
-        v: the teacher's of the sentences.
-        config: weights, which decide what is computed, and temperatures.
+        u: the teacher's embeddings of the same images.
+        v: the teacher's embeddings of the sentences.
+        config: weights and temperatures; terms with weight 0 are not computed.
         form: "ring" or "full", see `aced.losses.contrastive`.
     """
     u, v = jax.lax.stop_gradient((u, v))

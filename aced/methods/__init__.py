@@ -1,4 +1,4 @@
-"""The methods, one file per paper. Each is a pure step and a config, chosen by `method.name`."""
+"""The methods, one file per paper: a config and a pure train step, chosen by `method.name`."""
 
 from aced.config import ConfigError, Settings, from_config
 from aced.methods.base import Method, MethodConfig
@@ -21,10 +21,10 @@ METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
 
 
 def parse(config: Settings, path: str = "config.method") -> MethodConfig:
-    """Returns the method's settings as the dataclass that `config.name` asks for.
+    """Returns the settings as the config dataclass of the method `config.name`.
 
     Raises:
-        ConfigError: the name is unknown, or a setting is.
+        ConfigError: the name or a setting is unknown.
     """
     name = config.get("name", "contrastive")
     if name not in METHODS:
@@ -33,5 +33,5 @@ def parse(config: Settings, path: str = "config.method") -> MethodConfig:
 
 
 def build(settings: MethodConfig) -> Method:
-    """Returns the method of `settings`, which are parsed and resolved."""
+    """Returns the method for parsed and resolved `settings`."""
     return METHODS[settings.name][1](settings)

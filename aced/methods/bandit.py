@@ -1,17 +1,18 @@
 """The bandit that chooses which modules OPTIMA distils: pure functions of a small state.
 
-OPTIMA (arXiv 2310.04550) plays modules as arms by a Thompson sampling that goes by recent history,
-since what a module has to give changes while the model learns. How exactly could not be read; this
-is our reading of it: discounted Thompson sampling with Gaussian posteriors (arXiv 2305.10718).
-After a pull of arm a with reward r, for every arm i,
+OPTIMA (arXiv 2310.04550) treats modules as arms of a non-stationary bandit, and plays them by
+Thompson sampling on recent history. We had no access to the details; our implementation is
+discounted Thompson sampling with Gaussian posteriors (arXiv 2305.10718). After a pull of arm a with
+reward r, for every arm i,
 
     sum_i <- g sum_i + [i = a] r        n_i <- g n_i + [i = a]
 
 and the next arm is the largest of theta_i ~ Normal(sum_i / n_i, min(1 / sqrt(n_i), tau_max)^2).
-g = 1 with tau_max = inf is ordinary Gaussian Thompson sampling. The other policies are baselines.
+g = 1 and tau_max = inf give ordinary Gaussian Thompson sampling. The other policies are baselines.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ Limit = Annotated[float, Interval(gt=0, le=math.inf)]  # inf: none
 
 @dataclasses.dataclass(frozen=True)
 class BanditConfig(Checked):
-    """How the next arm is chosen. The paper's own numbers are not known: all are our reading."""
+    """How the next arm is chosen. The paper's values are not known; the defaults are our choice."""
 
     # "thompson"; or the baselines "uniform": a random arm, "fixed": always the same one,
     # "epsilon_greedy": the best mean but for a random arm now and then
@@ -46,7 +47,7 @@ class BanditConfig(Checked):
 
 @struct.dataclass
 class BanditState:
-    """What is known of k arms. Every field is a tree, as in `TrainState`."""
+    """Statistics of k arms. Every field is a tree, as in `TrainState`."""
 
     sums: PyTree  # float32 [k]; discounted sum of rewards
     counts: PyTree  # float32 [k]; discounted number of pulls
@@ -56,7 +57,7 @@ class BanditState:
 
 
 def init(arms: int) -> BanditState:
-    """Returns the state before the first pull of one of `arms` arms."""
+    """Returns the state of `arms` arms before the first pull."""
     return BanditState(
         sums=jnp.zeros(arms),
         counts=jnp.zeros(arms),
@@ -69,10 +70,10 @@ def init(arms: int) -> BanditState:
 def normalise(
     state: BanditState, raw: Float[Array, ""], config: BanditConfig
 ) -> tuple[BanditState, Float[Array, ""]]:
-    """Returns the state and the reward within `reward_limit` that a raw one is.
+    """Normalises a raw reward. Returns the new state and the reward, clipped to `reward_limit`.
 
-    It is divided by the root of the discounted mean square of all raw rewards, this one included,
-    so that neither their scale nor its drift matters. One that is not finite counts as 0.
+    The raw reward is divided by the root of the discounted mean square of all raw rewards,
+    including itself, so the scale of the rewards cancels. A non-finite raw reward counts as 0.
     """
     raw = jnp.where(jnp.isfinite(raw), raw, 0.0)
     square = config.rms_discount * state.mean_square + raw**2
@@ -98,14 +99,14 @@ def update(
 def posterior(
     state: BanditState, config: BanditConfig
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-    """Mean and width of what is believed of each arm's reward; mean 0 of one never played."""
+    """Mean and standard deviation of each arm's posterior; the mean of an unplayed arm is 0."""
     counts = jnp.maximum(state.counts, jnp.finfo(jnp.float32).tiny)
     mean = jnp.where(state.counts > 0, state.sums / counts, 0.0)
     return mean, jnp.minimum(1 / jnp.sqrt(counts), config.tau_max)
 
 
 def choose(state: BanditState, key: Key[Array, ""], config: BanditConfig) -> Int[Array, ""]:
-    """Returns the arm to play next: in the warm-up the least played one, then by the policy."""
+    """Returns the next arm: during warm-up the least played one, afterwards the policy's choice."""
     arms = len(state.sums)
     mean, width = posterior(state, config)
     explore, draw = jax.random.split(key)
@@ -123,8 +124,6 @@ def choose(state: BanditState, key: Key[Array, ""], config: BanditConfig) -> Int
 
 
 def subsets(modules: int) -> tuple[tuple[int, ...], ...]:
-    """All non-empty subsets of so many modules: single ones first, as numbers of modules."""
-    every = (
-        tuple(m for m in range(modules) if number >> m & 1) for number in range(1, 1 << modules)
-    )
-    return tuple(sorted(every, key=lambda subset: (len(subset), subset)))
+    """All non-empty subsets of `modules` module indices, by size."""
+    sizes = range(1, modules + 1)
+    return tuple(s for size in sizes for s in itertools.combinations(range(modules), size))

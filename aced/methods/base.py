@@ -1,13 +1,11 @@
-"""What the loop asks of a method and of its settings; each method says where it differs.
-
-A method is a pure step and a config: which models it holds, what it reads, and how one step goes.
-"""
+"""The interface of a method: base classes of its config and of its train step."""
 
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
@@ -16,14 +14,14 @@ from aced.bounds import NonNegativeInt
 from aced.config import Checked, MayChange
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
-from aced.methods.by_source import by_source
 from aced.methods.frozen import CheckpointOf, FrozenConfig
 from aced.models.base import ModelConfig
 from aced.optim.state import TrainState, apply_gradients
+from aced.selection import scores
 from aced.selection.scores import Terms
 
 Batch = Metrics = dict[str, Array]
-Loss = tuple[Float[Array, ""], Metrics]  # what the gradient is of, and what else is logged
+Loss = tuple[Float[Array, ""], Metrics]  # the loss and further metrics
 Stepped = tuple[TrainState, Metrics]
 
 
@@ -37,50 +35,50 @@ class MethodConfig(Checked):
 
     @property
     def title(self) -> str:
-        """What the papers call a run with these settings."""
+        """The name of this configuration in the papers."""
         return self.name
 
     @property
     def selects(self) -> bool:
-        """Whether a sub-batch is chosen; otherwise the whole super-batch is trained on."""
+        """Whether the method selects a sub-batch, or else trains on the whole super-batch."""
         return False
 
     @property
     def evaluations(self) -> tuple[str, ...]:
-        """The kinds of evaluations that say something of what is trained; none: all of them."""
+        """The kinds of evaluations that apply to the trained model; empty: all kinds."""
         return ()
 
     @property
     def score_micro_batch(self) -> int:
-        """Examples that are embedded without gradient at a time; 0: all at once."""
+        """Examples embedded without gradient at a time; 0: all at once."""
         return self.train_micro_batch
 
     @property
     def frozen(self) -> dict[str, FrozenConfig]:
-        """The frozen models that these settings use, by name."""
+        """The frozen models in use, by name."""
         return {}
 
     @property
     def named(self) -> dict[str, FrozenConfig]:
-        """The frozen models of which `python -m aced.cache` can make embeddings, by name."""
+        """The frozen models that `python -m aced.cache` can cache, by name."""
         return self.frozen
 
     def key_of(self, name: str) -> str:
-        """Where the settings of a frozen model stand."""
+        """The path in the config of a frozen model's settings."""
         return f"method.{name}"
 
     def towers_of(self, name: str) -> tuple[str, ...]:
-        """The towers of a frozen model whose embeddings are needed."""
+        """The towers of a frozen model that the method uses."""
         del name
         return ("image", "text")
 
     def data_of(self, name: str, data: DataConfig) -> DataConfig:
-        """The data that a frozen model embeds, where the run's are `data`."""
+        """The data that a frozen model embeds, given the data of the run."""
         del name
         return data
 
     def super_batch_size(self, batch_size: int) -> int:
-        """B, the candidates read for each step, given b, the examples trained on.
+        """B, the candidates read per step, given b, the examples trained on.
 
         Raises:
             ConfigError: the sizes do not fit together.
@@ -88,29 +86,30 @@ class MethodConfig(Checked):
         return batch_size
 
     def for_batch(self, batch_size: int) -> "MethodConfig":
-        """Returns the same with what depends on b spelled out."""
+        """Returns the settings with defaults that depend on b filled in."""
         del batch_size
         return self
 
     def resolve(self, workdir: str) -> "MethodConfig":
-        """Returns the same with what is to be read from the runs of frozen models, or their caches.
+        """Returns the settings completed from the frozen models' runs or caches.
 
         Raises:
             ConfigError: a run or a cache is missing, or sizes do not fit together.
         """
-        towers = self.towers_of
-        found = {name: item.resolve(workdir, towers(name)) for name, item in self.frozen.items()}
-        return self.with_frozen(found)
+        resolved = {
+            name: item.resolve(workdir, self.towers_of(name)) for name, item in self.frozen.items()
+        }
+        return self.with_frozen(resolved)
 
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "MethodConfig":
-        """Returns the same with these frozen models, by name."""
+        """Returns the settings with the given frozen models, by name."""
         del frozen
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """What is the same in every step of a run."""
+    """The parts of a train step that stay constant over a run."""
 
     tx: optax.GradientTransformation  # the optimizer
     ema_decay: float = 0.0  # of the moving average of parameters, where the state has one
@@ -122,9 +121,9 @@ class StepContext:
         """Returns the state after one update, and the metrics of the whole step.
 
         Args:
-            train_state: the state before it.
-            loss_fn: the loss of the parameters, and its metrics.
-            metrics: what else there is to log.
+            train_state: the state before the update.
+            loss_fn: maps parameters to the loss and its metrics.
+            metrics: further metrics to log.
         """
         with jax.named_scope("gradient"):
             (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
@@ -138,20 +137,55 @@ class StepContext:
         """Returns the ids of the examples trained on, and the metrics of a mixture's members.
 
         Args:
-            batch: what was read.
-            chosen: the rows of it that are trained on.
-            terms: what the score is made of; see `by_source`.
+            batch: the super-batch.
+            chosen: the sub-batch.
+            terms: terms of the score; see `by_source`.
         """
         return {"picks": chosen["id"], **by_source(self.sources, batch, chosen, terms)}
+
+
+def by_source(
+    names: Sequence[str],
+    batch: dict[str, Array],
+    chosen: dict[str, Array],
+    terms: Terms | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """Metrics "sources/NAME/..." for each member of a mixture, by its index in `source`.
+
+    `share` is the member's share of the super-batch, `picked_share` its share of the sub-batch.
+    With `terms`, `score` is the mean score of the member's candidates by their matching pairs alone
+    (the sigmoid loss of a pair, without negatives).
+
+    Args:
+        names: names of the members, in order; empty if the data are not a mixture.
+        batch: the super-batch.
+        chosen: the sub-batch.
+        terms: terms of the score, for the super-batch.
+    """
+    if not names or "source" not in batch:
+        return {}
+    pair_scores = None
+    if terms is not None:
+        pair_scores = scores.combine(terms, [scores.sigmoid_nll(e) for _, e in terms])
+    metrics = {}
+    for number, name in enumerate(names):
+        is_member = batch["source"] == number
+        metrics[f"sources/{name}/share"] = is_member.mean(dtype=jnp.float32)
+        picked = chosen["source"] == number
+        metrics[f"sources/{name}/picked_share"] = picked.mean(dtype=jnp.float32)
+        if pair_scores is not None:
+            total = jnp.sum(jnp.where(is_member, pair_scores, 0.0))
+            metrics[f"sources/{name}/score"] = total / jnp.maximum(is_member.sum(), 1)
+    return metrics
 
 
 class Method(abc.ABC):
     """A method.
 
     Attributes:
-        config: its settings, resolved.
+        config: the resolved settings.
         frozen: models that are loaded and run but never trained, by name.
-        given: another model, and the names of the parts of the model that are its parts; or None.
+        given: another model and the names of the parts that are copied from it; or None.
         fixed: regexes of parameters that are never trained.
     """
 
@@ -162,27 +196,27 @@ class Method(abc.ABC):
 
     @property
     def models(self) -> dict[str, ModelConfig]:
-        """The models that run, by the prefix of what they see in a batch; the learner's is ""."""
+        """The models that run, by the prefix of their inputs in a batch; the learner's is ""."""
         return {"": self.config.model}
 
     @abc.abstractmethod
     def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
-        """What a step reads, by key prefix."""
+        """The data streams that a step reads, by key prefix."""
 
     @abc.abstractmethod
     def flops_per_step(self, batch_size: int) -> int:
         """Floating point operations of one step; see `aced.cost.flops`."""
 
     def init_params(self, key: jax.Array) -> PyTree:
-        """Parameters before step 0: those of the model, under "model", and what else is trained."""
+        """Random parameters: the model's, under "model", and others that are trained."""
         return {"model": self.config.model.init(key)}
 
     def init_memory(self, params: PyTree) -> PyTree:
-        """What a state holds beside parameters and optimizer, before step 0."""
+        """The method's own part of the initial train state."""
         del params
 
     def start(self, params: PyTree, frozen: dict[str, PyTree]) -> PyTree:
-        """Returns the parameters that a new run starts from, given random ones; jittable."""
+        """Returns the initial parameters of a new run, given random ones; jittable."""
         del frozen
         return params
 
@@ -193,16 +227,16 @@ class Method(abc.ABC):
         """Returns the state after one step, and its metrics; pure and jittable.
 
         Args:
-            train_state: the learner, and what the method remembers.
-            frozen: parameters of the frozen models by name.
-            batch: what the streams give.
-            context: what is the same in every step.
+            train_state: the learner's state and the method's own.
+            frozen: parameters of the frozen models, by name.
+            batch: the arrays of all streams.
+            context: the parts of the step that stay constant.
 
-        The metric `loss` is what the gradient is of; `picks` the ids [b] of the examples trained
-        on; all others are scalars.
+        The metric `loss` is the loss that is differentiated, `picks` holds the ids [b] of the
+        examples trained on, and all other metrics are scalars.
         """
 
     def warning(self, measured: Mapping[str, ArrayLike]) -> str:
-        """What a user should know of a step with these metrics; empty: nothing."""
+        """A warning to the user about a step with these metrics; empty: none."""
         del measured
         return ""

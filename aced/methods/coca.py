@@ -2,8 +2,8 @@
 
     L = contrastive_weight * L_contrastive + captioning_weight * L_captioning
 
-Everything else is as in the method `contrastive`: it is the same step with one term more, and so a
-CoCa can choose its batch by ACID, and be distilled, by its contrastive head.
+The rest is the method `contrastive`, with one more loss term, so ACID selection and distillation
+also work for CoCa, through its contrastive head.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from aced.parallel.micro_batch import map_micro_batches
 
 @dataclasses.dataclass(frozen=True)
 class CoCaTrainConfig(ContrastiveConfig):
-    """Settings of the method `coca`; with weight 0 a loss is left out.
+    """Settings of the method `coca`. A loss with weight 0 is not computed.
 
-    What only that one trains is frozen then, or weight decay alone would ruin it.
+    Parameters that only this loss would train are then frozen, to protect them from weight decay.
     """
 
     name: str = "coca"
@@ -78,7 +78,7 @@ class CoCaTraining(Contrastive):
     def _task(
         self, params: PyTree, batch: dict[str, Array]
     ) -> tuple[Embeddings, Float[Array, ""], dict[str, Array]]:
-        """The learner's embeddings of a sub-batch, both losses together, and each alone."""
+        """The learner's embeddings of a sub-batch, the weighted loss, and each loss alone."""
         config = self.config
         if config.captioning_weight:
             learner, words, real = self._forward(params["model"], batch)
@@ -90,15 +90,15 @@ class CoCaTraining(Contrastive):
             loss += config.contrastive_weight * matching
             parts["loss/contrastive"] = matching
         if config.captioning_weight:
-            said = captioning.word_losses(words, batch["text"], real)
-            loss += config.captioning_weight * said.cross_entropy
-            parts |= {"loss/captioning": said.cross_entropy, "word_accuracy": said.accuracy}
+            losses = captioning.word_losses(words, batch["text"], real)
+            loss += config.captioning_weight * losses.cross_entropy
+            parts |= {"loss/captioning": losses.cross_entropy, "word_accuracy": losses.accuracy}
         return learner, loss, parts
 
     def _forward(
         self, params: PyTree, batch: dict[str, Array]
     ) -> tuple[Embeddings, Words, Bool[Array, "b l"]]:
-        """Embeddings and words of a sub-batch, piece by piece."""
+        """Embeddings and words of a sub-batch, in micro-batches."""
         forward = functools.partial(coca.forward, self.config.model, params)
 
         def rows(piece: tuple[Array, Array]) -> tuple[Array, ...]:

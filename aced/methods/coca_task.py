@@ -1,11 +1,11 @@
-"""Fine-tuning of CoCa on a task (arXiv 2205.01917): answers, or captions.
+"""Fine-tuning of CoCa on a task (arXiv 2205.01917): answering or captioning.
 
 - answers: a head chooses one of `model.classes`. VQA: 3,129 answers to questions; visual
-  entailment: 3 classes of a statement about a picture; NLVR2: 2 classes of a statement about
-  `model.pictures` = 2 pictures. The data are pictures with a text and a label.
-- captioning: the next word of a caption, without the contrastive loss.
+  entailment: 3 classes for a statement about an image; NLVR2: 2 classes for a statement about
+  `model.pictures` = 2 images. The data are images with a text and a label.
+- captioning: predicts the next word of a caption, without the contrastive loss.
 
-What a task asks of a model, and what is made of its answer, are functions that OPTIMA uses, too.
+OPTIMA shares the functions of this module.
 """
 
 import dataclasses
@@ -47,11 +47,7 @@ class CoCaTaskConfig(MethodConfig):
 
 
 def check(task: Task, model: CoCaConfig) -> None:
-    """Refuses a model that cannot do the task.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Raises a ConfigError if the model cannot do the task."""
     if task == "answers" and model.classes < 2:
         raise ConfigError(
             f"method.task = 'answers' chooses from method.model.classes = {model.classes}; set it "
@@ -63,19 +59,22 @@ def check(task: Task, model: CoCaConfig) -> None:
 
 @struct.dataclass
 class Answers:
-    """What a model says of a batch: one of both. Every field is a tree, as in `TrainState`."""
+    """Outputs for a batch: logits of answers, or states and kernel of words.
+
+    Every field is a tree, as in `TrainState`.
+    """
 
     logits: PyTree = None  # [b c] of the answers
     states: PyTree = None  # [b l d] of the words of captions
     kernel: PyTree = None  # [d v] of the words' softmax
 
     def frozen(self) -> "Answers":
-        """The same numbers, through which no gradient flows."""
+        """The same values, with gradients stopped."""
         return jax.lax.stop_gradient(self)
 
 
 def streams(task: Task, model: CoCaConfig, data: DataConfig, rows: int) -> dict[str, Stream]:
-    """What a step of the task reads."""
+    """The streams that a step of the task reads."""
     views = View.of(model).of_pictures(model.pictures)
     return {"": Stream(data, rows, views, {}, needs=("label",) if task == "answers" else ())}
 
@@ -89,7 +88,7 @@ def run(
     *,
     hidden: bool = False,
 ) -> tuple[Answers, dict[str, Array] | None]:
-    """Returns what the model says and, if asked for, what its blocks give: see `coca.forward`."""
+    """Returns the model's outputs and, with `hidden`, its hidden states; see `coca.forward`."""
     if task == "answers":
         if not hidden:
             return Answers(logits=coca.answer(model, params, images, text)), None
@@ -101,7 +100,7 @@ def run(
 
 @struct.dataclass
 class TaskLosses:
-    """Averages over the examples with a known label, or over the real words."""
+    """Averages over the labelled examples, or over the words that are not padding."""
 
     task: Float[Array, ""]
     accuracy: Float[Array, ""]
@@ -109,7 +108,7 @@ class TaskLosses:
 
 
 def losses(
-    said: Answers,
+    student: Answers,
     batch: Batch,
     real: Bool[Array, "b l"],
     teacher: Answers | None = None,
@@ -119,18 +118,18 @@ def losses(
     """The task's cross-entropy and, with a teacher, KL(teacher || student) at a temperature.
 
     Args:
-        said: by the model.
-        batch: `label` [b], -1 where it is not known; or `text` [b l], the captions.
-        real: which of their words are no padding.
-        teacher: what it says of the same batch. No gradient reaches it.
-        temperature: of both softmaxes; the divergence is multiplied by its square.
+        student: outputs of the model.
+        batch: `label` [b], -1 where unknown; or `text` [b l], the captions.
+        real: mask of the words that are not padding.
+        teacher: the teacher's outputs for the same batch; it gets no gradient.
+        temperature: T of both softmaxes; the divergence is multiplied by T^2.
     """
-    if said.logits is None:
-        words = [Words(a.states, a.kernel) for a in (said, teacher) if a is not None]
-        of_words = captioning.word_losses(
+    if student.logits is None:
+        words = [Words(a.states, a.kernel) for a in (student, teacher) if a is not None]
+        averages = captioning.word_losses(
             words[0], batch["text"], real, *words[1:], temperature=temperature
         )
-        return TaskLosses(of_words.cross_entropy, of_words.accuracy, of_words.kl)
+        return TaskLosses(averages.cross_entropy, averages.accuracy, averages.kl)
     label = batch["label"]
     known = (label >= 0).astype(jnp.float32)
 
@@ -139,24 +138,21 @@ def losses(
 
     kl = None
     if teacher is not None:
-        kl = mean(captioning.divergence(said.logits, teacher.frozen().logits, temperature))
-    # A label beyond the classes gives NaN, which the loop stops at.
-    nll = captioning.cross_entropy(said.logits, jnp.maximum(label, 0))
-    right = said.logits.argmax(axis=-1) == label
+        kl = mean(captioning.divergence(student.logits, teacher.frozen().logits, temperature))
+    # A label outside the classes gives NaN, which stops the run.
+    nll = captioning.cross_entropy(student.logits, jnp.maximum(label, 0))
+    right = student.logits.argmax(axis=-1) == label
     return TaskLosses(mean(nll), mean(right.astype(jnp.float32)), kl)
 
 
 def unused(task: Task) -> str:
-    """Which parameters no task, or not this one, has a gradient of: left as pretraining left them.
-
-    Weight decay alone would ruin the contrastive head.
-    """
+    """Regex of the parameters that the task does not train; they are frozen, not decayed."""
     words = "" if task == "captioning" else "|text/softmax/.*"
     return f"model/({coca.CONTRASTIVE_ONLY}{words})"
 
 
 def macs(task: Task, model: CoCaConfig) -> int:
-    """MACs of a forward pass of one example."""
+    """MACs of a forward pass for one example."""
     parts = flops.macs_coca(model)
     return parts.answering(model.pictures) if task == "answers" else parts.captioning
 
@@ -170,7 +166,7 @@ class CoCaTask(Method):
         self.fixed = (unused(config.task),)
 
     def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
-        """What a step reads: pictures with texts and, for answers, labels."""
+        """One stream: images with texts and, for answers, labels."""
         return streams(self.config.task, self.config.model, data, candidates)
 
     def flops_per_step(self, batch_size: int) -> int:
@@ -188,19 +184,19 @@ class CoCaTask(Method):
         config = self.config
 
         def loss_fn(params: PyTree) -> Loss:
-            said = self._said(params["model"], batch)
-            found = losses(said, batch, coca.real_words(batch["text"], config.model.text.eos_id))
-            return found.task, {"loss/task": found.task, "accuracy": found.accuracy}
+            real = coca.real_words(batch["text"], config.model.text.eos_id)
+            values = losses(self._outputs(params["model"], batch), batch, real)
+            return values.task, {"loss/task": values.task, "accuracy": values.accuracy}
 
         return context.update(train_state, loss_fn, context.picks(batch, batch))
 
-    def _said(self, params: PyTree, batch: Batch) -> Answers:
-        """What the model says, piece by piece."""
+    def _outputs(self, params: PyTree, batch: Batch) -> Answers:
+        """The model's outputs, in micro-batches."""
         config = self.config
 
         def rows(piece: tuple) -> Answers:
             return run(config.task, config.model, params, *piece)[0].replace(kernel=None)
 
         pieces, size = coca.inputs(config.model, batch), config.train_micro_batch
-        said = map_micro_batches(rows, pieces, size, "method.train_micro_batch")
-        return said.replace(kernel=params["text"]["softmax"]["kernel"])
+        outputs = map_micro_batches(rows, pieces, size, "method.train_micro_batch")
+        return outputs.replace(kernel=params["text"]["softmax"]["kernel"])

@@ -1,4 +1,4 @@
-"""IID, KD, ACID and ACED: one step, told apart by configuration alone (arXiv 2411.18674).
+"""IID, KD, ACID and ACED: one train step, distinguished by configuration (arXiv 2411.18674).
 
     L = L_contrastive[B_CE] + weight * L_KD[B_KD]
 
@@ -12,9 +12,9 @@
 | ACED-IIDistill    | > 0    | learnability                      | IID, batch = "iid"    |
 | ACED-ACIDistill   | > 0    | learnability                      | the same              |
 
-The reference scores the super-batch; teachers are distilled from. Both are frozen two-tower
-models of their own size, tokenizer, resolution and temperature, and one may be the other. What
-they say of an example never changes: their embeddings may come with the batch, from a cache.
+The reference scores the super-batch; the teachers are distilled from. All are frozen two-tower
+models with their own size, tokenizer, resolution and temperature, and the reference may also be a
+teacher. Their embeddings of an example never change, so they may be read from a cache.
 """
 
 import functools
@@ -42,23 +42,23 @@ from aced.selection import collapse, scores, select, take
 
 
 class Contrastive(Method):
-    """The method: which models it holds, what it reads, and its train step."""
+    """The method `contrastive`."""
 
     def __init__(self, config: ContrastiveConfig):
         self.config = config
         self.distils = config.distillation.weight > 0
         self.distils_apart = self.distils and config.selects and config.distillation.batch == "iid"
         for name, item in config.frozen.items():
-            where = frozen_key(name)
+            key = frozen_key(name)
             if item.model is None:
                 raise ConfigError(
-                    f"The method needs the frozen model {name!r}; set {where}.checkpoint to the "
-                    f"workdir of a finished run, or {where}.cache to its embeddings."
+                    f"The method needs the frozen model {name!r}; set {key}.checkpoint to the "
+                    f"workdir of a finished run, or {key}.cache to its embeddings."
                 )
             if name == REFERENCE:
                 config.reference_scoring.check(item.model, "method.reference_scoring")
             if self._needs_bias(name):
-                item.check_bias(where)
+                item.check_bias(key)
         self.frozen = {name: item for name, item in config.frozen.items() if not item.cache}
         score = functools.partial(
             Running, micro_batch=config.score_micro_batch, setting="method.score_micro_batch"
@@ -66,7 +66,7 @@ class Contrastive(Method):
         train = functools.partial(
             Running, micro_batch=config.train_micro_batch, setting="method.train_micro_batch"
         )
-        # What embeds the sub-batch with gradient, the super-batch to choose from, and B_KD.
+        # Providers of embeddings: sub-batch with gradient, super-batch to score, B_KD by teachers.
         every = config.multi_resolution_every
         mixed = {"scoring": config.scoring, "every": every} if every else {}
         self.learner = train(config.model, "", **mixed)
@@ -91,24 +91,21 @@ class Contrastive(Method):
         return running(item.model, prefix, logits=item.logits)
 
     def _needs_bias(self, name: str) -> bool:
-        """Whether a loss takes the logits of this frozen model one by one."""
+        """Whether a sigmoid loss reads the logits of this frozen model."""
         config = self.config
-        scores_pairs = config.reference_scores and config.loss == "sigmoid"
-        distils_pairs = self.distils and config.distillation.loss == "sigmoid"
-        return (name == REFERENCE and scores_pairs) or (
-            name in config.distillation.teachers and distils_pairs
-        )
-
-    # What the method asks of the loop.
+        if name == REFERENCE and config.reference_scores and config.loss == "sigmoid":
+            return True
+        distillation = config.distillation
+        return self.distils and name in distillation.teachers and distillation.loss == "sigmoid"
 
     @property
     def models(self) -> dict[str, ModelConfig]:
-        """The models that run, by the prefix of what they see in a batch; the learner's is ""."""
+        """The models that run, by the prefix of their inputs in a batch; the learner's is ""."""
         frozen = {prefix_of(name): item.model for name, item in self.frozen.items()}
         return {"": self.config.model} | frozen
 
     def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
-        """What a step reads: one stream, the super-batch."""
+        """One stream: the super-batch."""
         views = {prefix: View.of(model) for prefix, model in self.models.items()}
         cached = self.config.frozen.keys() - self.frozen.keys()
         caches = {prefix_of(name): self.config.frozen[name] for name in sorted(cached)}
@@ -124,11 +121,11 @@ class Contrastive(Method):
         return flops.step_flops([(with_gradient, 1)], [(forward, 1)])
 
     def _macs_beside(self) -> int:
-        """MACs that a pair of the sub-batch takes beside its embeddings."""
+        """MACs per pair of the sub-batch, beyond its embeddings."""
         return 0
 
     def init_params(self, key: jax.Array) -> PyTree:
-        """Parameters before step 0: the learner's, and projections where features are matched."""
+        """Random parameters: the learner's and, for feature matching, projections."""
         model_key, projection_key = jax.random.split(key)
         params = super().init_params(model_key)
         if self.distils and self.config.distillation.loss == "feature":
@@ -141,15 +138,13 @@ class Contrastive(Method):
                 )
         return params
 
-    # The step.
-
     def train_step(
         self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
     ) -> Stepped:
         """Returns the state after one step on the super-batch `batch`, and its metrics.
 
-        `batch` holds arrays [B ...]: `image`, `text`, `id`, and views or embeddings of other models
-        by prefix. The rest is as for any method.
+        `batch` holds arrays [B ...]: `image`, `text`, `id`, and views or embeddings for other
+        models, by prefix. The other arguments are those of `Method.train_step`.
         """
         chosen, iid, metrics = self._choose(train_state, frozen, batch, context)
 
@@ -176,11 +171,11 @@ class Contrastive(Method):
         return context.update(train_state, loss_fn, metrics)
 
     def warning(self, measured: Mapping[str, ArrayLike]) -> str:
-        """Whether the sub-batch has collapsed, and which setting to change."""
+        """A warning if the sub-batch has collapsed, with the setting to change."""
         return collapse(measured, self.config.selection) if self.config.selects else ""
 
     def _task(self, params: PyTree, batch: Batch) -> tuple[Embeddings, Float[Array, ""], Metrics]:
-        """The learner's embeddings of a sub-batch, the loss without distillation, its parts."""
+        """The learner's embeddings of a sub-batch, the loss without distillation, and metrics."""
         learner = self.learner.embed(params["model"], batch)
         loss = LOSSES[self.config.loss](learner, form=self.config.form)
         return learner, loss, {"loss/contrastive": loss}
@@ -188,7 +183,7 @@ class Contrastive(Method):
     def _choose(
         self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
     ) -> tuple[Batch, Batch, Metrics]:
-        """B_CE and B_KD out of the super-batch; the same object where they are the same."""
+        """Chooses B_CE and B_KD from the super-batch; the same object if they are the same."""
         if not self.config.selects:
             return batch, batch, {**_noise(batch, batch), **context.picks(batch, batch)}
         config = self.config.selection
@@ -205,10 +200,10 @@ class Contrastive(Method):
         key = jax.random.fold_in(train_state.key, train_state.step)
         with jax.named_scope("select"):
             selection = select(key, learner, reference, config, loss=self.config.loss, size=size)
-            # In the order of the super-batch, which is the same whichever device holds which part.
+            # In the order of the super-batch, which does not depend on the devices.
             chosen = take(batch, jnp.sort(selection.ids), config.strata)
         terms = None
-        if self.config.loss == "sigmoid":  # the softmax loss of a pair has no part of its own
+        if self.config.loss == "sigmoid":  # the softmax loss of one pair is 0
             terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
         metrics = {
             **selection.metrics,
@@ -221,22 +216,22 @@ class Contrastive(Method):
 
 
 def prefix_of(name: str) -> str:
-    """What the arrays of a frozen model begin with in a batch."""
+    """The prefix of a frozen model's arrays in a batch."""
     return "reference/" if name == REFERENCE else f"teacher/{name}/"
 
 
 def _embed(provider: Provider, params: PyTree | None, batch: Batch) -> Embeddings:
-    """Embeddings that no gradient flows through."""
+    """Embeddings with gradients stopped."""
     return provider.embed(jax.lax.stop_gradient(params), batch).frozen()
 
 
 def _evenly_spaced(candidates: int, size: int) -> Int[Array, " b"]:
-    """Every B/b-th row: uniform, since the super-batch is shuffled, and none leaves its device."""
+    """Every B/b-th row: a uniform sample of the shuffled super-batch that stays on its device."""
     return jnp.asarray(np.arange(size) * candidates // size, jnp.int32)
 
 
 def _noise(batch: Batch, chosen: Batch) -> Metrics:
-    """How noisy the picks are, where the source knows."""
+    """Shares of noisy pairs, if the source labels them."""
     if "is_noisy" not in batch:
         return {}
     return {

@@ -15,8 +15,8 @@ from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
 from aced.selection import SelectionConfig, scores
 
-LEARNER, REFERENCE = "learner", "reference"  # of the models whose losses make a score
-_TITLES = {  # of arXiv 2411.18674, by score
+LEARNER, REFERENCE = "learner", "reference"  # the models whose losses make a score
+_TITLES = {  # names in arXiv 2411.18674, by score
     "learnability": "H-ACID",
     "easy_reference": "I-ACID",
     "hard_learner": "hard learner",
@@ -24,13 +24,13 @@ _TITLES = {  # of arXiv 2411.18674, by score
 
 
 def frozen_key(name: str) -> str:
-    """Where the settings of the frozen model `name` stand."""
+    """The path in the config of the settings of the frozen model `name`."""
     return "method.reference" if name == REFERENCE else f"method.teachers.{name}"
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig(Checked):
-    """The second term of the loss. ACED's weight was swept over 0.5, 1, 2 (remembered)."""
+    """The second term of the loss. Its defaults are our choice."""
 
     weight: NonNegativeFloat = 0.0  # lambda; 0 leaves the term out
     loss: Annotated[str, OneOf(KD)] = "softmax"
@@ -96,7 +96,7 @@ class ContrastiveConfig(MethodConfig):
 
     @property
     def title(self) -> str:
-        """What arXiv 2411.18674 calls a run with these settings."""
+        """The name of this configuration in arXiv 2411.18674."""
         distils = self.distillation.weight > 0
         if not self.selects:
             return f"{self.distillation.loss}-KD" if distils else "IID"
@@ -107,32 +107,32 @@ class ContrastiveConfig(MethodConfig):
 
     @property
     def selects(self) -> bool:
-        """Whether the sub-batch is chosen; otherwise the whole super-batch is trained on."""
+        """Whether the method selects a sub-batch, or else trains on the whole super-batch."""
         return self.selection.filter_ratio > 0
 
     @property
     def reference_scores(self) -> bool:
-        """Whether the score is made of the reference's losses, too."""
+        """Whether the score includes the reference's losses."""
         return self.selects and scores.needs(self.selection.score, REFERENCE)
 
     @property
     def frozen(self) -> dict[str, FrozenConfig]:
-        """The frozen models that these settings use, by name."""
+        """The frozen models in use, by name."""
         needed = set(self.distillation.teachers) if self.distillation.weight > 0 else set()
         needed |= {REFERENCE} if self.reference_scores else set()
         return {name: self.named[name] for name in sorted(needed)}
 
     @property
     def named(self) -> dict[str, FrozenConfig]:
-        """All frozen models that these settings know, by name."""
+        """All configured frozen models, in use or not, by name."""
         return {REFERENCE: self.reference, **self.teachers}
 
     def key_of(self, name: str) -> str:
-        """Where the settings of a frozen model stand."""
+        """The path in the config of a frozen model's settings."""
         return frozen_key(name)
 
     def super_batch_size(self, batch_size: int) -> int:
-        """B, the candidates read for each step, given b, the examples trained on.
+        """B, the candidates read per step, given b, the examples trained on.
 
         Raises:
             ConfigError: the sizes do not fit together.
@@ -140,13 +140,13 @@ class ContrastiveConfig(MethodConfig):
         return self.selection.super_batch_size(batch_size) if self.selects else batch_size
 
     def for_batch(self, batch_size: int) -> "ContrastiveConfig":
-        """Returns the same with what depends on b spelled out: the strata of selection."""
+        """Returns the settings with the number of strata, which depends on b, filled in."""
         if not self.selects:
             return self
         return dataclasses.replace(self, selection=self.selection.for_batch(batch_size))
 
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "ContrastiveConfig":
-        """Returns the same with these frozen models, by name."""
+        """Returns the settings with the given frozen models, by name."""
         return dataclasses.replace(
             self,
             reference=frozen.get(REFERENCE, self.reference),

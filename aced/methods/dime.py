@@ -1,11 +1,10 @@
 """DIME-FM: a large CLIP into a small image encoder, from unpaired data (arXiv 2303.18232).
 
-The student's image tower learns to say of pictures what the teacher says of them: to which
-sentences they are similar, and to which other pictures (`aced.losses.similarity`). Pictures and
-sentences are two data sets that are read side by side; nobody says which belong together. The text
-tower is the teacher's and stays as it is, so that the student is an ordinary two-tower model
-afterwards. The teacher never runs: its features of whole pictures and of sentences are read from
-caches that `python -m aced.cache` wrote.
+The student's image tower learns the teacher's similarities of images to sentences and to other
+images (`aced.losses.similarity`). Images and sentences are two unpaired data sets, read side by
+side. The student keeps the teacher's text tower unchanged, and so becomes an ordinary two-tower
+model. The teacher does not run: its features of whole images and of sentences are read from caches
+written by `python -m aced.cache`.
 """
 
 import dataclasses
@@ -32,13 +31,13 @@ from aced.optim.state import TrainState
 from aced.parallel.micro_batch import map_micro_batches
 
 TEACHER, SENTENCES = "teacher", "sentences"
-# What the student has from its teacher: never trained.
+# Parts copied from the teacher, and never trained.
 GIVEN = ("text", "t", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
 class SentencesConfig(Checked):
-    """The second stream. Of a sentence, the teacher's text features are all that is read."""
+    """The stream of sentences, of which only the teacher's cached features are read."""
 
     data: DataConfig = DataConfig()  # what `python -m aced.select_text` wrote, or any captions
     # Folder of the teacher's features of them, from `python -m aced.cache`.
@@ -64,27 +63,27 @@ class DimeConfig(MethodConfig):
 
     @property
     def frozen(self) -> dict[str, FrozenConfig]:
-        """The frozen models by name: the teacher, with each of the caches."""
+        """The teacher, once with each cache: of image features and of sentence features."""
         sentences = dataclasses.replace(self.teacher, cache=self.sentences.cache)
         return {TEACHER: self.teacher, SENTENCES: sentences}
 
     def data_of(self, name: str, data: DataConfig) -> DataConfig:
-        """The data that the frozen model `name` embeds, where the run's are `data`."""
+        """The data that a frozen model embeds, given the data of the run."""
         return self.sentences.data if name == SENTENCES else data
 
     def key_of(self, name: str) -> str:
-        """Where the settings of a frozen model stand."""
+        """The path in the config of a frozen model's settings."""
         return "method.teacher" if name == TEACHER else "method.sentences"
 
     def towers_of(self, name: str) -> tuple[str, ...]:
-        """The towers of a frozen model whose embeddings are needed."""
+        """The tower whose embeddings are read."""
         return ("image",) if name == TEACHER else ("text",)
 
     def resolve(self, workdir: str) -> "DimeConfig":
-        """Returns the same with what is to be read from the teacher's run and its caches.
+        """Returns the settings completed from the teacher's run and its caches.
 
         Raises:
-            ConfigError: there is no teacher, a cache is missing, or the student's width is not the
+            ConfigError: the teacher or a cache is missing, or the student's width differs from the
                 teacher's.
         """
         for key, value in (
@@ -100,7 +99,7 @@ class DimeConfig(MethodConfig):
         return super().resolve(workdir)
 
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "DimeConfig":
-        """Returns the same with the teacher of these caches, by name."""
+        """Returns the settings with the given frozen models, and the student to match."""
         teacher, sentences = frozen[TEACHER], frozen[SENTENCES]
         return dataclasses.replace(
             self,
@@ -114,7 +113,7 @@ def student(model: TwoTowerConfig, teacher: TwoTowerConfig) -> TwoTowerConfig:
     """Returns `model` with the teacher's text tower, tokenizer, width and kind of logits.
 
     Raises:
-        ConfigError: its image tower cannot give embeddings of the teacher's width.
+        ConfigError: `embed_dim` differs from the teacher's width.
     """
     if model.embed_dim not in (None, teacher.width):
         raise ConfigError(
@@ -133,7 +132,7 @@ def student(model: TwoTowerConfig, teacher: TwoTowerConfig) -> TwoTowerConfig:
 
 
 class Dime(Method):
-    """The method: what it reads, and its train step."""
+    """The method `dime`."""
 
     def __init__(self, config: DimeConfig):
         if config.teacher.model is None:
@@ -142,12 +141,12 @@ class Dime(Method):
                 "finished run or to what python -m aced.convert wrote."
             )
         self.config = config
-        self.frozen = {}  # none of them runs
+        self.frozen = {}  # the teacher does not run
         self.given = (config.teacher, GIVEN)
         self.fixed = (rf"model/({'|'.join(GIVEN)})(/.*)?",)
 
     def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
-        """What a step reads: pictures, and sentences, of which only features are needed."""
+        """Two streams: images with their features, and features of sentences."""
         config = self.config
         view = dataclasses.replace(View.of(config.model), tokenizer=None, augment=config.augment)
         pictures = Stream(data, candidates, {"": view}, {f"{TEACHER}/": config.teacher}, ("image",))
@@ -171,11 +170,11 @@ class Dime(Method):
         """Returns the state after one step, and its metrics; see `Method`.
 
         `batch` holds `image` [b ...], `id` [b], `teacher/zimg` [b d], the teacher's features of the
-        whole pictures, and `sentences/ztxt` [m d], its features of some sentences.
+        whole images, and `sentences/ztxt` [m d], its features of sentences.
         """
         del frozen
         config = self.config
-        # Of caches of low precision the length is not exactly 1.
+        # Features from low-precision caches are not exactly of unit length.
         u = two_tower.l2_normalize(batch[f"{TEACHER}/zimg"])
         v = two_tower.l2_normalize(batch[f"{SENTENCES}/ztxt"])
 
@@ -192,7 +191,7 @@ class Dime(Method):
         return context.update(train_state, loss_fn, context.picks(batch, batch))
 
     def _embed(self, params: PyTree, image: Array) -> Float[Array, "b d"]:
-        """The student's embeddings, piece by piece."""
+        """The student's embeddings, in micro-batches."""
         tower = two_tower.TwoTower(self.config.model)
         encode = functools.partial(tower.apply, {"params": params}, method="encode_image")
         size = self.config.train_micro_batch

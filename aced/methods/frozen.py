@@ -1,4 +1,4 @@
-"""Frozen models: the reference that selects and the teachers that are distilled from."""
+"""Frozen models: the reference used for selection and the teachers used for distillation."""
 
 import contextlib
 import dataclasses
@@ -23,13 +23,13 @@ from aced.models.coca import CoCaConfig
 from aced.models.saved import InteropError
 from aced.models.two_tower import TwoTowerConfig
 
-_COMPUTED = ("dtype", "scan", "remat", "attention")  # how a model is computed, not what
-_FREE = (*_COMPUTED, "init_scale", "init_bias")  # what may differ from the run that trained it
+_COMPUTED = ("dtype", "scan", "remat", "attention")  # how a model is computed
+_FREE = (*_COMPUTED, "init_scale", "init_bias")  # settings that may differ from the training run's
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointOf(Checked):
-    """The parameters of a run of ours, or of a model folder that `aced.convert` wrote."""
+    """The parameters of another run, or of a model folder written by `aced.convert`."""
 
     # Workdir of that run, or a model folder; "{workdir}" stands for the present run's workdir
     checkpoint: MayChange[str] = ""
@@ -37,10 +37,10 @@ class CheckpointOf(Checked):
     parameters: Literal["params", "ema"] = "params"  # of a run
 
     def folder(self, workdir: str) -> str:
-        """The run's or model's folder, spelled out.
+        """The expanded path of the run or model folder.
 
         Raises:
-            ConfigError: it has a scheme other than gs://.
+            ConfigError: the path has a scheme other than gs://.
         """
         path = expand(self.checkpoint, workdir)
         advice = (
@@ -53,20 +53,20 @@ class CheckpointOf(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TrainedConfig(CheckpointOf):
-    """A trained two-tower model: where its parameters are, and its architecture."""
+    """A trained two-tower model: its parameters and its architecture."""
 
     # How it is computed. All else is as written in the run's config.json, the model folder's
     # model.json or the cache; what stands here of that is assumed where there is none of these.
     model: TwoTowerConfig | None = None
 
     KIND: ClassVar[type[ModelConfig]] = TwoTowerConfig
-    cache: ClassVar[str] = ""  # none, unless there is such a setting
+    cache: ClassVar[str] = ""  # no cache, unless a subclass has the setting
 
     def resolve(self, workdir: str, towers: Sequence[str] = ()) -> "TrainedConfig":
-        """Returns the same with `checkpoint` spelled out, and `model` as it was trained.
+        """Returns the config with `checkpoint` expanded, and `model` as it was trained.
 
         Raises:
-            ConfigError: there is no run in `checkpoint`.
+            ConfigError: `checkpoint` holds no run or model.
         """
         del towers
         folder = self.folder(workdir)
@@ -76,7 +76,7 @@ class TrainedConfig(CheckpointOf):
 
 @dataclasses.dataclass(frozen=True)
 class TrainedCoCaConfig(TrainedConfig):
-    """The same of a CoCa."""
+    """A trained CoCa: its parameters and its architecture."""
 
     model: CoCaConfig | None = None
 
@@ -96,24 +96,24 @@ class FrozenConfig(TrainedConfig):
     bias: float | None = None
 
     def resolve(self, workdir: str, towers: Sequence[str] = ("image", "text")) -> "FrozenConfig":
-        """Returns the same with all that its run, or its cache of `towers`, says.
+        """Returns the config completed from its run, or from its cache of `towers`.
 
-        That is `checkpoint` and `cache` spelled out, `model` as it was trained, and with a cache
-        `scale` and `bias`, unless they are set.
+        `checkpoint` and `cache` are expanded, and `model` is as it was trained. With a cache,
+        `scale` and `bias` default to those of the cache.
 
         Raises:
-            ConfigError: there is no run in `checkpoint`.
-            CacheError: there is no cache in `cache`, or it lacks a tower.
+            ConfigError: `checkpoint` holds no run or model.
+            CacheError: `cache` holds no complete cache, or lacks a tower.
         """
         if self.cache:
             return self._resolve_cached(workdir, towers)
         return super().resolve(workdir) if self.checkpoint else self
 
     def cache_folder(self, workdir: str) -> str:
-        """The cache's folder, spelled out.
+        """The expanded path of the cache.
 
         Raises:
-            ConfigError: it has a scheme.
+            ConfigError: the path has a scheme.
         """
         path = expand(self.cache, workdir)
         storage.check_scheme(path, ".cache", ())
@@ -142,17 +142,13 @@ class FrozenConfig(TrainedConfig):
         )
 
     def logits(self, params: PyTree | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Scale and bias that are set here, else those of the parameters; None: it does not run."""
+        """The configured scale and bias, or else those of `params` (None: a cached model)."""
         own = (None, jnp.float32(0)) if params is None else two_tower.logit_parameters(params)
-        ours = zip((self.scale, self.bias), own, strict=True)
-        return tuple(theirs if x is None else jnp.float32(x) for x, theirs in ours)
+        pairs = zip((self.scale, self.bias), own, strict=True)
+        return tuple(default if x is None else jnp.float32(x) for x, default in pairs)
 
     def check_bias(self, key: str) -> None:
-        """Refuses a model without bias, for losses that take every logit by itself.
-
-        Raises:
-            ConfigError: the model has none, and none is set.
-        """
+        """Raises a ConfigError if the model has no logit bias, which the sigmoid loss needs."""
         if self.bias is not None or self.model.init_bias is not None:
             return
         advice = "`python -m aced.cache` fits both to the data and prints them"
@@ -178,11 +174,11 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
     """The model of the run in `folder`, as its config.json has it, or of a model folder.
 
     Args:
-        folder: of a run or a model; model folders hold two-tower models.
-        kind: of the model that is wanted.
+        folder: a run or a model folder; model folders hold two-tower models.
+        kind: the expected config class.
 
     Raises:
-        ConfigError: there is neither, it is damaged, or it has no such model.
+        ConfigError: the folder holds neither, is damaged, or holds another kind of model.
     """
     if kind is TwoTowerConfig and model_folder.is_model_folder(folder):
         return model_folder.read_config(folder)
@@ -205,7 +201,7 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
 
 
 def _check_ours(folder: str) -> None:
-    """Refuses what is not there, and models of other layouts, with the command to convert them."""
+    """Raises a ConfigError for a missing folder, and for a foreign layout, with the remedy."""
     if not epath.Path(folder).exists():
         message = (
             f"{folder} does not exist, but a model should be there: a run of aced.main, or what "
@@ -227,9 +223,9 @@ def _check_ours(folder: str) -> None:
 
 
 def as_trained(assumed: ModelConfig | None, trained: ModelConfig, folder: str) -> ModelConfig:
-    """The model in `folder`, computed as `assumed` says; what it assumes wrongly is told.
+    """The model in `folder`, computed as `assumed` has it. Warns of other differences.
 
-    Recipes assume a model so that a slice can be checked before there is one.
+    Recipes assume a model so that pre-flight works before the model is trained.
     """
     if assumed is None:
         return trained
@@ -245,23 +241,23 @@ def as_trained(assumed: ModelConfig | None, trained: ModelConfig, folder: str) -
 def check_same_model(
     wanted: ModelConfig, trained: ModelConfig, folder: str, free: Sequence[str] = ()
 ) -> None:
-    """Refuses to start a model of another architecture or preprocessing from a trained one.
+    """Checks that a model can be initialised from a trained one.
 
     Args:
-        wanted: the model that is to have the parameters.
-        trained: the model that they are of.
-        folder: where they are.
-        free: settings that may differ, too.
+        wanted: the model to initialise.
+        trained: the trained model.
+        folder: folder of the trained model.
+        free: further settings that may differ.
 
     Raises:
-        ConfigError: they differ; the message names the settings.
+        ConfigError: architecture or preprocessing differ; the message names the settings.
     """
     lines = _differences(wanted, trained, (*_FREE, *free, "tokenizer.path"))
-    files = wanted.tokenizer.path, trained.tokenizer.path
-    if files[0] != files[1] and fingerprint.of_tokenizer(
-        wanted.tokenizer
-    ) != fingerprint.of_tokenizer(trained.tokenizer):
-        lines.append(f"tokenizer.path: here {files[0]!r}, there {files[1]!r}, another file")
+    ours, theirs = wanted.tokenizer, trained.tokenizer
+    if ours.path != theirs.path and fingerprint.of_tokenizer(ours) != fingerprint.of_tokenizer(
+        theirs
+    ):
+        lines.append(f"tokenizer.path: here {ours.path!r}, there {theirs.path!r}, another file")
     if lines:
         raise ConfigError(
             f"The model in {folder} was trained with other settings ({'; '.join(lines)}). Choose "
@@ -271,21 +267,21 @@ def check_same_model(
 
 
 def _other_model(model: ModelConfig, plan: description.Plan) -> list[str]:
-    """In what a cached model differs from `model`, its weights apart."""
+    """The settings in which a cached model differs from `model`."""
     lines = _differences(model, plan.model, (*_FREE, "tokenizer.path"))
     if fingerprint.of_tokenizer(model.tokenizer) != plan.fingerprint["tokenizer"]:
         lines.append(f"tokenizer: {model.tokenizer.path or model.tokenizer.kind} has other ids")
     return lines
 
 
-def _differences(wanted: ModelConfig, found: ModelConfig, free: Sequence[str]) -> list[str]:
-    ours, theirs = _settings(wanted), _settings(found)
+def _differences(wanted: ModelConfig, trained: ModelConfig, free: Sequence[str]) -> list[str]:
+    ours, theirs = _settings(wanted), _settings(trained)
     differing = [key for key in ours if key not in free and ours[key] != theirs.get(key)]
     return [f"{key}: here {ours[key]!r}, there {theirs.get(key)!r}" for key in differing]
 
 
 def _settings(model: ModelConfig) -> dict[str, Any]:
-    """Every setting by its path; a size by its numbers, whatever its name."""
+    """Every setting by its path, with named sizes replaced by their dimensions."""
     out = flatten(dataclasses.asdict(model))
     for name in ("image", "text"):
         tower = getattr(model, name)
@@ -299,8 +295,8 @@ def load_model(item: CheckpointOf, shapes: PyTree | None) -> PyTree:
     """The parameters of another run's model, or of a model folder.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or its parameters have other shapes.
-        ConfigError: the model folder is broken, or it is asked for what only runs have.
+        CheckpointError: the checkpoint is missing, or its parameters have other shapes.
+        ConfigError: the model folder is broken, or `item` asks for what only runs have.
     """
     if model_folder.is_model_folder(item.checkpoint):
         if (item.which, item.parameters) != ("last", "params"):

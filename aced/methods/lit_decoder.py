@@ -1,11 +1,11 @@
-"""LiT-Decoder: how much an image encoder knows, by what a small decoder can say of what it sees.
+"""LiT-Decoder: evaluates an image encoder by training a small text decoder on its tokens.
 
-Of a trained two-tower model the image tower stays as it is, and a text decoder learns to write
-captions, or to answer questions, from its tokens, which it reads by cross-attention (arXiv
-2411.18674 compares encoders so: CIDEr of captions, accuracy of answers). The decoder is CoCa's, so
-that evaluations are the same; without CoCa's pooler between the two, unless `model.queries` asks
-for one. Open in what could be read of the paper, and settings here: the decoder's size and words,
-the schedule, and how answers are given, here chosen by CoCa's head.
+The image tower of a trained two-tower model stays frozen. A text decoder reads its tokens by
+cross-attention and learns to write captions or to answer questions; arXiv 2411.18674 compares
+encoders by the CIDEr of the captions and the accuracy of the answers. The decoder is CoCa's, so the
+evaluations are shared; CoCa's pooler is left out unless `model.queries` is set. We had no access to
+the paper's decoder size, vocabulary, schedule and form of answers, so these are settings; answers
+are chosen by CoCa's head.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from aced.models.coca import CoCaConfig
 from aced.models.two_tower import TwoTowerConfig
 
 ENCODER = "encoder"
-GIVEN = ("image",)  # the part of the model that is the encoder's: never trained
+GIVEN = ("image",)  # the part copied from the encoder, and never trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +45,24 @@ class LitDecoderConfig(CoCaTaskConfig):
 
     @property
     def frozen(self) -> dict[str, TrainedConfig]:
-        """The encoder, by its name."""
+        """The encoder."""
         return {ENCODER: self.encoder}
 
     @property
     def named(self) -> dict[str, TrainedConfig]:
-        """None: nobody keeps all tokens of a data set."""
+        """Empty: the tokens of a data set are too many to cache."""
         return {}
 
     @property
     def evaluations(self) -> tuple[str, ...]:
-        """Of its task. There are no embeddings: the encoder's own are its run's to evaluate."""
+        """Only that of the task; the encoder's embeddings are evaluated in its own run."""
         return (self.task,)
 
     def resolve(self, workdir: str) -> "LitDecoderConfig":
-        """Returns the same with the image tower as it was trained.
+        """Returns the settings with the image tower as it was trained.
 
         Raises:
-            ConfigError: there is no encoder, or it has no sequence of tokens.
+            ConfigError: the encoder is missing, or is not a vision transformer.
         """
         if not self.encoder.checkpoint:
             raise ConfigError(
@@ -72,17 +72,17 @@ class LitDecoderConfig(CoCaTaskConfig):
         return super().resolve(workdir)
 
     def with_frozen(self, frozen: Mapping[str, TrainedConfig]) -> "LitDecoderConfig":
-        """Returns the same with this encoder, whose architecture is known."""
+        """Returns the settings with the given encoder, and its image tower in the model."""
         encoder = frozen[ENCODER]
         model = reading(self.model, encoder.model)
         return dataclasses.replace(self, encoder=encoder, model=model)
 
 
 def reading(model: CoCaConfig, encoder: TwoTowerConfig) -> CoCaConfig:
-    """Returns `model` with the image tower of `encoder`, all of whose tokens it reads.
+    """Returns `model` with the image tower of `encoder`, reading all its tokens.
 
     Raises:
-        ConfigError: it is none that has a sequence of tokens.
+        ConfigError: the encoder is not a vision transformer.
     """
     image = encoder.image
     if image.architecture != "vit":
@@ -95,7 +95,7 @@ def reading(model: CoCaConfig, encoder: TwoTowerConfig) -> CoCaConfig:
 
 
 class LitDecoder(CoCaTask):
-    """The method: `CoCaTask`, with an image tower that is given and gets no gradient."""
+    """The method `lit_decoder`: `CoCaTask` with a frozen image tower."""
 
     config: LitDecoderConfig
 
@@ -111,7 +111,7 @@ class LitDecoder(CoCaTask):
         decoder = coca_task.macs(task, model) - encoder
         return flops.step_flops([(decoder, batch_size)], [(encoder, batch_size)])
 
-    def _said(self, params: PyTree, batch: dict[str, Array]) -> Answers:
-        """What the model says; no backward pass goes through its encoder."""
+    def _outputs(self, params: PyTree, batch: dict[str, Array]) -> Answers:
+        """The model's outputs; no backward pass goes through its encoder."""
         frozen = {name: jax.lax.stop_gradient(params[name]) for name in GIVEN}
-        return super()._said(params | frozen, batch)
+        return super()._outputs(params | frozen, batch)

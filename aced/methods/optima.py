@@ -1,15 +1,15 @@
-"""OPTIMA: CoCa is distilled module by module, and a bandit chooses the module (arXiv 2310.04550).
+"""OPTIMA: distils CoCa module by module, with a bandit that chooses the module (arXiv 2310.04550).
 
     L = task + logits_weight * KL + sum over the played modules m of weight_m * L_m
 
-with the task's own loss and the words' or answers' KL (`aced.methods.coca_task`) and the layerwise
-losses L_m (`aced.losses.layerwise`) of image encoder, unimodal and multimodal decoder. An arm is a
-module or a set of them; a pull is `pull_steps` steps with one arm. Its reward is how much the
-modules' losses have fallen since the pull began, on the batch that comes next: parameters from then
-and from now are measured on the same examples, which neither has been trained on.
+The task loss and the KL of the words or answers are those of `aced.methods.coca_task`; L_m are the
+layerwise losses (`aced.losses.layerwise`) of image encoder, unimodal and multimodal decoder. An arm
+is a module or a set of modules; a pull is `pull_steps` steps with one arm. The reward of a pull is
+the decrease of the modules' losses, measured on the first batch after the pull: the parameters from
+before and after the pull are compared on examples that neither has been trained on.
 
-All arms are the same program: what is played is a number in the state, and changes nothing else.
-Of the paper only abstract and introduction could be read; the settings say what is our reading.
+All arms share one compiled program; the arm is a number in the state. We had access to the paper's
+abstract and introduction only; comments on the settings mark our choices.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import struct
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
 from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
 from aced.config import Checked, ConfigError
@@ -38,6 +38,7 @@ from aced.methods.frozen import TrainedCoCaConfig
 from aced.models import coca
 from aced.models.coca import MODULES, CoCaConfig
 from aced.optim.state import TrainState
+from aced.parallel import rules
 from aced.parallel.micro_batch import map_micro_batches
 
 TEACHER = "teacher"
@@ -54,7 +55,7 @@ class LayerWeights(Checked):
 
     @property
     def of_modules(self) -> tuple[float, ...]:
-        """In the order of `MODULES`."""
+        """The weights in the order of `MODULES`."""
         return tuple(getattr(self, module) for module in MODULES)
 
 
@@ -94,31 +95,31 @@ class OptimaConfig(MethodConfig):
 
     @property
     def played(self) -> tuple[tuple[int, ...], ...]:
-        """Of every arm, the numbers of the modules that are distilled while it is played."""
-        every = bandit.subsets(len(MODULES))
-        arms = {"single": every[: len(MODULES)], "subsets": every, "all": every[-1:], "none": ((),)}
+        """The indices of the modules that each arm distils."""
+        sets = bandit.subsets(len(MODULES))
+        arms = {"single": sets[: len(MODULES)], "subsets": sets, "all": sets[-1:], "none": ((),)}
         return arms[self.arms]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the arms."""
+        """The names of the arms."""
         return tuple("+".join(MODULES[m] for m in arm) or "none" for arm in self.played)
 
     @property
     def frozen(self) -> dict[str, TrainedCoCaConfig]:
-        """The frozen models by name: the teacher."""
+        """The teacher."""
         return {TEACHER: self.teacher}
 
     @property
     def named(self) -> dict[str, TrainedCoCaConfig]:
-        """None of which embeddings could be kept: a teacher gives hidden states."""
+        """Empty: the teacher's hidden states are too large to cache."""
         return {}
 
     def resolve(self, workdir: str) -> "OptimaConfig":
-        """Returns the same with the teacher's architecture, and the student's that follows.
+        """Returns the settings with the teacher's architecture, and the student to match.
 
         Raises:
-            ConfigError: there is no teacher, or it and the student do not go together.
+            ConfigError: the teacher is missing, or the student does not match it.
         """
         if not self.teacher.checkpoint:
             raise ConfigError(
@@ -128,17 +129,17 @@ class OptimaConfig(MethodConfig):
         return super().resolve(workdir)
 
     def with_frozen(self, frozen: dict[str, TrainedCoCaConfig]) -> "OptimaConfig":
-        """Returns the same with this teacher, and the student that follows from it."""
+        """Returns the settings with the given teacher, and the student to match."""
         teacher = frozen[TEACHER]
         coca_task.check(self.task, teacher.model)
         return dataclasses.replace(self, model=student(self.model, teacher.model), teacher=teacher)
 
 
 def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
-    """Returns `model` with the teacher's words, answers, embeddings and preprocessing.
+    """Returns `model` with the teacher's vocabulary, answers, embedding width and preprocessing.
 
     Raises:
-        ConfigError: it would cut or read pictures otherwise, or has more layers.
+        ConfigError: patches, resolution or pooling differ, or the student has more layers.
     """
     text = dataclasses.replace(
         model.text,
@@ -146,9 +147,9 @@ def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
         length=teacher.text.length,
         eos_id=teacher.text.eos_id,
     )
-    own, other = model.image, teacher.image
+    image, teacher_image = model.image, teacher.image
     for key, ours, theirs in (
-        ("image.pool", own.pool, other.pool),
+        ("image.pool", image.pool, teacher_image.pool),
         ("queries > 0", model.queries > 0, teacher.queries > 0),
     ):
         if ours != theirs:
@@ -156,11 +157,11 @@ def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
                 f"Student and teacher read pictures alike: method.model.{key} is {ours}, and the "
                 f"teacher's is {theirs}; set it to that."
             )
-    if (own.resolution, own.patch) != (other.resolution, other.patch):
+    if (image.resolution, image.patch) != (teacher_image.resolution, teacher_image.patch):
         raise ConfigError(
             "Hidden states are matched token by token: method.model.image.resolution and .patch = "
-            f"{own.resolution}, {own.patch} must be the teacher's, {other.resolution}, "
-            f"{other.patch}."
+            f"{image.resolution}, {image.patch} must be the teacher's, "
+            f"{teacher_image.resolution}, {teacher_image.patch}."
         )
     for module, ours, theirs in zip(MODULES, _depths(model), _depths(teacher), strict=True):
         if ours > theirs:
@@ -186,16 +187,16 @@ def _depths(model: CoCaConfig) -> tuple[int, ...]:
 
 @struct.dataclass
 class Pull:
-    """What OPTIMA remembers. Every field is a tree, as in `TrainState`."""
+    """OPTIMA's part of the train state. Every field is a tree, as in `TrainState`."""
 
     bandit: BanditState
-    arm: PyTree  # int32 []; that is played
-    reward: PyTree  # float32 []; of the pull before this one
-    began: PyTree  # the parameters when this pull began
+    arm: PyTree  # int32 []; of the current pull
+    reward: PyTree  # float32 []; of the previous pull
+    began: PyTree  # the parameters at the start of the current pull
 
 
 class Optima(Method):
-    """The method: which models it holds, what it reads, and its train step."""
+    """The method `optima`."""
 
     def __init__(self, config: OptimaConfig):
         if config.teacher.model is None:
@@ -206,42 +207,38 @@ class Optima(Method):
         self.config = config
         self.frozen = config.frozen
         self.fixed = (coca_task.unused(config.task),)
-        arms = np.zeros((len(config.played), len(MODULES)), np.float32)
-        for row, modules in zip(arms, config.played, strict=True):
+        self._arms = np.zeros((len(config.played), len(MODULES)), np.float32)
+        for row, modules in zip(self._arms, config.played, strict=True):
             row[list(modules)] = 1
-        self._arms = arms
 
     def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
-        """What a step reads: what the task reads; both models see the same."""
+        """The streams of the task; both models see the same inputs."""
         return coca_task.streams(self.config.task, self.config.model, data, candidates)
 
     def flops_per_step(self, batch_size: int) -> int:
         """Floating point operations of one step; see `aced.cost.flops`.
 
-        A reward takes two more forward passes of each model, shared among the steps of a pull.
+        A reward takes two more forward passes of each model, amortised over the steps of a pull.
         """
         config = self.config
-        own, other = coca_task.macs(config.task, config.model), self._macs_teacher()
-        trained = [(own + self._macs_projections(), batch_size)]
-        step = flops.step_flops(trained, [(other, batch_size)])
-        probe = flops.step_flops([], [(own + self._macs_projections() + other, 2 * batch_size)])
-        return step + probe // config.pull_steps
-
-    def _macs_teacher(self) -> int:
-        return coca_task.macs(self.config.task, self.config.teacher.model)
+        student = coca_task.macs(config.task, config.model) + self._macs_projections()
+        teacher = coca_task.macs(config.task, config.teacher.model)
+        step = flops.step_flops([(student, batch_size)], [(teacher, batch_size)])
+        reward = flops.step_flops([], [(student + teacher, 2 * batch_size)])
+        return step + reward // config.pull_steps
 
     def _macs_projections(self) -> int:
         model, teacher = self.config.model, self.config.teacher.model
         words, k = min(model.tokenizer.length, model.text.length), model.pictures
         tokens = k * model.image.tokens, words + 2, k * words
-        of_text = model.text.dims.width * teacher.text.dims.width
-        widths = model.image.dims.width * teacher.image.dims.width, of_text, of_text
+        text = model.text.dims.width * teacher.text.dims.width
+        widths = model.image.dims.width * teacher.image.dims.width, text, text
         return sum(
             depth * n * d for depth, n, d in zip(_depths(model), tokens, widths, strict=True)
         )
 
     def init_params(self, key: jax.Array) -> PyTree:
-        """Parameters before step 0: the student's, and the projections of its hidden states."""
+        """Random parameters: the student's, and projections of its hidden states."""
         model_key, *keys = jax.random.split(key, 1 + len(MODULES))
         model, teacher = self.config.model, self.config.teacher.model
         text = model.text.dims.width, teacher.text.dims.width
@@ -253,7 +250,7 @@ class Optima(Method):
         return super().init_params(model_key) | {"projections": projections}
 
     def init_memory(self, params: PyTree) -> Pull:
-        """The bandit, before the first pull."""
+        """The bandit before the first pull."""
         return Pull(
             bandit=bandit.init(len(self._arms)),
             arm=jnp.int32(0),
@@ -262,20 +259,18 @@ class Optima(Method):
         )
 
     def start(self, params: PyTree, frozen: dict[str, PyTree]) -> PyTree:
-        """The student with those layers and parts of the teacher that have its widths."""
+        """The student, initialised from the teacher wherever widths agree."""
         if not self.config.init_from_teacher:
             return params
         model = from_teacher(params["model"], frozen[TEACHER], self.config.layer_map)
         return params | {"model": model}
-
-    # The step.
 
     def train_step(
         self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
     ) -> Stepped:
         """Returns the state after one step, and its metrics; see `Method`.
 
-        `batch` is that of the task; see `aced.methods.coca_task`.
+        `batch` is the batch of the task; see `CoCaTask.train_step`.
         """
         config, teacher = self.config, frozen[TEACHER]
         pull = self._next_pull(train_state, teacher, batch)
@@ -283,13 +278,12 @@ class Optima(Method):
         weights = on * jnp.asarray(config.layer_weights.of_modules)
 
         def loss_fn(params: PyTree) -> Loss:
-            said, taught, errors = self._compare(params, teacher, batch)
-            found = coca_task.losses(
-                said, batch, self._real(batch), taught, temperature=config.temperature
-            )
+            student, targets, errors = self._compare(params, teacher, batch)
+            real = coca.real_words(batch["text"], config.model.text.eos_id)
+            values = coca_task.losses(student, batch, real, targets, temperature=config.temperature)
             layers = errors.means()
-            loss = found.task + config.logits_weight * found.kl + (weights * layers).sum()
-            parts = {"loss/task": found.task, "loss/kl": found.kl, "accuracy": found.accuracy}
+            loss = values.task + config.logits_weight * values.kl + (weights * layers).sum()
+            parts = {"loss/task": values.task, "loss/kl": values.kl, "accuracy": values.accuracy}
             return loss, parts | _by_name("loss", MODULES, layers)
 
         mean, width = bandit.posterior(pull.bandit, config.bandit)
@@ -306,20 +300,20 @@ class Optima(Method):
         return new_state.replace(method=pull), metrics
 
     def _next_pull(self, train_state: TrainState, teacher: PyTree, batch: Batch) -> Pull:
-        """The pull that this step belongs to: the present one, or, rewarding that, a new one."""
+        """The current pull, or a new one after rewarding the current one."""
         config, step = self.config, train_state.step
 
         def rewarded(pull: Pull) -> Pull:
-            # By one program, twice: rewards are rare, and compiling takes long.
+            # One program, run twice: rewards are rare, and compiling is slow.
             both = jax.tree.map(lambda *p: jnp.stack(p), pull.began, train_state.params)
             before, after = jax.lax.map(lambda p: self._compare(p, teacher, batch)[2].means(), both)
             counted = jnp.asarray(self._arms)[pull.arm] if config.reward == "played" else 1.0
-            # Relative to each one's own: no module's scale matters. Of no module it is not a
-            # number, which counts as 0.
+            # Relative to the module's own loss, so scales cancel. NaN when no module was played;
+            # treated as 0.
             raw = jnp.average((before - after) / before, weights=counted * jnp.ones(len(before)))
-            known, reward = bandit.normalise(pull.bandit, raw, config.bandit)
-            known = bandit.update(known, pull.arm, reward, config.bandit)
-            return pull.replace(bandit=known, reward=reward)
+            arms, reward = bandit.normalise(pull.bandit, raw, config.bandit)
+            arms = bandit.update(arms, pull.arm, reward, config.bandit)
+            return pull.replace(bandit=arms, reward=reward)
 
         def begin(pull: Pull) -> Pull:
             pull = jax.lax.cond(step > 0, rewarded, lambda pull: pull, pull)
@@ -330,64 +324,53 @@ class Optima(Method):
         begins = step % config.pull_steps == 0
         return jax.lax.cond(begins, begin, lambda pull: pull, train_state.method)
 
-    def _real(self, batch: Batch) -> Bool[Array, "b l"]:
-        return coca.real_words(batch["text"], self.config.model.text.eos_id)
-
     def _compare(
         self, params: PyTree, teacher: PyTree, batch: Batch
     ) -> tuple[Answers, Answers, Errors]:
-        """What student and teacher say, and how far their hidden states are, piece by piece."""
+        """Outputs of student and teacher, and errors of hidden states, in micro-batches."""
         config, model = self.config, self.config.model
 
         def rows(piece: tuple) -> tuple[Answers, Answers, Errors]:
             real = coca.real_words(piece[1], model.text.eos_id)
-            said, own = coca_task.run(config.task, model, params["model"], *piece, hidden=True)
-            taught, other = coca_task.run(
+            student, hidden = coca_task.run(
+                config.task, model, params["model"], *piece, hidden=True
+            )
+            targets, teacher_hidden = coca_task.run(
                 config.task, config.teacher.model, teacher, *piece, hidden=True
             )
             errors = layerwise.errors(
-                own,
-                other,
+                hidden,
+                teacher_hidden,
                 params["projections"],
                 layerwise.tokens_of(real, model.image.tokens),
                 config.layer_map,
             )
-            return said.replace(kernel=None), taught.frozen().replace(kernel=None), errors
+            return student.replace(kernel=None), targets.frozen().replace(kernel=None), errors
 
-        said, taught, errors = map_micro_batches(
-            rows,
-            coca.inputs(model, batch),
-            config.train_micro_batch,
-            "method.train_micro_batch",
-        )
-        kernels = (tree["text"]["softmax"]["kernel"] for tree in (params["model"], teacher))
-        said, taught = (a.replace(kernel=k) for a, k in zip((said, taught), kernels, strict=True))
-        return said, taught, errors
+        pieces, size = coca.inputs(model, batch), config.train_micro_batch
+        student, targets, errors = map_micro_batches(rows, pieces, size, "method.train_micro_batch")
+        student = student.replace(kernel=params["model"]["text"]["softmax"]["kernel"])
+        return student, targets.replace(kernel=teacher["text"]["softmax"]["kernel"]), errors
 
 
 def from_teacher(student: PyTree, teacher: PyTree, how: LayerMap) -> PyTree:
-    """Returns the student's parameters, with the teacher's wherever shapes agree.
+    """Returns the student's parameters, replaced by the teacher's wherever shapes agree.
 
-    Of stacked blocks, those layers that `layerwise.layer_map` pairs with the student's.
+    Stacked blocks take the layers that `layerwise.layer_map` pairs with the student's.
     """
+    stacks = ("image/blocks/", "text/unimodal/", "text/multimodal/")
+    copied = []
 
-    taken = []
-
-    def one(path: tuple, own: Array, other: Array) -> Array:
-        if own.shape[1:] == other.shape[1:] and _is_stacked(path):
+    def leaf(path: tuple, own: Array, other: Array) -> Array:
+        if own.shape[1:] == other.shape[1:] and rules.name_of(path).startswith(stacks):
             other = other[jnp.asarray(layerwise.layer_map(len(own), len(other), how))]
-        taken.append(own.size * (own.shape == other.shape))
+        copied.append(own.size * (own.shape == other.shape))
         return other.astype(own.dtype) if own.shape == other.shape else own
 
-    out = jax.tree.map_with_path(one, student, teacher)
-    share = sum(taken) / sum(x.size for x in jax.tree.leaves(student))
-    logging.info("%.1f %% of the student's numbers are the teacher's to begin with.", 100 * share)
+    out = jax.tree.map_with_path(leaf, student, teacher)
+    share = sum(copied) / sum(x.size for x in jax.tree.leaves(student))
+    logging.info("%.1f %% of the student's parameters are copied from the teacher.", 100 * share)
     return out
-
-
-def _is_stacked(path: tuple) -> bool:
-    names = jax.tree_util.keystr(path, simple=True, separator="/")
-    return names.startswith(("image/blocks/", "text/unimodal/", "text/multimodal/"))
 
 
 def _by_name(prefix: str, names: Sequence[str], values: Array) -> dict[str, Array]:

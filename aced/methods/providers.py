@@ -1,4 +1,4 @@
-"""Where embeddings of a batch come from: a model that runs, or the batch, which holds them."""
+"""Providers of a batch's embeddings: a model that runs, or embeddings stored in the batch."""
 
 import dataclasses
 import functools
@@ -22,21 +22,21 @@ class Running:
     """A model that runs on its own view of the batch."""
 
     model: ModelConfig
-    prefix: str  # of what it sees, in the batch
+    prefix: str  # of the model's inputs in the batch
     micro_batch: int  # examples at a time over all devices; 0: all at once
-    setting: str  # that `micro_batch` comes from, for errors
+    setting: str  # name of the setting of `micro_batch`, for errors
     scoring: ScoringConfig = ScoringConfig()
-    every: int = 1  # one example in so many is seen as `scoring` has it, the others in full
+    every: int = 1  # one example in `every` runs as in `scoring`, the others in full
     logits: Logits = two_tower.logit_parameters
 
     def macs(self, examples: int) -> int:
-        """MACs of one forward pass of so many pairs; see `aced.cost.flops`."""
-        as_scored = examples // self.every
-        pair, full = (sum(scoring.macs(self.model, s)) for s in (self.scoring, ScoringConfig()))
-        return as_scored * pair + (examples - as_scored) * full
+        """MACs of one forward pass of `examples` pairs; see `aced.cost.flops`."""
+        scored = examples // self.every
+        cheap, full = (sum(scoring.macs(self.model, s)) for s in (self.scoring, ScoringConfig()))
+        return scored * cheap + (examples - scored) * full
 
     def embed(self, params: PyTree, batch: dict[str, Array]) -> Embeddings:
-        """Returns the embeddings of all rows; differentiable unless scoring is in int8."""
+        """Returns the embeddings of all rows; differentiable unless scoring is int8."""
         if self.every == 1:
             embed = functools.partial(scoring.embed, self.model, self.scoring, params)
         else:
@@ -55,18 +55,18 @@ class Running:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Embeddings that are in the batch: a cache's, or those that the examples were chosen by."""
+    """Embeddings stored in the batch: from a cache, or from the scoring pass."""
 
     prefix: str
     logits: Logits
 
     def macs(self, examples: int) -> int:
-        """Nothing is computed."""
+        """Zero: nothing is computed."""
         del examples
         return 0
 
     def embed(self, params: PyTree | None, batch: dict[str, Array]) -> Embeddings:
-        """Returns the embeddings of all rows; of `params`, if there are any, the logits' alone."""
+        """Returns the embeddings of all rows; only scale and bias are read from `params`."""
         return Embeddings(*embeddings_of(batch, self.prefix), *self.logits(params))
 
 

@@ -1,8 +1,8 @@
-"""Cheap scoring: embeddings of the super-batch that are good enough to choose by.
+"""Cheap scoring: approximate embeddings of the super-batch, for selection.
 
-A model that only scores may see larger patches (Flexi, JEST arXiv 2406.17711, 4.3), the beginning
-of the text, or compute in fewer bits. It does well at another patch size or text length only if it
-is trained so, too: `embed_mixed` trains a fixed share of the batch through the scoring view.
+A model that only scores may use larger patches (Flexi, JEST arXiv 2406.17711, section 4.3), shorter
+texts or lower precision. It must also be trained with this patch size and text length:
+`embed_mixed` trains a fixed share of the batch with the scoring view.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from aced.parallel.mesh import constrain_by_example, data_shards
 
 @dataclasses.dataclass(frozen=True)
 class ScoringConfig(Checked):
-    """How a model is run when it only scores. The defaults are the model as it is trained."""
+    """How a model runs for scoring. The defaults are the model as it is trained."""
 
     # Pixels a side of the patches; twice the model's own: a quarter of the tokens. None: its own
     patch: PositiveInt | None = None
@@ -41,20 +41,21 @@ class ScoringConfig(Checked):
 
     @property
     def view(self) -> "ScoringConfig":
-        """What of it the model has to be trained on: what it sees, not how it computes."""
+        """The settings that training must share: patch and text length, not the precision."""
         return dataclasses.replace(self, precision="model")
 
     def check(self, model: ModelConfig, key: str = "method.scoring") -> None:
-        """Refuses what does not fit to `model`, or would cost more than `model` itself.
+        """Checks the settings against `model`.
 
         Args:
             model: the model that scores.
-            key: where these settings stand, for error messages.
+            key: path of these settings, for error messages.
 
         Raises:
-            ConfigError: see above.
+            ConfigError: a setting does not fit the model, or would cost more than the model itself.
         """
-        own, patch, length = model.image, self.patch or model.image.patch, _text_length(model)
+        own, patch = model.image, self.patch or model.image.patch
+        length = min(model.tokenizer.length, model.text.length)
         if self.patch is not None and own.architecture != "vit":
             raise ConfigError(
                 f"{key}.patch = {patch} needs image.architecture = 'vit': a tower of architecture "
@@ -73,9 +74,9 @@ class ScoringConfig(Checked):
 
 
 def macs(model: ModelConfig, scoring: ScoringConfig) -> tuple[int, int]:
-    """MACs of one forward pass of (one image, one text) as it scores; see `aced.cost.flops`.
+    """MACs of scoring (one image, one text); see `aced.cost.flops`.
 
-    One in int8 counts as one, although a chip may do two of them at a time.
+    An int8 MAC counts as one, although a chip may do two of them at a time.
     """
     return flops.macs(_seen(model, scoring), scoring.text_length)
 
@@ -87,16 +88,16 @@ def embed(
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     text: Int[Array, "b l"],
 ) -> Embeddings:
-    """Returns the embeddings of paired images and texts as `scoring` has them computed.
+    """Returns the embeddings of paired images and texts, computed as in `scoring`.
+
+    Differentiable with respect to the parameters unless the precision is int8.
 
     Args:
         model: the model as it is trained.
-        scoring: with the defaults, this is the model itself.
-        params: the model's own parameters, whatever `scoring` makes of them.
-        image: as for the model.
-        text: as for the model; longer than `scoring.text_length` are cut.
-
-    Differentiable with respect to the parameters unless the precision is int8.
+        scoring: with the defaults, the model runs unchanged.
+        params: the model's parameters.
+        image: inputs of the model.
+        text: inputs of the model; cut to `scoring.text_length`.
 
     Raises:
         ConfigError: the new patch does not divide the resolution.
@@ -118,39 +119,39 @@ def embed_mixed(
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     text: Int[Array, "b l"],
 ) -> Embeddings:
-    """Returns embeddings to train on: of each `every` examples the first as scoring sees it.
+    """Returns embeddings for training, with one in `every` examples computed as in `scoring`.
 
     JEST (arXiv 2406.17711) needs at least a quarter of the batch trained so, and trains half.
     The rows are in the order of the batch. Differentiable: computed in the model's own precision.
 
     Args:
         model: the model as it is trained.
-        scoring: patch and text length are read, the precision is not.
+        scoring: patch and text length; the precision is ignored.
         every: 2 for half of the batch, 4 for a quarter.
-        params: the model's own parameters.
-        image: as for the model.
-        text: as for the model.
+        params: the model's parameters.
+        image: inputs of the model.
+        text: inputs of the model.
 
     Raises:
-        ConfigError: the batch cannot be cut so; see `split_every`.
+        ConfigError: `every` does not divide the rows of each device; see `split_every`.
     """
     first, others = split_every((image, text), every)
-    as_scored = embed(model, scoring.view, params, *first)
+    scored = embed(model, scoring.view, params, *first)
     full = model.embed(params, *others)
     return full.replace(
-        zimg=join_every(as_scored.zimg, full.zimg, every),
-        ztxt=join_every(as_scored.ztxt, full.ztxt, every),
+        zimg=join_every(scored.zimg, full.zimg, every),
+        ztxt=join_every(scored.ztxt, full.ztxt, every),
     )
 
 
 def split_every(batch: PyTree, every: int) -> tuple[PyTree, PyTree]:
-    """Cuts a batch into the examples i with i % every == 0, and the others.
-
-    Args:
-        batch: tree of arrays [b ...], sharded by example where there is a mesh.
-        every: at least 2.
+    """Splits a batch into the examples i with i % every == 0, and the others.
 
     No row leaves its device.
+
+    Args:
+        batch: tree of arrays [b ...], sharded by example if there is a mesh.
+        every: at least 2.
 
     Raises:
         ConfigError: the rows of each device are not a multiple of `every`.
@@ -169,7 +170,7 @@ def split_every(batch: PyTree, every: int) -> tuple[PyTree, PyTree]:
 
 
 def join_every(first: Array, others: Array, every: int) -> Array:
-    """Returns the rows that `split_every` has parted, in their order; the inverse of it."""
+    """Returns the rows in their original order; the inverse of `split_every`."""
     others = others.reshape(-1, every - 1, *others.shape[1:])
     joined = jnp.concatenate([first[:, None], others], axis=1)
     return constrain_by_example(joined.reshape(-1, *first.shape[1:]))
@@ -185,15 +186,10 @@ def _seen(model: ModelConfig, scoring: ScoringConfig) -> ModelConfig:
     )
 
 
-def _text_length(model: ModelConfig) -> int:
-    """Tokens that the text tower is given."""
-    return min(model.tokenizer.length, model.text.length)
-
-
 def _shorter(
     params: PyTree, text: Int[Array, "b l"], model: ModelConfig, length: int | None
 ) -> tuple[PyTree, Int[Array, "b k"]]:
-    """The text tower's parameters and the texts, for `length` tokens of each."""
+    """The text tower's parameters and the texts, both cut to `length` tokens."""
     last = text.shape[1] - 1
     if length is None or length > last:
         return params, text
@@ -201,9 +197,8 @@ def _shorter(
     if end is not None:
         ends = (kept == end).any(axis=1)
         return params, kept.at[:, -1].set(jnp.where(ends, kept[:, -1], end))
-    # The last token and its position stay: that is where the tower has learned to collect what it
-    # has read, and it has not elsewhere. Read at the last kept place, a tower that was not trained
-    # so loses most of what selection gains.
+    # Keep the last token and its position embedding: the tower pools there. Pooling at the last
+    # kept token instead would lose most of the gain from selection, unless trained that way.
     position = params["position"]
     position = position.at[length - 1].set(position[last])
     return params | {"position": position}, kept.at[:, -1].set(text[:, last])

@@ -1,1 +1,1 @@
-"""The numbers of a run: written, read again, and shown while it runs."""
+"""Metrics of a run: written, read, and shown as progress."""

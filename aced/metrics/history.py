@@ -1,4 +1,4 @@
-"""Reads the numbers and picks of a run from its workdir."""
+"""Reads the metrics and picks of a run from its workdir."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,7 @@ NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # 
 def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
     """Returns a run's metrics, a dict per line in the order of writing.
 
-    The line that a killed process left half-written is left out, and so is one that is damaged;
-    the log names it.
+    Incomplete and damaged lines are skipped with a warning.
 
     Raises:
         FileNotFoundError: `workdir` holds no metrics.
@@ -28,7 +27,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
 
 
 def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:
-    """Returns the ids of the examples that were trained on, by the steps that were written.
+    """Returns the ids of the examples trained on, by step, for the logged steps.
 
     Raises:
         FileNotFoundError: `workdir` holds no picks.
@@ -38,11 +37,11 @@ def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:
 
 
 def some_picks(workdir: epath.PathLike, places: Sequence[float]) -> dict[int, list[int]]:
-    """`read_picks` of single steps, whatever the length of the run.
+    """`read_picks` for single steps, without reading the whole file.
 
     Args:
         workdir: of the run.
-        places: in the file, between 0, the first step, and 1, the last.
+        places: relative positions in the file, from 0, the first step, to 1, the last.
 
     Raises:
         FileNotFoundError: `workdir` holds no picks.
@@ -60,7 +59,7 @@ def _file(workdir: epath.PathLike, name: str) -> epath.Path:
 
 
 def last_values(workdir: epath.PathLike) -> dict[str, int | float]:
-    """The last value of every metric of a run, in the order in which they first appeared."""
+    """The last value of every metric of a run, in order of first appearance."""
     values: dict[str, int | float] = {}
     for line in read(workdir):
         values |= line

@@ -1,8 +1,8 @@
-"""Files of JSON objects, one a line, that survive kills, full disks and object stores.
+"""JSON Lines files that survive kills and full disks, and work in object stores.
 
-An object of a store cannot be appended to, only written anew. So that a long run does not upload
-all of its lines again and again, a file there is cut into parts: `picks.jsonl`, `picks.jsonl.1`,
-..., of which only the last one changes.
+Objects in a store cannot be appended to, only rewritten. To avoid uploading all lines again and
+again, a file there is split into parts `picks.jsonl`, `picks.jsonl.1`, ..., and only the last part
+changes.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from etils import epath
 from aced.files import own_files
 
 Line = dict[str, Any]
-_PART_BYTES = 4_000_000  # a part that has so many is done
+_PART_BYTES = 4_000_000  # size at which a part is complete
 _BLOCK_BYTES = 1 << 20
-_SHOWN_BYTES = 80  # of a line that is left out
+_SHOWN_BYTES = 80  # of a skipped line, in the warning
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -31,12 +31,12 @@ def is_remote(path: epath.PathLike) -> bool:
 def parts(path: epath.Path) -> list[epath.Path]:
     """The files that hold the lines of `path`, in order.
 
-    Outside of object stores it is one, unless it was copied from there.
+    Outside of object stores there is one, unless the files were copied from a store.
     """
-    found = [path] if path.exists() else []
-    while found and _part(path, len(found)).exists():
-        found.append(_part(path, len(found)))
-    return found
+    files = [path] if path.exists() else []
+    while files and _part(path, len(files)).exists():
+        files.append(_part(path, len(files)))
+    return files
 
 
 def _part(path: epath.Path, number: int) -> epath.Path:
@@ -44,9 +44,9 @@ def _part(path: epath.Path, number: int) -> epath.Path:
 
 
 def read(path: epath.Path, keys: Sequence[str] = ()) -> list[Line]:
-    """The lines of a file, all its parts together, that are complete and have all `keys`.
+    """The lines of all parts of a file that are complete and have all `keys`.
 
-    Others are left out, which the log says with the number of the line.
+    Other lines are skipped with a warning that has the line number.
     """
     return [line for part in parts(path) for line in _lines(part, keys)]
 
@@ -57,7 +57,7 @@ def _lines(part: epath.Path, keys: Sequence[str]) -> Iterator[Line]:
         try:
             yield _parse(data, keys)
         except own_files.UnreadableError as error:
-            _left_out(part, number, data, error)
+            _warn_skipped(part, number, data, error)
 
 
 def _parse(data: bytes, keys: Sequence[str]) -> Line:
@@ -68,8 +68,10 @@ def _parse(data: bytes, keys: Sequence[str]) -> Line:
     return line
 
 
-def _left_out(part: epath.Path, number: int, data: bytes, error: own_files.UnreadableError) -> None:
-    """Normally it is the last line, which a kill has cut off."""
+def _warn_skipped(
+    part: epath.Path, number: int, data: bytes, error: own_files.UnreadableError
+) -> None:
+    """Usually the last line, cut off when the process was killed."""
     logging.warning(
         "%s, line %d is not complete or damaged, and is left out (%s): %r",
         part,
@@ -80,39 +82,41 @@ def _left_out(part: epath.Path, number: int, data: bytes, error: own_files.Unrea
 
 
 def at(path: epath.Path, place: float, keys: Sequence[str] = ()) -> Line | None:
-    """The complete line at a place of a file, or the next one before it; None where there is none.
+    """The complete line at a relative position, or else the nearest one before it, or None.
 
     The file is not read as a whole: the picks of a long run are gigabytes.
 
     Args:
-        path: the file, all its parts together.
-        place: between 0, its first byte, and 1, its last.
-        keys: what a line must have.
+        path: the file; parts are treated as one.
+        place: from 0, the first byte, to 1, the last.
+        keys: required keys of a line.
     """
     sizes = {part: part.stat().length for part in parts(path)}
     offset = int(place * (sum(sizes.values()) - 1))
     for part, size in sizes.items():
         if 0 <= offset < size:
             with _bytes(part) as data:
-                end = data.find(b"\n", offset) + 1 or data.rfind(b"\n") + 1  # it may be cut off
+                end = (
+                    data.find(b"\n", offset) + 1 or data.rfind(b"\n") + 1
+                )  # the last line may be cut off
                 return next((line for _, line in _backwards(part, data, end, keys)), None)
         offset -= size
     return None
 
 
 def drop_after(path: epath.Path, step: int | None) -> None:
-    """Removes the lines after `step`, and an incomplete one at the end, from a file.
+    """Removes the lines after `step`, and an incomplete last line, from a file.
 
-    It is read from its end on, and no further than to the last line that stays: the picks of a
-    long run are gigabytes.
+    The file is read backwards, only up to the last line that is kept: the picks of a long run are
+    gigabytes.
 
     Args:
-        path: the file; each of its lines has a "step", which never falls.
+        path: the file; each line has a "step", which never decreases.
         step: the last step to keep; None: keep nothing.
     """
-    found = parts(path)
-    while found:
-        part = found.pop()  # the last one first, so that a kill in between leaves no gap
+    remaining = parts(path)
+    while remaining:
+        part = remaining.pop()  # from the end, so that a kill in between leaves no gap
         size = part.stat().length
         kept = _end_of(part, step) if step is not None and size else 0
         if kept < size:
@@ -131,7 +135,7 @@ def drop_after(path: epath.Path, step: int | None) -> None:
 
 
 def _end_of(part: epath.Path, step: int) -> int:
-    """Where the last complete line ends that is not after `step`."""
+    """The end of the last complete line that is not after `step`, in bytes."""
     with _bytes(part) as data:
         lines = _backwards(part, data, data.rfind(b"\n") + 1, ("step",))
         return next((end for end, line in lines if line["step"] <= step), 0)
@@ -140,18 +144,18 @@ def _end_of(part: epath.Path, step: int) -> int:
 def _backwards(
     part: epath.Path, data: mmap.mmap | bytes, end: int, keys: Sequence[str]
 ) -> Iterator[tuple[int, Line]]:
-    """The lines of `data` up to the byte `end`, the last one first, each with its own end."""
+    """The lines of `data` before byte `end`, in reverse order, each with its own end."""
     while end:
         start = data.rfind(b"\n", 0, end - 1) + 1
         try:
             yield end, _parse(data[start : end - 1], keys)
         except own_files.UnreadableError as error:
-            _left_out(part, _newlines(data, start) + 1, data[start : end - 1], error)
+            _warn_skipped(part, _newlines(data, start) + 1, data[start : end - 1], error)
         end = start
 
 
 def _newlines(data: mmap.mmap | bytes, end: int) -> int:
-    """How many there are before the byte `end`."""
+    """The number of newlines before byte `end`."""
     return sum(
         data[i : min(i + _BLOCK_BYTES, end)].count(b"\n") for i in range(0, end, _BLOCK_BYTES)
     )
@@ -159,7 +163,7 @@ def _newlines(data: mmap.mmap | bytes, end: int) -> int:
 
 @contextlib.contextmanager
 def _bytes(part: epath.Path) -> Iterator[mmap.mmap | bytes]:
-    """What is in a file, which has at least a byte; a large one is not read as a whole."""
+    """The content of a non-empty file, memory-mapped if it is local."""
     if is_remote(part):
         yield part.read_bytes()
         return
@@ -168,7 +172,7 @@ def _bytes(part: epath.Path) -> Iterator[mmap.mmap | bytes]:
 
 
 def _cut(part: epath.Path, size: int) -> None:
-    """Leaves the first `size` bytes of a file, of which there are never fewer."""
+    """Truncates a file to its first `size` bytes."""
     if is_remote(part):
         part.write_bytes(part.read_bytes()[:size])
     else:
@@ -176,20 +180,20 @@ def _cut(part: epath.Path, size: int) -> None:
 
 
 def dumps(lines: Sequence[Line]) -> str:
-    """The text of `lines`. Strict JSON: numbers that are not finite are refused."""
+    """`lines` as JSON Lines. Raises a ValueError for non-finite numbers, which JSON lacks."""
     return "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines)
 
 
 class Lines:
-    """Appends to a file; in an object store, its last part is written anew each time."""
+    """Appends to a file; in an object store, rewrites the last part each time."""
 
     def __init__(self, path: epath.Path):
         self._path = path
         self._remote = is_remote(path)
-        self._synced = False  # whether the folder is known to have the file after a power cut
-        there = parts(path)
-        self._number = max(len(there) - 1, 0)
-        self._before = sum(part.stat().length for part in there[:-1])
+        self._synced = False  # whether the folder entry of the file is on disk
+        files = parts(path)
+        self._number = max(len(files) - 1, 0)
+        self._before = sum(part.stat().length for part in files[:-1])
         last = _part(path, self._number)
         if self._remote:
             self._data = last.read_bytes() if last.exists() else b""
@@ -201,14 +205,14 @@ class Lines:
 
     @property
     def size(self) -> int:
-        """Bytes of all lines that are written, in all parts."""
+        """Bytes of all lines written, in all parts."""
         return self._before + (len(self._data) if self._remote else self._size)
 
     def write(self, lines: Sequence[Line]) -> None:
-        """Appends `lines`, all or none of them: after an error, call again with the same.
+        """Appends all `lines` or none; after an error, call again with the same lines.
 
         Raises:
-            OSError: they could not be written.
+            OSError: the lines could not be written.
         """
         added = dumps(lines).encode()
         if self._remote:
@@ -219,18 +223,18 @@ class Lines:
             self._data, self._number = data, self._number + is_done
             return
         with open(self._last, "ab") as file:
-            file.truncate(self._size)  # a write that failed may have left a part of a line
+            file.truncate(self._size)  # a failed write may have left a partial line
             file.write(added)
         self._size += len(added)
 
     def sync(self) -> None:
-        """Returns when what is written is on the disk itself, where a power cut leaves it.
+        """Returns when all written lines are on disk (fsync).
 
         Raises:
-            OSError: it may not be.
+            OSError: they may not be.
         """
         if self._remote:
-            return  # a store answers when it has it
+            return  # writes to a store are durable when they return
         with open(self._last, "ab") as file:
             os.fsync(file.fileno())
         if not self._synced:

@@ -1,4 +1,4 @@
-"""Progress: how fast a run goes, and one line about it on the terminal."""
+"""Progress of a run: its speed, and a progress line on the terminal."""
 
 import contextlib
 import datetime
@@ -15,7 +15,7 @@ from aced.metrics.writer import Budget
 
 
 class Meter:
-    """Measures speed between two calls of `measure`, and what share of the time went where."""
+    """Measures speed between calls of `measure`, and shares of the time."""
 
     def __init__(
         self,
@@ -29,9 +29,9 @@ class Meter:
 
         Args:
             budget: cost of a step.
-            step: updates done.
-            peak: FLOP/s of all devices together; None: no "wall/mfu".
-            clock: seconds.
+            step: completed steps.
+            peak: peak FLOP/s of all devices; None: no "wall/mfu".
+            clock: returns seconds.
         """
         self._budget = budget
         self._step = step
@@ -46,7 +46,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock inside: an evaluation is not training time."""
+        """Stops the clock within the block, such as during an evaluation."""
         start = self._clock()
         try:
             yield
@@ -55,7 +55,7 @@ class Meter:
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Says what the first step waits for, which does not count as training time."""
+        """Logs and excludes the compilation of the first step."""
         logging.info("Compiling the step, once a start: large models take minutes ...")
         with self.paused():
             yield
@@ -64,8 +64,8 @@ class Meter:
     def measure(self, step: int) -> dict[str, float]:
         """Returns the speed since the last call, under names that start with "wall/".
 
-        "wall/<name>_share" is the share of the time that `spend(name)` counted; "wall/mfu" the
-        share of the devices' peak that the budget's FLOPs make.
+        "wall/<name>_share" is the share of the time counted by `spend(name)`; "wall/mfu" is the
+        model FLOPs utilization.
         """
         now = self._clock()
         seconds = max(now - self._since, 1e-9)
@@ -83,7 +83,7 @@ class Meter:
 
 
 class Progress:
-    """One line about the run: rewritten in place on a terminal, elsewhere printed now and then."""
+    """A progress line, updated in place on a terminal and printed periodically elsewhere."""
 
     def __init__(
         self,
@@ -97,9 +97,9 @@ class Progress:
 
         Args:
             total_steps: length of the run.
-            stream: where to; None: standard error. Only process 0 prints.
-            seconds: least time between two lines where `stream` is no terminal.
-            clock: seconds.
+            stream: output; None: standard error. Only process 0 prints.
+            seconds: least time between two lines if `stream` is no terminal.
+            clock: returns seconds.
         """
         self._total = total_steps
         self._stream = (stream or sys.stderr) if jax.process_index() == 0 else None
@@ -107,19 +107,19 @@ class Progress:
         self._seconds = 0.0 if self._in_place else seconds
         self._clock = clock
         self._shown = float("-inf")
-        self._first: tuple[int, float] | None = None  # step, and when it was shown
+        self._first: tuple[int, float] | None = None  # step and time of the first line
         self._width = 0
 
     def show(self, step: int, values: Mapping[str, Any]) -> None:
-        """Shows the step, the loss, and what a `Meter` measured."""
+        """Shows the step, the loss, and the values of a `Meter`."""
         now = self._clock()
         self._first = self._first or (step, now)
         if self._stream is None or (now - self._shown < self._seconds and step < self._total):
             return
         self._shown = now
-        since, then = self._first
-        # By all that went on since the first line, evaluations and saves too.
-        pace = (now - then) / (step - since) if step > since else None
+        first_step, first_time = self._first
+        # Includes evaluations and saves.
+        pace = (now - first_time) / (step - first_step) if step > first_step else None
         line = describe(step, self._total, values, pace)
         if self._in_place:
             self._stream.write(f"\r{line:<{self._width}}")
@@ -145,9 +145,9 @@ class Progress:
 def describe(
     step: int, total_steps: int, values: Mapping[str, Any], pace: float | None = None
 ) -> str:
-    """The line itself; what `values` does not have is left out.
+    """The progress line. Values that are missing are left out.
 
-    `pace` are the seconds that a step takes with all that is around it, if that is known.
+    `pace`, if known, is the time per step in seconds, including evaluations and saves.
     """
     parts = [f"step {step:,}/{total_steps:,}"]
     if pace is not None:

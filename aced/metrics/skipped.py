@@ -1,4 +1,4 @@
-"""skipped.jsonl: which records of the input could not be used, and why."""
+"""skipped.jsonl: the records of the input that could not be used, with reasons."""
 
 import math
 import time
@@ -12,12 +12,10 @@ FILE = "skipped.jsonl"
 
 
 class SkippedRecords:
-    """Appends each skipped record to `<workdir>/skipped.jsonl`, once per start of the run.
+    """Logs each skipped record and appends it to `<workdir>/skipped.jsonl`, once per start.
 
-    All of them are in the log, too. Of several processes each has a file of its own.
-
-    A callback for `pipeline.InputCounters`, which calls it from one thread at a time; at the end of
-    a `with` block, when nothing calls any more, the last ones are written.
+    Each process has its own file. A callback for `pipeline.InputCounters`, which calls it from one
+    thread at a time; the end of the `with` block writes the remaining records.
     """
 
     def __init__(self, workdir: epath.PathLike, process_index: int = 0):
@@ -29,7 +27,7 @@ class SkippedRecords:
         self._seen: set[tuple[str, int]] = set()
 
     def __call__(self, source: str, index: int, reason: str) -> None:
-        """Writes one record down; if that fails it is in the log at least."""
+        """Logs a record and writes it to the file; a failed write is only logged."""
         if (source, index) in self._seen:
             return
         self._seen.add((source, index))
@@ -37,7 +35,7 @@ class SkippedRecords:
         self._pending.append({"source": source, "id": index, "reason": reason, "time": time.time()})
         if time.monotonic() < self._next:
             return
-        # An object store is written to twice a minute at most: it takes a part anew each time.
+        # At most two writes per minute to an object store, since each rewrites a part.
         self._next = time.monotonic() + (30.0 if jsonl.is_remote(self._path) else 0.0)
         self._write()
 
@@ -53,5 +51,5 @@ class SkippedRecords:
             self._lines = self._lines or jsonl.Lines(self._path)
             self._lines.write(self._pending)
             self._pending.clear()
-        except Exception as error:  # stores raise errors of many kinds, and none is worth a run
+        except Exception as error:  # stores raise many kinds of errors; none should end the run
             logging.error("%s cannot be written: %s", self._path, error)

@@ -1,4 +1,4 @@
-"""The numbers of a run as TensorBoard reads them."""
+"""Writes metrics as TensorBoard event files."""
 
 import contextlib
 import os
@@ -11,8 +11,8 @@ from aced.metrics.history import NOT_FINITE
 
 
 @contextlib.contextmanager
-def _as_if_not_there(package: str) -> Iterator[None]:
-    """Lets `import package` fail, unless it has been imported already."""
+def _hidden(package: str) -> Iterator[None]:
+    """Makes `import package` fail within the block, unless it is already imported."""
     if package in sys.modules:
         yield
         return
@@ -23,22 +23,22 @@ def _as_if_not_there(package: str) -> Iterator[None]:
         del sys.modules[package]
 
 
-# tensorboardX does without torch, but imports it where it is there: seconds, and for nothing.
-with _as_if_not_there("torch"):
+# tensorboardX does not need torch, but imports it if installed, which takes seconds.
+with _hidden("torch"):
     from tensorboardX import record_writer, summary
     from tensorboardX.proto import event_pb2
 
 
 def can_write_to(folder: str) -> bool:
-    """Whether the packages for that store are there."""
+    """Whether the packages needed to write to `folder` are installed."""
     return not folder.startswith("gs://") or record_writer.GCS_ENABLED
 
 
 class Events:
-    """TensorBoard's files.
+    """TensorBoard's event files, written synchronously.
 
-    Written here and now, not by `SummaryWriter`: its thread dies of a full disk, and then its
-    queue fills up and blocks the run.
+    `SummaryWriter` is not used: its thread dies on a full disk, and then its full queue blocks the
+    run.
     """
 
     def __init__(self, folder: str, first_step: int):
@@ -48,26 +48,26 @@ class Events:
 
     def _open(self) -> record_writer.RecordWriter:
         record_writer.directory_check(self._folder)
-        # TensorBoard sorts files by their names; the nanoseconds tell restarts apart.
+        # TensorBoard sorts files by name; the nanoseconds make names of restarts unique.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
         file = record_writer.RecordWriter(os.path.join(self._folder, name))
         version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
-        # TensorBoard hides what earlier files have from this step on.
+        # TensorBoard then hides the values of earlier files from this step on.
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         for event in (version, event_pb2.Event(step=self._first_step, session_log=restart)):
             file.write(event.SerializeToString())
         return file
 
     def write(self, lines: list[dict]) -> None:
-        """Writes lines of metrics; they are on the way to the disk when it returns."""
+        """Writes and flushes lines of metrics."""
         file = self._file or self._open()
-        self._file = None  # one that failed is not written to again: the rest would be unreadable
+        self._file = None  # after a failed write the rest of the file would be unreadable
         try:
             for line in lines:
                 file.write(_event(line).SerializeToString())
             file.flush()
         except OSError:
-            # Left open, Python would complain about what is unwritten when it deletes the file.
+            # If left open, Python would warn about unwritten data on deletion.
             with contextlib.suppress(OSError):
                 file.close()
             raise
@@ -82,7 +82,7 @@ class Events:
 
 
 def _event(line: dict) -> event_pb2.Event:
-    """A line of metrics as TensorBoard's scalars."""
+    """A line of metrics as TensorBoard scalars."""
     values = [
         value
         for name, number in line.items()

@@ -1,10 +1,10 @@
-"""Metrics: every number of a run goes through one writer, to metrics.jsonl and to TensorBoard.
+"""The writer of all metrics of a run, to metrics.jsonl and to TensorBoard.
 
-A line of metrics.jsonl is one JSON object: step, examples_trained, examples_scored, flops and
-whatever was measured at that step. Names that start with "wall/" depend on the clock; without
-them, a run that was killed and resumed has the same lines as one that was not. Beside it,
-picks.jsonl holds the ids of the examples that were trained on, and claims.jsonl how many bytes of
-both each checkpoint came with, so that a start from it notices lines that are lost.
+A line of metrics.jsonl is one JSON object: step, examples_trained, examples_scored, flops and the
+values measured at that step. Names that start with "wall/" depend on the clock; apart from these, a
+run that was killed and resumed has the same lines as an uninterrupted one. picks.jsonl holds the
+ids of the examples trained on, and claims.jsonl the sizes of both files at each checkpoint, so that
+a resumed run notices lost lines.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ from jaxtyping import Int
 from aced.metrics import jsonl
 from aced.metrics.history import CLAIMS_FILE, FILE, PICKS_FILE
 
-_REMOTE_SECONDS = 30.0  # between uploads to an object store, which write a part anew
+_REMOTE_SECONDS = 30.0  # between uploads to an object store, each of which rewrites a part
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What one step costs. The three are different axes: never compare runs on one alone."""
+    """The cost of a step, on three axes. Compare runs on all of them."""
 
     examples_trained: int  # b
-    examples_scored: int  # candidates that selection looked at: B, or 0 without selection
-    flops: int | float  # on all devices, those of scoring and of frozen models included
+    examples_scored: int  # B, or 0 without selection
+    flops: int | float  # on all devices, including scoring and frozen models
 
     def at(self, step: int) -> dict[str, int | float]:
-        """What `step` steps cost."""
+        """The cost of `step` steps."""
         return {name: step * cost for name, cost in dataclasses.asdict(self).items()}
 
 
 class Writer:
-    """Appends metrics to a run's files. Only process 0 writes; elsewhere nothing happens.
+    """Appends metrics to a run's files, on process 0 only.
 
-    A write that fails (a full disk) does not stop the run: it is logged once, counted, and the
-    lines are kept and tried again with the next ones.
+    A failed write (a full disk) does not stop the run: it is logged once and counted, and the lines
+    are written again with the next ones.
 
-    For exact resumption write the metrics of a step before its checkpoint, and `claim` in between.
+    For exact resumption write the metrics of a step before its checkpoint, with `claim` in between.
 
     Attributes:
         failed_writes: writes that failed so far.
@@ -56,9 +56,9 @@ class Writer:
         Args:
             workdir: folder of the run, local or gs://.
             budget: cost of a step.
-            step: the checkpoint that the run goes on from: later lines are dropped, they will be
-                written again; lines that it came with and that are lost are reported in the log.
-                None: the run starts anew, and all lines are dropped.
+            step: of the checkpoint that the run resumes from. Later lines are dropped, as they
+                will be written again; earlier lines that were lost are logged as errors. None: a
+                new run, all lines are dropped.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -82,7 +82,7 @@ class Writer:
         self._sinks = {name: jsonl.Lines(folder / name) for name in names}
         if step is not None:
             self._report_lost(folder, step)
-        # Not above: tensorboardX is slow to import, and only a writer needs it.
+        # Imported here because tensorboardX is slow to import.
         from aced.metrics import tensorboard
 
         if tensorboard.can_write_to(str(folder)):
@@ -101,9 +101,9 @@ class Writer:
         """Writes one line.
 
         Args:
-            step: updates done.
-            values: numbers, or arrays that hold one. The costs of `budget` and the wall time are
-                added, unless `values` has them.
+            step: completed steps.
+            values: numbers, or arrays of one element. Costs and wall time are added unless `values`
+                has them.
 
         Raises:
             TypeError: a value is not a number.
@@ -120,10 +120,10 @@ class Writer:
             self.flush()
 
     def write_picks(self, step: int, ids: Int[np.ndarray, " b"]) -> None:
-        """Writes the ids of the examples that were trained on, a line of picks.jsonl.
+        """Writes the ids of the examples trained on, as a line of picks.jsonl.
 
-        They are handed on with the next line of metrics. Those of the step that was written last
-        are not written again: a step that ends the run has its line although none is due.
+        The line is flushed with the next line of metrics. Repeated calls for the same step write
+        one line.
         """
         if self._sinks and step != self._picked:
             self._picked = step
@@ -138,10 +138,10 @@ class Writer:
                 pending.clear()
 
     def claim(self, step: int) -> None:
-        """Brings all lines to the disk itself, and notes how many there are by now.
+        """Syncs all lines to disk, and records the sizes of the files.
 
-        Call it before the checkpoint of `step` is saved. A run that starts from this checkpoint and
-        finds fewer lines reports the loss. Lines that could not be written are counted, too.
+        Call it before the checkpoint of `step` is saved. A run that resumes from this checkpoint
+        logs an error if the files are smaller. Lines that could not be written yet are included.
         """
         if not self._sinks:
             return
@@ -156,10 +156,10 @@ class Writer:
         self._succeeds(CLAIMS_FILE, self._sinks[CLAIMS_FILE].sync)
 
     def _report_lost(self, folder: epath.Path, step: int) -> None:
-        """Compares what is there with what the checkpoint of `step` came with."""
+        """Compares the files with their sizes at the checkpoint of `step`."""
         claimed = jsonl.at(folder / CLAIMS_FILE, 1.0, ("step",)) or {}
         if not claimed and not self._sinks[CLAIMS_FILE].size:
-            return  # a run of before there were claims
+            return  # the run is older than claims
         if claimed.get("step") != step:
             logging.error(
                 "%s does not say how many lines checkpoint %d came with, so that some of %s and %s "
@@ -173,7 +173,7 @@ class Writer:
                 logging.error(
                     "%s has lost lines: %d bytes fewer than when checkpoint %d was saved; its last "
                     "line is of step %s. A full disk, a power cut or another process may have done "
-                    "that. The run goes on; what is missing stays missing.",
+                    "that. The run continues; what is missing stays missing.",
                     folder / name,
                     lost,
                     step,
@@ -181,16 +181,16 @@ class Writer:
                 )
 
     def _succeeds(self, name: str, work: Callable[[], None]) -> bool:
-        """Whether `work` on the file `name` does; if not, the run goes on."""
+        """Whether `work` on the file `name` succeeds. Logs errors instead of raising them."""
         try:
             work()
         except Exception as error:
-            # Object stores raise errors of many kinds, and none is worth a run.
+            # Object stores raise many kinds of errors; none should end the run.
             self.failed_writes += 1
             if name not in self._broken:
                 self._broken.add(name)
                 logging.error(
-                    "Metrics could not be written to %s: %s. The run goes on; the lines are kept "
+                    "Metrics could not be written to %s: %s. The run continues; the lines are kept "
                     "in memory and tried again.", name, error,
                 )  # fmt: skip
             return False
@@ -200,7 +200,7 @@ class Writer:
         return True
 
     def close(self) -> None:
-        """Flushes a last time; what still cannot be written is named in the log."""
+        """Flushes a last time, and logs which lines are lost."""
         self.flush()
         for name, pending in self._pending.items():
             if pending:
@@ -221,11 +221,11 @@ class Writer:
 
 
 def _number(name: str, value: Any) -> int | float | str:
-    """A number as JSON has it; those that are not finite become strings."""
+    """A number for JSON; non-finite numbers become strings."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biufV":  # V: bfloat16
         raise TypeError(f"The metric '{name}' must be one number, got {value!r}.")
-    if array.dtype.kind in "bi" or array.dtype.kind == "u":
+    if array.dtype.kind in "biu":
         return int(array.item())
     number = float(array.item())
     if math.isnan(number):

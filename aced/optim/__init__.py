@@ -1,1 +1,1 @@
-"""Optimizers, schedules, durations, and the state that a train step maps to the next."""
+"""Optimizers, schedules, durations and the train state."""

@@ -1,4 +1,4 @@
-"""Durations by suffix: the same setting in steps, examples, epochs or per cent of the run."""
+"""Durations in steps, examples, epochs or per cent of the run, chosen by a setting's suffix."""
 
 import math
 from typing import Any
@@ -19,9 +19,9 @@ def steps(
 ) -> int:
     """Returns the duration `name` of `config` in steps.
 
-    Reads `config.<name>_steps`, `_examples`, `_epochs` or `_percent`, of which exactly one may be
-    set (not None). The result is rounded to the nearest step, but only 0 gives 0: 1 % of a run of
-    20 steps is one step.
+    Reads `config.<name>_steps`, `_examples`, `_epochs` or `_percent`; exactly one of these may be
+    set (not None). The result is rounded to the nearest step, but at least 1 unless the setting is
+    0: 1 % of a run of 20 steps is one step.
 
     Args:
         config: an object with some of the four attributes.
@@ -29,20 +29,20 @@ def steps(
         total_steps: length of the run, 100 per cent.
         batch_size: examples per step, of the kind that `_examples` and `_epochs` count.
         data_size: examples per epoch.
-        default: what to return when none of the four is set; None: that is an error.
+        default: the result if none of the four is set; None: an error.
 
     Raises:
-        ConfigError: none or more than one is set, it is negative or above 100 per cent, or it
-            cannot be converted because what it is measured in is not known.
+        ConfigError: none or more than one is set, the value is negative or above 100 per cent, or
+            the size needed for the conversion is None.
     """
     names = [f"{name}_{suffix}" for suffix in SUFFIXES if hasattr(config, f"{name}_{suffix}")]
     given = {key: getattr(config, key) for key in names if getattr(config, key) is not None}
     if not given and default is not None:
         return default
     if len(given) != 1:
-        found = ", ".join(f"{key}={value}" for key, value in given.items()) or "none"
+        listed = ", ".join(f"{key}={value}" for key, value in given.items()) or "none"
         raise ConfigError(
-            f"Set exactly one of {', '.join(names)}; set are: {found}. "
+            f"Set exactly one of {', '.join(names)}; set are: {listed}. "
             "Put the others to None to leave them out."
         )
     ((key, value),) = given.items()
@@ -61,10 +61,10 @@ def steps(
     return _rounded(value * _known(data_size, "data_size", key) / batch_size)
 
 
-def _known(value: int | None, what: str, key: str) -> int:
+def _known(value: int | None, name: str, key: str) -> int:
     if not value:
         raise ConfigError(
-            f"{key} cannot be converted to steps, because {what} is not known here (an endless "
+            f"{key} cannot be converted to steps, because {name} is not known here (an endless "
             "data set has no size); give it in steps or examples."
         )
     return value

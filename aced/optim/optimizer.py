@@ -1,14 +1,14 @@
-"""The optimizer: gradient clip, adamw, lion or adafactor, learning rates, weight decay, freezing.
+"""The optimizer: gradient clipping, adamw, lion or adafactor, learning rates, decay, freezing.
 
 Update number s (from 0) of a parameter p is
 
     p <- p - lr_mult(p) * lr(s) * u(s) - decay(p) * weight_decay * factor(s) * p
 
-where u is what Adam, Lion or Adafactor makes of the clipped gradient, and factor(s) is the
-schedule alone, lr(s) / peak, or the whole learning rate lr_mult(p) * lr(s), by `decay_follows`.
+where u is the update of Adam, Lion or Adafactor for the clipped gradient. factor(s) is the schedule
+lr(s) / peak or the learning rate lr_mult(p) * lr(s), as set by `decay_follows`.
 
-Parameters are addressed as 'model/image/blocks/mlp/fc1/kernel'. Rules are (regex, value)
-pairs; a regex has to match the whole name, and the first rule that matches decides.
+Parameters have names such as 'model/image/blocks/mlp/fc1/kernel'. Rules are (regex, value) pairs; a
+regex has to match the whole name, and the first match applies.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from aced.optim import schedules
 
 Rules = tuple[tuple[str, NonNegativeFloat], ...]
 
-# Blocks are stacked for scan, so a bias is [layers, width] there: the number of axes does not tell
-# a vector from a matrix, the name does. Projections and tables of token embeddings are matrices;
-# biases, norm scales, positions, class tokens, probes, temperature and logit bias are not.
+# Matrices are recognised by name: blocks are stacked for scan, so a bias has two axes as well,
+# [layers, width]. Projections and tables of token embeddings are matrices; biases, norm scales,
+# positions, class tokens, probes, temperature and logit bias are not.
 # (big_vision decays kernels alone: decay_rules = ((".*/kernel", 1.0),).)
 MATRICES = r"projections/(?!.*bias$).*|(.*/)?(kernel|embedding|token)"
 
@@ -98,20 +98,20 @@ def build(
     batch_size: int,
     data_size: int | None = None,
 ) -> tuple[optax.GradientTransformation, schedules.Schedule]:
-    """Returns the optimizer for `params` and its learning rate, a function of the step.
+    """Returns the optimizer for `params`, and the learning rate as a function of the step.
 
     Frozen parameters (learning-rate multiplier 0) get an update of zero, have no optimizer state
     and do not count in the clipped norm.
 
     Args:
         config: the settings.
-        params: parameters, or their shapes: only names are read.
+        params: parameters or their shapes; only names are read.
         total_steps: length of the run.
         batch_size: examples trained on per step.
-        data_size: examples per epoch, None where there is no such thing.
+        data_size: examples per epoch; None: unknown.
 
     Raises:
-        ConfigError: a rule decides no parameter, all parameters are frozen, or the schedule does
+        ConfigError: a rule applies to no parameter, all parameters are frozen, or the schedule does
             not fit into the run.
     """
     lr = schedules.build(
@@ -143,15 +143,15 @@ def _name(path: tuple) -> str:
 
 
 def _by_name(rules: Rules, names: list[str], default: float, key: str) -> dict[str, float]:
-    """Every parameter's value by the first rule that matches its name."""
-    out, decided = {}, Counter()
+    """Every parameter's value, from the first rule that matches its name."""
+    out, uses = {}, Counter()
     for name in names:
         matching = (i for i, (pattern, _) in enumerate(rules) if re.fullmatch(pattern, name))
         first = next(matching, None)
-        decided[first] += 1
+        uses[first] += 1
         out[name] = default if first is None else rules[first][1]
     for i, (pattern, _) in enumerate(rules):
-        if not decided[i]:
+        if not uses[i]:
             earlier = any(re.fullmatch(pattern, name) for name in names)
             why = "earlier rules decide all its matches" if earlier else "it matches no parameter"
             raise ConfigError(
@@ -162,13 +162,13 @@ def _by_name(rules: Rules, names: list[str], default: float, key: str) -> dict[s
 
 
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Gradient to u(s)."""
+    """The transformation of the gradient to u(s)."""
     if config.name == "adamw":
         return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype)
     if config.name == "lion":
         return optax.scale_by_lion(config.b1, config.b2, mu_dtype=config.mu_dtype)
     return optax.chain(
-        # By name and not by shape: the stacked vectors of 32 layers or more would be factored.
+        # By name and not by shape, which would factor the stacked vectors of 32 or more layers.
         optax.masked(_second_moment(config, factored=True), _is_matrix),
         optax.masked(_second_moment(config, factored=False), _is_vector),
         optax.identity()
@@ -181,7 +181,7 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _second_moment(config: OptimizerConfig, factored: bool) -> optax.GradientTransformation:
-    """Adafactor's, capped as in "Scaling Vision Transformers" (Zhai et al., 2021)."""
+    """Adafactor's second moment, capped as in "Scaling Vision Transformers" (Zhai et al., 2021)."""
     return optax.scale_by_factored_rms(
         factored=factored,
         decay_rate=config.adafactor_exponent,
@@ -207,7 +207,7 @@ def _step_and_decay(
     lr_mults: dict[str, float],
     decays: dict[str, float],
 ) -> optax.GradientTransformation:
-    """u(s) to the update of the module's formula; parameters are told apart by name."""
+    """The transformation of u(s) to the update in the module's formula."""
 
     def init(params: PyTree) -> optax.ScaleByScheduleState:
         del params
@@ -216,14 +216,14 @@ def _step_and_decay(
     def update(updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree):
         rate = lr(state.count)
 
-        def one(path: tuple, u: Array, p: Array) -> Array:
+        def step(path: tuple, u: Array, p: Array) -> Array:
             name = _name(path)
-            own_rate = rate * lr_mults[name]
-            factor = own_rate if config.decay_follows == "lr" else rate / config.schedule.peak
+            scaled = rate * lr_mults[name]
+            factor = scaled if config.decay_follows == "lr" else rate / config.schedule.peak
             decay = decays[name] * config.weight_decay
-            return (-own_rate * u - factor * decay * p).astype(p.dtype)
+            return (-scaled * u - factor * decay * p).astype(p.dtype)
 
-        updates = jax.tree.map_with_path(one, updates, params)
+        updates = jax.tree.map_with_path(step, updates, params)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)

@@ -1,7 +1,7 @@
 """Learning-rate schedules: a shape, times a linear warm-up, times a linear cool-down.
 
-The formulas are those of big_vision's `create_learning_rate_schedule`, so that published settings
-mean the same here.
+The formulas are those of big_vision's `create_learning_rate_schedule`, so published settings carry
+over.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class ScheduleConfig(Checked):
 def build(
     config: ScheduleConfig, *, total_steps: int, batch_size: int, data_size: int | None = None
 ) -> Schedule:
-    """Returns the learning rate as a function of the number of updates done so far.
+    """Returns the learning rate as a function of the number of completed updates.
 
     With a warm-up of w and a cool-down of c steps in a run of n, update number s (from 0) takes
     `shape(s) * min(1, f + (1 - f) s / w) * min(1, (n - s) / c)`: f = `start_factor` of the shape at
@@ -72,10 +72,10 @@ def build(
         config: the settings.
         total_steps: n.
         batch_size: examples trained on per step, for durations in examples or epochs.
-        data_size: examples per epoch, None where there is no such thing.
+        data_size: examples per epoch; None: unknown.
 
     Raises:
-        ConfigError: a duration is given twice or cannot be resolved, or warm-up and cool-down do
+        ConfigError: a duration is set twice or cannot be resolved, or warm-up and cool-down do
             not fit into the run.
     """
     sizes = {"total_steps": total_steps, "batch_size": batch_size, "data_size": data_size}
@@ -108,5 +108,5 @@ def build(
 
 
 def _between(end: float, share: Float[Array, ""]) -> Float[Array, ""]:
-    """`end` where `share` is 0, 1 where it is 1."""
+    """Interpolates from `end` at share 0 to 1 at share 1."""
     return end + (1.0 - end) * share

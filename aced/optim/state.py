@@ -1,4 +1,4 @@
-"""The train state: one pytree that holds a whole run, and the one way to move it forward."""
+"""The train state, a pytree that holds a whole run, and its update."""
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +9,23 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 @struct.dataclass
 class TrainState:
-    """All that a run needs to go on exactly. The input's position is a function of `step`.
+    """All state needed to resume a run exactly. The position in the input follows from `step`.
 
     Every field is a tree, because its leaves may also be shapes, shardings or host arrays.
     """
 
-    step: PyTree  # int32 []; steps tried, skipped ones included
+    step: PyTree  # int32 []; steps so far, including skipped ones
     params: PyTree  # float32
     opt_state: PyTree
-    key: PyTree  # typed PRNG key []; constant, a step folds its number in
+    key: PyTree  # typed PRNG key []; constant, each step folds in its number
     ema: PyTree | None  # moving average of params, or None
-    skipped: PyTree  # int32 []; updates left out because loss or gradient was not finite
+    skipped: PyTree  # int32 []; updates skipped because loss or gradient was not finite
     skipped_in_a_row: PyTree  # int32 []
-    method: PyTree  # whatever else a method remembers
+    method: PyTree  # further state of the method
 
     @property
     def eval_params(self) -> PyTree:
-        """The parameters to evaluate and to hand on: the average where one is kept."""
+        """The parameters to evaluate and export: the moving average, if there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -38,7 +38,7 @@ def create(
     method: PyTree = None,
 ) -> TrainState:
     """Returns the state before step 0."""
-    # Three zeros and not one: a buffer cannot be donated twice.
+    # Three separate zeros, because a buffer cannot be donated twice.
     step, skipped, skipped_in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(
         step=step,
@@ -60,11 +60,11 @@ def apply_gradients(
     *,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Returns the state after one update, and the numbers that describe it.
+    """Returns the state after one update, and its metrics.
 
-    A loss or gradient that is not finite leaves parameters, optimizer and average as they were;
-    the step still counts, so that the input moves on. The loop stops the run when too many such
-    steps come in a row.
+    If loss or gradient is not finite, parameters, optimizer state and average stay unchanged; the
+    step still counts, so the input advances. The loop stops the run after too many such steps in a
+    row.
     """
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

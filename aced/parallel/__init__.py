@@ -1,1 +1,1 @@
-"""Meshes, shardings, micro-batches, and processes that run as one."""
+"""Meshes, shardings, micro-batches, and multi-process runs."""

@@ -1,8 +1,8 @@
-"""Several processes as one run: how they find each other, agree, and end together.
+"""Multi-process runs: start-up, agreement between processes, and a joint end.
 
-Every process runs the same command and holds its own part of every global array. What they must
-agree on beside the arrays goes through the small functions at the end, which all processes call
-at the same place.
+Every process runs the same command and holds its own part of every global array. Agreement on
+anything else goes through the small functions at the end of this file, which all processes call at
+the same place.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from jax.experimental import multihost_utils
 
 from aced.config import ConfigError
 
-COORDINATOR = "ACED_COORDINATOR"  # host:port of process 0; the port is free there
+COORDINATOR = "ACED_COORDINATOR"  # host:port of process 0; the port must be free
 NUM_PROCESSES = "ACED_NUM_PROCESSES"
 PROCESS_ID = "ACED_PROCESS_ID"  # 0 ... NUM_PROCESSES - 1
-HEARTBEAT = "ACED_HEARTBEAT_SECONDS"  # a process that is silent for so long is dead
-START = "ACED_START_SECONDS"  # how long processes wait for each other before the run
+HEARTBEAT = "ACED_HEARTBEAT_SECONDS"  # silence after which a process counts as dead
+START = "ACED_START_SECONDS"  # longest wait for all processes at the start
 
-LOST_PEER = 128 + 6  # exit code, as of a process that JAX aborts for another's death: start again
+LOST_PEER = 128 + 6  # exit code after the death of another process, as when JAX aborts (SIGABRT)
 
 _HEARTBEAT_SECONDS, _START_SECONDS = 100, 300  # JAX's own defaults
 _GRACE_SECONDS = 2.0  # for other processes to report their errors
-_LEAVING_SECONDS = 0.5  # for the calls of other processes to come to their ends
-_SHARED_SECONDS = 30.0  # network file systems show a new file late
-_TOLD_SECONDS = 900  # at most, for process 0 to enter what the others wait for
-_told = itertools.count()
+_LEAVING_SECONDS = 0.5  # for pending calls of other processes to finish
+_SHARED_SECONDS = 30.0  # delay until a new file is visible on a network file system
+_MESSAGE_SECONDS = 900  # longest wait for a message of process 0
+_messages = itertools.count()
 _BY_HAND = (
     f"To start the processes by hand set {COORDINATOR}=host:port of the first one, "
     f"{NUM_PROCESSES}=n and {PROCESS_ID}=0 ... n - 1."
@@ -46,7 +46,7 @@ _BY_HAND = (
 
 
 def begin(wanted: bool | None) -> None:
-    """Joins the other processes if that is `wanted`; None: refuses to be one of several unasked.
+    """Calls `initialize` if `wanted`; with None, checks that this is the only process.
 
     Raises:
         ConfigError: as `initialize` or `refuse_to_run_alone`.
@@ -58,19 +58,19 @@ def begin(wanted: bool | None) -> None:
 
 
 def initialize() -> None:
-    """Joins the other processes; before anything touches a device.
+    """Connects to the other processes. Must be called before any device is used.
 
-    By the environment variables above, or as JAX finds the processes itself: on Cloud TPU VMs, in
+    Uses the environment variables above, or JAX's detection of the cluster: on Cloud TPU VMs, in
     GKE, under SLURM and Open MPI.
 
     Raises:
-        ConfigError: there is no cluster, or a variable does not fit.
+        ConfigError: there is no cluster, or a variable is wrong.
     """
     timeout_s = _whole_number(START, default=_START_SECONDS)
     given = [os.environ.get(name) for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)]
     arguments = {}
     if any(given):
-        # Every process has all devices of its machine; SLURM's guess is one GPU for each.
+        # Every process uses all devices of its machine; SLURM detection would give it one GPU.
         coordinator, count, index = _by_hand()
         arguments = {
             "coordinator_address": coordinator,
@@ -78,7 +78,7 @@ def initialize() -> None:
             "process_id": index,
             "cluster_detection_method": "deactivate",
         }
-    # When they do not come JAX ends the process and says little; so this is said before.
+    # On a timeout JAX ends the process without advice, so this is logged in advance.
     logging.info(
         "Waiting at most %d s for all processes%s; if they do not come, see that all are started, "
         "with different ids and the same coordinator, and can reach its port.",
@@ -133,42 +133,42 @@ def _whole_number(name: str, default: int = 0) -> int:
 
 
 def _warn_of_idle_gpus() -> None:
-    """JAX gives a SLURM task one GPU: with one task for a node the others of it do nothing."""
-    there = _whole_number("SLURM_GPUS_ON_NODE")
-    alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
-    if alone and there > jax.local_device_count() == 1:
+    """Warns of GPUs that no task uses: JAX gives each SLURM task a single GPU."""
+    gpus = _whole_number("SLURM_GPUS_ON_NODE")
+    is_alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
+    if is_alone and gpus > jax.local_device_count() == 1:
         logging.warning(
             "This task uses 1 of the %d GPUs of its node. Start one task for each, with "
-            "srun --ntasks-per-node=%d, or set JAX_LOCAL_DEVICE_IDS=0,1,...", there, there,
+            "srun --ntasks-per-node=%d, or set JAX_LOCAL_DEVICE_IDS=0,1,...", gpus, gpus,
         )  # fmt: skip
 
 
 def refuse_to_run_alone() -> None:
-    """Raises a ConfigError where this process was started as one of several.
+    """Raises a ConfigError if this process was started as one of several.
 
-    Without `initialize`, the workers of a TPU slice wait for each other for ever, and the tasks of
-    SLURM or Open MPI each run the whole training in the same workdir.
+    Without `initialize`, the workers of a TPU slice would wait for each other forever, and each
+    task of SLURM or Open MPI would run the whole training in the same workdir.
     """
-    found = {
+    signs = {
         f"{NUM_PROCESSES} is set": bool(os.environ.get(NUM_PROCESSES)),
         "a SLURM step with several tasks": _whole_number("SLURM_STEP_NUM_TASKS") > 1,
         "an Open MPI job with several ranks": _whole_number("OMPI_COMM_WORLD_SIZE") > 1,
         "a TPU slice with several workers": _tpu_workers() > 1,
     }
-    reasons = [reason for reason, is_so in found.items() if is_so]
+    reasons = [reason for reason, is_present in signs.items() if is_present]
     if reasons:
         raise ConfigError(
             f"This is one of several processes ({reasons[0]}): add --distributed, on all of them, "
-            "to train as one run. --nodistributed says that it is meant to run alone."
+            "to train as one run. With --nodistributed this process runs alone."
         )
 
 
 def _tpu_workers() -> int:
-    """Workers of the TPU slice of this machine; 1 where there is none, or no answer."""
+    """The number of workers of this TPU slice; 1 if there is none, or it is unknown."""
     bounds = os.environ.get("TPU_PROCESS_BOUNDS") or os.environ.get("TPU_HOST_BOUNDS")
     if os.environ.get("JAX_PLATFORMS", "tpu").find("tpu") < 0:
         return 1
-    if bounds and bounds.replace(",", "").isdigit():  # a part of the slice was asked for
+    if bounds and bounds.replace(",", "").isdigit():  # part of a slice
         return math.prod(map(int, bounds.split(",")))
     names = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     if names is None and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"):
@@ -194,43 +194,42 @@ def _ask_metadata_server(attribute: str) -> str | None:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends the process, at once, when the block raises and there are several.
+    """Ends the process immediately if the block raises in a multi-process run.
 
-    With code 1, or `LOST_PEER` after an error of a collective: then another process failed first.
-    A start that would fail in the same way again, as out of memory does, is no such error.
+    The exit code is 1, or `LOST_PEER` after the error of a collective, which means that another
+    process failed first. Errors that would recur, such as out of memory, give 1.
 
-    The way out through the interpreter's end waits for all other processes, which wait in some
-    collective for this one. Dead, this one is missed, and the others are ended within the time of
-    a heartbeat, or by their watchdogs. `sys.exit` with a number, which all processes come to, goes
-    its usual way.
+    A normal exit would wait for the other processes, which wait for this one in some collective.
+    After an immediate exit the others end within a heartbeat, or by their watchdogs. `sys.exit`
+    with a number, which all processes reach, exits normally.
     """
     try:
         yield
     except BaseException as error:
-        number = isinstance(error, SystemExit) and not isinstance(error.code, str)
-        if number or not jax.distributed.is_initialized():
+        is_joint = isinstance(error, SystemExit) and not isinstance(error.code, str)
+        if is_joint or not jax.distributed.is_initialized():
             raise
         try:
             _report(error)
             if jax.process_index() == 0:
-                time.sleep(_GRACE_SECONDS)  # the others lose their coordinator with it, and die
-        finally:  # also when there is no room for a report
+                time.sleep(_GRACE_SECONDS)  # the others die with the coordinator, in this process
+        finally:  # even if the report fails
             os._exit(LOST_PEER if _is_of_a_peer(error) else 1)
     finally:
         _leave()
 
 
 def _leave() -> None:
-    """Disconnects from the others, and ends the coordinator a moment after all have left it.
+    """Disconnects, and shuts the coordinator down shortly after all processes have left.
 
-    JAX itself ends it at once: with jaxlib 0.12, a call of another process that is still in it
-    then aborts process 0, which holds it.
+    JAX shuts it down at once; with jaxlib 0.12 a pending call of another process then aborts
+    process 0, which hosts the coordinator.
     """
     if not jax.distributed.is_initialized():
         return
     coordinator = jax_distributed.global_state.service
     jax_distributed.global_state.service = None
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one died meanwhile
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process died meanwhile
         jax.distributed.shutdown()
     if coordinator is not None:
         time.sleep(_LEAVING_SECONDS)
@@ -238,7 +237,7 @@ def _leave() -> None:
 
 
 def _is_of_a_peer(error: BaseException) -> bool:
-    """Whether it is an error that a process has because another one has ended."""
+    """Whether the error was caused by the end of another process."""
     own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
     return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
@@ -255,7 +254,7 @@ def _report(error: BaseException) -> None:
 
 
 def total(count: int) -> int:
-    """The sum of every process's `count`."""
+    """The sum of `count` over all processes."""
     return count if jax.process_count() == 1 else int(_all(count).sum())
 
 
@@ -272,7 +271,7 @@ def from_first(values: np.ndarray) -> np.ndarray:
 
 
 def largest(number: int) -> int:
-    """The largest of all processes' `number`."""
+    """The maximum of `number` over all processes."""
     return number if jax.process_count() == 1 else int(_all(number).max())
 
 
@@ -283,12 +282,12 @@ def same(number: int) -> bool:
 
 @contextlib.contextmanager
 def entered_by_first(context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-    """Enters `context` on process 0 alone; the others wait for that, and fail where it fails.
+    """Enters `context` on process 0 only; the others wait, and raise if process 0 does.
 
-    By a message: a collective would not wait for long, and to enter may take minutes.
+    The result is sent as a message, because entering may outlast the timeout of a collective.
 
     Raises:
-        ConfigError: on the others, with what process 0 raised.
+        ConfigError: on the others, with the message of process 0's error.
     """
     with contextlib.ExitStack() as stack:
         error = None
@@ -297,29 +296,29 @@ def entered_by_first(context: contextlib.AbstractContextManager[None]) -> Iterat
                 stack.enter_context(context)
             except Exception as raised:
                 error = raised
-        said = _told_by_first("" if error is None else f"{error}")
+        message = _message_of_first("" if error is None else f"{error}")
         if error is not None:
             raise error
-        if said:
-            raise ConfigError(said)
+        if message:
+            raise ConfigError(message)
         yield
 
 
-def _told_by_first(message: str) -> str:
-    """Process 0's `message`, on all processes; all make the same calls of this."""
+def _message_of_first(message: str) -> str:
+    """Process 0's `message`, on all processes, which must make the same calls."""
     if jax.process_count() == 1:
         return message
-    client, key = jax_distributed.global_state.client, f"aced/told/{next(_told)}"
+    client, key = jax_distributed.global_state.client, f"aced/message/{next(_messages)}"
     if jax.process_index() == 0:
         client.key_value_set(key, message or " ")
-    return client.blocking_key_value_get(key, 1000 * _TOLD_SECONDS).strip()
+    return client.blocking_key_value_get(key, 1000 * _MESSAGE_SECONDS).strip()
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Checks that all processes see the same `folder`: checkpoints are written by all of them.
+    """Checks that all processes see the same `folder`, since all of them write checkpoints.
 
     Raises:
-        ConfigError: some process does not see what process 0 writes there.
+        ConfigError: a process does not see the file that process 0 writes.
     """
     if jax.process_count() == 1:
         return

@@ -1,8 +1,8 @@
-"""The device mesh, and the one sharding that a batch has: its examples over `data` and `fsdp`.
+"""The device mesh, and the sharding of a batch: its examples over `data` and `fsdp`.
 
-Three axes, any of which may have length 1: `data` shares the examples, `fsdp` shares the examples
-and the parameters (each layer is gathered when it is used), `tensor` shares the width of a layer
-(every device of the axis sees the same examples).
+The mesh has three axes, each possibly of length 1. `data` shards the examples; `fsdp` shards the
+examples and the parameters (each layer is gathered before use); `tensor` shards the width of a
+layer (all devices along the axis see the same examples).
 """
 
 import dataclasses
@@ -45,9 +45,9 @@ def make_mesh(
 ) -> Mesh:
     """Returns a mesh of all devices (or of `devices`) with the axes `data`, `fsdp`, `tensor`.
 
-    The axes are Auto: Linen's convolutions and gathers do not trace under Explicit sharding. On
-    TPUs neighbours in the mesh are neighbours in the network, and slices share `data`; elsewhere
-    the devices are in the order of their processes.
+    The axes are Auto, because Linen's convolutions and gathers do not trace under Explicit
+    sharding. On TPUs neighbours in the mesh are neighbours in the network, and slices lie along
+    `data`; elsewhere devices are ordered by process.
 
     Raises:
         ConfigError: fsdp * tensor does not divide the number of devices.
@@ -85,15 +85,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def example_shards(mesh: Mesh) -> int:
-    """Number of parts into which the examples of a batch are cut."""
+    """The number of devices that share the examples of a batch."""
     return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def local_rows(mesh: Mesh, size: int) -> Int[np.ndarray, " n"]:
     """The rows of a global batch of `size` that this process's devices hold, ascending.
 
-    Processes that share a `tensor` group hold the same rows. Which example is row i does not
-    depend on any of this: see `aced.data.pipeline`.
+    Processes that share a `tensor` group hold the same rows. The example in row i does not depend
+    on the mesh; see `aced.data.pipeline`.
 
     Raises:
         ConfigError: the devices cannot share the batch equally.
@@ -109,11 +109,11 @@ def local_rows(mesh: Mesh, size: int) -> Int[np.ndarray, " n"]:
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns the rows `local_rows` of every process as one global array per key."""
+    """Assembles the rows `local_rows` of every process into a global array per key."""
     sharding = by_example(mesh)
     shards = example_shards(mesh)
 
-    def one(rows: np.ndarray) -> jax.Array:
+    def assemble(rows: np.ndarray) -> jax.Array:
         local = len(_local_starts(mesh, shards))
         share = len(rows) // local
         shape = (share * shards, *rows.shape[1:])
@@ -123,7 +123,7 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
         pieces = jax.device_put([rows[k : k + share] for k in first], list(places))
         return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
-    return {name: one(rows) for name, rows in batch.items()}
+    return {name: assemble(rows) for name, rows in batch.items()}
 
 
 def local_batch(x: jax.Array) -> np.ndarray:
@@ -134,18 +134,18 @@ def local_batch(x: jax.Array) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Readers:
-    """Who reads what of a batch: processes that hold the same rows are one reader."""
+    """The division of a batch among readers: processes that hold the same rows are one reader."""
 
     count: int
-    index: int  # of the reader that this process is, or is a part of
-    is_first: bool  # of that reader's processes
+    index: int  # of this process's reader
+    is_first: bool  # whether this is the first process of its reader
 
 
 def readers(mesh: Mesh) -> Readers:
-    """Returns this process's part in the reading of batches.
+    """Returns the reader of this process.
 
     Raises:
-        ConfigError: some processes share a part of their rows only.
+        ConfigError: processes share only a part of their rows.
     """
     shards = example_shards(mesh)
     held: dict[int, set[int]] = {}
@@ -157,44 +157,44 @@ def readers(mesh: Mesh) -> Readers:
             "The processes share parts of their examples, so that none can read for itself; make "
             "mesh.tensor a divisor or a multiple of the devices of a process."
         )
-    mine = held[jax.process_index()]
-    same = [process for process, rows in held.items() if rows == mine]
-    index = groups.index(tuple(sorted(mine)))
-    return Readers(len(groups), index, jax.process_index() == min(same))
+    local = held[jax.process_index()]
+    peers = [process for process, rows in held.items() if rows == local]
+    index = groups.index(tuple(sorted(local)))
+    return Readers(len(groups), index, jax.process_index() == min(peers))
 
 
 def _local_starts(mesh: Mesh, size: int) -> list[int]:
-    """The first row of each part of a batch that a device of this process holds."""
+    """The first row of each shard of a batch on this process's devices."""
     places = by_example(mesh).addressable_devices_indices_map((size,))
     return sorted({index[0].start or 0 for index in places.values()})
 
 
 def data_shards() -> int:
-    """Number of parts of a batch in the mesh of the current context (1 without a mesh)."""
+    """`example_shards` of the context mesh; 1 without a mesh."""
     shape = jax.sharding.get_abstract_mesh().shape
     return shape.get(DATA, 1) * shape.get(FSDP, 1)
 
 
 def everywhere(tree: PyTree) -> PyTree:
-    """Keeps every leaf whole on every device, where there is a mesh."""
+    """Replicates every leaf over the context mesh, if there is one."""
     if data_shards() == 1:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
 def constrain_by_example(tree: PyTree) -> PyTree:
-    """Keeps the first axis of every leaf shared as examples are, where there is a mesh.
+    """Shards the first axis of every leaf by example, if there is a mesh.
 
-    A leaf that the devices cannot share equally is left alone: parameters are initialised with a
-    batch of one.
+    A leaf that the devices cannot share equally is left alone, such as the batch of one that
+    parameters are initialised with.
     """
     shards = data_shards()
     if shards == 1:
         return tree
 
-    def one(x: jax.Array) -> jax.Array:
+    def constrain(x: jax.Array) -> jax.Array:
         if x.shape[0] % shards:
             return x
         return jax.lax.with_sharding_constraint(x, PartitionSpec(EXAMPLES))
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(constrain, tree)

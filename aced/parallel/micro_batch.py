@@ -1,10 +1,9 @@
-"""Runs a function over a batch in pieces, so that it needs memory for one piece only.
+"""Runs a function over a batch in pieces, with memory for one piece at a time.
 
-The pieces are rematerialised: under `jax.grad` their activations are computed again, piece by
-piece, from the gradient of what they gave. So a contrastive loss of embeddings that were made in
-pieces has, in every leaf, the gradient of the whole batch (Gao et al., arXiv 2101.06983): the
-embeddings come first, the loss and its gradients by embeddings, temperature and bias are taken
-once, and one backward pass per piece follows.
+The pieces are rematerialised: under `jax.grad` activations are recomputed piece by piece. A
+contrastive loss of embeddings computed in pieces has the exact gradient of the whole batch (Gao et
+al., arXiv 2101.06983): the embeddings are computed first, the loss and its gradients with respect
+to embeddings, temperature and bias once, followed by one backward pass per piece.
 """
 
 import functools
@@ -20,15 +19,15 @@ from aced.parallel import mesh
 def map_micro_batches(
     function: Callable[[PyTree], PyTree], batch: PyTree, size: int, key: str
 ) -> PyTree:
-    """Returns `function(batch)`, computed `size` examples at a time and joined again.
+    """Returns `function(batch)`, computed for `size` examples at a time.
+
+    Each device splits its own rows into pieces, so no example moves between devices.
 
     Args:
         function: maps a tree of arrays [n ...] to another, example by example.
-        batch: tree of arrays [B ...], sharded by example where there is a mesh.
-        size: examples per piece over all devices; 0, or more than B, runs the batch whole.
-        key: of the setting that `size` comes from, for the error.
-
-    Each device cuts its own rows into pieces, so no example changes its device.
+        batch: tree of arrays [B ...], sharded by example if there is a mesh.
+        size: examples per piece over all devices; 0, or at least B, runs the whole batch.
+        key: the name of the setting of `size`, for the error.
 
     Raises:
         ConfigError: `size` does not divide B, or the number of devices does not divide `size`.
@@ -48,7 +47,7 @@ def map_micro_batches(
         x = x.reshape(pieces, shards, size // shards, *x.shape[2:]).swapaxes(0, 1)
         return x.reshape(examples, *x.shape[3:])
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # a loop hides the passes from CSE
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # the loop already prevents CSE
     def run(piece: PyTree) -> PyTree:
         return mesh.constrain_by_example(function(mesh.constrain_by_example(piece)))
 
@@ -58,7 +57,7 @@ def map_micro_batches(
 
 
 def check_pieces(examples: int, size: int, shards: int, key: str) -> None:
-    """Raises a ConfigError unless a batch can be cut into pieces of `size`, as above."""
+    """Raises a ConfigError unless `size` divides the batch, and `shards` divides `size`."""
     if 0 < size < examples and (examples % size or size % shards):
         raise ConfigError(
             f"{key} = {size} must divide the batch of {examples} and be a multiple of the {shards} "

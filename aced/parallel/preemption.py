@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a question: who stops a run gives it the time to save."""
+"""Graceful handling of SIGTERM and Ctrl-C: the run saves, then stops."""
 
 import signal
 import threading
@@ -14,17 +14,17 @@ INTERRUPTED = 130  # by Ctrl-C, as shells have it
 
 
 class Preemption:
-    """While the `with` block runs, `reached` tells when to save and stop.
+    """Within the `with` block, `reached` returns whether to save and stop.
 
-    In one process that is after the step in which SIGTERM or Ctrl-C comes; a second one ends the
-    process at once. Outside the main thread, where Python delivers no signals, it never comes.
+    In a single process that is after the step during which SIGTERM or Ctrl-C arrives; a second
+    signal ends the process at once. Outside the main thread Python delivers no signals.
 
-    Of several processes it is enough that one gets SIGTERM: JAX, which catches it from
-    `jax.distributed.initialize` on, has them all stop after the same step, within a few.
+    In a multi-process run it is enough that one process gets SIGTERM. JAX handles it from
+    `jax.distributed.initialize` on, and stops all processes after the same step.
     """
 
-    # JAX wants a number that only grows, on all processes alike, and checkpoints ask it, too, by
-    # the step. Steps begin anew in a run that comes after another one in this process.
+    # JAX needs a number that increases on all processes alike, and Orbax uses the step. Step
+    # numbers restart if another run follows in this process.
     _asked = 0
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -34,7 +34,7 @@ class Preemption:
         self._before: dict[int, Any] = {}
 
     def reached(self, step: int) -> bool:
-        """Whether to stop here. Every process asks once after each step."""
+        """Whether to stop after this step. Every process must call this once per step."""
         if jax.process_count() == 1:
             return self._requested
         Preemption._asked = max(step, Preemption._asked + 1)

@@ -1,16 +1,16 @@
 """Losses over all pairs of a batch, block by block, around the ring of devices.
 
-A contrastive loss needs the logits of every image with every text, but no device needs to hold
-them, nor all embeddings. Each keeps its own images, while the texts travel: a device meets one
-block of texts, passes it on to its neighbour, and gets the next (the chunked loss of SigLIP, arXiv
-2303.15343). With n devices that is n blocks of (N / n)^2 pairs, one at a time.
+A contrastive loss needs the logits of all images with all texts, but no device needs to hold all
+logits or embeddings. Each device keeps its images while blocks of texts travel around the ring (the
+chunked loss of SigLIP, arXiv 2303.15343). With n devices these are n blocks of (N / n)^2 pairs, one
+at a time.
 
-Gradients go around a second time, each block's computed anew: a gradient of texts travels with its
-texts until it is home. Nothing is kept between the two tours but the inputs, which is why the
-derivatives are written here and not left to JAX, which would keep every block.
+The gradient is a second tour that recomputes each block: the gradient of a block of texts travels
+with the texts until they return. Only the inputs are kept between the two tours. JAX's automatic
+derivative would keep every block, so the derivatives are written by hand.
 
-The ring is the example axes of the context mesh (`jax.set_mesh`). Without a mesh, or with one shard
-of examples, there is one block.
+The ring consists of the example axes of the context mesh (`jax.set_mesh`). Without a mesh, or with
+one shard of examples, there is one block.
 """
 
 import functools
@@ -27,39 +27,39 @@ from aced.parallel.mesh import EXAMPLES, data_shards
 
 
 class Pairs(NamedTuple):
-    """Numbers of all images and texts of a batch, or of those that meet in one block.
+    """Arrays of all images and texts of a batch, or of one block.
 
-    Where image i and text i belong together, n = m. What travels may be images as well.
+    n = m if image i is paired with text i. `texts` may also hold images.
     """
 
-    images: PyTree  # [n ...], which stay on their device
-    texts: PyTree  # [m ...], which travel
-    shared: PyTree  # without an example axis, the same on every device
+    images: PyTree  # [n ...], stay on their device
+    texts: PyTree  # [m ...], travel
+    shared: PyTree  # without an example axis, replicated
 
 
 _SPEC = Pairs(PartitionSpec(EXAMPLES), PartitionSpec(EXAMPLES), PartitionSpec())
 
-# block(is_match, *pairs): the sum over one block of pairs. is_match [n m] is true where image i and
-# text j are of the same example, if they are paired.
+# block(is_match, *pairs): the sum over one block of pairs. is_match [n m] is true if image i and
+# text j are of the same example.
 Block = Callable[..., Float[Array, ""]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def pair_sum(block: Block, trained: Pairs, *given: Pairs) -> Float[Array, ""]:
-    """The sum over all images and texts of what `block` adds up.
+    """The sum of `block` over all pairs of images and texts.
 
     Args:
-        block: called as `block(is_match, trained, *given)` with some images and some texts.
-        trained: arrays of the precision in which their gradients are to be added up.
-        given: what else the block needs; no gradient reaches it.
+        block: called as `block(is_match, trained, *given)` for one block of images and texts.
+        trained: differentiable arrays; gradients are accumulated in their dtype.
+        given: further arguments of `block`, without gradient.
 
     Raises:
         ConfigError: the devices cannot share the examples equally.
     """
 
     def on_shard(*pairs: Pairs) -> Array:
-        def visit(total, nothing, is_match, pairs):
-            return total + block(is_match, *pairs), nothing
+        def visit(total, empty, is_match, pairs):
+            return total + block(is_match, *pairs), empty
 
         return _sum_over_shards(_tour(visit, jnp.zeros(()), (), pairs)[0])
 
@@ -84,7 +84,7 @@ def logsumexps(
     """Log-sum-exp of each image's logits with all texts, and of each text's with all images.
 
     Args:
-        logits: of all images with all texts of a block.
+        logits: the logits of a block.
         trained: as in `pair_sum`.
 
     Raises:
@@ -109,31 +109,31 @@ def _logsumexps_forward(logits, trained):
 
 
 def _logsumexps_backward(logits, residuals, cotangents):
-    """By d lse_i / d l_ij = exp(l_ij - lse_i), the gradient of a sum of logits with weights."""
+    """As d lse_i / d l_ij = exp(l_ij - lse_i), this is the gradient of a weighted sum of logits."""
     trained, (images, texts) = residuals
 
-    def weighted(is_match, pairs, known):
+    def weighted(is_match, pairs, given):
         block = logits(pairs)
-        (image_sums, image_g), (text_sums, text_g) = known.images, known.texts
+        (image_sums, image_g), (text_sums, text_g) = given.images, given.texts
         weights = image_g[:, None] * jnp.exp(block - image_sums[:, None])
         weights += text_g[None, :] * jnp.exp(block - text_sums[None, :])
         return (jax.lax.stop_gradient(weights) * block).sum()
 
-    known = Pairs((images, cotangents[0]), (texts, cotangents[1]), ())
-    return (_gradient(weighted, 1.0, trained, known),)
+    given = Pairs((images, cotangents[0]), (texts, cotangents[1]), ())
+    return (_gradient(weighted, 1.0, trained, given),)
 
 
 logsumexps.defvjp(_logsumexps_forward, _logsumexps_backward)
 
 
 def _gradient(block: Block, cotangent, trained: Pairs, *given: Pairs) -> Pairs:
-    """`cotangent` times the gradient of `pair_sum(block, trained, *given)` for `trained`."""
+    """`cotangent` times the gradient of `pair_sum(block, trained, *given)` w.r.t. `trained`."""
 
     def on_shard(*pairs: Pairs) -> Pairs:
-        def visit(here, texts, is_match, pairs):
+        def visit(local, texts, is_match, pairs):
             gradient = jax.grad(block, argnums=1)(is_match, *pairs)
-            here = jax.tree.map(jnp.add, here, (gradient.images, gradient.shared))
-            return here, jax.tree.map(jnp.add, texts, gradient.texts)
+            local = jax.tree.map(jnp.add, local, (gradient.images, gradient.shared))
+            return local, jax.tree.map(jnp.add, texts, gradient.texts)
 
         zero = jax.tree.map(jnp.zeros_like, pairs[0])
         (images, shared), texts = _tour(visit, (zero.images, zero.shared), zero.texts, pairs)
@@ -143,30 +143,30 @@ def _gradient(block: Block, cotangent, trained: Pairs, *given: Pairs) -> Pairs:
     return jax.tree.map(lambda g: cotangent * g, gradient)
 
 
-def _tour(visit: Callable, here: PyTree, there: PyTree, pairs: tuple[Pairs, ...]) -> Any:
-    """The accumulators `here` and `there` after all texts have visited this device.
+def _tour(visit: Callable, local: PyTree, moving: PyTree, pairs: tuple[Pairs, ...]) -> Any:
+    """The accumulators `local` and `moving` after all texts have visited this device.
 
-    `here, there = visit(here, there, is_match, pairs)` takes in one block. `here` stays with the
-    images; `there` belongs to the texts, travels with them, and is back with its own at the end.
+    `local, moving = visit(local, moving, is_match, pairs)` processes one block. `local` stays with
+    the images; `moving` travels with the texts, and returns with them at the end.
     """
     shards = data_shards()
 
-    def meet(here, there, texts, is_home):
+    def meet(local, moving, texts, is_home):
         is_match = jnp.eye(*_counts(pairs[0]), dtype=bool) & is_home
-        met = [p._replace(texts=t) for p, t in zip(pairs, texts, strict=True)]
-        return visit(here, there, is_match, met)
+        block = [p._replace(texts=t) for p, t in zip(pairs, texts, strict=True)]
+        return visit(local, moving, is_match, block)
 
     def step(carry, i):
-        here, there, texts = carry
-        following = _pass_on(texts)  # first, so that it can go on while the block is computed
-        here, there = meet(here, there, texts, i == 0)
-        return (here, _pass_on(there), following), None
+        local, moving, texts = carry
+        following = _pass_on(texts)  # first, so that it overlaps with the block's computation
+        local, moving = meet(local, moving, texts, i == 0)
+        return (local, _pass_on(moving), following), None
 
-    carry = here, there, [p.texts for p in pairs]
+    carry = local, moving, [p.texts for p in pairs]
     if shards > 1:
         carry, _ = jax.lax.scan(step, carry, jnp.arange(shards - 1))
-    here, there = meet(*carry, shards == 1)
-    return here, _pass_on(there)
+    local, moving = meet(*carry, shards == 1)
+    return local, _pass_on(moving)
 
 
 def _pass_on(tree: PyTree) -> PyTree:
@@ -181,7 +181,7 @@ def _sum_over_shards(tree: PyTree) -> PyTree:
 
 
 def _on_shards(function: Callable, out_specs: PyTree, *pairs: Pairs) -> Any:
-    """`function` of each device's own part of the examples."""
+    """Applies `function` to each device's shard of the examples."""
     shards = data_shards()
     if shards == 1:
         return function(*pairs)
@@ -191,11 +191,11 @@ def _on_shards(function: Callable, out_specs: PyTree, *pairs: Pairs) -> Any:
                 f"A batch of {examples} examples cannot be shared equally by {shards} devices; "
                 "make it a multiple of their number."
             )
-    # Nothing is differentiated through here, so JAX need not check what varies between devices.
+    # Nothing is differentiated through shard_map, so JAX need not check replication.
     specs = (_SPEC,) * len(pairs)
     return jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)(*pairs)
 
 
 def _counts(pairs: Pairs) -> tuple[int, int]:
-    """How many images and how many texts there are."""
+    """The number of images, and of texts."""
     return tuple(jax.tree.leaves(side)[0].shape[0] for side in (pairs.images, pairs.texts))

@@ -1,8 +1,8 @@
-"""Where parameters lie: regex rules from a parameter's name to the mesh axes of its dimensions.
+"""Parameter sharding: regex rules from a parameter's name to the mesh axes of its dimensions.
 
-A rule's regex has to match the whole name, such as 'image/blocks/mlp/fc1/kernel'; the first rule
-that matches decides; a parameter that none matches is an error. Optimizer state and averages are
-laid like the parameter that they belong to.
+A regex has to match the whole name, such as 'image/blocks/mlp/fc1/kernel'. The first match applies;
+a parameter without a match is an error. Optimizer state and averages are sharded like their
+parameter.
 """
 
 import re
@@ -17,10 +17,10 @@ from aced.parallel.mesh import FSDP, TENSOR
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 
-# `tensor` cuts a layer where no sum crosses it but one (arXiv 1909.08053, section 3): q, k, v and
-# fc1 by their outputs, that is by attention heads and MLP channels; out and fc2 by their inputs.
-# `fsdp` cuts the other dimension (arXiv 1910.02054, stage 3). The axes are those of the last
-# dimensions: blocks are stacked, so that most kernels have an axis of layers in front.
+# `tensor` splits a layer such that one sum over devices suffices (arXiv 1909.08053, section 3): q,
+# k, v and fc1 by their outputs, that is by attention heads and MLP channels; out and fc2 by their
+# inputs. `fsdp` splits the other dimension (arXiv 1910.02054, stage 3). Axes refer to the last
+# dimensions, since stacked blocks have a leading axis of layers.
 RULES: Rules = (
     (r"(.*/)?(q|k|v|fc1)/kernel", (FSDP, TENSOR)),
     (r"(.*/)?(out|fc2)/kernel", (TENSOR, FSDP)),
@@ -28,16 +28,16 @@ RULES: Rules = (
     (r"(.*/)?(patch|head|merge)/kernel", (None, FSDP)),
     (r"(.*/)?token", (None, FSDP)),
     (r"(.*/)?classifier/kernel", (FSDP, None)),  # any number of classes
-    # The output softmax by its words, so that logits are shared, too.
+    # The output softmax by words, so that logits are sharded as well.
     (r"(.*/)?softmax/kernel", (FSDP, TENSOR)),
-    # Vectors and positions, too small to be worth a message; and distillation's projections.
+    # Vectors, positions and distillation's projections are too small to shard.
     (r"(.*/)?(bias|scale|position|start|cls|probe|t)", ()),
     (r"projections/.*", ()),
 )
 
 
 def name_of(path: tuple) -> str:
-    """The name of a leaf: the keys on the way to it, joined by slashes."""
+    """The name of a leaf: its path, joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -76,16 +76,16 @@ def _sharding(name: str, x: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Nam
 
 
 def gathered(params: PyTree) -> PyTree:
-    """The parameters without the sharing over `fsdp`, for code in a loop that would gather anew.
+    """The parameters gathered over `fsdp`, for loops that would gather them in each iteration.
 
-    Under jit, in the context of a mesh; without one, they are as they were. So are those that
-    `RULES` cannot cut: a run's own rules say where they lie.
+    For use under jit. Without a context mesh nothing changes, nor for parameters that `RULES` do
+    not fit, whose sharding follows from a run's own rules.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.shape.get(FSDP, 1) == 1:
         return params
 
-    def one(path: tuple, x: jax.Array) -> jax.Array:
+    def gather(path: tuple, x: jax.Array) -> jax.Array:
         try:
             spec = _sharding(name_of(path), x, mesh, ()).spec
         except ConfigError:
@@ -93,14 +93,14 @@ def gathered(params: PyTree) -> PyTree:
         kept = PartitionSpec(*(axis if axis == TENSOR else None for axis in spec))
         return jax.lax.with_sharding_constraint(x, kept)
 
-    return jax.tree.map_with_path(one, params)
+    return jax.tree.map_with_path(gather, params)
 
 
 def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
     """The sharding of every leaf of a train state.
 
-    A leaf that belongs to a parameter (its moments, its average) is told by its name, which ends
-    in the parameter's, and by its shape; factored moments, counters and keys are on every device.
+    A leaf whose name ends in a parameter's name and that has its shape (a moment, an average) is
+    sharded like the parameter; factored moments, counters and keys are replicated.
 
     Args:
         state: the shapes of a `TrainState`.
@@ -111,15 +111,15 @@ def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
         ConfigError: as `shardings`.
     """
     shapes = {name_of(path): x.shape for path, x in jax.tree.leaves_with_path(state.params)}
-    places = jax.tree.leaves_with_path(shardings(state.params, mesh, rules))
-    places = {name_of(path): sharding for path, sharding in places}
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    leaves = jax.tree.leaves_with_path(shardings(state.params, mesh, rules))
+    of_param = {name_of(path): sharding for path, sharding in leaves}
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    def one(path: tuple, x: Any) -> NamedSharding:
+    def of_leaf(path: tuple, x: Any) -> NamedSharding:
         for start in range(len(path)):
             name = name_of(path[start:])
             if shapes.get(name) == x.shape:
-                return places[name]
-        return everywhere
+                return of_param[name]
+        return replicated
 
-    return jax.tree.map_with_path(one, state)
+    return jax.tree.map_with_path(of_leaf, state)

@@ -1,7 +1,7 @@
-"""A watchdog: a run that hangs is ended, and shows where it hung.
+"""A watchdog that ends a hanging run and prints where it hangs.
 
-A collective whose peer died unnoticed never returns, and neither does a read from a file system
-that is gone; no exception comes of it, and the machines go on costing.
+A collective whose peer has died, or a read from a dead file system, may block forever without an
+exception, while the machines keep costing money.
 """
 
 import faulthandler
@@ -10,25 +10,24 @@ import time
 
 from absl import logging
 
-_START = 3.0  # so many times as long until the first sign of life: compilation is before it
-_REARM_SECONDS = 1.0  # at most so often; setting the alarm starts a thread
+_START = 3.0  # factor on the first timeout, which includes compilation
+_REARM_SECONDS = 1.0  # least time between resets, since each starts a thread
 
 
 class Watchdog:
-    """While the `with` block runs, `alive` must be called every `minutes`.
+    """Within the `with` block, `alive` must be called at least every `minutes`.
 
-    If it is not, the stacks of all threads go to standard error, under "Timeout", and the process
-    ends with code 1. The alarm does not need the interpreter: it also ends a process that hangs
-    in native code.
+    Otherwise the stacks of all threads are printed to standard error, under "Timeout", and the
+    process exits with code 1, even if it hangs in native code.
     """
 
     def __init__(self, minutes: float):
-        """Takes the longest time between two signs of life; 0: no watchdog."""
+        """Sets the timeout; 0: no watchdog."""
         self._seconds = 60.0 * minutes
         self._armed = 0.0
 
     def alive(self) -> None:
-        """Sets the alarm anew: a step, an evaluation or a checkpoint is done."""
+        """Resets the timeout: a step, an evaluation or a checkpoint is done."""
         if self._seconds and time.monotonic() - self._armed >= min(_REARM_SECONDS, self._seconds):
             self._arm(self._seconds)
 

@@ -1,10 +1,10 @@
-"""What a run will need and cost, before anything is rented.
+"""Estimates memory and cost of a run before hardware is rented.
 
     python -m aced.preflight --config=configs/acid_b16.py --topology=v5e:16x16
 
-compiles the run's own step for a slice of TPUs that is not there, which needs neither the data nor
-the reference's checkpoint. For GPUs (--topology=gpu:h200x8) nothing is compiled: a roofline by what
-the step does at least. Exit code 1: it does not fit into memory.
+compiles the run's step for a TPU slice that is not attached, without the data or the reference's
+checkpoint. For GPUs (--topology=gpu:h200x8) nothing is compiled; a roofline gives a lower bound.
+Exit code 1: the step does not fit into memory.
 """
 
 import os
@@ -51,11 +51,11 @@ def main(argv: list[str]) -> None:
         config = flag_settings.read(PreflightConfig)
         topology = hardware.topology(config.topology, config.num_slices)
         if not topology.chip.tpu:
-            jax.config.update("jax_num_cpu_devices", topology.chips)  # to lay shapes out on
-        wanted = plan.read(values.config, training.workdir())
-        found = report(wanted, topology, config.num_slices)
-    print(json.dumps(found, indent=2) if config.json else table.table(found))
-    sys.exit(0 if found["fits"] else 1)
+            jax.config.update("jax_num_cpu_devices", topology.chips)  # for shardings of shapes
+        run = plan.read(values.config, training.workdir())
+        figures = report(run, topology, config.num_slices)
+    print(json.dumps(figures, indent=2) if config.json else table.table(figures))
+    sys.exit(0 if figures["fits"] else 1)
 
 
 if __name__ == "__main__":

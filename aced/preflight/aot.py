@@ -1,4 +1,4 @@
-"""Compiling a run's step for TPUs that are not there, and finding the largest batch that fits."""
+"""Compiles a step for TPUs that are not attached, and finds the largest batch that fits."""
 
 import bisect
 import dataclasses
@@ -17,21 +17,21 @@ from aced.preflight import hlo
 from aced.train import program
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_MOST_COMPILES = 8  # in the search of a batch size
-_WORTH_IT = 1.01  # a batch that is not larger by this factor is not worth a compile
+_MOST_COMPILES = 8  # in the search for a batch size
+_WORTH_IT = 1.01  # least growth of the batch that is worth a compilation
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """HBM of one device, in bytes, as the compiler has planned it."""
+    """HBM of one device, in bytes, as planned by the compiler."""
 
     arguments: int
-    temporaries: int  # of what is alive at the peak, all that is no argument
+    temporaries: int  # alive at the peak, without arguments
     code: int
 
     @property
     def used(self) -> int:
-        """What has to be free on the device."""
+        """Bytes that must be free on the device."""
         return self.arguments + self.temporaries + self.code
 
 
@@ -40,18 +40,18 @@ class Attempt:
     """A step, compiled or found not to fit."""
 
     batch_size: int
-    used: int | float  # bytes of HBM; where the step does not fit, what it would need
+    used: int | float  # bytes of HBM that are used or, if the step does not fit, needed
     fits: bool
-    seconds: float  # that the compiler took
+    seconds: float  # of compilation
     memory: Memory | None = None  # None: does not fit
     facts: hlo.Facts | None = None
 
 
 def devices(topology: Topology, num_slices: int = 1) -> list[Any]:
-    """The TPUs of a topology, for meshes to compile for; nothing runs on them.
+    """The devices of a topology, for compilation only.
 
     Raises:
-        ConfigError: libtpu is missing, or knows no slice of this shape.
+        ConfigError: libtpu is missing, or does not support a slice of this shape.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
@@ -60,17 +60,17 @@ def devices(topology: Topology, num_slices: int = 1) -> list[Any]:
         )
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
     try:
-        found = topologies.get_topology_desc(
+        tpus = topologies.get_topology_desc(
             topology_name=topology.name, platform="tpu", **slices
         ).devices
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(f"libtpu refuses the topology {topology.name}: {error}") from error
-    if len(found) != topology.chips:
+    if len(tpus) != topology.chips:
         raise ConfigError(
-            f"libtpu has {len(found)} devices in {topology.name}, and not one for each of its "
+            f"libtpu has {len(tpus)} devices in {topology.name}, and not one for each of its "
             f"{topology.chips} chips; such slices cannot be planned for."
         )
-    return list(found)
+    return list(tpus)
 
 
 def compile_step(step_of: program.Program, limit: int | float) -> Attempt:
@@ -95,8 +95,8 @@ def compile_step(step_of: program.Program, limit: int | float) -> Attempt:
         return Attempt(step_of.batch_size, needed, False, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     stats = compiled.memory_analysis()
-    # XLA's peak is what it compares with the limit. The sum of its arguments and temporaries is
-    # more, since not all temporaries are alive at once; programs are accepted where it is above.
+    # XLA compares its peak with the limit. Arguments and temporaries add up to more than the peak,
+    # since not all temporaries are alive at once.
     memory = Memory(
         arguments=stats.argument_size_in_bytes,
         temporaries=stats.peak_memory_in_bytes - stats.argument_size_in_bytes,
@@ -107,14 +107,14 @@ def compile_step(step_of: program.Program, limit: int | float) -> Attempt:
 
 
 def needed_memory(message: str) -> float | None:
-    """Bytes that a program would need, from the compiler's refusal; None: it is another error."""
+    """The bytes needed, from an out-of-memory message of the compiler; None: another error."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     size = r"([\d.]+)([KMGT]?)"
-    found = re.search(rf"Used {size} of {size} hbm", message) or re.search(
+    match = re.search(rf"Used {size} of {size} hbm", message) or re.search(
         rf"\({size}\) exceeds available HBM \({size}\)", message
     )
-    return float(found[1]) * _UNITS[found[2]] if found else None
+    return float(match[1]) * _UNITS[match[2]] if match else None
 
 
 def largest_batch(
@@ -123,16 +123,15 @@ def largest_batch(
     compile_at: Callable[[int], Attempt | None],
     limit: int | float,
 ) -> Attempt | None:
-    """The largest batch that fits, compiled; None: not even the smallest one does.
+    """Finds the largest batch that fits, by compiling; None: not even the smallest fits.
 
-    Memory is close to a straight line in the batch size, so the next size to try is where the line
-    through two that are known meets the limit; it ends where that line says that no larger size
-    fits that is larger by 1 %.
+    Memory is nearly linear in the batch size, so the next size to try is where the line through two
+    known points meets the limit. The search ends when the line predicts a gain below 1 %.
 
     Args:
-        first: does not fit.
-        sizes: the batch sizes that are possible and smaller, ascending.
-        compile_at: compiles the step for one of them; None where the settings do not allow it.
+        first: an attempt that does not fit.
+        sizes: smaller batch sizes that are possible, ascending.
+        compile_at: compiles the step for a batch size; None if the settings do not allow it.
         limit: bytes of HBM on a device.
     """
     sizes = list(sizes)
@@ -143,14 +142,14 @@ def largest_batch(
         if below + 1 >= above:
             break
         place = min(max(bisect.bisect_right(sizes, guess) - 1, below + 1), above - 1)
-        found = compile_at(sizes[place])
-        if found is None:
+        attempt = compile_at(sizes[place])
+        if attempt is None:
             del sizes[place]
             above -= 1
             continue
-        known.append((sizes[place], found.used))
-        if found.fits:
-            best, below = found, place
+        known.append((sizes[place], attempt.used))
+        if attempt.fits:
+            best, below = attempt, place
         else:
             above = place
         guess = _meeting_point(known, limit)
@@ -162,7 +161,7 @@ def largest_batch(
 
 
 def _meeting_point(known: Sequence[tuple[int, int | float]], limit: int | float) -> float | None:
-    """Where the line through the two points nearest to `limit` has it; None: it does not rise."""
+    """Where the line through the two points nearest to `limit` meets it; None: not rising."""
     (x0, y0), (x1, y1) = sorted(known, key=lambda point: abs(point[1] - limit))[:2]
     slope = (y1 - y0) / (x1 - x0)
     return x0 + (limit - y0) / slope if slope > 0 else None

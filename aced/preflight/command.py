@@ -1,4 +1,4 @@
-"""Compiles the step of a run for a topology, and measures what it needs."""
+"""Compiles the step of a run for a topology, and reports memory, time and cost."""
 
 import dataclasses
 import math
@@ -16,24 +16,24 @@ from aced.preflight import aot, plan, roofline
 from aced.preflight.hlo import Facts
 from aced.train import program
 
-USUAL_MFU = 0.5  # what the recipes' headers assume
-SHOWN = 20  # collectives listed one by one, the largest first
+USUAL_MFU = 0.5  # assumed in the headers of recipes
+SHOWN = 20  # collectives listed individually, largest first
 
 
-def report(wanted: plan.Plan, topology: Topology, num_slices: int = 1) -> dict[str, Any]:
-    """Returns all figures under the keys that `--json` prints; bytes, FLOPs and seconds.
+def report(run: plan.Plan, topology: Topology, num_slices: int = 1) -> dict[str, Any]:
+    """Returns the figures under the keys of `--json`, in bytes, FLOPs and seconds.
 
-    Figures of `hbm`, `hbm_bytes` and `collectives` are of one device; `flops` of all together.
+    `hbm`, `hbm_bytes` and `collectives` are per device; `flops` are of all devices.
 
     Raises:
-        ConfigError: the settings, or the settings and the topology, do not go together.
+        ConfigError: the settings are inconsistent, or do not fit the topology.
     """
     chip = topology.chip
     devices = aot.devices(topology, num_slices) if chip.tpu else jax.devices()[: topology.chips]
-    built = plan.first_program(wanted, meshes.make_mesh(devices, wanted.settings.mesh))
+    built = plan.first_program(run, meshes.make_mesh(devices, run.settings.mesh))
     values = _by_settings(built, topology, num_slices)
     if chip.tpu:
-        line = _compile(wanted, built, values, chip)
+        line = _compile(run, built, values, chip)
     else:
         line = _without_compiler(built, values, topology)
     if line is not None:
@@ -46,16 +46,16 @@ def report(wanted: plan.Plan, topology: Topology, num_slices: int = 1) -> dict[s
         values["mfu"] = values["flops"]["model"] / line.seconds / peak
         hours = line.seconds * built.total_steps * topology.chips / 3600
         values["run"]["chip_hours"] = hours
-    if wanted.exchanges(built.mesh, built.batch_size):
+    if run.exchanges(built.mesh, built.batch_size):
         values["notes"].append("strata are no multiple of the devices: the chosen pictures move")
-    if earlier := ", ".join(wanted.settings.before):
+    if earlier := ", ".join(run.settings.before):
         values["notes"].append(f"the runs before it are not counted: {earlier}")
-    values["assumed"] = wanted.assumed
+    values["assumed"] = run.assumed
     return values
 
 
 def _by_settings(built: program.Program, topology: Topology, num_slices: int) -> dict[str, Any]:
-    """What is known without a compiler."""
+    """The figures that need no compiler."""
     config, chip = built.method.config, topology.chip
     flops = built.method.flops_per_step(built.batch_size)
     run_flops = flops * built.total_steps
@@ -94,50 +94,49 @@ def _count(tree: PyTree) -> int:
 
 
 def _bytes(tree: PyTree) -> int:
-    """Bytes on one device, without the padding of its memory."""
+    """Bytes on one device, without padding."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def _compile(
-    wanted: plan.Plan, built: program.Program, values: dict[str, Any], chip: hardware.Chip
+    run: plan.Plan, built: program.Program, values: dict[str, Any], chip: hardware.Chip
 ) -> roofline.Roofline | None:
-    """Adds what the compiler says to `values`; returns no roofline where the step does not fit."""
+    """Adds the compiler's figures to `values`. Returns None if the step does not fit."""
     limit, hbm = chip.hbm, values["hbm"]
-    _say(f"compiling for {values['chips']} chips, which takes a minute or more for large models")
-    found = aot.compile_step(built, limit)
-    values |= {"method": "compiled", "fits": found.fits, "compile_seconds": found.seconds}
-    hbm |= {"used": found.used, "free": limit - found.used}
-    if not found.fits:
+    _log(f"compiling for {values['chips']} chips, which takes a minute or more for large models")
+    attempt = aot.compile_step(built, limit)
+    values |= {"method": "compiled", "fits": attempt.fits, "compile_seconds": attempt.seconds}
+    hbm |= {"used": attempt.used, "free": limit - attempt.used}
+    if not attempt.fits:
         best = aot.largest_batch(
-            found,
-            wanted.smaller_batches(built.mesh),
-            lambda size: _compile_at(wanted, built, size, limit),
+            attempt,
+            run.smaller_batches(built.mesh),
+            lambda size: _compile_at(run, built, size, limit),
             limit,
         )
         values["largest_batch_size"] = best and best.batch_size
         return None
-    ours = hbm["state"] + hbm["frozen"] + hbm["batch"]
     hbm |= {
-        "padding": found.memory.arguments - ours,
-        "temporaries": found.memory.temporaries,
-        "code": found.memory.code,
+        "padding": attempt.memory.arguments - hbm["state"] - hbm["frozen"] - hbm["batch"],
+        "temporaries": attempt.memory.temporaries,
+        "code": attempt.memory.code,
     }
-    values |= _of_facts(found.facts, values)
-    return roofline.of_program(found.facts, chip)
+    values |= _of_facts(attempt.facts, values)
+    return roofline.of_program(attempt.facts, chip)
 
 
 def _compile_at(
-    wanted: plan.Plan, built: program.Program, size: int, limit: int | float
+    run: plan.Plan, built: program.Program, size: int, limit: int | float
 ) -> aot.Attempt | None:
     try:
-        found = aot.compile_step(wanted.program(built.mesh, size), limit)
+        attempt = aot.compile_step(run.program(built.mesh, size), limit)
     except ConfigError as error:
-        _say(f"batch_size {size:,} is not possible: {error}")
+        _log(f"batch_size {size:,} is not possible: {error}")
         return None
-    _say(f"batch_size {size:,} needs {found.used / GIB:.2f} of {limit / GIB:.2f} GiB")
-    return found
+    _log(f"batch_size {size:,} needs {attempt.used / GIB:.2f} of {limit / GIB:.2f} GiB")
+    return attempt
 
 
 def _of_facts(facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def _by_dtype(facts: Facts) -> dict[str, int]:
 def _without_compiler(
     built: program.Program, values: dict[str, Any], topology: Topology
 ) -> roofline.Roofline:
-    """Adds what a GPU does at least to `values`."""
+    """Adds lower bounds for GPUs to `values`."""
     hbm, chip = values["hbm"], topology.chip
     used = hbm["state"] + hbm["frozen"] + hbm["batch"]
     hbm |= {"used": used, "free": chip.hbm - used}
@@ -224,5 +223,5 @@ def _without_compiler(
     )
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"preflight: {text}", file=sys.stderr, flush=True)

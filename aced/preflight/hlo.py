@@ -1,8 +1,8 @@
-"""What a compiled program does, read from its text (`compiled.as_text()`).
+"""Costs of a compiled program, read from its text (`compiled.as_text()`).
 
-XLA's own `cost_analysis` counts the body of a loop once, and says nothing about collectives. Here
-everything is counted as often as it runs: FLOPs of matrix products and convolutions, bytes moved to
-and from HBM, and every collective. Figures are those of one device.
+XLA's own `cost_analysis` counts the body of a loop once, and omits collectives. Here everything is
+counted as often as it runs: FLOPs of matrix products and convolutions, bytes moved to and from HBM,
+and collectives. Figures are per device.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from aced.preflight.hlo_text import Array, Computation, Instruction, parse
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# No data moves here: names for other buffers, or work that is counted where it is done.
+# Instructions that move no data: aliases of buffers, or calls whose body is counted.
 _FREE = re.compile(
     "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all"
     "|async-(start|update)|partition-id|replica-id|opt-barrier|.*-done"
 )
 _ASYNC_START = "AsyncCollectiveStart"
-_READS_RESULT = frozenset(("dynamic-slice", "slice", "gather"))  # and not all of the operand
-# XLA's own custom calls that multiply nothing; all others are taken for kernels.
+_READS_RESULT = frozenset(("dynamic-slice", "slice", "gather"))  # read only part of the operand
+# Custom calls of XLA without products; all others count as kernels.
 _NO_KERNELS = re.compile(
     "AllocateBuffer|AssumeGatherIndicesInBound|AsyncCollective(Start|Done)|ConcatBitcast"
     "|GatherScatterIndicesBitpacked|Sharding|SliceToDynamic|TopK|ZeroCrop"
@@ -31,11 +31,11 @@ _NO_KERNELS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction that lets devices exchange data."""
+    """A collective instruction."""
 
     kind: str  # one of COLLECTIVES
     arrays: tuple[Array, ...]  # its result on a device, per execution
-    group: int  # devices that take part in it together
+    group: int  # devices that take part in it
     times: int  # executions
     origin: str  # the JAX operation it comes from
 
@@ -54,10 +54,10 @@ class Collective:
 
     @property
     def sent(self) -> int | float:
-        """Bytes that a device has to send at least, per execution (bandwidth-optimal rings)."""
+        """Least bytes that a device sends, per execution (bandwidth-optimal rings)."""
         others = self.group - 1
         shares = {
-            "all-gather": others / self.group,  # of the result; a device sends on all but its own
+            "all-gather": others / self.group,  # of the result
             "all-to-all": others / self.group,
             "all-reduce": 2 * others / self.group,  # reduce-scatter, then all-gather
             "reduce-scatter": others,  # the result is one part of `group`
@@ -68,15 +68,15 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a program does on one device, loops multiplied out."""
+    """Costs of a program on one device, with loops multiplied out."""
 
     collectives: tuple[Collective, ...] = ()
     # FLOPs of dots and convolutions, by operand type and precision: "bf16", "f32 highest".
     flops: Counter = dataclasses.field(default_factory=Counter)
     hbm_bytes: int | float = 0  # read and written by the instructions, fusions as a whole
     unknown_loops: tuple[str, ...] = ()  # loops without a constant length, counted once
-    opaque: tuple[str, ...] = ()  # kernels that cannot be looked into; their FLOPs are missing
-    # Those of `flops` that are in branches of conditionals, beyond those of the cheapest branch.
+    opaque: tuple[str, ...] = ()  # kernels whose FLOPs are unknown and not counted
+    # FLOPs in branches of conditionals, beyond those of the cheapest branch; included in `flops`.
     branch_flops: int = 0
 
     def __add__(self, other: "Facts") -> "Facts":
@@ -90,7 +90,7 @@ class Facts:
         )
 
     def repeated(self, times: int) -> "Facts":
-        """The same, `times` times."""
+        """The costs of `times` executions."""
         return dataclasses.replace(
             self,
             collectives=tuple(
@@ -103,12 +103,12 @@ class Facts:
 
 
 def read(text: str) -> Facts:
-    """Returns what the compiled program `text` does, HLO of CPUs, GPUs or TPUs.
+    """Returns the costs of the compiled program `text`, HLO of CPUs, GPUs or TPUs.
 
-    Of a conditional, the branch with the most FLOPs counts.
+    Conditionals count with the branch that has the most FLOPs.
 
     Raises:
-        ValueError: the text has no entry computation, so it is not that of a compiled program.
+        ValueError: the text has no entry computation, so it is not a compiled program.
     """
     return _Reader(text).entry()
 
@@ -130,15 +130,18 @@ class _Reader:
         return self._of(self._entry)
 
     def _of(self, name: str, fused: bool = False) -> Facts:
-        """Facts of one execution of a computation; inside a fusion nothing touches HBM."""
+        """Facts of one execution of a computation; instructions in a fusion use no HBM."""
         key = name, fused
         if key not in self._known:
             computation = self._computations[name]
-            parts = (self._one(computation, i, fused) for i in computation.instructions.values())
+            parts = (
+                self._of_instruction(computation, i, fused)
+                for i in computation.instructions.values()
+            )
             self._known[key] = sum(parts, Facts())
         return self._known[key]
 
-    def _one(self, computation: Computation, i: Instruction, fused: bool) -> Facts:
+    def _of_instruction(self, computation: Computation, i: Instruction, fused: bool) -> Facts:
         facts = Facts() if fused else Facts(hbm_bytes=self._moved(computation, i))
         kind = i.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
@@ -165,7 +168,7 @@ class _Reader:
             branches = [self._of(name, fused) for name in names]
             branches.sort(key=lambda f: (sum(f.flops.values()), f.hbm_bytes))
             beyond = sum(branches[-1].flops.values()) - sum(branches[0].flops.values())
-            # Conditionals within the dearest branch are a part of it.
+            # Includes conditionals within this branch.
             return facts + dataclasses.replace(branches[-1], branch_flops=beyond)
         if i.opcode in ("dot", "convolution"):
             return facts + Facts(flops=product_flops(computation, i))
@@ -174,9 +177,9 @@ class _Reader:
         return facts
 
     def _is_repeated(self, computation: Computation, i: Instruction) -> bool:
-        """TPUs name an asynchronous collective again in the fusions that run meanwhile and end it.
+        """Whether a TPU collective is repeated in the fusions that overlap with it or finish it.
 
-        All are links of one chain; the fusion that starts it is the one to count.
+        All belong to one chain; only the fusion that starts it counts.
         """
         chain = re.search(r'chain_id="(\d+)"', i.attributes)
         if not chain or chain[1] not in self._started:
@@ -184,7 +187,7 @@ class _Reader:
         return all(_target(user) != _ASYNC_START for user in computation.users[i.name])
 
     def _as_reduce_scatter(self, called: str, fusion: Instruction) -> Collective | None:
-        """TPUs fuse an all-reduce with the slice that a device keeps of it."""
+        """An all-reduce that TPUs fuse with the slice of its result on each device."""
         computation = self._computations[called]
         reduces = [i for i in computation.instructions.values() if i.opcode == "all-reduce"]
         if len(reduces) != 1 or computation.root.opcode != "dynamic-slice":
@@ -197,7 +200,7 @@ class _Reader:
     # Loops.
 
     def _trip_count(self, computation: Computation, loop: Instruction) -> int | None:
-        """Iterations of a loop that counts up to a constant; None if it is no such loop."""
+        """Iterations of a loop that counts up to a constant; None for other loops."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if known:
             return int(known[1])
@@ -215,7 +218,9 @@ class _Reader:
             return _number(_source(computation, initial.operands[place]))
 
         counter, limit = _tuple_place(sides[0]), _number(sides[1])
-        if (place := _tuple_place(sides[1])) is not None:  # carried along: it must not change
+        if (
+            place := _tuple_place(sides[1])
+        ) is not None:  # carried by the loop, so it must be constant
             same = _tuple_place(_source(body, body.root.operands[place])) == place
             limit = before(place) if same else None
         if counter is None or limit is None or (start := before(counter)) is None:
@@ -227,7 +232,7 @@ class _Reader:
         return max(0, -(-(limit + (direction[1] == "LE") - start) // steps[0]))
 
     def _opened(self, computation: Computation, name: str) -> tuple[Instruction, list[Instruction]]:
-        """The operation that computes `name`, out of its fusion if need be, and its arguments."""
+        """The operation that computes `name`, perhaps inside a fusion, and its arguments."""
         operation = _source(computation, name)
         if operation.opcode != "fusion":
             return operation, [_source(computation, operand) for operand in operation.operands]
@@ -265,7 +270,7 @@ class _Reader:
         return written + sum(a.hbm_bytes for operand in operands for a in operand.arrays)
 
     def _read_of(self, fused: Computation, name: str) -> int | float:
-        """Bytes that a fusion reads of one of its operands; slices need not read all of it."""
+        """Bytes that a fusion reads of an operand, which slices read only in part."""
         total = 0
         for user in fused.users[name]:
             if user.opcode == "bitcast":
@@ -298,7 +303,7 @@ class _Reader:
 
 
 def _source(computation: Computation, name: str) -> Instruction:
-    """The instruction that computes `name`, copies and reshapes looked through."""
+    """The instruction that computes `name`, ignoring copies and reshapes."""
     instruction = computation.instructions[name]
     while instruction.opcode in ("copy", "bitcast", "reshape", "copy-done", "copy-start"):
         instruction = computation.instructions[instruction.operands[0]]

@@ -1,6 +1,6 @@
-"""FLOPs of one dot or convolution, as XLA's HloCostAnalysis counts them.
+"""FLOPs of one dot or convolution, as counted by XLA's HloCostAnalysis.
 
-Two for every multiply-add of elements that are there: neither padding nor the gaps of a dilation.
+Two per multiply-add of existing elements, without padding and the gaps of dilation.
 """
 
 import functools
@@ -31,7 +31,7 @@ def product_flops(computation: Computation, i: Instruction) -> Counter:
 def _convolution_macs(
     attributes: str, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
 ) -> int:
-    """Multiply-adds of a convolution; TPUs write every matrix product as one, batched ones too."""
+    """Multiply-adds of a convolution; on TPUs every matrix product is a convolution."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     window = re.search(r"window=\{([^}]*)\}", attributes)
     fields = dict(part.split("=") for part in window[1].split()) if window else {}
@@ -66,7 +66,7 @@ def _valid_positions(
     input_dilation: int,
     kernel_dilation: int,
 ) -> int:
-    """Pairs of output and kernel positions that meet an element, and neither padding nor a gap."""
+    """Number of pairs of output and kernel positions that meet an existing element."""
     count = 0
     for k in range(kernel):
         for o in range(outputs):

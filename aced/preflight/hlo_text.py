@@ -1,6 +1,6 @@
-"""The text of a compiled program (HLO) as computations of instructions.
+"""Parses the text of a compiled program (HLO) into computations of instructions.
 
-Understood is what `compiled.as_text()` prints for CPUs, GPUs and TPUs, whose layouts have tiles and
+Supports the output of `compiled.as_text()` for CPUs, GPUs and TPUs, whose layouts have tiles and
 memory spaces: `bf16[6,128,512]{2,1,0:T(8,128)(2,1)S(1)}`.
 """
 
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0}  # of all other types the name ends in the bits
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # other types have their bits in the name
 _HBM = "S(0)"  # TPU: S(1) is the vector memory, S(2) semaphores, S(5) the host, S(6) scalars
 
 
@@ -37,7 +37,7 @@ class Array:
 
     @property
     def hbm_bytes(self) -> int:
-        """Bytes in HBM with the padding to whole tiles; 0 if it lives in another memory."""
+        """Bytes in HBM, padded to whole tiles; 0 if the array is in another memory."""
         order, _, place = self.layout.partition(":")
         space = re.search(r"S\(\d+\)", place)
         if space and space[0] != _HBM:
@@ -64,14 +64,14 @@ class Instruction:
     type: Type
     opcode: str
     operands: tuple[str, ...]
-    literal: str  # what stands between the parentheses
+    literal: str  # the text between the parentheses
     attributes: str
     is_root: bool
 
     def calls(self, *keys: str) -> list[str]:
-        """Computations that the attributes `keys` name."""
-        found = re.findall(rf"\b(?:{'|'.join(keys)})=(%[\w.-]+|{{[^}}]*}})", self.attributes)
-        return [name for value in found for name in re.findall(r"%([\w.-]+)", value)]
+        """Names of the computations in the attributes `keys`."""
+        values = re.findall(rf"\b(?:{'|'.join(keys)})=(%[\w.-]+|{{[^}}]*}})", self.attributes)
+        return [name for value in values for name in re.findall(r"%([\w.-]+)", value)]
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -80,7 +80,7 @@ class Instruction:
 
     @property
     def result(self) -> tuple[Array, ...]:
-        """What the instruction makes; a `-start` also names its operands and semaphores."""
+        """The arrays computed, without the operands and semaphores in the type of a `-start`."""
         if self.opcode.endswith("-start") and isinstance(self.type, tuple):
             if self.opcode == "all-reduce-start":
                 return self.arrays
@@ -156,7 +156,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who reads an instruction's result."""
+        """The instructions that read each instruction's result."""
         users = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -165,15 +165,15 @@ class Computation:
 
     def parameter(self, number: int) -> Instruction:
         """Argument `number`, from 0."""
-        wanted = (i for i in self.instructions.values() if i.opcode == "parameter")
-        return next(i for i in wanted if i.literal == str(number))
+        parameters = (i for i in self.instructions.values() if i.opcode == "parameter")
+        return next(i for i in parameters if i.literal == str(number))
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Returns the computations by name, and the name of the one that a call of the program runs.
+    """Returns the computations by name, and the name of the entry computation.
 
     Raises:
-        ValueError: the text has no entry computation, so it is not that of a compiled program.
+        ValueError: the text has no entry computation, so it is not a compiled program.
     """
     computations: dict[str, Computation] = {}
     entry = current = None

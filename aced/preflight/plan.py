@@ -1,4 +1,4 @@
-"""A run's settings, complete without its data and without the checkpoints it starts from."""
+"""A run's settings, completed without its data and the checkpoints that it starts from."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from aced.parallel import mesh as meshes
 from aced.train import program
 from aced.train.config import TrainConfig, parse
 
-ASSUMED_DATA_SIZE = 10_000_000  # examples, for durations in epochs where there is no data set
+ASSUMED_DATA_SIZE = 10_000_000  # examples, for durations in epochs if the data set is missing
 _MOST_SIZES = 4096  # batch sizes to consider
 
 
 @dataclasses.dataclass
 class Plan:
-    """A run's settings without what is on no disk yet; `assumed` says what was put in its place."""
+    """A run's settings, with assumptions in place of missing files, described in `assumed`."""
 
     settings: TrainConfig  # with the strata of selection as configured
     assumed: list[str]
@@ -37,7 +37,7 @@ class Plan:
         """The run's step on `mesh`.
 
         Raises:
-            ConfigError: these settings do not go together.
+            ConfigError: the settings do not fit together.
         """
         return program.build(self.at(batch_size), mesh, self.data_size)
 
@@ -49,7 +49,7 @@ class Plan:
         return [smaller for smaller in range(step, size, step) if self._allows(mesh, smaller)]
 
     def _allows(self, mesh: Mesh, batch_size: int) -> bool:
-        """Whether a batch can be shared, chosen from and cut; and no pixel moves that did not."""
+        """Whether a batch fits mesh and micro-batches, and needs no new exchange of examples."""
         shards, method = meshes.example_shards(mesh), self.settings.method
         try:
             candidates = method.for_batch(batch_size).super_batch_size(batch_size)
@@ -63,19 +63,19 @@ class Plan:
         )
 
     def exchanges(self, mesh: Mesh, batch_size: int) -> bool:
-        """Whether chosen examples move between devices, as strata do not keep them in place."""
+        """Whether chosen examples move between devices."""
         method = self.settings.method.for_batch(batch_size)
         return method.selects and method.selection.strata % meshes.example_shards(mesh) > 0
 
 
 def read(config: Settings, workdir: str) -> Plan:
-    """Returns the run's settings, the architectures of its frozen models included.
+    """Returns the run's settings, with the architectures of its frozen models.
 
-    A frozen model without a run is as the config has it, or as a run of `config.before` will train
-    it. Durations in epochs count those of the data set, where there is one.
+    If the run of a frozen model is missing, its architecture is taken from the config or from
+    `config.before`.
 
     Raises:
-        ConfigError: a setting is wrong, or nothing says what a frozen model looks like.
+        ConfigError: a setting is wrong, or the architecture of a frozen model is unknown.
     """
     parsed = parse(config)
     settings = dataclasses.replace(parsed, method=methods.parse(config["method"]))
@@ -86,7 +86,7 @@ def read(config: Settings, workdir: str) -> Plan:
 
 
 def _frozen_model(out: Plan, name: str, workdir: str) -> TrainedConfig:
-    """A frozen model with its architecture, without its run or its cache."""
+    """A frozen model with its architecture, which needs no run or cache."""
     method = out.settings.method
     item, key = method.frozen[name], method.key_of(name)
     if item.cache:
@@ -96,13 +96,13 @@ def _frozen_model(out: Plan, name: str, workdir: str) -> TrainedConfig:
     missing = f"{key}.checkpoint = {item.checkpoint!r} holds no run"
     model, where = _architecture(out, item, key)
     if model is None:
-        raise ConfigError(f"{missing}, and nothing says how large it is; set {key}.model, too.")
+        raise ConfigError(f"{missing}, and its architecture is unknown; set {key}.model, too.")
     out.assumed.append(f"{missing}; the model is {where}")
     return dataclasses.replace(item, checkpoint="", model=model)
 
 
 def _architecture(out: Plan, item: TrainedConfig, key: str) -> tuple[ModelConfig | None, str]:
-    """A frozen model's architecture by the settings alone, and where it stands; None: nowhere."""
+    """A frozen model's architecture in the config, and its path; None: not in the config."""
     if item.model is not None:
         return item.model, f"{key}.model"
     for earlier, run in out.settings.before.items():
@@ -120,16 +120,16 @@ def _cached_model(
     model, where = _architecture(out, item, key)
     if model is None:
         raise ConfigError(
-            f"{missing}, and nothing says how wide its embeddings are; set {key}.model, too."
+            f"{missing}, and the width of its embeddings is unknown; set {key}.model, too."
         )
     out.assumed.append(f"{missing}; its embeddings are as wide as those of {where}")
-    # Any scale and bias do: no cost depends on them.
+    # Costs do not depend on scale and bias.
     bias = item.bias if item.bias is not None or model.init_bias is None else 0.0
     return dataclasses.replace(item, checkpoint="", model=model, scale=item.scale or 1.0, bias=bias)
 
 
 def first_program(out: Plan, mesh: Mesh) -> program.Program:
-    """The program; the data set is opened only where a duration in epochs asks for its size."""
+    """The run's step. The data set is opened only if a duration in epochs needs its size."""
     size = out.settings.batch_size
     try:
         return out.program(mesh, size)

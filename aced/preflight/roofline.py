@@ -1,4 +1,4 @@
-"""The least time that a step can take: by its products, by its memory, by its interconnect."""
+"""Lower bounds on the time of a step: by compute, memory and interconnect."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from aced.cost.hardware import Chip
 from aced.preflight.hlo import Facts
 
-# Products of float32 run on bfloat16 units in so many passes (XLA's BF16_BF16_F32_X3, _X6).
+# Passes of bfloat16 units for a float32 product (XLA's BF16_BF16_F32_X3, _X6).
 _PASSES = {"high": 3, "highest": 6}
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds on one device. What overlaps perfectly takes as long as the longest."""
+    """Seconds on one device. With perfect overlap a step takes the maximum."""
 
     compute: float
     memory: float
@@ -20,12 +20,12 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """The least time of a step."""
+        """The lower bound on the time of a step."""
         return max(dataclasses.astuple(self))
 
     @property
     def bound_by(self) -> str:
-        """Which of the three it is."""
+        """The name of the maximum."""
         times = dataclasses.asdict(self)
         return max(times, key=times.get)
 
@@ -48,18 +48,18 @@ def of_settings(
     mesh: Mapping[str, int],
     chip: Chip,
 ) -> Roofline:
-    """The roofline of a step that is not compiled: what it does at least, on one device.
-
-    Args:
-        flops: of the device, without what is computed again.
-        state_bytes: parameters and optimizer of the device; read and written once.
-        read_bytes: batch and frozen parameters of the device; read once.
-        parameter_bytes: the learner's, on all devices that share a copy together.
-        mesh: lengths of the axes data, fsdp and tensor.
-        chip: the device.
+    """The roofline of a step from its settings: a lower bound, on one device.
 
     Gradients are summed over `data`; over `fsdp` parameters are gathered forward and backward, and
     gradients scattered.
+
+    Args:
+        flops: per device, without rematerialisation.
+        state_bytes: parameters and optimizer state per device; read and written once.
+        read_bytes: batch and frozen parameters per device; read once.
+        parameter_bytes: of one copy of the learner.
+        mesh: lengths of the axes data, fsdp and tensor.
+        chip: the device.
     """
     data, fsdp, tensor = (mesh[axis] for axis in ("data", "fsdp", "tensor"))
     whole = parameter_bytes / tensor

@@ -1,4 +1,4 @@
-"""The figures of a pre-flight as a table for people."""
+"""The figures of a pre-flight as a readable table."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ _NAMES = {"state": "parameters, optimizer", "frozen": "frozen models", "padding"
 
 
 def table(report: dict[str, Any]) -> str:
-    """Returns `report`, as `preflight.report` makes it, in lines of two columns."""
+    """Returns the figures of `preflight.command.report` in lines of two columns."""
     rows = [*_setting(report), *_memory(report["hbm"])]
     if "time" in report:
         rows += [*_work(report), *_collectives(report), *_speed(report)]
@@ -21,11 +21,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """The last line: whether it fits, and what would."""
+    """The last line: whether the step fits, or else which batch would."""
     hbm, size = report["hbm"], report["batch_size"]
     if report["method"] == "roofline":
         verb = "fit" if report["fits"] else "do NOT fit"
-        return f"Parameters and batch {verb}; whether the step does, only a compiler can say."
+        return (
+            f"Parameters and batch {verb}; whether the step fits is only known after compilation."
+        )
     if report["fits"]:
         return f"FITS, with {_bytes(hbm['free'])} of {_bytes(hbm['limit'])} free on a device."
     short = f"DOES NOT FIT: batch_size = {size:,} needs {_bytes(hbm['used'])} of "

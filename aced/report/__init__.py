@@ -1,1 +1,1 @@
-"""HTML pages with curves and pictures of runs: `python -m aced.report`."""
+"""HTML pages with curves and images of runs: `python -m aced.report`."""

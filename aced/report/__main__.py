@@ -1,9 +1,9 @@
-"""A page that compares runs: `python -m aced.report runs/* --out=report.html`.
+"""Writes a page that compares runs: `python -m aced.report runs/* --out=report.html`.
 
-What each cost and got, which settings differ, curves at equal examples and at equal FLOPs, and
-pictures of what was chosen and what was left. The page holds all it shows and loads nothing, so it
-can be sent. The pictures are read again from the data of the runs; where these are out of reach,
-the page says so. Curves need matplotlib (`pip install '.[plots]'`).
+The page has costs and scores, settings that differ, curves over examples and over FLOPs, and images
+of chosen and rejected examples. It is self-contained. The images are read from the data of the
+runs; if these are unavailable, the page has the reason instead. Curves need matplotlib
+(`pip install '.[plots]'`).
 """
 
 from absl import app, flags

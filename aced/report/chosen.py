@@ -1,4 +1,4 @@
-"""What a run trained on and what it left: some examples of some super-batches, read again."""
+"""Samples of the chosen and the rejected examples of a run, read again from its data."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,22 +16,22 @@ from aced.train.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record as it is shown."""
+    """A record for display."""
 
     id: int
     picture: Any  # encoded, or uint8 [h w 3]; None: the record cannot be read
     texts: tuple[str, ...]
-    is_noisy: bool | None  # None: the source does not know
+    is_noisy: bool | None  # None: not labelled by the source
 
 
 @dataclasses.dataclass(frozen=True)
 class SuperBatch:
-    """Some of the candidates of a step, in no particular order."""
+    """A sample of the candidates of a step, in random order."""
 
     step: int
     size: int  # B
     chosen: list[Example]
-    left: list[Example]  # none where everything is trained on
+    left: list[Example]  # empty if everything is trained on
 
 
 def super_batches(
@@ -41,47 +41,39 @@ def super_batches(
     places: Sequence[float],
     count: int,
 ) -> Iterator[SuperBatch]:
-    """Yields what was chosen and what was left at some steps of a run.
+    """Yields samples of the chosen and the rejected examples at some steps of a run.
 
-    Which example is row i of super-batch t follows from the seed and t alone, so a super-batch can
-    be known again by its step. A record that could not be used, and whose place another one took,
-    is counted among those left.
+    Row i of super-batch t follows from the seed and t alone, so the super-batch can be rebuilt from
+    the step. Unusable records that were replaced by others count as rejected.
 
     Args:
-        workdir: of the run, with its picks.
-        settings: the run's.
-        fingerprint: of the data that the run saw.
-        places: in the file of picks, between 0, the first step in it, and 1, the last.
-        count: examples of either kind, at most.
+        workdir: of the run.
+        settings: of the run.
+        fingerprint: of the data of the run.
+        places: relative positions in the file of picks, from 0, the first step, to 1, the last.
+        count: the maximal number of examples of either kind.
 
     Raises:
-        FileNotFoundError: there are no picks.
-        DatasetError: none is on file, or the data are others now.
-        ConfigError: the data are not where they were, or of a source that is not installed.
-        OSError: they cannot be read.
+        FileNotFoundError: the run has no file of picks.
+        DatasetError: the file of picks is empty, or the data have changed.
+        ConfigError: the data are missing, or their source is not installed.
+        OSError: the data cannot be read.
     """
     picks = history.some_picks(workdir, places)
     if not picks:
-        raise DatasetError(f"{workdir} has no picks on file; picks_steps says how often they are.")
+        raise DatasetError(f"{workdir} has no picks on file; see picks_steps.")
     source = open_source(settings.data)
     if source.fingerprint != fingerprint:
         raise DatasetError(f"{source.name} is not what the run of {workdir} has seen.")
     size = settings.method.super_batch_size(settings.batch_size)
     order = orders.of(source, seed=settings.seed, shuffle=settings.data.shuffle, rows=size)
     for step, ids in sorted(picks.items()):
-        # Metrics count the updates done: what is on file as step 1 was chosen from super-batch 0.
+        # Metrics count completed steps, so step 1 was chosen from super-batch 0.
         draws = range((step - 1) * size, step * size)
         left = np.setdiff1d([order[draw] for draw in draws], ids).tolist()
-        rng = np.random.default_rng(step)  # the same page for the same run
-        yield SuperBatch(
-            step,
-            size,
-            *([_read(source, i) for i in _some(some, count, rng)] for some in (ids, left)),
-        )
-
-
-def _some(ids: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
-    return rng.permutation(np.asarray(ids, np.int64))[:count].tolist()
+        rng = np.random.default_rng(step)  # makes the page reproducible
+        samples = (rng.permutation(np.asarray(x, np.int64))[:count].tolist() for x in (ids, left))
+        yield SuperBatch(step, size, *([_read(source, i) for i in sample] for sample in samples))
 
 
 def _read(source: Source, number: int) -> Example:

@@ -1,4 +1,4 @@
-"""Draws the page that compares runs, and the pictures of what a run chose."""
+"""Creates the page that compares runs, and the page of a run's choices."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from aced.train import summary
 from aced.train.config import TrainConfig, parse
 
 PICTURES = "picks.html"
-_PLACES = (0.0, 0.5, 1.0)  # in the file of picks: which are shown
+_PLACES = (0.0, 0.5, 1.0)  # relative positions in the file of picks
 _CURVES = (  # besides the scores of evaluations
     "loss",
     "selection/noisy_share",
@@ -28,8 +28,8 @@ _CURVES = (  # besides the scores of evaluations
     "selection/near_copies",
     "selection/easy_overlap",
 )
-_MOST_SETTINGS = 60  # that differ, and are listed
-_EARLIER = ("before", "before_caches")  # settings of what ran before the run
+_MOST_SETTINGS = 60  # rows in the table of settings that differ
+_EARLIER = ("before", "before_caches")  # settings of earlier runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ReportConfig(FlagSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is known of a run from its workdir."""
+    """The data of a run, read from its workdir."""
 
     folder: epath.Path
     settings: dict[str, Any]
@@ -56,10 +56,10 @@ class Run:
 
 
 def report(folders: Sequence[str], config: ReportConfig) -> str:
-    """Returns the page of the runs in `folders`; what is no run's workdir is named on it.
+    """Returns the page of the runs in `folders`, with a list of the folders that hold no run.
 
     Raises:
-        ConfigError: none of them is a run's, or matplotlib is not installed.
+        ConfigError: no folder holds a run, or matplotlib is not installed.
     """
     runs, others = _open(folders)
     if not runs:
@@ -84,10 +84,10 @@ def report(folders: Sequence[str], config: ReportConfig) -> str:
 
 
 def write_pictures(workdir: epath.PathLike) -> epath.Path:
-    """Writes PICTURES in a run's workdir: what was chosen and what was left at three steps.
+    """Writes a page to a run's workdir, with chosen and rejected examples at three steps.
 
     Returns:
-        The page. It needs no matplotlib; where the data cannot be read again, it says why.
+        Path of the page. If the data cannot be read, the page has the reason instead.
     """
     folder = epath.Path(workdir)
     runs, _ = _open([str(folder)])
@@ -98,33 +98,33 @@ def write_pictures(workdir: epath.PathLike) -> epath.Path:
 
 
 def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:
-    """The runs by the shortest names that tell them apart, and the folders that are none."""
-    found, others = {}, []
+    """The runs by their shortest unique names, and the folders that hold no run."""
+    runs, others = {}, []
     for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
         path = expand(name)
         storage.check_scheme(path, "The run", ("gs",))
         folder = epath.Path(path)
         if summary.is_run(folder):
-            found[name] = Run(folder, *record.read(folder)[:2], history.read(folder))
+            runs[name] = Run(folder, *record.read(folder)[:2], history.read(folder))
         else:
             others.append(name)
-    short = {name: name.rpartition("/")[2] for name in found}
+    short = {name: name.rpartition("/")[2] for name in runs}
     if len(set(short.values())) == len(short):
-        found = {short[name]: run for name, run in found.items()}
-    return found, others
+        runs = {short[name]: run for name, run in runs.items()}
+    return runs, others
 
 
 def _differing(runs: Mapping[str, Run]) -> list[list[str]]:
-    """A row for each setting that is not the same in all runs; those of earlier runs left out."""
+    """A row for each setting that differs between runs, without those of earlier runs."""
     settings = {name: flatten(run.settings) for name, run in runs.items()}
-    keys = sorted({key for of_run in settings.values() for key in of_run})
+    keys = sorted({key for values in settings.values() for key in values})
     rows = []
     for key in keys:
-        # What is a setting in one run and a group of them in another is told once, as a whole.
+        # A key that is a setting in one run and a group in another gets a single row.
         parents = [".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 1)]
         if parents and (parents[0] in _EARLIER or not set(parents).isdisjoint(keys)):
             continue
-        values = [_text(of_run.get(key, ...)) for of_run in settings.values()]
+        values = [_text(run_settings.get(key, ...)) for run_settings in settings.values()]
         if len(set(values)) > 1:
             rows.append([key, *values])
     more = len(rows) - _MOST_SETTINGS
@@ -139,8 +139,8 @@ def _text(value: Any) -> str:
 
 def _curves(lines: Mapping[str, curves.Run]) -> list[str]:
     """The names of the metrics to draw: losses, noisy picks, and scores of evaluations."""
-    found = dict.fromkeys(name for of_run in lines.values() for line in of_run for name in line)
-    return [name for name in found if name in _CURVES or name in summary.scores(found)]
+    names = dict.fromkeys(name for run in lines.values() for line in run for name in line)
+    return [name for name in names if name in _CURVES or name in summary.scores(names)]
 
 
 def _pictures(run: Run, count: int) -> list[str]:
@@ -148,7 +148,7 @@ def _pictures(run: Run, count: int) -> list[str]:
         settings = parse(run.settings)
         batches = chosen.super_batches(run.folder, settings, run.fingerprint, _PLACES, count)
         shown = list(batches)
-    except (OSError, ConfigError, DatasetError) as error:  # the page is worth having without
+    except (OSError, ConfigError, DatasetError) as error:  # the page is useful without images
         return [f"<p>No pictures: {page.escape(str(error))}</p>"]
     parts = []
     for batch in shown:
@@ -159,7 +159,7 @@ def _pictures(run: Run, count: int) -> list[str]:
         if batch.left:
             parts.append(f"<p>Left:</p>{_figures(batch.left, settings)}")
     if any(x.is_noisy is not None for batch in shown for x in (*batch.chosen, *batch.left)):
-        parts.append("<p>Framed in red: pairs that the data set knows to be wrong.</p>")
+        parts.append("<p>Framed in red: pairs that the data set labels as wrong.</p>")
     return parts
 
 

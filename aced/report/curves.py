@@ -1,4 +1,4 @@
-"""Curves of several runs, at equal examples trained and at equal FLOPs, as SVG."""
+"""Curves of several runs over examples trained and over FLOPs, as SVG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,19 @@ import numpy as np
 from aced.config import ConfigError
 
 AXES = {"examples_trained": "examples trained", "flops": "FLOPs, scoring included"}
-_POINTS = 1000  # of a curve; more are not seen
+_POINTS = 1000  # the maximum of a curve
 _SIZE = 11.0, 3.2  # inches
-_WITH_MARKERS = 50  # points up to which each is marked
+_WITH_MARKERS = 50  # the maximum of a curve with markers
 
 Run = Sequence[Mapping[str, int | float]]  # lines of metrics.jsonl
 
 
 def draw(name: str, runs: Mapping[str, Run]) -> bytes:
-    """Returns one metric of all runs that have it, over both costs.
+    """Plots a metric of all runs that have it, over both costs.
 
     Args:
         name: of the metric.
-        runs: their lines, by the name that the legend gives them.
+        runs: lines of each run, by its name in the legend.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -30,7 +30,7 @@ def draw(name: str, runs: Mapping[str, Run]) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(f"Curves need `pip install '.[plots]'`: {error}") from error
-    # The same page from the same runs: no date, no random names of clip paths.
+    # Reproducible output: no date, no random names of clip paths.
     with mpl.rc_context({"svg.hashsalt": "aced"}):
         figure = Figure(figsize=_SIZE, layout="constrained")
         for axis, (cost, title) in zip(figure.subplots(1, 2), AXES.items(), strict=True):
@@ -49,17 +49,15 @@ def draw(name: str, runs: Mapping[str, Run]) -> bytes:
 
 
 def points(lines: Run, cost: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where a run was by its cost, [n] and [n]; of many points the means of neighbours."""
-    found = [(line[cost], line[name]) for line in lines if name in line and cost in line]
-    found = np.array(found, np.float64).reshape(-1, 2)
-    found = found[np.isfinite(found[:, 1])]
-    several = -(-len(found) // _POINTS)
-    if several > 1:
-        pieces = np.array_split(found, _POINTS)
-        found = np.stack([piece.mean(0) for piece in pieces])
-    return found[:, 0], found[:, 1]
+    """Costs [n] and values [n] of a metric; means of neighbours if there are too many points."""
+    pairs = [(line[cost], line[name]) for line in lines if name in line and cost in line]
+    xy = np.array(pairs, np.float64).reshape(-1, 2)
+    xy = xy[np.isfinite(xy[:, 1])]
+    if len(xy) > _POINTS:
+        xy = np.stack([piece.mean(0) for piece in np.array_split(xy, _POINTS)])
+    return xy[:, 0], xy[:, 1]
 
 
 def _plain(text: str) -> str:
-    """Without matplotlib's own language, and what a legend would leave out."""
+    """Escapes mathtext, and the leading underscore that would hide a legend entry."""
     return text.replace("$", r"\$").lstrip("_")

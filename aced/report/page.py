@@ -1,4 +1,4 @@
-"""Pages of HTML that hold all they show, load nothing, and take no text for their own language."""
+"""Self-contained HTML pages, with all text escaped."""
 
 import base64
 import html
@@ -13,7 +13,7 @@ from PIL import Image
 from aced.data.images.decode import DecodeError, decode
 
 _SIDE = 128  # of the pictures shown, pixels
-_LONGEST = 200  # characters of a text of the data
+_LONGEST = 200  # characters of a text from the data
 _STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; } td, th { padding: .1rem .8rem .1rem 0; text-align: left; }
@@ -26,8 +26,8 @@ figure img { min-width: 4rem; image-rendering: pixelated; }
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """The page, of parts that are HTML."""
-    # Nothing in it may load or run anything, should an escape be missing some day.
+    """A page of HTML parts."""
+    # Forbids loading and scripts, in case an escape is ever missing.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -35,11 +35,11 @@ def document(title: str, parts: Iterable[str]) -> str:
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
-    return text.encode("utf-8", "replace").decode()  # without the halves of broken characters
+    return text.encode("utf-8", "replace").decode()  # replaces lone surrogates
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A heading and a table; whole numbers are set to the right."""
+    """A heading and a table; integers are right-aligned."""
     if not (rows := list(rows)):
         return f"<h2>{html.escape(title)}</h2><p>Nothing.</p>"
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
@@ -54,7 +54,7 @@ def _cell(value: Any) -> str:
 
 
 def escape(text: str) -> str:
-    """Text of the data set: shortened, and no part of the page's language."""
+    """Shortens and escapes a text."""
     return html.escape(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
 
 
@@ -65,19 +65,19 @@ def figure(
     *,
     marked: bool = False,
 ) -> str:
-    """A small picture and what is said of it, or why it cannot be shown.
+    """A small image with a caption, or an error message if it cannot be decoded.
 
     Args:
         picture: encoded, or its pixels.
-        caption: in any words.
-        max_pixels: larger encoded pictures are not decoded.
-        marked: framed in red.
+        caption: any text; escaped here.
+        max_pixels: larger encoded images are not decoded.
+        marked: whether to frame the image in red.
     """
     try:
         pixels = picture
         if isinstance(picture, bytes):
             pixels = decode(picture, max_pixels, at_least=_SIDE)
-    except DecodeError as error:  # the copy is damaged; the shards were checked before
+    except DecodeError as error:
         return f"<figure>{escape(str(error))}</figure>"
     small = Image.fromarray(pixels)
     small.thumbnail((_SIDE, _SIDE))
@@ -91,5 +91,5 @@ def figure(
 
 
 def data_url(data: bytes, kind: str) -> str:
-    """A file as an address that holds it."""
+    """A file as a data URL."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""Choosing the b examples to train on from a super-batch of B candidates."""
+"""Selection of the b examples to train on from a super-batch of B candidates."""
 
 import jax
 from flax import struct
@@ -20,13 +20,13 @@ __all__ = ["Selection", "SelectionConfig", "collapse", "select", "take"]
 class Selection:
     """The chosen examples."""
 
-    # Positions in the super-batch, without repetition, b / strata in every stratum; sort them for
+    # Positions in the super-batch, without repetition, b / strata in every stratum; sort before
     # `take`.
     ids: Int[Array, " b"]
-    # "selection/score_selected": mean score of the picks at the moment they were drawn, given
-    # what had been chosen before; "selection/score_candidates": that of all that they were drawn
-    # from, which is what uniform draws would have got. "selection/perplexity": of the draws that
-    # sample, the effective number of candidates over their number; 1 is uniform.
+    # "selection/score_selected": mean score of the picks when drawn, given the earlier picks.
+    # "selection/score_candidates": mean score of all available candidates at each draw, the
+    # expectation of a uniform draw. "selection/perplexity": effective number of candidates of a
+    # sampling draw, divided by their number; 1 is uniform.
     metrics: dict[str, Float[Array, ""]]
 
 
@@ -39,24 +39,23 @@ def select(
     loss: str,
     size: int,
 ) -> Selection:
-    """Chooses `size` of the B candidates that `learner` and `reference` have embedded.
+    """Chooses `size` of the B candidates embedded by `learner` and `reference`.
 
-    A pure function of its arguments, to be called under `jit`. The random numbers are drawn for
-    the whole super-batch, so that the picks depend on `key` and `config.strata`, and not on the
-    devices over which the embeddings are sharded. `config.strata=None` is that of
-    `config.for_batch(size, B)`.
+    A pure function, to be called under `jit`. Random numbers are drawn for the whole super-batch,
+    so the picks depend on `key` and `config.strata`, but not on how embeddings are sharded. With
+    `config.strata=None` the number of strata is that of `config.for_batch(size, B)`.
 
     Args:
         key: a typed PRNG key.
         learner: embeddings of the super-batch; may be None with score "easy_reference".
-        reference: the same super-batch; may be None with score "hard_learner". Its width may
-            differ from the learner's.
+        reference: embeddings of the same super-batch; may be None with score "hard_learner". The
+            width may differ from the learner's.
         config: the settings.
-        loss: "sigmoid" or "softmax": the loss whose values are the scores.
+        loss: "sigmoid" or "softmax", the loss that scores are made of.
         size: b, the number of examples to choose.
 
     Raises:
-        ConfigError: the settings contradict each other or the sizes, or a model is missing.
+        ConfigError: settings and sizes do not fit together, or a model is missing.
     """
     if loss not in ("sigmoid", "softmax"):
         raise ConfigError(f"Selection scores 'sigmoid' or 'softmax' losses, got {loss!r}.")
@@ -71,5 +70,5 @@ def select(
         noise = jax.random.gumbel(key, (n,))
         ids, metrics = select_independent(noise, terms, config, loss=loss, size=size)
     is_reference = scores.needs(config.score, "reference")
-    about = describe(ids, terms[-1][1], config.strata, is_reference=is_reference)
-    return Selection(ids=ids, metrics=metrics | about)
+    diagnostics = describe(ids, terms[-1][1], config.strata, is_reference=is_reference)
+    return Selection(ids=ids, metrics=metrics | diagnostics)

@@ -9,8 +9,8 @@ from annotated_types import Interval
 from aced.bounds import PositiveFloat, PositiveInt, ProperFraction
 from aced.config import Checked, ConfigError
 
-# Of `strata=None`: what a slice of 256 chips needs, and a share of a stratum that is large beside
-# what chance makes of it.
+# Limits for `strata=None`: enough strata for 256 chips, and enough picks per stratum that a fixed
+# share costs little.
 _MOST_STRATA, _LEAST_SHARE = 256, 128
 
 
@@ -67,22 +67,22 @@ class SelectionConfig(Checked):
             )
 
     def gain_of(self, loss: str) -> float:
-        """The gain for the scores of this loss, "sigmoid" or "softmax"."""
+        """The gain for the given loss, "sigmoid" or "softmax"."""
         if loss == "softmax" and self.softmax_gain is not None:
             return self.softmax_gain
         return self.gain
 
     def for_batch(self, size: int, super_batch: int | None = None) -> "SelectionConfig":
-        """Returns the same settings with `strata` a number, for a sub-batch of `size`.
+        """Returns the settings with a number of strata, for a sub-batch of `size`.
 
         None becomes the largest power of two, at most 256, that divides super-batch and sub-batch
-        and leaves every stratum a share of at least 128 picks, or else 1: by the sizes alone, so
-        that the picks are the same on any devices. What strata cost of the joint score is in
-        benchmarks/results/strata.csv.
+        and gives every stratum at least 128 picks, or else 1. It depends on the sizes only, so the
+        picks are the same on any devices. benchmarks/results/strata.csv has the effect of strata
+        on the joint score.
 
         Args:
             size: b.
-            super_batch: B; None: as `filter_ratio` has it.
+            super_batch: B; None: follows from `filter_ratio`.
         """
         if self.strata is not None:
             return self
@@ -108,8 +108,8 @@ class SelectionConfig(Checked):
     def sub_batch_size(self, super_batch: int) -> int:
         """b for a super-batch of B, the inverse of `super_batch_size`; `strata` must be a number.
 
-        That rounded B to whole strata; b is a multiple of strata and chunks, and what the rounding
-        moved it by is less than half of that.
+        `super_batch_size` rounds B to whole strata. b is the nearest multiple of strata and chunks,
+        which undoes the rounding.
 
         Raises:
             ConfigError: as `check`, or `strata` is None, which depends on b.
@@ -146,5 +146,5 @@ class SelectionConfig(Checked):
 
     @property
     def _draws(self) -> int:
-        """Number of draws that make a sub-batch."""
+        """Number of draws per sub-batch."""
         return self.chunks if self.method == "joint" else 1

@@ -1,7 +1,7 @@
-"""What became of a sub-batch, beside a uniform draw's: its variety, its copies, its easy part.
+"""Diagnostics of a sub-batch compared with a uniform draw: variety, near copies, easy picks.
 
-The embeddings stay where they are: a sub-batch is a mask over the super-batch, and devices add up
-matrices of d x d numbers.
+A sub-batch is a mask over the super-batch, so embeddings stay on their devices, which only sum
+d x d matrices.
 """
 
 from collections.abc import Mapping
@@ -15,44 +15,43 @@ from aced.selection import scores
 from aced.selection.config import SelectionConfig
 from aced.selection.gather import gather_rows, replicated
 
-# Cosine from which two pictures, with their texts, count as copies; and how many picks are looked
-# at, so that what is compared is far smaller than b x b.
-NEAR_COPY, _LOOKED_AT = 0.95, 64
-LEAST_VARIETY, MOST_COPIES = 0.3, 0.5  # from where on a user is warned
+NEAR_COPY = 0.95  # least cosine of both images and texts of near copies
+_SAMPLE = 64  # picks that are compared with all others, to avoid a b x b matrix
+LEAST_VARIETY, MOST_COPIES = 0.3, 0.5  # limits beyond which the user is warned
 
 
 def describe(
-    ids: Int[Array, " b"], seen: Embeddings, strata: int, *, is_reference: bool
+    ids: Int[Array, " b"], e: Embeddings, strata: int, *, is_reference: bool
 ) -> dict[str, Float[Array, ""]]:
-    """Numbers of the picks `ids`.
+    """Diagnostics of the picks `ids`.
 
-    "selection/variety": effective rank of the picks' images over that of as many uniform ones; far
-    below 1 the sub-batch is of one kind. "selection/near_copies": share of picks with another pick
-    whose image and text both have a cosine of at least `NEAR_COPY`. With a reference,
-    "selection/easy_overlap": share of picks among the b whose pairs the reference finds likeliest.
+    "selection/variety": effective rank of the picks' images, divided by that of a uniform draw; far
+    below 1 the picks are all alike. "selection/near_copies": share of picks with another pick whose
+    image and text both have a cosine of at least `NEAR_COPY`. With a reference,
+    "selection/easy_overlap": share of picks among the b likeliest pairs of the reference.
 
     Args:
         ids: positions in the super-batch.
-        seen: a model's embeddings of the super-batch, the reference's if there is one.
-        strata: contiguous equal parts of the super-batch, as it was chosen from.
-        is_reference: whether `seen` is the reference's.
+        e: embeddings of the super-batch, the reference's if there is one.
+        strata: number of strata of the selection.
+        is_reference: whether `e` are the reference's.
     """
-    n, size = seen.zimg.shape[0], ids.shape[0]
+    n, size = e.zimg.shape[0], ids.shape[0]
     chosen = jnp.zeros(n, bool).at[ids].set(True)
     uniform = (jnp.arange(n) % (n // strata)) < size // strata  # candidates are in random order
-    found = {
-        "selection/variety": effective_rank(seen.zimg, chosen) / effective_rank(seen.zimg, uniform),
-        "selection/near_copies": _near_copies(ids, seen, chosen),
+    metrics = {
+        "selection/variety": effective_rank(e.zimg, chosen) / effective_rank(e.zimg, uniform),
+        "selection/near_copies": _near_copies(ids, e, chosen),
     }
     if is_reference:
-        likeliness = replicated(scores.matching_logits(seen))
-        least = jnp.sort(likeliness)[n - size]
-        found["selection/easy_overlap"] = (likeliness[ids] >= least).mean(dtype=jnp.float32)
-    return found
+        logits = replicated(scores.matching_logits(e))
+        least = jnp.sort(logits)[n - size]
+        metrics["selection/easy_overlap"] = (logits[ids] >= least).mean(dtype=jnp.float32)
+    return metrics
 
 
 def collapse(measured: Mapping[str, ArrayLike], config: SelectionConfig) -> str:
-    """A sentence where a sub-batch with these numbers is of one kind; empty: it is not."""
+    """A warning if the sub-batch has collapsed to examples of one kind; empty: it has not."""
     variety, copies = (measured.get(f"selection/{name}") for name in ("variety", "near_copies"))
     if variety is None or (variety >= LEAST_VARIETY and copies <= MOST_COPIES):
         return ""
@@ -72,9 +71,9 @@ def collapse(measured: Mapping[str, ArrayLike], config: SelectionConfig) -> str:
 
 
 def effective_rank(z: Float[Array, "n d"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
-    """Participation ratio of the rows in `mask`: (tr C)^2 / tr C^2, C their covariance.
+    """Participation ratio of the rows in `mask`: (tr C)^2 / tr C^2, with their covariance C.
 
-    Between 1, where all lie on a line, and min(d, rows - 1).
+    Between 1, if all rows lie on a line, and min(d, rows - 1).
     """
     weight = mask[:, None].astype(jnp.float32)
     count = weight.sum()
@@ -85,12 +84,12 @@ def effective_rank(z: Float[Array, "n d"], mask: Bool[Array, " n"]) -> Float[Arr
 
 
 def _near_copies(
-    ids: Int[Array, " b"], seen: Embeddings, chosen: Bool[Array, " B"]
+    ids: Int[Array, " b"], e: Embeddings, chosen: Bool[Array, " B"]
 ) -> Float[Array, ""]:
-    """The share, among the first picks in `ids`, of those with a near copy among all picks."""
-    some = ids[:_LOOKED_AT]
-    alike = jnp.minimum(
-        seen.zimg @ gather_rows(seen.zimg, some).T, seen.ztxt @ gather_rows(seen.ztxt, some).T
-    )  # [B, some]
-    other = chosen[:, None] & (jnp.arange(len(chosen))[:, None] != some)
-    return jnp.any((alike >= NEAR_COPY) & other, axis=0).mean(dtype=jnp.float32)
+    """The share of the first picks that have a near copy among all picks."""
+    sample = ids[:_SAMPLE]
+    cosines = jnp.minimum(
+        e.zimg @ gather_rows(e.zimg, sample).T, e.ztxt @ gather_rows(e.ztxt, sample).T
+    )  # [B, sample]
+    other = chosen[:, None] & (jnp.arange(len(chosen))[:, None] != sample)
+    return jnp.any((cosines >= NEAR_COPY) & other, axis=0).mean(dtype=jnp.float32)

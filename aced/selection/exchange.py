@@ -1,13 +1,13 @@
-"""Moving the chosen rows, wherever they are, so that every device trains on its equal share.
+"""Moves the chosen rows between devices, so that every device gets an equal share.
 
 `x[ids]` on a sharded batch compiles into an all-reduce of all chosen rows to every device, and
-`ragged_all_to_all` is refused by TPU v5e. Here the rows travel along the ring of devices that the
-batch is sharded over, buffer by buffer, and nobody holds more than its own share and one buffer.
+TPU v5e does not support `ragged_all_to_all`. Here rows travel along the ring of devices in buffers,
+and a device holds no more than its own share and one buffer.
 
-Slot j of the result is row ids[j]. The ids ascend, so what each of the n devices owns and what it
-must end up with are both contiguous: device k owns the slots [s_k, s_{k+1}), where s_k counts the
-ids below k B/n, and ends up with [k m, (k+1) m), where m = b/n. Of a shuffled super-batch, s_k
-differs from k m by about half the root of b, so that most rows move by no more than one device.
+Slot j of the result is row ids[j]. The ids ascend, so the slots that device k owns at first and
+those that it must end up with are both contiguous: it owns [s_k, s_{k+1}), where s_k counts the ids
+below k B/n, and ends up with [k m, (k+1) m), where m = b/n. In a shuffled super-batch s_k differs
+from k m by about sqrt(b) / 2, so most rows move by at most one device.
 """
 
 import functools
@@ -25,10 +25,10 @@ from aced.parallel.mesh import EXAMPLES, data_shards
 def exchange(
     tree: PyTree[Shaped[Array, "B ..."]], ids: Int[Array, " b"]
 ) -> PyTree[Shaped[Array, "b ..."]]:
-    """The rows `ids` of every leaf, in that order, sharded by example over the context's mesh.
+    """The rows `ids` of every leaf, in that order, sharded by example over the context mesh.
 
     Args:
-        tree: arrays with the super-batch first, sharded by example.
+        tree: arrays [B ...], sharded by example.
         ids: ascending; the same on all devices.
 
     Raises:
@@ -50,26 +50,26 @@ def exchange(
         move,
         in_specs=(by_example, PartitionSpec()),
         out_specs=by_example,
-        check_vma=False,  # the belts start empty on all devices alike, and do not end so
+        check_vma=False,  # the buffers start replicated and end device-dependent
     )(tree, ids)
 
 
 def _move(
     tree: PyTree[Shaped[Array, "owned ..."]], ids: Int[Array, " b"], *, shards: int, owned: int
 ) -> PyTree[Shaped[Array, "m ..."]]:
-    """What one of the devices does."""
+    """`exchange` on one device."""
     me = jax.lax.axis_index(EXAMPLES)
     share = len(ids) // shards
 
     def load(slots: Int[Array, " k"]) -> PyTree[Shaped[Array, "k ..."]]:
-        """The rows of these slots; arbitrary ones where the slot is not this device's."""
+        """The rows of these slots; arbitrary rows for slots of other devices."""
         local = ids.at[slots].get(mode="clip") - me * owned
         return jax.tree.map(lambda x: x.at[local].get(mode="clip"), tree)
 
     first = jnp.searchsorted(ids, owned * jnp.arange(shards + 1)).astype(jnp.int32)  # s_k
     begin = share * jnp.arange(shards, dtype=jnp.int32)
     end = begin + share
-    out = load(share * me + jnp.arange(share))  # what stays is in its place
+    out = load(share * me + jnp.arange(share))  # rows that stay are now in place
     right = jnp.maximum(first[:-1], end), first[1:]
     left = first[:-1], jnp.minimum(first[1:], begin)
     for step, (start, stop) in ((1, right), (-1, left)):
@@ -89,32 +89,32 @@ def _belt(
 ) -> PyTree[Shaped[Array, "m ..."]]:
     """Delivers the slots [start_k, stop_k) of each device k, which all lie in direction `step`.
 
-    At every tick a device whose buffer is empty fills it, all buffers move on by one device, and
-    each device copies what is its own. A buffer stays full until its last row has arrived. Which
-    slots [low_k, high_k) are in whose buffer follows from the ids alone, so all devices keep the
-    same books, of all of them, and agree on when to stop.
+    At every tick, devices with an empty buffer fill it, all buffers move to the next device, and
+    each device copies its own rows. A buffer stays in use until its last row has arrived. The slots
+    [low_k, high_k) in each buffer follow from the ids alone, so every device tracks all buffers,
+    and all stop at the same tick.
 
     Args:
-        out: tree of this device's share of the result; the slots that do not move are in place.
-        load: slots to their rows, of those that this device owns.
-        start: of every device.
-        stop: ditto; not above `start` where device k has nothing for this direction.
+        out: this device's share of the result; slots that do not move are already in place.
+        load: maps slots of this device to their rows.
+        start: [n], of every device.
+        stop: [n], of every device; at most `start` if there is nothing to send.
         step: 1 or -1, the neighbour that buffers go to.
         share: m.
-        me: k.
+        me: k, this device.
     """
     n = len(start)
-    size = max(1, share // 4)  # of a buffer: memory against padding and the number of ticks
-    here = share * jnp.arange(n, dtype=jnp.int32)  # the first slot that belongs to each device
+    size = max(1, share // 4)  # rows of a buffer: trades memory against padding and ticks
+    here = share * jnp.arange(n, dtype=jnp.int32)  # the first slot of each device's share
     hops = [(k, k + step) for k in range(n) if 0 <= k + step < n]
 
-    def is_going_on(books):
-        next_, low, high, _, _ = books
+    def is_going_on(state):
+        next_, low, high, _, _ = state
         return jnp.any(next_ < stop) | jnp.any(low < high)
 
-    def tick(books):
-        next_, low, high, buffer, out = books
-        # Fill. Where there is nothing to fill it with, high <= low, and the buffer stays empty.
+    def tick(state):
+        next_, low, high, buffer, out = state
+        # Fill. With nothing to send, high <= low, and the buffer stays empty.
         empty = low >= high
         low = jnp.where(empty, next_, low)
         high = jnp.where(empty, jnp.minimum(next_ + size, stop), high)
@@ -124,19 +124,19 @@ def _belt(
         # Move.
         buffer = jax.tree.map(lambda x: jax.lax.ppermute(x, EXAMPLES, hops), buffer)
         low, high = jnp.roll(low, step), jnp.roll(high, step)
-        # Copy: by a gather, since XLA for v5e never finished a scatter of rows in a while loop.
+        # Copy, by a gather: compiling a scatter in a while loop for v5e did not terminate.
         position = here[me] + jnp.arange(share) - low[me]
-        mine = (position >= 0) & (position < high[me] - low[me])
+        is_own = (position >= 0) & (position < high[me] - low[me])
         out = jax.tree.map(
-            lambda x, y: _where(mine, y.at[position].get(mode="clip"), x), out, buffer
+            lambda x, y: _where(is_own, y.at[position].get(mode="clip"), x), out, buffer
         )
-        # Whatever has arrived lies at the near end of the buffer, so the far end tells.
+        # Rows arrive in order, so a buffer is done when its far end has arrived.
         arrived = high <= here + share if step > 0 else low >= here
         return next_, low, jnp.where(arrived, low, high), buffer, out
 
-    nothing = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), out)
+    buffer = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), out)
     zero = jnp.zeros_like(start)
-    return jax.lax.while_loop(is_going_on, tick, (start, zero, zero, nothing, out))[-1]
+    return jax.lax.while_loop(is_going_on, tick, (start, zero, zero, buffer, out))[-1]
 
 
 def _where(

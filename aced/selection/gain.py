@@ -1,9 +1,9 @@
-"""How sharply a draw follows the scores: the gain, or a gain that fits the scores at hand.
+"""The gain, which sets how sharply a draw follows the scores, and its normalizations.
 
-A joint score is a sum over all that was chosen so far. Its spread grows with the sub-batch, with
-the models' temperature and over training, and depends on the share of wrong pairs, so that one
-number is near arg max in one run and near uniform in another. `selection.normalization` measures
-the gain in units of the draw itself.
+A joint score is a sum over all earlier picks. Its spread grows with the sub-batch, with the models'
+temperature and over training, and depends on the share of wrong pairs, so the same gain is close to
+arg max in one run and close to uniform in another. `selection.normalization` measures the gain in
+units of the draw itself.
 """
 
 import jax
@@ -26,21 +26,20 @@ def gain_of_draw(
 ) -> Float[Array, ""]:
     """The factor on `score` before a draw among the `available` candidates.
 
-    A shift of all scores changes no draw, so that a factor is all there is to choose. Where all
-    scores are equal every factor gives the uniform draw, and 1 is returned.
+    Returns 1 if all scores are equal, when every factor gives the uniform draw.
 
     Args:
-        score: of every candidate; whole on every device, so that no sum depends on the devices.
-        available: the candidates that the draw may choose.
-        terms: number of pairwise losses that a score adds up.
+        score: of every candidate; replicated, so that sums do not depend on the devices.
+        available: mask of the candidates that may be drawn.
+        terms: number of pairwise losses in a score.
         config: the settings.
-        gain: `config.gain`, or the one for this loss.
+        gain: from `config.gain_of`.
     """
     if config.normalization == "none":
         return jnp.float32(gain)
     if config.normalization == "terms":
         return jnp.float32(gain) / terms
-    # The barriers keep the reductions as they are, whatever surrounds them, on any devices.
+    # The barriers keep XLA from fusing the reductions differently on other devices.
     score, available = jax.lax.optimization_barrier((score, available))
     count = available.sum()
     mean = jnp.sum(score, where=available) / count
@@ -48,15 +47,15 @@ def gain_of_draw(
     known = spread > 1e-6 * (1 + jnp.abs(mean))
     unit = jnp.where(known, 1 / jnp.where(known, spread, 1.0), 1.0)
     if config.normalization == "std":
-        found = gain * unit
+        factor = gain * unit
     else:
         z = unit * (score - mean)
-        found = unit * _gain_of_perplexity(z, available, config.perplexity_share * count)
-    return jax.lax.optimization_barrier(jnp.where(known, found, 1.0))
+        factor = unit * _gain_of_perplexity(z, available, config.perplexity_share * count)
+    return jax.lax.optimization_barrier(jnp.where(known, factor, 1.0))
 
 
 def perplexity(logits: Float[Array, " B"], available: Bool[Array, " B"]) -> Float[Array, ""]:
-    """exp(entropy) of one draw in proportion to exp(logits): the effective number of candidates."""
+    """exp(entropy) of softmax(logits) over `available`: the effective number of candidates."""
     logits = jnp.where(available, logits, -jnp.inf)
     log_p = jax.nn.log_softmax(logits)
     return jnp.exp(-jnp.sum(jnp.exp(log_p) * jnp.where(available, log_p, 0.0)))
@@ -65,7 +64,7 @@ def perplexity(logits: Float[Array, " B"], available: Bool[Array, " B"]) -> Floa
 def _gain_of_perplexity(
     z: Float[Array, " B"], available: Bool[Array, " B"], target: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """The gain at which a draw has `target` effective candidates, by bisection of its logarithm."""
+    """The gain at which the perplexity of a draw is `target`, by bisection of its logarithm."""
 
     def halve(_: Int[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds

@@ -1,8 +1,8 @@
-"""Taking the chosen rows, stratum by stratum where that keeps every row on its device.
+"""Gathers the chosen rows, without communication if strata align with devices.
 
 `x[ids]` on a sharded batch compiles into an all-reduce of all chosen rows to every device. A
-gather that is batched over the strata says that no row leaves its own, so that nothing moves
-while the number of strata is a multiple of the number of devices that share the examples.
+gather batched over the strata needs no communication if the number of strata is a multiple of the
+number of devices that share the examples.
 """
 
 import jax
@@ -17,15 +17,15 @@ from aced.selection.exchange import exchange
 def take(
     tree: PyTree[Shaped[Array, "B ..."]], ids: Int[Array, " b"], strata: int
 ) -> PyTree[Shaped[Array, "b ..."]]:
-    """The rows `ids` of every leaf, in that order, each device with an equal share.
+    """The rows `ids` of every leaf, in that order, with an equal share on each device.
 
-    Where `strata` is a multiple of the number of devices that share the examples, nothing moves;
-    otherwise the rows are exchanged. The result is the same.
+    If `strata` is a multiple of the number of devices that share the examples, no row moves;
+    otherwise rows are exchanged, with the same result.
 
     Args:
-        tree: arrays with the super-batch first: pixels, tokens, embeddings.
-        ids: ascending; the same number of each stratum, as `select` chooses them.
-        strata: as in the config that `select` had; a number, see `SelectionConfig.for_batch`.
+        tree: arrays [B ...]: pixels, tokens, embeddings.
+        ids: ascending, with the same number in each stratum, as from `select`.
+        strata: of the config passed to `select`; a number, see `SelectionConfig.for_batch`.
 
     Raises:
         ConfigError: the devices cannot share B or b equally.
@@ -44,10 +44,10 @@ def take(
 
 
 def local_parts(strata: int, candidates: int) -> int:
-    """Number of contiguous equal parts of the super-batch, each of which is on one device.
+    """Number of contiguous equal parts of the super-batch that each lie on one device.
 
-    The strata, where these are; otherwise as many as there are devices, so that work which is
-    batched over the parts stays where the candidates are, though the draws are over the strata.
+    The number of strata if these align with the devices, otherwise the number of devices. Work
+    batched over the parts then needs no communication.
     """
     shards = data_shards()
     return strata if strata % shards == 0 or candidates % shards else shards
@@ -56,34 +56,34 @@ def local_parts(strata: int, candidates: int) -> int:
 def take_strata(
     x: Shaped[Array, "strata rows *rest"], picks: Int[Array, "strata k"]
 ) -> Shaped[Array, "strata k *rest"]:
-    """Of every stratum of `x`, the rows `picks`, which are positions within that stratum."""
-    return jax.vmap(lambda one, p: one.at[p].get(mode="promise_in_bounds"))(x, picks)
+    """The rows `picks` of every stratum; positions are relative to the stratum."""
+    return jax.vmap(lambda rows, p: rows.at[p].get(mode="promise_in_bounds"))(x, picks)
 
 
 def gather_rows(x: Shaped[Array, "B *rest"], ids: Int[Array, " k"]) -> Shaped[Array, "k *rest"]:
-    """The rows `ids`, whole on every device of the context's mesh, by one message of their size.
+    """The rows `ids`, replicated over the context mesh by a single all-reduce.
 
-    Said outright: in the midst of a product XLA would pass the rows on from device to device, in as
+    Without this, XLA may fuse the gather with a product and pass rows from device to device, in as
     many messages as there are devices.
     """
     shards = data_shards()
     if shards == 1 or x.shape[0] % shards:
         return x[ids]
 
-    def of_mine(mine: Shaped[Array, "rows *rest"], ids: Int[Array, " k"]):
-        place = ids - jax.lax.axis_index(EXAMPLES) * len(mine)
-        is_mine = (place >= 0) & (place < len(mine))
-        rows = mine[jnp.where(is_mine, place, 0)]
-        # One device adds the row and the others zeros, so that the sum is exact.
+    def on_shard(shard: Shaped[Array, "rows *rest"], ids: Int[Array, " k"]):
+        place = ids - jax.lax.axis_index(EXAMPLES) * len(shard)
+        is_local = (place >= 0) & (place < len(shard))
+        rows = shard[jnp.where(is_local, place, 0)]
+        # One device adds the row and the others zeros, so the sum is exact.
         return jax.lax.psum(
-            jnp.where(is_mine.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0), EXAMPLES
+            jnp.where(is_local.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0), EXAMPLES
         )
 
     return jax.shard_map(
-        of_mine, in_specs=(PartitionSpec(EXAMPLES), PartitionSpec()), out_specs=PartitionSpec()
+        on_shard, in_specs=(PartitionSpec(EXAMPLES), PartitionSpec()), out_specs=PartitionSpec()
     )(x, ids)
 
 
 def replicated(x: Shaped[Array, "*dims"]) -> Shaped[Array, "*dims"]:
-    """The same array, whole on every device of the context's mesh."""
+    """`x`, replicated over the context mesh."""
     return x if data_shards() == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec())

@@ -1,7 +1,7 @@
-"""Independent example selection: every candidate is scored by itself, whatever else is chosen.
+"""Independent example selection: every candidate is scored on its own.
 
-JEST (arXiv 2406.17711) compares joint selection with it: it keeps less than half of the gain with
-learnability and loses to uniform sampling with easy-reference.
+The baseline of joint selection in JEST (arXiv 2406.17711): with learnability it keeps less than
+half of the gain, and with easy-reference it is worse than uniform sampling.
 """
 
 import jax
@@ -24,13 +24,13 @@ def select_independent(
 ) -> tuple[Int[Array, " b"], dict[str, Float[Array, ""]]]:
     """Ids of the chosen candidates and scalar metrics; see `aced.selection.select`.
 
-    The score is that of the matching pair alone, S_ii, with the sigmoid loss, and that of the
-    loss with the whole super-batch as negatives with the softmax loss, which is nothing alone.
+    With the sigmoid loss a candidate's score is that of its matching pair alone, S_ii. The softmax
+    loss of a single pair is 0, so there the whole super-batch serves as negatives.
 
     Args:
         noise: standard Gumbel noise; unused with config.draw = "top_k".
         terms: from `scores.score_terms`, for B candidates.
-        config: the settings; `config.check(B, size)` has passed, `strata` is a number.
+        config: settings that passed `config.check(B, size)`, with a number of strata.
         loss: "sigmoid" or "softmax".
         size: b.
     """
@@ -49,10 +49,10 @@ def select_independent(
     score = replicated(scores.combine(terms, nlls))
     logits, metrics = score, {}
     if config.draw == "sample":
-        everyone = jnp.ones_like(score, bool)
-        gain = gain_of_draw(score, everyone, 1, config, gain=config.gain_of(loss))
+        available = jnp.ones_like(score, bool)
+        gain = gain_of_draw(score, available, 1, config, gain=config.gain_of(loss))
         logits = gain * score + noise
-        metrics["selection/perplexity"] = perplexity(gain * score, everyone) / score.size
+        metrics["selection/perplexity"] = perplexity(gain * score, available) / score.size
     score, logits = score.reshape(strata, rows), logits.reshape(strata, rows)
     picks = jax.lax.top_k(logits, quota)[1]
     ids = (picks + rows * jnp.arange(strata)[:, None]).reshape(size)

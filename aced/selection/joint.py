@@ -1,23 +1,23 @@
 """Joint example selection (JEST, arXiv 2406.17711, algorithm 1), without the B x B score matrix.
 
-The sub-batch grows by N chunks. Given the set C of all that was chosen so far, candidate i is drawn
-in proportion to exp(gain * score_i(C)), without replacement, where
+The sub-batch grows in N chunks. Given the set C chosen so far, candidate i is drawn without
+replacement, with probability proportional to exp(gain * score_i(C)), where
 
 - sigmoid: score_i(C) = S_ii + sum_{k in C} (S_ki + S_ik), S = the pairwise losses' score;
 - softmax: score_i(C) = score of i's own loss, with the other members of C as its negatives:
   nll_i(C) = -l_ii + (logsumexp_{j in C + i} l_ij + logsumexp_{j in C + i} l_ji) / 2.
 
-Either is a running sum (or log-sum-exp) over C, so a new chunk only needs its own rows and columns
+Both are running sums (or log-sum-exps) over C, so a new chunk only needs its own rows and columns
 of the logits: work O(B b d) instead of O(B^2 d), memory O(tile b / N) instead of O(B^2).
 
-With an empty C the softmax loss is zero for every candidate. The paper leaves open what the first
-chunk is drawn by; our readings are "alone", the recursion taken literally (a uniform first chunk),
-and "super_batch", the losses with the whole super-batch as negatives. The latter costs O(B^2 d).
+For an empty C the softmax loss of every candidate is zero. The paper does not specify how the first
+chunk is drawn. With `first_chunk = "uniform"` we take the recursion literally and draw uniformly;
+with "score" the whole super-batch serves as negatives, which costs O(B^2 d).
 
-Strata, contiguous equal parts of the super-batch, are ours: every one gives b / strata examples in
-all, so that devices that hold whole strata train on what they have. A chunk is drawn from the whole
-super-batch, but from no stratum that has given its share. With equal quotas in every chunk, which
-is simpler, more is lost: see benchmarks/results/strata_quotas.csv.
+Strata, contiguous equal parts of the super-batch, are our addition: each gives b / strata examples
+in all, so devices that hold whole strata train on their own candidates. A chunk is drawn from the
+whole super-batch, except from strata that have given their share. Equal quotas per chunk would be
+simpler, but cost more of the score: see benchmarks/results/strata_quotas.csv.
 """
 
 from collections.abc import Callable
@@ -33,16 +33,16 @@ from aced.selection.config import SelectionConfig
 from aced.selection.gain import gain_of_draw, perplexity
 from aced.selection.gather import gather_rows, local_parts, replicated
 
-# Of one model: what every candidate's image (first) and text (second) have met in C.
+# Sums over C for each candidate's image (first) and text (second), for one model.
 Context = tuple[Float[Array, "parts rows"], Float[Array, "parts rows"]]
 
 
 class _Loss(NamedTuple):
-    """How a loss takes in the logits of one candidate with the members of C."""
+    """How a loss accumulates the logits of a candidate with the members of C."""
 
-    empty: float  # the context before anything is chosen
+    empty: float  # the context of an empty C
     reduce: Callable[[Array], Array]  # logits [..., k] with a chunk -> the chunk's context
-    add: Callable[[Array, Array], Array]  # of two contexts
+    add: Callable[[Array, Array], Array]  # combines two contexts
 
 
 _LOSSES = {
@@ -53,11 +53,11 @@ _LOSSES = {
 
 
 class _Carry(NamedTuple):
-    """What a chunk is drawn by."""
+    """State before the draw of a chunk."""
 
     contexts: list[Context]  # of each term
     available: Bool[Array, " B"]
-    left: Int[Array, " strata"]  # how many each stratum has still to give
+    left: Int[Array, " strata"]  # picks that each stratum still has to give
     score: Float[Array, " B"]
 
 
@@ -75,8 +75,8 @@ def select_joint(
         noise: standard Gumbel noise. The k largest of `logit + noise` are a sample without
             replacement in proportion to exp(logit), and no exp() overflows.
         terms: from `scores.score_terms`, for B candidates.
-        config: the settings; `config.check(B, size)` has passed, `strata` is a number.
-        loss: "sigmoid" or "softmax", whose pairwise terms are scored.
+        config: settings that passed `config.check(B, size)`, with a number of strata.
+        loss: "sigmoid" or "softmax".
         size: b.
     """
     strata, chunk = config.strata, size // config.chunks
@@ -85,7 +85,7 @@ def select_joint(
     parts = local_parts(strata, n)
 
     def draw(carry: _Carry, noise: Float[Array, " B"]):
-        # XLA does not partition top_k: on a mesh, these B numbers are gathered (not B x d).
+        # XLA does not partition top_k, so the B scores are gathered; the embeddings are not.
         score, candidates = replicated(carry.score), carry.available.sum()
         summed = 1 + 2 * (n - candidates) if loss == "sigmoid" else 1
         gain = gain_of_draw(score, carry.available, summed, config, gain=config.gain_of(loss))
@@ -106,7 +106,7 @@ def select_joint(
         ids, left, numbers = draw(carry, noise)
         extended = []
         for context, (_, e) in zip(carry.contexts, terms, strict=True):
-            # One after the other: XLA would merge what is exchanged into one large message.
+            # The barrier keeps XLA from merging the messages of all models into one large one.
             ids, extended = jax.lax.optimization_barrier((ids, extended))
             extended.append(_extend(context, e, ids, loss, config))
         nlls = [_nll(context, e, loss) for context, (_, e) in zip(extended, terms, strict=True)]
@@ -131,7 +131,7 @@ def select_joint(
         score=scores.combine(terms, start),
     )
     carry, (ids, numbers) = jax.lax.scan(step, carry, noise[:-1])
-    # Nothing is drawn after the last chunk, so that its rows and columns are not needed.
+    # Nothing is drawn after the last chunk, so its rows and columns are not needed.
     last, _, last_numbers = draw(carry, noise[-1])
     ids = jnp.concatenate([ids.reshape(-1), last])
     names = ("score_selected", "score_candidates", "perplexity")
@@ -142,7 +142,7 @@ def select_joint(
 
 
 def _nll(context: Context, e: Embeddings, loss: str) -> Float[Array, " B"]:
-    """The loss that each candidate adds to the chosen set that `context` describes."""
+    """The loss that each candidate would add to the chosen set of `context`."""
     image, text = (part.reshape(-1) for part in context)
     if loss == "sigmoid":
         return scores.sigmoid_nll(e) + image + text
@@ -157,26 +157,26 @@ def _extend(
     loss: str,
     config: SelectionConfig,
 ) -> Context:
-    """The context after the chunk `ids` has joined the chosen."""
+    """The context after adding the chunk `ids` to C."""
     parts, rows = context[0].shape
     width = e.zimg.shape[1]
     zimg, ztxt = (z.reshape(parts, rows, width) for z in (e.zimg, e.ztxt))
     tile = min(config.tile, rows)
 
-    def met(z: Float[Array, "parts rows d"], chunk: Float[Array, "k d"]):
+    def reduced(z: Float[Array, "parts rows d"], chunk: Float[Array, "k d"]):
         def one_tile(start: Int[Array, ""]) -> Float[Array, "parts tile"]:
             part = jax.lax.dynamic_slice_in_dim(z, start, tile, axis=1)
             block = jnp.einsum("sid,kd->sik", part, chunk, precision=config.precision)
             return _LOSSES[loss].reduce(e.scale * block + e.bias)
 
-        # The last tile overlaps its predecessor where the tile does not divide the rows.
+        # The last tile overlaps its predecessor if the tile does not divide the rows.
         starts = [min(start, rows - tile) for start in range(0, rows, tile)]
         tiles = jax.lax.map(one_tile, jnp.array(starts)).swapaxes(0, 1)  # [parts, tiles, tile]
         overlap = len(starts) * tile - rows
         return jnp.concatenate([tiles[:, :-1].reshape(parts, -1), tiles[:, -1, overlap:]], axis=1)
 
-    # The chunk's embeddings are the only ones that devices exchange.
+    # Only the chunk's embeddings are exchanged between devices.
     add = _LOSSES[loss].add
-    image = add(context[0], met(zimg, gather_rows(e.ztxt, ids)))
+    image = add(context[0], reduced(zimg, gather_rows(e.ztxt, ids)))
     ids, image = jax.lax.optimization_barrier((ids, image))  # as in `select_joint`
-    return image, add(context[1], met(ztxt, gather_rows(e.zimg, ids)))
+    return image, add(context[1], reduced(ztxt, gather_rows(e.zimg, ids)))

@@ -1,8 +1,8 @@
-"""What makes a candidate worth training on: hard learner, easy reference, learnability.
+"""Scores of candidates: hard learner, easy reference, learnability.
 
-A score is a signed sum of losses (JEST, arXiv 2406.17711, section 3.1), so all that selection has
-to know of a score are its terms, and every model goes through the same arithmetic: a learner that
-equals its reference has learnability zero to the last bit.
+A score is a signed sum of losses (JEST, arXiv 2406.17711, section 3.1), given to selection as a
+tuple of terms. All models go through the same arithmetic, so a learner equal to its reference has a
+learnability of exactly zero.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from aced.config import ConfigError
 from aced.outputs import Embeddings
 
-# Sign and owner of each loss in a score.
+# Sign and model of each loss in a score.
 SCORES: dict[str, tuple[tuple[float, str], ...]] = {
     "hard_learner": ((1.0, "learner"),),
     "easy_reference": ((-1.0, "reference"),),
@@ -25,7 +25,7 @@ Terms = tuple[tuple[float, Embeddings], ...]
 
 
 def needs(score: str, model: str) -> bool:
-    """Whether `score` is made of losses of `model`, "learner" or "reference"."""
+    """Whether `score` uses losses of `model`, "learner" or "reference"."""
     return any(owner == model for _, owner in SCORES[score])
 
 
@@ -35,24 +35,23 @@ def score_terms(
     reference: Embeddings | None,
     reference_weight: float = 1.0,
 ) -> Terms:
-    """The (factor, embeddings) of every loss that `score` adds up. No gradient flows through them.
+    """The (factor, embeddings) of every loss in `score`, with gradients stopped.
 
-    `reference_weight` is that of the reference's loss beside the learner's; where the reference's
-    is the only one, a factor is the gain's to give, and it is -1.
+    `reference_weight` multiplies the reference's loss if the score also has the learner's.
 
     Raises:
-        ConfigError: a model that the score needs is None, or the two saw different super-batches.
+        ConfigError: a model is None, or the models embed super-batches of different size.
     """
     models = {"learner": learner, "reference": reference}
     terms = []
     for sign, name in SCORES[score]:
-        beside = len(SCORES[score]) > 1 and name == "reference"
+        is_weighted = len(SCORES[score]) > 1 and name == "reference"
         if models[name] is None:
             raise ConfigError(
                 f"selection.score={score!r} needs the {name}'s embeddings, and there are none; "
                 f"configure a {name} or choose another score."
             )
-        terms.append((sign * reference_weight if beside else sign, models[name].frozen()))
+        terms.append((sign * reference_weight if is_weighted else sign, models[name].frozen()))
     sizes = [e.zimg.shape[0] for _, e in terms]
     if len(set(sizes)) > 1:
         raise ConfigError(f"learner and reference must embed the same super-batch, got {sizes}.")
@@ -60,27 +59,28 @@ def score_terms(
 
 
 def combine(terms: Terms, nlls: Sequence[Float[Array, " n"]]) -> Float[Array, " n"]:
-    """The score of every candidate from the losses of each term's model."""
+    """The score of every candidate, given the losses of each term."""
     signed = [sign * nll for (sign, _), nll in zip(terms, nlls, strict=True)]
     return sum(signed[1:], signed[0])
 
 
 def matching_logits(e: Embeddings) -> Float[Array, " n"]:
     """l_ii: the logits of the n matching pairs."""
-    # A product and a sum, not a matrix product: exact in float32 whatever the precision setting.
+    # A product and a sum, not a matrix product: float32 at any precision setting.
     return e.scale * jnp.sum(e.zimg * e.ztxt, axis=1, dtype=jnp.float32) + e.bias
 
 
 def softplus(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
     """log(1 + exp(x)) = -log sigmoid(-x), as accurate as jax.nn.softplus and 3x cheaper on CPU.
 
-    That one also handles NaN, infinities and gradients, and selection spends most of its time here.
+    Unlike jax.nn.softplus it does not handle NaN, infinities and gradients. Selection spends most
+    of its time here.
     """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
 def sigmoid_nll(e: Embeddings) -> Float[Array, " n"]:
-    """nll_ii of the sigmoid loss: of each matching pair alone, without any negative."""
+    """nll_ii of the sigmoid loss: each matching pair alone, without negatives."""
     return softplus(-matching_logits(e))
 
 
@@ -92,17 +92,17 @@ def softmax_width(rows: int, quota: int, tile: int) -> int:
 def softmax_nll(e: Embeddings, *, strata: int, width: int, precision: str) -> Float[Array, " n"]:
     """Each pair's softmax loss with all n pairs as its negatives, in both directions.
 
-    nll_i = -l_ii + (logsumexp_j l_ij + logsumexp_j l_ji) / 2. The n x n logits are never whole:
-    `width` texts of every stratum at a time meet all images, so that only n x (strata * width)
-    of them exist, and a mesh exchanges no more than strata * width embeddings at once.
+    nll_i = -l_ii + (logsumexp_j l_ij + logsumexp_j l_ji) / 2. The logits are computed in blocks of
+    n x (strata * width), for `width` texts of every stratum at a time, so a mesh exchanges no more
+    than strata * width embeddings at once.
     """
     n, d = e.zimg.shape
     rows = n // strata
     zimg, ztxt = e.zimg.reshape(strata, rows, d), e.ztxt.reshape(strata, rows, d)
 
     def add_texts(lse_image: Float[Array, "s r"], start: Array):
-        # The last slice overlaps its predecessor when width does not divide rows: the texts that
-        # were seen already are masked for the images, and written again for the texts.
+        # The last slice overlaps its predecessor if width does not divide rows: repeated texts are
+        # masked for the images, and written again for the texts.
         first = jnp.minimum(start, rows - width)
         texts = jax.lax.dynamic_slice_in_dim(ztxt, first, width, axis=1).reshape(-1, d)
         block = e.scale * jnp.einsum("sid,kd->sik", zimg, texts, precision=precision) + e.bias

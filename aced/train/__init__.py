@@ -1,1 +1,1 @@
-"""The training loop, one for all methods, and what it builds before its first step."""
+"""The training loop, shared by all methods, and its setup."""

@@ -1,6 +1,6 @@
-"""Makes the embeddings of a data set by a run's frozen model: what `python -m aced.cache` does.
+"""Embeds a data set with a frozen model of a run and stores the result in a cache.
 
-A run may also make them itself, before its first step (`before_caches`).
+Used by `python -m aced.cache`, and by a run before its first step (`before_caches`).
 """
 
 import contextlib
@@ -28,46 +28,46 @@ from aced.train.config import TrainConfig
 
 def make(
     settings: TrainConfig,
-    wanted: CacheConfig,
+    cache: CacheConfig,
     workdir: str,
     mesh: Mesh,
     watchdog: Watchdog,
     *,
     force: bool = False,
 ) -> Description:
-    """Makes the cache, or goes on with it; all processes of the pass call this, on their mesh.
+    """Makes a cache, or continues an unfinished one. All processes make the same call.
 
     Args:
-        settings: of the run that will use it, parsed.
-        wanted: which model, and how it is kept.
-        workdir: what "{workdir}" in the settings stands for.
-        mesh: the devices to use, also set by `jax.set_mesh`.
-        watchdog: hears that the pass goes on.
+        settings: parsed settings of the run that will read the cache.
+        cache: the model to cache, and the format of the cache.
+        workdir: replaces "{workdir}" in the settings.
+        mesh: the devices to use; must also be the mesh of the context (`jax.set_mesh`).
+        watchdog: is reset as the pass progresses.
         force: take the folder over from another process that is known to be dead.
 
     Raises:
-        ConfigError: a setting is wrong, there is no model, or another process makes the cache.
-        CacheError: the folder holds another cache.
+        ConfigError: a setting is wrong, the model is missing, or another process makes this cache.
+        CacheError: the folder holds a different cache.
         SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
     """
-    folder = wanted.folder(workdir)
-    item = _model(settings.method, wanted.model, workdir)
-    data = settings.method.data_of(wanted.model, settings.data)
+    folder = cache.folder(workdir)
+    item = _model(settings.method, cache.model, workdir)
+    data = settings.method.data_of(cache.model, settings.data)
     source = sources.open_source(data)
     shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
-    plan = _plan(wanted, settings.batch_size, item, source, data)
-    if (folder / COMPLETE).exists():  # it is only read, by as many processes as like
-        alone = contextlib.nullcontext()
+    plan = _plan(cache, settings.batch_size, item, source, data)
+    if (folder / COMPLETE).exists():  # a complete cache is only read, so needs no owner
+        lock = contextlib.nullcontext()
     else:
-        alone = ownership.owned(str(folder / ownership.FILE), force)
-    with distributed.entered_by_first(alone):
-        left = making.begin(plan, folder)
+        lock = ownership.owned(str(folder / ownership.FILE), force)
+    with distributed.entered_by_first(lock):
+        missing = making.begin(plan, folder)
         exit_code = None
-        if left:
-            size = wanted.batch_size or settings.method.score_micro_batch or settings.batch_size
+        if missing:
+            size = cache.batch_size or settings.method.score_micro_batch or settings.batch_size
             params = load_model(item, shapes)
             maker = making.Maker(plan, folder, source, data, params, mesh, size)
-            exit_code = maker.run(left, watchdog)
+            exit_code = maker.run(missing, watchdog)
         description = making.end(plan, folder)
     if exit_code:
         logging.warning("%s is finished; start the same command again.", folder)
@@ -76,37 +76,36 @@ def make(
 
 
 def _model(method: MethodConfig, name: str, workdir: str) -> FrozenConfig:
-    named = method.named
-    if name not in named:
-        raise ConfigError(f"--model={name} is no model of this config; it has: {sorted(named)}.")
-    item = dataclasses.replace(named[name], cache="")
+    models = method.named
+    if name not in models:
+        raise ConfigError(f"--model={name} is no model of this config; it has: {sorted(models)}.")
+    item = dataclasses.replace(models[name], cache="")
     if not item.checkpoint:
         raise ConfigError(
-            f"Nothing says where the model {name!r} is; set "
-            f"--config.{method.key_of(name)}.checkpoint."
+            f"The model {name!r} has no checkpoint; set --config.{method.key_of(name)}.checkpoint."
         )
     return item.resolve(workdir)
 
 
 def _plan(
-    wanted: CacheConfig,
+    cache: CacheConfig,
     batch_size: int,
     item: FrozenConfig,
     source: sources.Source,
     data: sources.DataConfig,
 ) -> Plan:
     params = load_model(item, None)
-    own = {name: jnp.asarray(params[name]) for name in ("t", "bias") if name in params}
-    scale, bias = (float(x) for x in two_tower.logit_parameters(own))
+    temperature = {name: jnp.asarray(params[name]) for name in ("t", "bias") if name in params}
+    scale, bias = (float(x) for x in two_tower.logit_parameters(temperature))
     return Plan(
         examples=len(source),
-        towers=wanted.towers,
-        precision=wanted.precision,
-        shard_size=wanted.shard_size,
+        towers=cache.towers,
+        precision=cache.precision,
+        shard_size=cache.shard_size,
         model=item.model,
         scale=scale,
         bias=bias if "bias" in params else None,
-        calibration_pairs=wanted.calibration_pairs,
+        calibration_pairs=cache.calibration_pairs,
         calibration_batch_size=batch_size,
         fingerprint=fingerprint.of_inputs(source, data)
         | {

@@ -91,7 +91,7 @@ def parse(config: Settings) -> TrainConfig:
                 f"config.evals.{name}.kind is {evaluation.kind!r}, for which the method "
                 f"{method.name!r} trains nothing; choose from {', '.join(method.evaluations)}."
             )
-    # Both refuse what does not fit; how long an epoch is will be known with the data.
+    # Both calls raise if sizes do not fit. The length of an epoch is only known with the data.
     candidates = settings.method.super_batch_size(settings.batch_size)
     sizes = {"batch_size": settings.batch_size, "data_size": candidates}
     if (total := durations.steps(settings, "total", **sizes)) < 1:

@@ -1,7 +1,7 @@
-"""The training loop: one for all methods, read from top to bottom.
+"""The training loop, shared by all methods.
 
-A method says which models it holds, what it reads of a record, and how one step goes; everything
-else (mesh, input, optimizer, evaluation, checkpoints, metrics) is here, once.
+A method defines its models, the fields it reads and its train step. Everything else (mesh, input,
+optimizer, evaluation, checkpoints, metrics) is here.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from aced.train.setup import Run, input_batches, set_up
 
 
 class TrainingError(UserError, RuntimeError):
-    """The run cannot go on; the message says why and what to do."""
+    """The run cannot continue; the message has the reason and the remedy."""
 
 
 def run(
@@ -49,28 +49,27 @@ def run(
     *,
     force: bool = False,
 ) -> dict[str, int | float]:
-    """Trains to the end, or goes on where the run in `workdir` stopped.
+    """Trains to the end, resuming the run in `workdir` if there is one.
 
     All processes of a run make this call, with the same arguments.
 
     Args:
-        config: as config files have it, for a `TrainConfig`.
-        workdir: folder of this run, local or gs://, one for all processes; holds config.json,
-            checkpoints/, metrics.jsonl, picks.jsonl, skipped.jsonl and, in folders of their own,
-            the runs of `config.before`.
+        config: settings as in a config file; parsed into a `TrainConfig`.
+        workdir: folder of this run, local or gs://, shared by all processes. Holds config.json,
+            checkpoints/, metrics.jsonl, picks.jsonl, skipped.jsonl and a subfolder for each run
+            of `config.before`.
         devices: the devices to use; None: all.
         force: take the folder over from another process that is known to be dead.
 
     Returns:
-        The last value of every metric; nothing on processes other than the first, which has the
-        files.
+        The last value of every metric on process 0; an empty dict on the others.
 
     Raises:
-        ConfigError: a setting is wrong, or is not what the run in `workdir` started with. What
-            can be told from the settings alone is checked before anything runs. Or another
-            process works in `workdir`, or an evaluation's pictures are trained on (`overlap`).
+        ConfigError: a setting is wrong or differs from the run in `workdir`, another process works
+            in `workdir`, or evaluation images are also trained on (`overlap`). Checks that need
+            only the settings run before anything else.
         TrainingError: too many non-finite steps in a row.
-        SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C, when
+        SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C, once
             everything is saved.
     """
     workdir = expand(workdir)
@@ -86,10 +85,10 @@ def run(
 def _train(
     settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Device] | None, force: bool
 ) -> int | None:
-    """The run, and those before it. Returns how to exit if it was to stop in its last step."""
+    """Trains this run and those before it. Returns the exit code if preempted in the last step."""
     mesh = meshes.make_mesh(devices, settings.mesh)
     program.check_batch(settings, mesh)
-    for wanted in settings.before_caches.values():  # at once, not after the runs before it
+    for wanted in settings.before_caches.values():  # check now, before earlier runs spend hours
         wanted.folder(str(folder))
     with distributed.entered_by_first(ownership.owned(str(folder / ownership.FILE), force)):
         distributed.check_shared(folder)
@@ -99,28 +98,28 @@ def _train(
                 logging.warning("%s is finished; start the same command again.", name)
                 sys.exit(exit_code)
 
-        # Before the watchdog: a first index of tars in a store may take hours, which is no hang.
+        # Before the watchdog starts: indexing tars in a store for the first time may take hours.
         source = sources.open_source(settings.data)
         program.check_data(settings, source)
         with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
             for name, wanted in settings.before_caches.items():
-                logging.info("Embeddings first: %s", name)
+                logging.info("Caching embeddings first: %s", name)
                 caches.make(settings, wanted, str(folder), mesh, watchdog, force=force)
             settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
             return loop(set_up(settings, mesh, folder, source), watchdog)
 
 
 def loop(run: Run, watchdog: Watchdog) -> int | None:
-    """Takes the steps that are left. Returns how to exit if it was to stop after the last one.
+    """Trains the remaining steps. Returns the exit code if preempted after the last one.
 
     At most two steps are in flight; only a line of metrics, an evaluation or a checkpoint waits
-    for the devices. All processes take the same way through it.
+    for the devices. All processes take the same branches.
     """
     settings, prog, start = run.settings, run.program, run.start or 0
     if start >= prog.total_steps:
         logging.warning(
-            "%s is finished: it has %d steps. Nothing is trained or evaluated again; more of "
-            "config.total_steps goes on with it.",
+            "%s is finished: it has %d steps. Nothing is trained or evaluated again; raise "
+            "config.total_steps to continue it.",
             run.folder,
             start,
         )
@@ -176,11 +175,11 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
             due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
             preempted = preemption.reached(step)
             if due:
-                jax.block_until_ready(out)  # steps in flight are training's time
+                jax.block_until_ready(out)  # steps in flight count as training time
                 save = functools.partial(
                     _save_now, writer, checkpoints, step, train_state, measured
                 )
-                if saved := preempted and not last:  # evaluations may take longer than there is
+                if saved := preempted and not last:  # the evaluation may outlast the grace period
                     save()
                     measured = {}
                 with meter.paused(), _saving_after_failure(None if saved else save):
@@ -191,7 +190,7 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
                 if warning := prog.method.warning(measured):
                     logging.log_every_n_seconds(logging.WARNING, "Step %d: %s", 600, step, warning)
 
-            # Checkpoints. The metrics are on disk before the checkpoint that claims them.
+            # Checkpoints. Metrics reach the disk before the checkpoint that claims them.
             force = last or preempted or bool(due and settings.checkpoint.keep_best)
             if force or settings.checkpoint.is_due(step):
                 writer.claim(step)
@@ -209,7 +208,7 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
 def evaluate(
     run: Run, names: Sequence[str], train_state: state.TrainState, watchdog: Watchdog
 ) -> dict[str, float]:
-    """The numbers of these evaluations, as "<evaluation>/<number>", and the suites of them."""
+    """Runs the evaluations `names`. Returns their numbers, as "NAME/NUMBER", and suite averages."""
     found = {}
     for name in names:
         values = run.evals[name][1](train_state.eval_params["model"])
@@ -225,7 +224,7 @@ def _save_now(
     train_state: state.TrainState,
     measured: dict[str, Any],
 ) -> None:
-    """Everything of this step, on disk when it returns."""
+    """Writes the metrics and the checkpoint of this step, and waits until both are on disk."""
     if measured:
         writer.write(step, measured)
     writer.claim(step)
@@ -235,9 +234,9 @@ def _save_now(
 
 @contextlib.contextmanager
 def _saving_after_failure(save: Callable[[], None] | None) -> Iterator[None]:
-    """An evaluation that fails must not cost what was trained; None: that is saved already.
+    """Calls `save` if an evaluation fails, so that no training is lost; None: already saved.
 
-    Only where all processes fail alike is the state saved, since they save together.
+    All processes save together, so only an error that all of them raise leads to a save.
     """
     try:
         yield
@@ -253,7 +252,7 @@ def _saving_after_failure(save: Callable[[], None] | None) -> Iterator[None]:
 
 
 def left_out(data: sources.DataConfig, counters: pipeline.InputCounters) -> dict[str, int]:
-    """What the input left out so far in all processes: by member of a mixture, and by filter."""
+    """Records skipped, by mixture member, and filtered, by reason, over all processes."""
     counts = {"wall/records_skipped": counters.skipped}
     counts |= {f"wall/records_skipped/{name}": counters.by_source[name] for name in data.members}
     reasons = data.filters.reasons

@@ -1,8 +1,8 @@
-"""Pictures of evaluations that are trained on: numbers on them are too good.
+"""Finds evaluation images that are also trained on, which inflate an evaluation's numbers.
 
-Only data sets that `aced.prepare` wrote have the hashes by which they are compared, which are read
-once for each; no picture is. A run's training data are compared with its own evaluations and with
-those of the runs that it comes before, as a reference comes before a run.
+Images are compared by the hashes that `aced.prepare` wrote; data sets from elsewhere have none and
+are not compared. A run's training data are compared with its own evaluations and with those of the
+runs that depend on it, such as the run whose reference it trains.
 """
 
 import collections
@@ -21,11 +21,11 @@ from aced.data.sources import DataConfig, SourceConfig
 from aced.evaluators import EvalConfig
 from aced.train.config import TrainConfig, parse
 
-_NAMED = 3  # examples in a message
+_NAMED = 3  # examples listed in a message
 
 
 class Split(NamedTuple):
-    """A prepared split."""
+    """A split of a prepared data set."""
 
     path: str
     split: str
@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What is trained on, what is evaluated on, and where in the config each stands."""
+    """Training data, evaluation data, and the path of each in the config."""
 
     training: str
     trained: DataConfig
@@ -44,13 +44,13 @@ class Comparison(NamedTuple):
 
 @contextlib.contextmanager
 def checked(settings: TrainConfig) -> Iterator[None]:
-    """A block that begins when no evaluation has pictures that are trained on, or a warning.
+    """Checks for overlap on entry; a context manager for `distributed.entered_by_first`.
 
     Args:
-        settings: of a run; `settings.overlap` is what to do about it.
+        settings: of a run; `settings.overlap` chooses between a warning, an error and no check.
 
     Raises:
-        ConfigError: there are some, and `overlap` is "refuse".
+        ConfigError: evaluation images are trained on, and `overlap` is "refuse".
         DatasetError: a data set is missing, or its hashes are damaged.
     """
     if settings.overlap != "allow":
@@ -61,12 +61,12 @@ def checked(settings: TrainConfig) -> Iterator[None]:
 def _comparisons(
     settings: TrainConfig, later: Mapping[str, EvalConfig], path: str
 ) -> Iterator[Comparison]:
-    """Those of a run and of the runs before it.
+    """The comparisons for a run and for the runs before it.
 
     Args:
         settings: of the run.
-        later: the evaluations of the runs that it comes before.
-        path: of the run in the config, with a dot behind it.
+        later: evaluations of the runs that depend on this one.
+        path: of the run in the config, with a trailing dot.
     """
     own = {f"{path}evals.{name}": item for name, item in settings.evals.items()}
     evals = {**own, **later}
@@ -81,51 +81,51 @@ def _comparisons(
 
 
 def _check(comparisons: list[Comparison], overlap: str) -> None:
-    """Tells of what the compared have in common, and of what could not be compared."""
-    places: dict[Split, str] = {}  # where each is found first in the config
-    pairs = collections.defaultdict(dict)  # evaluations of each training split, in their order
+    """Reports shared images, and the data sets that could not be compared."""
+    places: dict[Split, str] = {}  # first path of each split in the config
+    pairs = collections.defaultdict(dict)  # training split -> evaluation splits, ordered
     left_out = {}
     for training, trained, evaluation, evaluated, first in comparisons:
-        some = _splits(trained, training, left_out)
-        others = _splits(evaluated, evaluation, left_out)
-        for (place, one), (other_place, other) in itertools.product(some, others):
-            other = other._replace(first=first)
-            places.setdefault(one, place)
-            places.setdefault(other, other_place)
-            pairs[one][other] = None
-    hashes = {other: _of_evaluation(other) for others in pairs.values() for other in others}
-    found = [
-        _message(places[one], one, places[other], other, is_in)
-        for one, others in pairs.items()
-        for other, is_in in _common(one, {other: hashes[other] for other in others}).items()
-        if is_in.any()
+        train_splits = _splits(trained, training, left_out)
+        eval_splits = _splits(evaluated, evaluation, left_out)
+        for (place, train), (eval_place, test) in itertools.product(train_splits, eval_splits):
+            test = test._replace(first=first)
+            places.setdefault(train, place)
+            places.setdefault(test, eval_place)
+            pairs[train][test] = None
+    hashes = {test: _of_evaluation(test) for tests in pairs.values() for test in tests}
+    messages = [
+        _message(places[train], train, places[test], test, is_shared)
+        for train, tests in pairs.items()
+        for test, is_shared in _common(train, {test: hashes[test] for test in tests}).items()
+        if is_shared.any()
     ]
     if left_out:
         logging.info(
-            "No evaluation is checked for pictures that are trained on where one of both is not "
-            "from aced.prepare, and has no hashes: %s.",
-            ", ".join(f"{place} ({what})" for place, what in left_out.items()),
+            "Evaluations are not checked for images that are trained on where a data set is not "
+            "from aced.prepare, and so has no hashes: %s.",
+            ", ".join(f"{place} ({reason})" for place, reason in left_out.items()),
         )
-    for message in found:
+    for message in messages:
         logging.warning("%s", message)
-    if found and overlap == "refuse":
-        raise ConfigError(f"config.overlap = 'refuse', and {found[0]}")
+    if messages and overlap == "refuse":
+        raise ConfigError(f"config.overlap = 'refuse', and {messages[0]}")
 
 
 def _splits(config: SourceConfig, place: str, left_out: dict[str, str]) -> list[tuple[str, Split]]:
-    """The prepared splits that are read, each with its place; others go to `left_out`.
+    """The prepared splits of a source, each with its path in the config.
 
-    The embedded scenes are drawn by their numbers, and go nowhere.
+    Sources without hashes are added to `left_out`. The built-in scenes ("shapes") never overlap.
     """
     if config.source == "mixture":
         members = ((name, config.mixture[name]) for name in config.members)
         parts = [_splits(item, f"{place}.mixture.{name}", left_out) for name, item in members]
         return list(itertools.chain(*parts))
     if config.source == "array_record":
-        found = Split(expand(config.array_record.path), config.array_record.split)
-        if records.read_hashes(found.path, found.split) is not None:
-            return [(place, found)]
-        left_out[place] = f"{found.path}, prepared before there were hashes"
+        split = Split(expand(config.array_record.path), config.array_record.split)
+        if records.read_hashes(split.path, split.split) is not None:
+            return [(place, split)]
+        left_out[place] = f"{split.path}, prepared before there were hashes"
     elif config.source != "shapes":
         left_out[place] = config.source
     return []
@@ -138,9 +138,9 @@ def _of_evaluation(split: Split) -> UInt64[np.ndarray, " n"]:
 def _common(
     training: Split, evaluations: Mapping[Split, UInt64[np.ndarray, " _"]]
 ) -> dict[Split, Bool[np.ndarray, " _"]]:
-    """Which examples of each evaluation have a picture that is in `training`, read once."""
+    """A mask for each evaluation: the examples whose image is in `training`, read once."""
     known = np.unique(np.concatenate(list(evaluations.values())))
-    known = known[known != 0]  # examples that have no picture
+    known = known[known != 0]  # 0: the example has no image
     is_common = np.zeros(len(known) + 1, bool)
     for part in records.read_hashes(training.path, training.split):
         place = np.searchsorted(known, part)
@@ -150,14 +150,18 @@ def _common(
 
 
 def _message(
-    training: str, trained: Split, evaluation: str, evaluated: Split, is_in: Bool[np.ndarray, " n"]
+    training: str,
+    trained: Split,
+    evaluation: str,
+    evaluated: Split,
+    is_shared: Bool[np.ndarray, " n"],
 ) -> str:
     source = records.open_dataset(evaluated.path, evaluated.split)
-    names = [source[i]["key"] for i in np.flatnonzero(is_in)[:_NAMED]]
-    more = "" if is_in.sum() <= _NAMED else ", ..."
+    names = [source[i]["key"] for i in np.flatnonzero(is_shared)[:_NAMED]]
+    more = "" if is_shared.sum() <= _NAMED else ", ..."
     return (
-        f"{is_in.sum()} of {len(is_in)} pictures of config.{evaluation} ({evaluated.path}, split "
-        f"{evaluated.split}) are trained on in config.{training} ({trained.path}, split "
+        f"{is_shared.sum()} of {len(is_shared)} pictures of config.{evaluation} ({evaluated.path}, "
+        f"split {evaluated.split}) are trained on in config.{training} ({trained.path}, split "
         f"{trained.split}): {', '.join(names)}{more}. Numbers on them are too good. One call of "
         "aced.prepare with --val and --clean_column makes sets that have none in common; "
         "config.overlap = 'allow' turns this check off."

@@ -1,7 +1,7 @@
-"""What is compiled: a run's step, with the shape and the place on the mesh of all that it touches.
+"""A run's compiled step, with the shapes and shardings of its inputs and outputs.
 
-Nothing here reads data or holds an array, so that a step can be compiled for machines that are not
-there (`aced.preflight`) as it is compiled for those that are (`aced.train`).
+Nothing here reads data or holds an array, so a step can also be compiled for machines that are not
+attached (`aced.preflight`).
 """
 
 import dataclasses
@@ -44,11 +44,11 @@ class Program:
     step: Callable  # (state, frozen, batch) -> (state, metrics); jitted, donates the state
 
     def batch(self, fields: Iterable[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of all arrays of a step, with the optional `fields` that the source has."""
-        place = meshes.by_example(self.mesh)
+        """The shapes of a step's input arrays, with the optional `fields` that the source has."""
+        sharding = meshes.by_example(self.mesh)
         added = {name: ((), OPTIONAL_FIELDS[name].dtype) for name in fields}
         return {
-            f"{prefix}{name}": jax.ShapeDtypeStruct((stream.rows, *shape), dtype, sharding=place)
+            f"{prefix}{name}": jax.ShapeDtypeStruct((stream.rows, *shape), dtype, sharding=sharding)
             for prefix, stream in self.streams.items()
             for name, (shape, dtype) in (stream.shapes() | ({} if prefix else added)).items()
         }
@@ -58,31 +58,31 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
     """Returns the program of a run on `mesh`, whose devices need not exist.
 
     Args:
-        settings: of the run; the architectures of its frozen models are known.
+        settings: of the run, with the architectures of its frozen models resolved.
         mesh: from `parallel.mesh.make_mesh`.
-        data_size: examples of the data set; None: not known, which durations in epochs need.
+        data_size: examples in the data set; durations in epochs need it. None: unknown.
 
     Raises:
         ConfigError: sizes, durations or rules do not fit together.
     """
     method = methods.build(settings.method)
-    batch_size, candidates = (
-        settings.batch_size,
-        method.config.super_batch_size(settings.batch_size),
-    )
+    batch_size = settings.batch_size
+    candidates = method.config.super_batch_size(batch_size)
     check_batch(settings, mesh)
-    # An epoch is a pass over the data, of which a step reads B and trains on b.
+    # An epoch is one pass over the data; a step reads B examples and trains on b.
     epoch = None if data_size is None else max(1, data_size * batch_size // candidates)
     sizes = {"batch_size": batch_size, "data_size": epoch}
     sizes["total_steps"] = durations.steps(settings, "total", **sizes)
 
-    key = placed(_key(), meshes.replicated(mesh))  # as the key that a run starts with
-    # What is jitted is traced once, for its shapes as for the program that is compiled, which
-    # inlining leaves as it would be without.
+    key = placed(_key(), meshes.replicated(mesh))
+    # With jit these are traced once, for their shapes and for the program; inlining leaves the
+    # program as it would be without jit.
     init_params = jax.jit(method.init_params, inline=True)
     fixed = tuple((name, 0.0) for name in method.fixed)
-    how = dataclasses.replace(settings.optimizer, lr_rules=(*fixed, *settings.optimizer.lr_rules))
-    tx, learning_rate = optimizer.build(how, jax.eval_shape(init_params, key), **sizes)
+    config = dataclasses.replace(
+        settings.optimizer, lr_rules=(*fixed, *settings.optimizer.lr_rules)
+    )
+    tx, learning_rate = optimizer.build(config, jax.eval_shape(init_params, key), **sizes)
 
     @functools.partial(jax.jit, inline=True)
     def new_state(key: jax.Array, frozen: dict[str, PyTree]) -> state.TrainState:
@@ -96,7 +96,7 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
         for name, item in method.frozen.items()
     }
     shapes = jax.eval_shape(new_state, key, frozen)
-    places = rules.state_shardings(shapes, mesh, settings.mesh.rules)
+    shardings = rules.state_shardings(shapes, mesh, settings.mesh.rules)
     return Program(
         method=method,
         mesh=mesh,
@@ -106,69 +106,64 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
         total_steps=sizes["total_steps"],
         sizes=sizes,
         learning_rate=learning_rate,
-        state=placed(shapes, places),
+        state=placed(shapes, shardings),
         frozen=frozen,
-        new_state=jax.jit(new_state, out_shardings=places),
+        new_state=jax.jit(new_state, out_shardings=shardings),
         step=jax.jit(
             functools.partial(
                 method.train_step,
                 context=StepContext(tx, settings.ema_decay, settings.data.members),
             ),
             donate_argnums=0,
-            out_shardings=(places, meshes.replicated(mesh)),
+            out_shardings=(shardings, meshes.replicated(mesh)),
         ),
     )
 
 
 def model_shapes(model: ModelConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:
-    """The shapes of a model's parameters, as they are trained, and where they lie."""
+    """The shapes and shardings of a model's parameters, as they are trained."""
     shapes = jax.eval_shape(model.init, _key())
     return placed(shapes, rules.shardings(shapes, mesh, extra_rules))
 
 
 def frozen_shapes(model: ModelConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:
-    """The shapes of a frozen model's parameters.
+    """The shapes and shardings of a frozen model's parameters.
 
-    Kernels are held in the model's compute type: that is what every product reads them in, so a
-    bfloat16 model takes half the memory and gives the same numbers to the last bit. Not that of
-    the patches, which scoring may have to resize in float32, nor that of answers, which float32
-    logits are made with: they are small.
+    Kernels are stored in the model's compute type, which every product casts them to anyway: a
+    bfloat16 model takes half the memory, with bitwise equal results. The patch kernel, which
+    scoring may resize in float32, and the classifier's, whose logits are float32, are small and
+    stay as they are.
     """
 
     def held(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = rules.name_of(path)
         in_float32 = name.endswith(("patch/kernel", "classifier/kernel"))
-        is_product = name.endswith("kernel") and not in_float32
-        dtype = model.dtype if is_product else x.dtype
+        dtype = model.dtype if name.endswith("kernel") and not in_float32 else x.dtype
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
     return jax.tree.map_with_path(held, model_shapes(model, mesh, extra_rules))
 
 
 def _key() -> jax.ShapeDtypeStruct:
-    """Of a random key: an array could not be made on devices that are not there."""
+    """The shape of a random key; a key itself cannot be made on devices that do not exist."""
     return jax.eval_shape(jax.random.key, 0)
 
 
 def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
     """The shapes with their shardings."""
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
 
 
 def check_batch(settings: TrainConfig, mesh: Mesh) -> None:
-    """Refuses batches that the devices of `mesh` cannot share, whole or in micro-batches.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Raises a ConfigError if the devices cannot share the batch or its micro-batches equally."""
     shards, method = meshes.example_shards(mesh), settings.method
     candidates = method.super_batch_size(settings.batch_size)
-    for what, size in (("batch_size", settings.batch_size), ("The super-batch", candidates)):
+    for name, size in (("batch_size", settings.batch_size), ("The super-batch", candidates)):
         if size % shards:
             raise ConfigError(
-                f"{what} = {size} cannot be shared by {shards} devices; make it a multiple."
+                f"{name} = {size} cannot be shared by {shards} devices; make it a multiple."
             )
     if method.selects:
         check_pieces(candidates, method.score_micro_batch, shards, "method.score_micro_batch")
@@ -176,20 +171,19 @@ def check_batch(settings: TrainConfig, mesh: Mesh) -> None:
 
 
 def check_data(settings: TrainConfig, source: Source) -> None:
-    """Refuses steps that read more examples than `source` has: each would be its copy's negative.
+    """Raises a ConfigError if a step reads more examples than `source` has.
 
-    Raises:
-        ConfigError: see above.
+    Such a batch repeats examples, and each copy would be a negative of the other.
     """
     candidates = settings.method.super_batch_size(settings.batch_size)
     if candidates <= len(source):
         return
-    what, lower = f"batch_size = {settings.batch_size}", "batch_size"
+    cause, remedy = f"batch_size = {settings.batch_size}", "batch_size"
     if candidates != settings.batch_size:
-        what += f", with method.selection.filter_ratio, reads super-batches of {candidates}"
-        lower += " or method.selection.filter_ratio"
+        cause += f", with method.selection.filter_ratio, reads super-batches of {candidates}"
+        remedy += " or method.selection.filter_ratio"
     raise ConfigError(
-        f"{what} examples, but the data set {source.name} has only {len(source)}: a step would "
+        f"{cause} examples, but the data set {source.name} has only {len(source)}: a step would "
         "have examples more than once, each the wrong partner of its copy. "
-        f"Lower {lower}, or train on more data."
+        f"Lower {remedy}, or train on more data."
     )

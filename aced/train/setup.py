@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step: caches, state, frozen models, evaluations."""
+"""Sets a run up for its first step: caches, state, frozen models, evaluations."""
 
 import dataclasses
 import functools
@@ -33,9 +33,9 @@ class Run:
     program: program.Program
     folder: epath.Path
     sources: dict[str, sources.Source]  # of the program's streams, by key prefix
-    # Embeddings of frozen models that do not run, by key prefix of the stream and within it.
+    # Cached embeddings of frozen models, by key prefix of the stream, then within the stream.
     caches: dict[str, dict[str, Cache]]
-    start: int | None  # step that was restored; None: a new run
+    start: int | None  # restored step; None: a new run
     state: state.TrainState
     frozen: dict[str, PyTree]
     checkpoints: Checkpointer
@@ -43,12 +43,12 @@ class Run:
 
 
 def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: sources.Source) -> Run:
-    """Opens the caches, builds or restores the state, loads the frozen models.
+    """Opens the caches, loads the frozen models, and builds or restores the state.
 
     Raises:
         ConfigError: sizes do not fit together, or the run in `folder` had other settings.
         CacheError: embeddings are missing, damaged, or of another model or other data.
-        CheckpointError: a checkpoint is missing or of another shape.
+        CheckpointError: a checkpoint is missing, or its shapes differ.
     """
     prog = program.build(settings, mesh, len(source))
     opened = {
@@ -64,19 +64,18 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         for prefix, stream in prog.streams.items()
     }
     for prefix, model in prog.method.models.items():
-        _warn_of_rest(prefix.rstrip("/") or "method.model", model.image)
+        name = prefix.rstrip("/") or "method.model"
+        _warn_of_rest(name, model.image)
         try:
             model.check_tokenizer(get_tokenizer(model.tokenizer))
         except ConfigError as error:
-            raise ConfigError(
-                f"The model {prefix.rstrip('/') or 'method.model'}: {error}"
-            ) from error
+            raise ConfigError(f"The model {name}: {error}") from error
 
     frozen = {
         name: load_model(item, prog.frozen[name]) for name, item in prog.method.frozen.items()
     }
 
-    # The record of a run: what it was started with, which a run that goes on may not change.
+    # The record of the run, which a resumed run must match.
     digests = {f"{name}'s weights": fingerprint.of_placed(p) for name, p in frozen.items()}
     for prefix, model in prog.method.models.items():
         name = f"{prefix.rstrip('/') or 'model'}'s tokenizer"
@@ -86,7 +85,7 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
             digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
     record.check(folder, settings, source.fingerprint, digests)
 
-    # Where it starts from: its newest checkpoint, another run's model, or nothing.
+    # The initial state: from the newest checkpoint, another run's model, or random.
     checkpoints = Checkpointer(folder, settings.checkpoint)
     restored = checkpoints.restore_or(prog.state)
     if restored is None:
@@ -96,11 +95,10 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         train_state = starting_model.with_given_parts(train_state, prog.method.given)
     else:
         train_state, start = restored
-        logging.info("%s goes on after step %d of %d.", folder, start, prog.total_steps)
-    if start is None or start < prog.total_steps:  # a finished run is what it was
+        logging.info("%s resumes after step %d of %d.", folder, start, prog.total_steps)
+    if start is None or start < prog.total_steps:  # the record of a finished run stays as it is
         record.write(folder, settings, source.fingerprint, digests)
 
-    # Evaluations.
     evals = {
         name: (
             durations.steps(item, "every", **prog.sizes, default=prog.total_steps),
@@ -123,13 +121,13 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
 
 
 def _open(item: FrozenConfig, source: sources.Source, data: sources.DataConfig) -> Cache:
-    """The cache of a frozen model; with a checkpoint as well, its weights are compared."""
+    """Opens a frozen model's cache. If a checkpoint is set too, its weights are compared."""
     weights = functools.partial(load_model, item, None) if item.checkpoint else None
     return open_for(item.cache, source, data, weights)
 
 
 def _warn_of_rest(name: str, tower: ImageConfig) -> None:
-    """Says what a model never looks at; some are made so (So400m/14 at 384 px)."""
+    """Warns of pixels outside the patches. Some published models have them (So400m/14 at 384)."""
     if rest := tower.resolution % tower.patch:
         logging.warning(
             "%s: image.resolution = %d is no multiple of patch = %d; the last %d pixels of each "
@@ -142,7 +140,7 @@ def _warn_of_rest(name: str, tower: ImageConfig) -> None:
 
 
 def input_batches(run: Run, start: int, counters: pipeline.InputCounters) -> SideBySide:
-    """This process's part of what is read for the steps after `start`."""
+    """This process's share of the input, for the steps after `start`."""
     prog = run.program
     return SideBySide(
         {

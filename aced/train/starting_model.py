@@ -1,4 +1,4 @@
-"""The model that a new run starts from: another run's, or parts of one."""
+"""Initialises a new run's model from another run, in whole or in part."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ from aced.train.config import TrainConfig
 def with_initial_model(
     train_state: state.TrainState, settings: TrainConfig, folder: epath.Path
 ) -> state.TrainState:
-    """The state, its model taken over from the run that `settings.init` names, if it names one.
+    """Returns the state with the model of `settings.init`, if that is set.
 
     Args:
         train_state: of a new run.
         settings: of the run.
-        folder: its workdir.
+        folder: workdir of the run.
 
     Raises:
-        ConfigError: that model is of another architecture or preprocessing.
+        ConfigError: the other model has a different architecture or preprocessing.
     """
     if not settings.init.checkpoint:
         return train_state
@@ -36,9 +36,9 @@ def with_initial_model(
     shared = model.shared_parts(trained)
     if shared is not None:
         return with_given_parts(train_state, (init, shared))
-    old = train_state.params["model"]
-    places = jax.tree.map(lambda x: x.sharding, old)
-    model = load_model(init, program.placed(old, places))
+    random = train_state.params["model"]
+    shardings = jax.tree.map(lambda x: x.sharding, random)
+    model = load_model(init, program.placed(random, shardings))
     logging.info("The model starts from %s.", init.checkpoint)
     return _with_model(train_state, model)
 
@@ -46,21 +46,21 @@ def with_initial_model(
 def with_given_parts(
     train_state: state.TrainState, given: tuple[CheckpointOf, Sequence[str]] | None
 ) -> state.TrainState:
-    """The state, parts of its model taken over from another one that is perhaps larger."""
+    """Returns the state with parts of another model, which may have more parts."""
     if given is None:
         return train_state
     item, names = given
-    model, theirs = train_state.params["model"], load_model(item, None)
-    parts = {name: _taken(theirs[name], part) for name, part in model.items() if name in names}
-    logging.info("%s of the model are those of %s.", ", ".join(parts), item.checkpoint)
+    model, other = train_state.params["model"], load_model(item, None)
+    parts = {name: _taken(other[name], part) for name, part in model.items() if name in names}
+    logging.info("The parts %s of the model are those of %s.", ", ".join(parts), item.checkpoint)
     return _with_model(train_state, model | parts)
 
 
-def _taken(theirs: PyTree, ours: PyTree) -> PyTree:
-    """Their parameters under our names; what else they have, such as a pooling head, is left."""
-    if isinstance(ours, Mapping):
-        return {name: _taken(theirs[name], part) for name, part in ours.items()}
-    return jax.device_put(theirs, ours.sharding)
+def _taken(other: PyTree, own: PyTree) -> PyTree:
+    """The parameters of `other` for the names in `own`, placed as those of `own`."""
+    if isinstance(own, Mapping):
+        return {name: _taken(other[name], part) for name, part in own.items()}
+    return jax.device_put(other, own.sharding)
 
 
 def _with_model(train_state: state.TrainState, model: PyTree) -> state.TrainState:

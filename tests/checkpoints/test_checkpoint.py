@@ -296,7 +296,7 @@ def test_restores_under_another_sharding(tmp_path):
     np.testing.assert_array_equal(load_params(tmp_path, one_device), kernel)
 
 
-def test_a_disk_that_is_full_and_then_is_not(tmp_path):
+def test_saves_continue_after_a_full_disk(tmp_path):
     # A limit on the size of files fails writes like a full disk, without a disk.
     done = run_python(
         """

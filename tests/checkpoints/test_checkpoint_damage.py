@@ -88,7 +88,7 @@ def restored(workdir):
         return checkpointer.restore_or(abstract(make_state()))
 
 
-def test_checksums_are_those_of_the_files_and_of_all_of_them(written):
+def test_checksums_cover_all_files(written):
     about = json.loads((written / "checkpoints/3" / checksums.FILE).read_text())
     names = {str(path.relative_to(written / "checkpoints/3")) for path in files_of(written, 3)}
     assert names - set(about["files"]) == {METADATA, UNREAD, checksums.FILE}
@@ -139,7 +139,7 @@ def test_whatever_file_is_damaged_the_state_is_right(workdir, written, damage):
 
 
 @pytest.mark.slow
-def test_a_flip_in_what_orbax_says_of_itself_changes_nothing(workdir, written):
+def test_bit_flips_in_orbax_metadata_change_nothing(workdir, written):
     path = workdir / "checkpoints" / "3" / METADATA
     for seed in range(40):
         flip(path, seed)
@@ -149,7 +149,7 @@ def test_a_flip_in_what_orbax_says_of_itself_changes_nothing(workdir, written):
         shutil.copytree(written / "checkpoints", workdir / "checkpoints")
 
 
-def test_a_damaged_checkpoint_is_moved_and_the_newest_whole_one_taken(workdir, caplog):
+def test_damaged_checkpoint_is_moved_and_the_newest_intact_one_restored(workdir, caplog):
     weights = one_of(workdir, 3, "ocdbt.process_0/d/")
     flip(weights)
     one_of(workdir, 2, "_METADATA").unlink()
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_moved_and_the_newest_whole_one_taken(workdir, c
         name = weights.relative_to(workdir / "checkpoints" / "3")
         assert f"checkpoints/3 is damaged: {name} has other content" in caplog.text
         assert "checkpoints/2 is damaged: state/_METADATA is missing" in caplog.text
-        assert "goes on from its newest whole checkpoint, step 1" in caplog.text
+        assert "resumes from its newest intact checkpoint, step 1" in caplog.text
         assert checkpointer.steps() == [1]
         for again in (2, 3):  # as the run gets there once more
             assert checkpointer.save(again, make_state(again))
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_moved_and_the_newest_whole_one_taken(workdir, c
     assert (aside / "3" / name).read_bytes() == held
 
 
-def test_where_none_is_whole_the_run_ends_and_nothing_is_moved(workdir):
+def test_run_ends_and_moves_nothing_if_all_checkpoints_are_damaged(workdir):
     for step in STEPS:
         flip(one_of(workdir, step, "ocdbt.process_0/d/"))
     for _ in range(2):  # a second start does not begin anew either
@@ -187,7 +187,7 @@ def test_where_none_is_whole_the_run_ends_and_nothing_is_moved(workdir):
         assert folders(workdir) == [1, 2, 3]
 
 
-def test_an_older_one_is_moved_where_orbax_could_not_open_the_folder(workdir):
+def test_older_damaged_checkpoint_that_blocks_orbax_is_moved(workdir):
     cut(one_of(workdir, 1, "metrics/metrics"))
     with Checkpointer(workdir, CheckpointConfig(every_steps=1, keep_last=9)) as checkpointer:
         assert checkpointer.restore_or(abstract(make_state()))[1] == 3
@@ -196,7 +196,7 @@ def test_an_older_one_is_moved_where_orbax_could_not_open_the_folder(workdir):
     assert_identical(restored(workdir)[0], make_state(4))
 
 
-def test_a_wrong_shape_is_no_damage(workdir):
+def test_wrong_shape_does_not_count_as_damage(workdir):
     with (
         Checkpointer(workdir) as checkpointer,
         pytest.raises(CheckpointError, match="3 does not fit"),
@@ -205,7 +205,7 @@ def test_a_wrong_shape_is_no_damage(workdir):
     assert folders(workdir) == [1, 2, 3]
 
 
-def test_a_disk_that_does_not_answer_is_no_damage(workdir, monkeypatch):
+def test_read_error_does_not_count_as_damage(workdir, monkeypatch):
     def fail(path):
         raise OSError(5, "Input/output error", str(path))
 
@@ -215,15 +215,15 @@ def test_a_disk_that_does_not_answer_is_no_damage(workdir, monkeypatch):
     assert folders(workdir) == [1, 2, 3]
 
 
-def test_a_damaged_one_that_cannot_be_moved(workdir):
+def test_damaged_checkpoint_that_cannot_be_moved(workdir):
     flip(one_of(workdir, 3, "ocdbt.process_0/d/"))
     (workdir / "checkpoints_damaged").write_text("a file")
-    with pytest.raises(CheckpointError, match=r"\[3\] could not be moved .*goes on from step 2"):
+    with pytest.raises(CheckpointError, match=r"\[3\] could not be moved .*resumes from step 2"):
         restored(workdir)
     assert folders(workdir) == [1, 2, 3]
 
 
-def test_checkpoints_of_before_there_were_checksums(tmp_path, caplog):
+def test_older_checkpoints_without_checksums(tmp_path, caplog):
     def state(step):
         return {"params": jax.random.normal(jax.random.key(step), (100, 100))}
 
@@ -261,7 +261,7 @@ def test_a_start_compares_each_file_once(workdir, monkeypatch):
     assert len(of_it) == len(about["files"])
 
 
-def test_metrics_of_before_there_were_checksums(workdir):
+def test_older_metrics_without_checksums(workdir):
     """Orbax opens no folder in which one checkpoint's are not readable, whichever it is."""
     for step in STEPS:
         (workdir / "checkpoints" / str(step) / checksums.FILE).unlink()
@@ -273,7 +273,7 @@ def test_metrics_of_before_there_were_checksums(workdir):
     assert folders(workdir) == [2]
 
 
-def test_who_reads_the_parameters_of_another_run(workdir):
+def test_load_params_detects_damage(workdir):
     assert_identical(load_params(workdir, which="best"), load_params(workdir, which=2))
     flip(one_of(workdir, 3, "ocdbt.process_0/d/"))
     for which in ("last", 3):
@@ -289,7 +289,7 @@ def test_who_reads_the_parameters_of_another_run(workdir):
     assert folders(workdir) == [1, 2, 3]  # another one's run is left as it is
 
 
-def test_metrics_that_are_lost_where_there_are_no_checksums(workdir):
+def test_lost_metrics_without_checksums(workdir):
     for step in STEPS:
         (workdir / "checkpoints" / str(step) / checksums.FILE).unlink()
     (workdir / "checkpoints" / "2" / METADATA).unlink()
@@ -403,7 +403,7 @@ with distributed.ending_together():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
-def test_two_processes_agree_on_which_one_is_damaged(tmp_path, process):
+def test_two_processes_agree_on_damage(tmp_path, process):
     def run():
         settings = {"FOLDER": tmp_path / "run"}
         with many_processes.start(2, 2, ["-c", PROCESSES], tmp_path, **settings) as started:
@@ -460,7 +460,7 @@ print("moved", sorted({name.split("/")[3] for name in moved if "/state/" in name
 
 
 @pytest.mark.slow
-def test_in_a_store_damaged_ones_are_moved_as_well(monkeypatch):
+def test_damaged_checkpoints_in_a_store_are_moved(monkeypatch):
     with bucket.serve_gs() as (_, variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)

@@ -26,7 +26,7 @@ def settings(**changes):
         {"data.array_record.path": "/elsewhere", "data.tfds.data_dir": "/elsewhere"},
     ],
 )
-def test_what_may_change(changes, tmp_path):
+def test_settings_that_may_change(changes, tmp_path):
     folder = epath.Path(tmp_path)
     record.check(folder, settings(), "data")  # no run there yet
     record.write(folder, settings(), "data")
@@ -45,7 +45,7 @@ def test_the_second_stream_may_be_read_by_fewer_threads(tmp_path):
         record.check(folder, parse(config), "data")
 
 
-def test_a_setting_that_there_was_not_yet_must_have_its_default(tmp_path, caplog):
+def test_new_setting_must_have_its_default(tmp_path, caplog):
     """So that a run can go on with newer code."""
     folder = epath.Path(tmp_path)
     record.write(folder, settings(), "data")
@@ -85,7 +85,7 @@ def test_frozen_models_must_stay_the_same(tmp_path):
         ({}, "other data", "data_fingerprint: 'data' then, 'other data' now"),
     ],
 )
-def test_what_makes_another_run(changes, fingerprint, message, tmp_path):
+def test_settings_that_may_not_change(changes, fingerprint, message, tmp_path):
     folder = epath.Path(tmp_path)
     record.write(folder, settings(), "data")
     with pytest.raises(ConfigError, match=message):

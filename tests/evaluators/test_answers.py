@@ -82,7 +82,7 @@ def test_the_first_examples_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
-def test_a_model_that_says_nothing_is_right_nowhere(value, monkeypatch):
+def test_constant_model_has_zero_accuracy(value, monkeypatch):
     model = task_records.model(classes=CLASSES)
     params = tiny_coca.params(model)
     head = jax.tree.map(lambda x: jnp.full_like(x, value), params["head"])

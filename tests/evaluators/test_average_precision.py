@@ -2,14 +2,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced.evaluators import average_precision
+from aced.evaluators import classification
 from aced.evaluators.classification import numbers
 
 RNG = np.random.default_rng(0)
 
 
 def both(scores, shown):
-    found = average_precision.mean_average_precision(jnp.float32(scores), jnp.asarray(shown))
+    found = classification.mean_average_precision(jnp.float32(scores), jnp.asarray(shown))
     return np.array(found)
 
 
@@ -38,7 +38,7 @@ def test_equals_every_threshold_by_hand(decimals, n):
     assert both(scores[order], shown[order]) == pytest.approx(expected)
 
 
-def test_of_a_perfect_ranking_of_a_useless_one_and_of_nothing():
+def test_perfect_random_and_empty_rankings():
     shown = RNG.random((40, 3)) < 0.25
     assert both(shown, shown) == pytest.approx([1, 1])
     useless = both(np.zeros((40, 3)), shown)
@@ -46,7 +46,7 @@ def test_of_a_perfect_ranking_of_a_useless_one_and_of_nothing():
     assert both(np.zeros((4, 3)), np.zeros((4, 3), bool)).tolist() == [0, 0]
 
 
-def test_numbers_of_several_classes():
+def test_metrics_of_several_classes():
     shown = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], bool)
     scores = np.array([[0, 2, 1], [2, 1, 0], [1, 0, 1], [0, 0, 0]], float)
     found = numbers(scores, shown)

@@ -56,7 +56,7 @@ def test_an_example_by_hand():
     assert bleu([caption], [[CAT]]) == pytest.approx(expected)
 
 
-def test_short_captions_pay_for_their_length():
+def test_short_captions_are_penalised():
     """All of it is right, but 2 of 6 words are missing: exp(1 - 6/4)."""
     assert bleu([CAT[:4]], [[CAT]]) == pytest.approx(math.exp(-0.5))
     # Of references as near as each other, the shorter one counts: here none is missing.
@@ -99,5 +99,5 @@ def test_bleu_equals_nltks():
     assert bleu(captions, references) == pytest.approx(nltk.corpus_bleu(references, captions))
 
 
-def test_no_words_are_worth_nothing():
+def test_empty_captions_score_zero():
     assert bleu([[], []], [[CAT], [CAT]]) == 0.0

@@ -139,7 +139,7 @@ def test_a_data_set_without_references_is_refused(monkeypatch):
         evaluate(tiny_coca.params(MODEL), records, monkeypatch)
 
 
-def test_what_cannot_be_written_is_refused_before_training(monkeypatch):
+def test_impossible_captions_are_refused_before_training(monkeypatch):
     with pytest.raises(ConfigError, match="two towers write nothing"):
         evaluators.build(CONFIG, TwoTowerConfig(), one_device())
     long = GenerationConfig(length=9)

@@ -46,7 +46,7 @@ def some_texts(seed=0, pictures=20):
     return captions, references
 
 
-def test_captions_that_are_the_only_references_have_ten():
+def test_captions_equal_to_their_only_reference_score_ten():
     texts = [["a", "red", "star", "above", "a", "ring"], ["two", "blue", "squares", "on", "gray"]]
     assert cider(texts, [[text] for text in texts]) == pytest.approx(10.0)
 
@@ -94,5 +94,5 @@ def test_cider_equals_pycocoevalcaps():
     assert cider(captions, references) == pytest.approx(expected)
 
 
-def test_a_single_picture_tells_nothing_about_rarity():
+def test_single_image_scores_zero():
     assert cider([["a", "star"]], [[["a", "star"]]]) == 0.0

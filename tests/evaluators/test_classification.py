@@ -37,7 +37,7 @@ def test_of_equal_scores_the_first_is_taken_as_argmax_does():
 
 
 @pytest.mark.parametrize("classes", [2, 4, 7])
-def test_what_is_no_number_is_never_right(classes):
+def test_nan_is_never_right(classes):
     scores, label = np.full((10, classes), np.nan, np.float32), np.arange(10) % classes
     found = accuracy(scores, label)
     assert found["top1"] == found["top5"] == found["mean_per_class"] == 0.0

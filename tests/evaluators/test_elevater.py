@@ -60,7 +60,7 @@ def _workdir(tmp_path_factory):
 
 @pytest.mark.parametrize("source", elevater.SOURCES)
 @pytest.mark.parametrize("kind", elevater.KINDS)
-def test_each_data_set_is_measured_by_its_own_number(workdir, tmp_path, source, kind):
+def test_each_data_set_has_its_own_metric(workdir, tmp_path, source, kind):
     write(tmp_path, source)
     prompts = {name: {"class_names": NAMES, "templates": ["a {}"]} for name in SOME.split("+")}
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
@@ -99,20 +99,20 @@ def test_all_twenty():
 
 
 @pytest.mark.parametrize("arg", ["kind=knn", "source=tars", "only=dtd+imagenet", "root"])
-def test_what_is_no_argument(arg):
+def test_unknown_arguments_are_refused(arg):
     with pytest.raises(ConfigError, match=arg.partition("=")[0]):
         elevater.get_config(arg)
 
 
 @pytest.mark.parametrize("prompts", [{"dtdd": {}}, {"dtd": {"names": []}}])
-def test_prompts_of_what_is_unknown_are_refused(prompts, tmp_path):
+def test_prompts_of_unknown_data_sets_are_refused(prompts, tmp_path):
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     with pytest.raises(ConfigError, match=r"prompts: .(dtdd|names). is none; known: "):
         elevater.get_config(f"prompts={tmp_path}/prompts.json")
 
 
 @pytest.mark.slow
-def test_an_evaluation_may_resize_as_it_wants(workdir, tmp_path):
+def test_evaluation_may_set_its_own_resize(workdir, tmp_path):
     """Wide pictures, whose class is what stands at their sides: a crop does not see it."""
     (tmp_path / "images").mkdir()
     examples = []

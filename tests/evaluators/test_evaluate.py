@@ -52,7 +52,7 @@ def test_numbers_are_those_that_training_logged(runs, name, devices):
 
 
 @pytest.mark.slow
-def test_other_parameters_have_others(runs):
+def test_other_parameters_give_other_numbers(runs):
     some, workdir = jax.devices()[:1], str(runs / "averaged")
     found = evaluate.run(config(), EvaluateConfig(parameters="params"), workdir, devices=some)
     assert found != pytest.approx(logged(runs / "averaged"), abs=1e-6)

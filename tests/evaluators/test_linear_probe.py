@@ -12,7 +12,7 @@ from aced import evaluators
 from aced.config import ConfigError
 from aced.data.sources import DataConfig
 from aced.evaluators import EvalConfig, linear_probe, zeroshot
-from aced.evaluators.average_precision import mean_average_precision
+from aced.evaluators.classification import mean_average_precision
 from aced.evaluators.config import ProbeConfig
 from aced.evaluators.linear_probe import Head, fit
 from aced.parallel import mesh as meshes

@@ -33,7 +33,7 @@ def test_images_without_a_caption_are_candidates_but_no_queries():
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan])
-def test_a_model_that_says_nothing_finds_nothing(value):
+def test_constant_model_has_zero_recall(value):
     z = np.full((20, 4), value)
     found = recall(z, z, np.arange(20))
     assert found["i2t_r10"] == found["t2i_r10"] == 0.0

@@ -36,7 +36,7 @@ def test_the_rule_by_hand():
     assert found.kept == 1  # nothing varies less than what does not vary
 
 
-def test_opposite_errors_are_worth_having_and_the_largest_set_wins():
+def test_opposite_errors_are_kept_and_ties_go_to_the_largest_set():
     up, down = np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.2, 0.1])
     assert suites.stability(np.stack([up, down], axis=1)).kept == 2
     for value in (0.1, 0.5, 0.7):  # whatever they round to
@@ -52,7 +52,7 @@ def test_opposite_errors_are_worth_having_and_the_largest_set_wins():
         suites.stability(np.where(np.eye(3, 4), np.nan, constant))
 
 
-def test_averages_of_what_was_made_just_now(monkeypatch):
+def test_averages_need_all_evaluations_of_a_suite(monkeypatch):
     chosen = {"all": ("a/top1", "b/mean_r1"), "a": ("a/top1", "a/top5")}
     assert suites.averages({"a/top1": 0.2, "a/top5": 0.5, "b/mean_r1": 0.4}, chosen) == {
         "suite/all": pytest.approx(0.3),
@@ -76,7 +76,7 @@ def test_averages_of_what_was_made_just_now(monkeypatch):
         ({"suites": {"x": ("top1",)}}, r"EVALUATION/NUMBER"),
     ],
 )
-def test_suites_of_what_is_never_measured(changes, message):
+def test_suites_of_unknown_numbers_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         parse(config(**changes))
 
@@ -138,7 +138,7 @@ def test_the_command_chooses_from_runs(runs):
         ({record.FILE: ('"log_steps": 1,', '"log_steps": 7,')}, None),
     ],
 )
-def test_runs_that_are_not_the_same_but_for_the_seed(runs, tmp_path, changes, message):
+def test_runs_that_differ_in_more_than_the_seed_are_refused(runs, tmp_path, changes, message):
     folders = [str(runs / "seed0"), str(tmp_path)]
     for file in (record.FILE, history.FILE):
         text = (runs / "seed1" / file).read_text()
@@ -153,7 +153,7 @@ def test_runs_that_are_not_the_same_but_for_the_seed(runs, tmp_path, changes, me
 
 
 @pytest.mark.slow
-def test_what_cannot_be_chosen_from(runs, tmp_path):
+def test_missing_numbers_are_refused(runs, tmp_path):
     folders = [str(runs / f"seed{seed}") for seed in range(2)]
     with pytest.raises(ConfigError, match="is not the workdir of a run"):
         suite.choose([*folders, str(tmp_path)], SuiteConfig())

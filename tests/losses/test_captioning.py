@@ -116,7 +116,7 @@ def test_a_batch_without_words_has_no_loss():
 
 
 @pytest.mark.parametrize("word", [V, -1])
-def test_unknown_words_are_not_passed_over(word):
+def test_unknown_words_give_nan(word):
     student, _, text, real = batch()
     text = text.at[0, 0].set(word)
     assert np.isnan(captioning.word_losses(student, text, real).cross_entropy)

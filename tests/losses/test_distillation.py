@@ -79,7 +79,7 @@ def test_gradient(kind, part):
 
 
 @pytest.mark.parametrize("kind", KD)
-def test_a_student_that_equals_its_teacher_is_at_rest(kind):
+def test_gradient_is_zero_if_student_equals_teacher(kind):
     model = embeddings(TEACHER)
     for leaf in jax.tree.leaves(jax.grad(KD[kind][0])(model, model)):
         np.testing.assert_allclose(leaf, 0, atol=3e-6)

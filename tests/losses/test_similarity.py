@@ -110,7 +110,7 @@ def test_published_defaults():
     )
 
 
-def test_settings_that_make_no_loss():
+def test_invalid_weights_are_refused():
     with pytest.raises(ConfigError, match="distance_weight must be positive"):
         SimilarityConfig(score_weight=0.0, pseudo_weight=0.0)
     with pytest.raises(ConfigError, match="score_temperature must be above 0"):

@@ -126,7 +126,7 @@ def test_baselines():
     np.testing.assert_allclose(share, [0.1, 0.8, 0.1], atol=0.06)
 
 
-def test_rewards_are_free_of_scale():
+def test_rewards_do_not_depend_on_scale():
     raw = np.random.default_rng(3).normal(size=30)
     config = BanditConfig(rms_discount=0.9)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced.methods.by_source import by_source
+from aced.methods.base import by_source
 from aced.outputs import Embeddings
 
 B, SIZE, D = 24, 8, 6
@@ -42,7 +42,7 @@ def test_shares_and_scores_by_hand():
         assert found[name] == pytest.approx(value, abs=1e-6)
 
 
-def test_without_a_mixture_or_a_score_there_is_less():
+def test_fewer_metrics_without_mixture_or_score():
     batch = {"source": jnp.zeros(4, jnp.int32)}
     assert by_source((), batch, batch) == {}
     assert by_source(("a",), {"id": batch["source"]}, {}) == {}

@@ -136,7 +136,7 @@ def test_another_scale_and_bias(is_cached):
     np.testing.assert_allclose(metrics["loss/distillation"], distilled, rtol=1e-5)
 
 
-def test_who_needs_a_bias():
+def test_sigmoid_losses_need_a_bias():
     clip = FrozenConfig(model=dataclasses.replace(by_hand.model(), init_bias=None))
 
     def build(name, kd, loss, bias=None):

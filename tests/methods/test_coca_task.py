@@ -146,7 +146,7 @@ def test_members_of_a_mixture_have_their_shares():
 
 
 @pytest.mark.slow
-def test_what_the_task_does_not_use_has_no_gradient_and_is_fixed():
+def test_parameters_unused_by_the_task_are_frozen():
     for model, task in ((ONE, "answers"), (tiny_coca.TINY, "captioning")):
         method = CoCaTask(CoCaTaskConfig(model=model, task=task))
         params = {"model": tiny_coca.params(model)}

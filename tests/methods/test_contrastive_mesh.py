@@ -105,7 +105,7 @@ def test_same_step_on_any_mesh_in_any_micro_batches(alone, devices, micro_batch,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", [{}, {"fsdp": 2, "tensor": 2}])
-def test_the_papers_draw_exchanges_the_chosen_between_neighbours(alone, axes):
+def test_selection_without_strata_exchanges_rows_between_neighbours(alone, axes):
     numbers, hlo = run(8, 0, strata=1, **axes)
     assert_same(numbers, alone(1))
     assert not np.array_equal(alone(1)[1]["picks"], alone(STRATA)[1]["picks"])

@@ -40,7 +40,7 @@ T = sum(flops.macs(TEACHER))
         ("aced_iid", ["reference"], 12 * L * b + 2 * L * B + 2 * R * B),
     ],
 )
-def test_what_a_step_costs(name, names, expected):
+def test_flops_of_a_step(name, names, expected):
     settings = by_hand.settings(
         name, reference=REFERENCE, teachers={"x": TEACHER}, names=tuple(names)
     )
@@ -110,12 +110,12 @@ def settings(**changes):
         ),
     ],
 )
-def test_what_is_refused(make, message):
+def test_wrong_settings_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
 
 
-def test_models_that_nobody_uses_may_be_missing():
+def test_unused_models_may_be_missing():
     # Weight 0: the list of teachers says nothing. Nothing is scored, or not by the reference.
     Contrastive(settings(selection=SelectionConfig(filter_ratio=0.0)))
     Contrastive(settings(selection=SelectionConfig(score="hard_learner")))
@@ -134,6 +134,6 @@ def test_a_method_is_built_by_its_name():
 @pytest.mark.parametrize("filter_ratio", [0.3, 0.5, 0.75, 0.8, 0.9])
 @pytest.mark.parametrize("strata", [1, 8, 32])
 @pytest.mark.parametrize("size", [64, 96])
-def test_a_super_batch_gives_back_the_batch_it_was_made_for(filter_ratio, strata, size):
+def test_sub_batch_size_inverts_super_batch_size(filter_ratio, strata, size):
     config = SelectionConfig(filter_ratio=filter_ratio, chunks=1, strata=strata)
     assert config.sub_batch_size(config.super_batch_size(size)) == size

@@ -103,7 +103,7 @@ def test_models_that_see_other_pixels_and_other_tokens():
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
-def test_a_learner_that_is_its_own_reference_has_nothing_to_learn(loss):
+def test_learnability_is_zero_if_learner_equals_reference(loss):
     settings = by_hand.settings("h_acid", reference=by_hand.model(), loss=loss)
     method = Contrastive(settings)
     train_state, batch = by_hand.state_of(method), by_hand.batch_of(method, B)

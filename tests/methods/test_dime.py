@@ -105,7 +105,7 @@ def test_same_step_on_eight_devices(batch, changes):
     )
 
 
-def test_a_student_is_its_teacher_but_for_the_image_tower():
+def test_student_shares_all_but_the_image_tower():
     own = cached.model(width=32, resolution=24, length=9)
     model = student(dataclasses.replace(own, embed_dim=None), TEACHER)
     assert (model.text, model.tokenizer) == (TEACHER.text, TEACHER.tokenizer)
@@ -137,7 +137,7 @@ def _sentences(**changes):
     return dataclasses.replace(DimeConfig().sentences, **changes)
 
 
-def test_what_is_missing_is_named():
+def test_missing_teacher_or_cache_is_named():
     for changes, key in (
         ({}, "method.teacher.checkpoint"),
         ({"teacher": FrozenConfig(checkpoint="x")}, "method.teacher.cache"),

@@ -29,14 +29,14 @@ def test_the_model_is_read_from_the_run(tmp_path):
     assert found == FrozenConfig(checkpoint=str(tmp_path / "run"), which="best", model=MODEL)
 
 
-def test_workdir_stands_for_that_of_the_present_run(tmp_path):
+def test_workdir_placeholder_is_the_current_runs_workdir(tmp_path):
     write_run(tmp_path / "reference")
     found = FrozenConfig(checkpoint="{workdir}/reference").resolve(str(tmp_path))
     assert found.checkpoint == str(tmp_path / "reference")
     assert found.model == MODEL
 
 
-def test_a_model_that_is_given_may_be_computed_otherwise(tmp_path):
+def test_computation_settings_may_differ_from_training(tmp_path):
     write_run(tmp_path / "run")
     computed = {"dtype": "bfloat16", "remat": "full"}
     given = dataclasses.replace(MODEL, init_scale=3.0, **computed)
@@ -44,7 +44,7 @@ def test_a_model_that_is_given_may_be_computed_otherwise(tmp_path):
     assert found.model == dataclasses.replace(MODEL, **computed)
 
 
-def test_a_model_that_is_assumed_wrongly_gives_way_and_is_told(tmp_path, caplog):
+def test_trained_model_overrides_the_assumed_one_with_a_warning(tmp_path, caplog):
     write_run(tmp_path / "run")
     image = dataclasses.replace(MODEL.image, mean=(0.0, 0.0, 0.0))  # the same shapes
     given = dataclasses.replace(MODEL, image=image)

@@ -128,7 +128,7 @@ def step(method, params, batch):
 
 
 @pytest.mark.slow
-def test_nothing_goes_back_through_the_encoder():
+def test_encoder_gets_no_gradient():
     """XLA counts two forward passes of it less per example than where it is trained."""
     image = ImageConfig(width=256, depth=2, mlp=1024, heads=4, patch=8, resolution=64)
     config = settings(TwoTowerConfig(image=image), task="captioning")
@@ -195,7 +195,7 @@ def test_the_encoder_may_be_a_converted_model(tmp_path):
     assert written.resize == clip.resize
 
 
-def test_what_is_planned_before_there_is_an_encoder(tmp_path):
+def test_preflight_needs_no_encoder(tmp_path):
     config = lit_decoder.get_config()
     found = plan.read(config, str(tmp_path))
     assert any("method.encoder.checkpoint" in line for line in found.assumed)

@@ -153,7 +153,7 @@ def check_rewards(played, modules):
     assert metrics[3]["bandit/reward"] == metrics[2]["bandit/reward"]
 
 
-def test_a_reward_is_the_fall_of_all_modules_on_the_next_batch(played):
+def test_reward_is_the_decrease_of_all_losses_on_the_next_batch(played):
     check_rewards(played, lambda arm: slice(None))
 
 
@@ -354,7 +354,7 @@ def test_biases_of_projections_are_not_decayed():
     assert min(names.values()) > 0
 
 
-def test_what_contradicts():
+def test_contradictory_settings_are_refused():
     with pytest.raises(ConfigError, match=r"fixed_arm = 3, but method.arms = 'single'"):
         config(bandit=BanditConfig(policy="fixed", fixed_arm=3))
     with pytest.raises(ConfigError, match="pull_steps must be at least 1"):

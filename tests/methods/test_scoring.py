@@ -107,7 +107,7 @@ def test_a_text_that_loses_its_end_gets_another():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_fewer_bits_stay_near(precision):
+def test_low_precision_is_close(precision):
     params, image, text = inputs()
     found = embed(MODEL, ScoringConfig(precision=precision), params, image, text)
     exact = embed(MODEL, ScoringConfig(), params, image, text)
@@ -147,18 +147,18 @@ def test_patches_twice_as_large_cost_a_quarter_in_the_blocks():
         ({"text_length": 7}, "method.scoring.text_length = 7 is more than the 6 tokens"),
     ],
 )
-def test_check_refuses_what_the_model_cannot_do(changes, message):
+def test_check_refuses_invalid_scoring(changes, message):
     with pytest.raises(ConfigError, match=message):
         ScoringConfig(**changes).check(MODEL)
 
 
-def test_check_lets_pass_what_the_model_can_do():
+def test_check_accepts_valid_scoring():
     for settings in (ScoringConfig(), FLEXI, ScoringConfig(patch=16, text_length=6)):
         settings.check(MODEL)
 
 
 @pytest.mark.parametrize("changes", [{"patch": 0}, {"text_length": 0}])
-def test_nothing_is_no_setting(changes):
+def test_zero_is_refused(changes):
     with pytest.raises(ConfigError, match="at least 1"):
         ScoringConfig(**changes)
 

@@ -72,7 +72,7 @@ def test_a_file_that_was_cut_is_reported(run, caplog, name, left, checkpoint, la
     assert len(whole) > len(kept)
 
 
-def test_claims_that_are_gone_are_reported_and_runs_of_before_are_not(run, caplog):
+def test_missing_claims_are_reported_except_for_older_runs(run, caplog):
     file = run / history.CLAIMS_FILE
     file.write_bytes(lines_of(file, 1))
     train(run, 9, 9, 8)
@@ -86,7 +86,7 @@ def test_claims_that_are_gone_are_reported_and_runs_of_before_are_not(run, caplo
     assert caplog.text.count("does not say") <= 1
 
 
-def test_lines_that_a_full_disk_kept_back_are_missed_at_the_next_start(tmp_path, caplog):
+def test_lines_lost_to_a_full_disk_are_reported_at_the_next_start(tmp_path, caplog):
     writer = Writer(tmp_path, BUDGET)
     writer.write(1, {"loss": 1.0})
 
@@ -115,7 +115,7 @@ def test_lines_that_a_full_disk_kept_back_are_missed_at_the_next_start(tmp_path,
     assert LOST not in caplog.text
 
 
-def test_everything_is_on_the_disk_before_the_claim_and_the_claim_too(tmp_path, monkeypatch):
+def test_lines_and_claim_are_synced(tmp_path, monkeypatch):
     events = []
     real = os.fsync
 
@@ -140,7 +140,7 @@ def test_everything_is_on_the_disk_before_the_claim_and_the_claim_too(tmp_path, 
     writer.close()
 
 
-def test_a_disk_that_cannot_be_reached_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
+def test_failing_sync_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     def broken(file):
         if os.readlink(f"/proc/self/fd/{file}").endswith("jsonl"):
             raise OSError(5, "Input/output error")

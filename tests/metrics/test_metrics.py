@@ -72,7 +72,7 @@ def test_lines_hold_the_step_its_costs_and_the_values(tmp_path):
     }
 
 
-def test_numbers_that_are_not_finite_are_valid_json_and_come_back(tmp_path):
+def test_non_finite_numbers_round_trip_as_valid_json(tmp_path):
     writer = Writer(tmp_path, BUDGET)
     writer.write(1, {"a": jnp.nan, "b": np.float32(np.inf), "c": -math.inf})
     writer.close()
@@ -89,7 +89,7 @@ def test_numbers_that_are_not_finite_are_valid_json_and_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], "text", None])
-def test_what_is_not_a_number_is_refused(tmp_path, value):
+def test_non_numbers_are_refused(tmp_path, value):
     writer = Writer(tmp_path, BUDGET)
     with pytest.raises(TypeError, match="metric 'loss' must be one number"):
         writer.write(1, {"loss": value})
@@ -98,7 +98,7 @@ def test_what_is_not_a_number_is_refused(tmp_path, value):
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 9, "lo', b"\x00\x00"])
 @pytest.mark.parametrize(("killed", "checkpoint"), [(9, 8), (8, 8), (7, 4)])
-def test_a_resumed_run_has_the_lines_of_an_undisturbed_one(tmp_path, torn, killed, checkpoint):
+def test_resumed_run_has_the_lines_of_an_uninterrupted_one(tmp_path, torn, killed, checkpoint):
     train(tmp_path / "whole", 1, 12)
     train(tmp_path / "resumed", 1, 12, kill_after=killed)
     with open(tmp_path / "resumed" / "metrics.jsonl", "ab") as file:
@@ -119,13 +119,13 @@ def test_the_picks_of_a_step_are_written_once(tmp_path):
     assert picks == [{"step": step, "ids": [step, 7]} for step in (1, 2, 5)]
 
 
-def test_a_run_that_starts_anew_drops_everything(tmp_path):
+def test_new_run_drops_all_lines(tmp_path):
     train(tmp_path, 1, 3, kill_after=3)
     train(tmp_path, 1, 2)
     assert [line["step"] for line in history.read(tmp_path)] == [1, 2]
 
 
-def test_wall_time_goes_on_after_a_resumption(tmp_path):
+def test_wall_time_continues_after_resumption(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "wall/seconds": 100.0}\n')
     writer = Writer(tmp_path, BUDGET, 5)
     writer.write(6, {})
@@ -191,7 +191,7 @@ def bucket(monkeypatch):
     return writes
 
 
-def test_object_stores_get_whole_files_now_and_then(bucket):
+def test_object_stores_get_periodic_uploads(bucket):
     train("gs://bucket/run", 1, 9)
     assert bucket["metrics.jsonl"] == 2  # the first line and the rest, not a file a line
     train("gs://bucket/run", 9, 12, resume=8)
@@ -235,7 +235,7 @@ def test_parts_that_were_copied_from_an_object_store_are_one_file(tmp_path, monk
     assert not (tmp_path / "metrics.jsonl.2").exists()
 
 
-def test_resuming_reads_no_more_than_the_lines_that_go(tmp_path, monkeypatch):
+def test_resuming_reads_only_the_dropped_lines(tmp_path, monkeypatch):
     """Picks of a long run are gigabytes."""
     path = epath.Path(tmp_path / "picks.jsonl")
     path.write_text("".join(f'{{"step": {i}, "ids": [{i}]}}\n' for i in range(1000)))

@@ -42,7 +42,7 @@ def test_speed_and_shares_of_time():
     )
 
 
-def test_the_clock_stands_while_something_else_runs():
+def test_pauses_are_not_counted():
     clock = Clock()
     meter = progress.Meter(BUDGET, clock=clock)
     clock.now += 2.0
@@ -73,7 +73,7 @@ def test_the_line():
     assert progress.describe(1, 2, {}) == "step 1/2"
 
 
-def test_the_time_left_counts_all_that_goes_on_and_not_what_came_first():
+def test_eta_includes_evaluations_but_not_the_start():
     clock, stream = Clock(), io.StringIO()
     line = progress.Progress(100, stream=stream, seconds=0.0, clock=clock)
     clock.now = 50.0  # compiling
@@ -85,7 +85,7 @@ def test_the_time_left_counts_all_that_goes_on_and_not_what_came_first():
     assert "ETA 0:04:00" in second
 
 
-def test_a_line_now_and_then_where_there_is_no_terminal():
+def test_periodic_lines_without_a_terminal():
     clock, stream = Clock(), io.StringIO()
     line = progress.Progress(100, stream=stream, seconds=10.0, clock=clock)
     for step in range(0, 101, 4):

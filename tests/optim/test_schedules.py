@@ -87,7 +87,7 @@ def test_contradictory_settings_are_refused(settings, message):
 
 
 @pytest.mark.parametrize("peak", [math.nan, math.inf, -math.inf, 1e30, 100.1, 0.0, -1e-3])
-def test_learning_rates_that_train_nothing_are_refused(peak):
+def test_invalid_learning_rates_are_refused(peak):
     with pytest.raises(ConfigError, match=r"peak must be above 0 and at most 100\.0, got"):
         schedules.ScheduleConfig(peak=peak)
 

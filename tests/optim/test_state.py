@@ -71,7 +71,7 @@ def test_the_average_is_what_is_evaluated():
 @pytest.mark.parametrize(
     ("loss", "entry"), [(np.nan, 0.2), (np.inf, 0.2), (1.0, np.nan), (1.0, -np.inf)]
 )
-def test_what_is_not_finite_changes_nothing_but_the_counters(loss, entry):
+def test_non_finite_update_changes_only_counters(loss, entry):
     tx = optax.adamw(RATE)
     before, _ = update(tx, new_state(tx))  # moments that are not zero
     grads = {"w": GRADS["w"].copy(), "t": GRADS["t"]}

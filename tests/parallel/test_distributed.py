@@ -85,14 +85,14 @@ def test_one_of_several_processes_does_not_run_alone(monkeypatch, variables, rea
         {"TPU_WORKER_HOSTNAMES": "host-0,host-1", "JAX_PLATFORMS": "cpu"},
     ],
 )
-def test_a_process_that_is_alone_may_run(monkeypatch, variables):
+def test_single_process_may_run(monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     distributed.refuse_to_run_alone()
 
 
 @pytest.mark.parametrize(("workers", "refused"), [("10.0.0.1", False), ("h-0,h-1", True)])
-def test_a_tpu_vm_is_asked_for_its_workers(monkeypatch, workers, refused):
+def test_workers_of_a_tpu_vm(monkeypatch, workers, refused):
     class Metadata(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             good = self.path.endswith("/instance/attributes/worker-network-endpoints")
@@ -118,13 +118,13 @@ def test_a_tpu_vm_is_asked_for_its_workers(monkeypatch, workers, refused):
             server.shutdown()
 
 
-def test_no_answer_is_no_slice(monkeypatch):
+def test_no_metadata_server_means_one_worker(monkeypatch):
     monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/accel0"])
     monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{many_processes.free_port()}")
     distributed.refuse_to_run_alone()
 
 
-def test_alone_the_agreements_are_trivial(tmp_path):
+def test_agreement_functions_in_a_single_process(tmp_path):
     assert distributed.total(3) == 3
     assert distributed.same(7)
     assert [distributed.anywhere(x) for x in (True, False)] == [True, False]
@@ -137,7 +137,7 @@ def test_alone_the_agreements_are_trivial(tmp_path):
     ("status", "code"),
     [("RESOURCE_EXHAUSTED: out of memory", 1), ("INTERNAL: connection closed by peer", 134)],
 )
-def test_only_the_loss_of_a_peer_is_worth_another_start(monkeypatch, status, code):
+def test_only_a_lost_peer_has_the_restart_exit_code(monkeypatch, status, code):
     """What would fail again at once must not be restarted for a night."""
     ends = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
@@ -152,7 +152,7 @@ def start(program, folder, count=2, **variables):
     return many_processes.start(count, 1, ["-c", program], folder, **variables)
 
 
-def test_without_a_cluster_the_error_says_what_to_set(tmp_path):
+def test_missing_cluster_error_names_the_variables(tmp_path):
     program = "from aced.parallel import distributed; distributed.initialize()"
     with start(program, tmp_path, count=1) as started:
         assert started.exit_codes() == [1]
@@ -161,7 +161,7 @@ def test_without_a_cluster_the_error_says_what_to_set(tmp_path):
     assert "set ACED_COORDINATOR=host:port of the first one, ACED_NUM_PROCESSES=n and" in text
 
 
-def test_others_that_do_not_come(tmp_path):
+def test_missing_processes_time_out(tmp_path):
     program = together("")
     port = many_processes.free_port()
     variables = {"ACED_COORDINATOR": f"127.0.0.1:{port}", "ACED_NUM_PROCESSES": 2}
@@ -192,7 +192,7 @@ def together(body):
     return TOGETHER.format(body=body.replace("\n", "\n    "))
 
 
-def test_they_agree_and_end_with_the_same_number(tmp_path):
+def test_processes_agree_and_exit_alike(tmp_path):
     program = together(
         """
 assert distributed.total(10 + jax.process_index()) == 21
@@ -222,7 +222,7 @@ for run in range(2):  # the second one starts at step 1 again
     assert "Process 1 of 2, 1 local devices, 2 in all." in started.output(1)
 
 
-def test_a_folder_that_only_one_sees(tmp_path):
+def test_unshared_workdir_is_refused(tmp_path):
     program = together(
         """
 distributed._SHARED_SECONDS = 1.0
@@ -238,7 +238,7 @@ distributed.check_shared(os.path.join(os.environ["SHARED"], str(jax.process_inde
 
 @pytest.mark.slow
 @pytest.mark.parametrize("taken", [True, False])
-def test_the_first_owns_the_folder_for_all_and_all_are_refused(tmp_path, taken):
+def test_first_process_owns_the_folder_for_all(tmp_path, taken):
     """The others wait for it longer than a collective would."""
     program = together(
         """
@@ -272,7 +272,7 @@ print("done", flush=True)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_on_one_ends_all(tmp_path, failing):
+def test_error_in_one_process_ends_all(tmp_path, failing):
     program = together(
         f"""
 if jax.process_index() == {failing}:

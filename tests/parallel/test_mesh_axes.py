@@ -37,7 +37,7 @@ def test_rows_follow_the_mesh_and_not_the_processes():
     assert [by_device[device] for device in devices] == rows.reshape(8, 2).tolist()
 
 
-def test_what_a_context_says():
+def test_constraints_in_a_mesh_context():
     assert meshes.data_shards() == 1
     with jax.set_mesh(meshes.make_mesh(config=MeshConfig(fsdp=2, tensor=2))):
         assert meshes.data_shards() == 4

@@ -14,7 +14,7 @@ def _square(tree):
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 @pytest.mark.parametrize("size", [0, 8, 16, 48])
-def test_pieces_give_the_whole(devices, size):
+def test_pieces_equal_the_whole(devices, size):
     tree = {
         "x": np.random.default_rng(0).normal(size=(48, 5)).astype(np.float32),
         "z": np.arange(48),
@@ -49,7 +49,7 @@ def test_sizes_that_do_not_fit(size, devices):
         map_micro_batches(_square, tree, size, "method.score_micro_batch")
 
 
-def test_gradients_of_pieces_are_the_wholes_and_keep_no_activation():
+def test_gradients_of_pieces_equal_the_whole_and_store_no_activations():
     def loss(weights, x, size):
         def layers(tree):
             return jnp.tanh(jnp.tanh(tree["x"] @ weights) @ weights.T)

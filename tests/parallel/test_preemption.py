@@ -10,7 +10,7 @@ from aced.parallel.preemption import Preemption
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
-def test_a_signal_is_noticed_and_the_handler_put_back(number, code):
+def test_signal_is_noticed_and_handler_restored(number, code):
     before = signal.getsignal(number)
     with Preemption() as preemption:
         assert not preemption.reached(1)
@@ -24,7 +24,7 @@ def test_a_signal_is_noticed_and_the_handler_put_back(number, code):
         assert not another.reached(1)
 
 
-def test_outside_the_main_thread_it_never_comes():
+def test_no_preemption_outside_the_main_thread():
     found = []
 
     def work():

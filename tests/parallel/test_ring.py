@@ -28,7 +28,7 @@ LOSSES |= {"softmax-KD": (softmax_kd, 2), "sigmoid-KD": (sigmoid_kd, 2)}
 
 
 @pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(fsdp=4), MeshConfig(tensor=4)])
-def test_every_pair_is_met_once_and_matches_are_known(config):
+def test_ring_visits_every_pair_once(config):
     images, texts = np.random.default_rng(0).normal(size=(2, 24)).astype(np.float32)
     labels = np.float32(np.random.default_rng(1).integers(100, size=24))
 

@@ -39,7 +39,7 @@ def test_a_device_holds_its_share_of_every_model(name):
     assert sum(jax.tree.leaves(parts)) < whole * 0.19
 
 
-def test_a_block_is_cut_as_megatron_cuts_it():
+def test_block_is_split_as_in_megatron():
     placed = by_name(rules.shardings(shapes_of("SigLIP-B/16-256"), MESH))
     specs = {name: sharding.spec for name, sharding in placed.items()}
     block = "image/blocks/"
@@ -56,7 +56,7 @@ def test_a_block_is_cut_as_megatron_cuts_it():
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion"])
-def test_optimizer_state_lies_with_its_parameter(name):
+def test_optimizer_state_is_sharded_like_its_parameter(name):
     model = shapes_of("ACED-F0")
     schedule = ScheduleConfig(kind="constant", peak=0.1, warmup_steps=0)
     config = OptimizerConfig(name=name, schedule=schedule, lr_rules=((".*/position", 0.0),))
@@ -97,7 +97,7 @@ def test_gathered_parameters_are_shared_over_tensor_alone():
     np.testing.assert_array_equal(found["fc1"]["kernel"], params["fc1"]["kernel"])
 
 
-def test_what_the_common_rules_cannot_cut_stays_as_the_runs_own_have_it():
+def test_parameters_that_common_rules_do_not_fit_keep_their_sharding():
     mesh = meshes.make_mesh(devices=jax.devices()[:2], config=MeshConfig(fsdp=2))
     odd = {"image": {"blocks": {"attention": {"k": {"kernel": jnp.ones((2, 33, 3, 11))}}}}}
     with jax.set_mesh(mesh):

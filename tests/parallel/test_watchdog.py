@@ -43,7 +43,7 @@ def run(last):
     return done, time.monotonic() - start
 
 
-def test_a_process_that_hangs_in_native_code_is_ended_and_says_where():
+def test_watchdog_ends_a_process_that_hangs_in_native_code():
     done, seconds = run("hang_in_native_code()")
     assert done.returncode == 1
     assert done.stdout == "alive\n"
@@ -52,14 +52,14 @@ def test_a_process_that_hangs_in_native_code_is_ended_and_says_where():
     assert seconds < 50
 
 
-def test_signs_of_life_keep_it_quiet():
+def test_alive_resets_the_watchdog():
     done, _ = run("pass")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "alive\ndone\n"
     assert done.stderr == ""
 
 
-def test_it_must_wait_longer_than_a_save_may_take():
+def test_timeout_must_exceed_that_of_a_save():
     with pytest.raises(ConfigError, match=r"watchdog_minutes = 20.0 must be 0 .* or above"):
         TrainConfig(watchdog_minutes=20.0)
     assert TrainConfig(watchdog_minutes=0.0).watchdog_minutes == 0.0

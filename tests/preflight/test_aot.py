@@ -23,7 +23,7 @@ GIB = 2**30
         ("RESOURCE_EXHAUSTED: out of vmem", None),
     ],
 )
-def test_what_the_compiler_says_is_needed(message, needed):
+def test_needed_memory_from_the_compilers_message(message, needed):
     assert aot.needed_memory(message) == needed
 
 
@@ -75,7 +75,7 @@ def test_sizes_that_cannot_be_compiled_are_left_out():
     assert found.batch_size == 1792
 
 
-def test_no_more_compiles_than_a_person_waits_for():
+def test_number_of_compilations_is_limited():
     # Steps that no line describes: what is found fits, though a larger one might, too.
     compiler = Compiler(lambda b: 1000 if b < 3000 else 9000 - b, 2000)
     found = aot.largest_batch(compiler(4096), list(range(8, 4096, 8)), compiler, 2000)

@@ -57,7 +57,7 @@ def test_a_loop_without_a_known_length_is_counted_once_and_flagged():
     assert len(facts.unknown_loops) == 1
 
 
-def test_of_a_conditional_the_costliest_branch_counts():
+def test_costliest_branch_of_a_conditional_counts():
     def run(x, w):
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w) @ w
 

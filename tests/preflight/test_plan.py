@@ -10,7 +10,7 @@ from aced.train.config import TrainConfig, parse
 from configs import acid_b16, siglip_b16
 
 
-def test_a_reference_without_a_run_is_as_the_recipe_says(tmp_path):
+def test_missing_reference_is_as_in_the_recipe(tmp_path):
     wanted = plan.read(acid_b16.get_config(), str(tmp_path))
     assert wanted.settings.method.reference.model.image.size == "B"
     assert wanted.assumed == [
@@ -19,7 +19,7 @@ def test_a_reference_without_a_run_is_as_the_recipe_says(tmp_path):
     ]
 
 
-def test_a_reference_that_a_run_before_trains_has_its_model(tmp_path):
+def test_reference_of_an_earlier_run_has_its_model(tmp_path):
     config = acid_b16.get_config("tiny")
     config.before.reference.method.model.image.depth = 5
     wanted = plan.read(config, str(tmp_path))
@@ -27,7 +27,7 @@ def test_a_reference_that_a_run_before_trains_has_its_model(tmp_path):
     assert "before.reference" in wanted.assumed[0]
 
 
-def test_a_reference_that_is_there_is_read(tmp_path):
+def test_existing_reference_is_read(tmp_path):
     run = siglip_b16.get_config("tiny")
     run.method.model.image.depth = 3
     record.write(epath.Path(tmp_path / "reference"), parse(run), "of its data")
@@ -37,10 +37,12 @@ def test_a_reference_that_is_there_is_read(tmp_path):
     assert wanted.assumed == []
 
 
-def test_a_reference_that_nothing_describes_is_refused(tmp_path):
+def test_reference_of_unknown_architecture_is_refused(tmp_path):
     config = acid_b16.get_config()
     config.method.reference.model = None
-    with pytest.raises(ConfigError, match=r"nothing says how large .* method\.reference\.model"):
+    with pytest.raises(
+        ConfigError, match=r"its architecture is unknown; .* method\.reference\.model"
+    ):
         plan.read(config, str(tmp_path))
 
 
@@ -61,7 +63,7 @@ def test_smaller_batches_are_those_that_can_be_drawn(tmp_path):
     assert wanted.program(mesh, 1024).candidates == 5120
 
 
-def test_without_selection_any_share_will_do(tmp_path):
+def test_smaller_batches_without_selection(tmp_path):
     config = siglip_b16.get_config("tiny")
     config.batch_size = 40
     wanted = plan.read(config, str(tmp_path))

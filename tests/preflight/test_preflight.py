@@ -91,7 +91,7 @@ def test_a_step_for_eight_tpus():
     assert "FITS, with 15.7" in shown
 
 
-def test_what_does_not_fit_ends_with_1():
+def test_exit_code_is_1_if_the_step_does_not_fit():
     pytest.importorskip("libtpu")
     done = command_line(
         "--config=configs/siglip_b16.py:tiny",
@@ -145,7 +145,7 @@ def test_gpus_by_roofline_alone(tmp_path):
     assert time["interconnect"] == pytest.approx(sent / 450e9)
     assert state < 0.7 * 3 * parameters  # sharded, but for what is too small
     shown = table.table(found)
-    assert "only a compiler can say" in shown
+    assert "only known after compilation" in shown
 
 
 def test_gpus_that_cannot_even_hold_the_parameters(tmp_path):
@@ -163,7 +163,7 @@ def test_gpus_that_cannot_even_hold_the_parameters(tmp_path):
     ("largest", "text"),
     [(None, "No smaller batch fits either"), (24_576, "largest batch_size that fits is 24,576")],
 )
-def test_the_verdict_names_what_would_fit(largest, text):
+def test_verdict_names_the_largest_batch_that_fits(largest, text):
     report = {
         "method": "compiled",
         "fits": False,

@@ -47,7 +47,7 @@ def super_batches(folder, places, count):
 
 
 @pytest.mark.slow
-def test_what_is_shown_is_the_super_batch_of_the_step(runs):
+def test_super_batch_of_a_step_is_rebuilt(runs):
     settings = settings_of(runs / "hard")
     size = settings.method.super_batch_size(settings.batch_size)
     picks = history.read_picks(runs / "hard")
@@ -73,7 +73,7 @@ def test_what_is_shown_is_the_super_batch_of_the_step(runs):
 
 
 @pytest.mark.slow
-def test_few_of_them_and_the_same_ones_again(runs):
+def test_samples_are_limited_and_reproducible(runs):
     ids = []
     for _ in range(2):
         (batch,) = super_batches(runs / "hard", (1.0,), 3)
@@ -108,7 +108,7 @@ def test_the_page(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_data_out_of_reach_cost_the_pictures_alone(runs, tmp_path):
+def test_page_without_images_if_data_are_missing(runs, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     settings = config("iid", STEPS)
@@ -135,11 +135,11 @@ def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
     assert "No pictures: shapes/train is not what the run of" in page
     (folder / history.PICKS_FILE).write_text("")
     page = Reader(command.report([str(folder)], ReportConfig())).text
-    assert "has no picks on file; picks_steps says how often they are" in page
+    assert "has no picks on file; see picks_steps" in page
 
 
 @pytest.mark.slow
-def test_names_of_runs_are_no_language_of_the_page(runs, tmp_path):
+def test_names_of_runs_are_escaped(runs, tmp_path):
     evil = tmp_path / EVIL.replace("/", "")
     evil.mkdir()
     for file in (record.FILE, history.FILE, history.PICKS_FILE):

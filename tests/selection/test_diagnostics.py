@@ -24,7 +24,7 @@ def rank(z: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("strata", [1, 4])
-def test_they_are_what_numpy_counts(strata):
+def test_diagnostics_equal_numpy(strata):
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, N, D))
     z[:, 60:66] = z[:, :6] + 0.01 * rng.normal(size=(2, 6, D))  # six copies
@@ -65,7 +65,7 @@ def test_the_rank_of_one_point_and_of_all_directions():
     assert effective_rank(corners, jnp.ones(8, bool)) == pytest.approx(4)
 
 
-def test_a_collapse_is_told_with_the_setting_to_change():
+def test_collapse_warning_names_the_setting_to_change():
     good = {"selection/variety": 0.8, "selection/near_copies": 0.1}
     assert collapse(good, SelectionConfig()) == ""
     assert collapse({}, SelectionConfig()) == ""

@@ -182,7 +182,7 @@ def test_same_picks_with_many_candidates_and_the_papers_gain(loss):
     check(n=512, size=128, config=SelectionConfig(chunks=8, strata=2, tile=100), loss=loss, seed=1)
 
 
-def test_candidates_that_only_help_each_other_are_chosen_together():
+def test_mutually_useful_candidates_are_chosen_together():
     # Two topics. Within one, the learner confuses all pairs and the reference none, so that each
     # member of a topic makes the others of that topic more learnable, and nothing else matters.
     n, d = 64, 64
@@ -204,7 +204,7 @@ def test_candidates_that_only_help_each_other_are_chosen_together():
 
 
 @pytest.mark.parametrize(("loss", "first"), LOSSES)
-def test_a_learner_that_is_its_reference_has_nothing_to_learn(loss, first):
+def test_learnability_is_zero_if_learner_equals_reference(loss, first):
     model, _ = models(96)
     config = SelectionConfig(chunks=4, strata=1, first_chunk=first, tile=40)
     noise = jax.random.gumbel(jax.random.key(2), (4, 96))

@@ -37,7 +37,7 @@ def test_ids_are_unique_and_of_every_stratum_alike(method, loss):
     np.testing.assert_array_equal(np.sort(ids) // 32, np.repeat([0, 1, 2], 8))
 
 
-def test_the_key_decides():
+def test_picks_depend_on_the_key():
     config = SelectionConfig(chunks=4, gain=1.0)
 
     def picks(seed):

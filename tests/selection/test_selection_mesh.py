@@ -43,7 +43,7 @@ def test_the_pattern_finds_pixels_where_they_move():
         ("softmax", "independent", {"normalization": "std", "gain": 3.0}),
     ],
 )
-def test_eight_devices_choose_what_one_does(loss, method, changes, strata):
+def test_eight_devices_choose_as_one(loss, method, changes, strata):
     mesh = meshes.make_mesh()
     by_example, everywhere = meshes.by_example(mesh), meshes.replicated(mesh)
     config = SelectionConfig(

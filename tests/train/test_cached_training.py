@@ -100,12 +100,12 @@ def check_same_picks(online, offline):
 
 
 @pytest.mark.slow
-def test_the_picks_are_those_of_the_online_run(trained):
+def test_cached_run_picks_as_the_online_run(trained):
     check_same_picks(trained("online"), trained("float32"))
 
 
 @pytest.mark.slow
-def test_the_picks_are_those_of_the_online_run_on_two_devices(data, models, caches, tmp_path):
+def test_cached_run_picks_as_the_online_run_on_two_devices(data, models, caches, tmp_path):
     run(cached.run_config(data, models["reference"], steps=5), tmp_path / "online", 2)
     run(cached.run_config(data, "", steps=5, cache=caches / "float32"), tmp_path / "cached", 2)
     check_same_picks(tmp_path / "online", tmp_path / "cached")
@@ -134,7 +134,7 @@ def test_int8_picks_nearly_the_same(trained):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, caches, trained, tmp_path, monkeypatch):
+def test_stopped_run_resumes_bit_for_bit(data, caches, trained, tmp_path, monkeypatch):
     config = cached.run_config(data, "", steps=STEPS, cache=caches / "int8")
     monkeypatch.setattr(preemption.Preemption, "reached", lambda self, step: step == 4)
     with pytest.raises(SystemExit):
@@ -152,7 +152,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, caches, trained, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_another_cache(data, caches, trained, tmp_path):
+def test_resuming_with_another_cache_is_refused(data, caches, trained, tmp_path):
     shutil.copytree(trained("float32"), tmp_path / "run")
     config = cached.run_config(data, "", steps=STEPS + 1, cache=caches / "int8")
     with pytest.raises(ConfigError, match=r"model_fingerprints.reference: '.*' then, '.*' now"):
@@ -210,9 +210,7 @@ def test_embeddings_of_something_else_are_refused(change, message, data, models,
 
 
 @pytest.mark.slow
-def test_a_model_that_is_assumed_wrongly_gives_way_to_the_cached_one(
-    data, caches, trained, tmp_path
-):
+def test_cached_model_overrides_the_assumed_one(data, caches, trained, tmp_path):
     """Recipes assume a reference, and any other may have been cached."""
     wrong = cached.run_config(data, "", steps=STEPS, cache=caches / "float32")
     wrong.method.reference.model = to_config(cached.model(resolution=24, width=40, length=9))
@@ -283,7 +281,7 @@ def test_a_mixture_has_a_cache_whatever_its_weights(models, tmp_path):
 
 def test_preflight_needs_no_cache(data, models, tmp_path):
     config = cached.run_config(data, "", cache=tmp_path / "none")
-    with pytest.raises(ConfigError, match="is not here, and nothing says how wide"):
+    with pytest.raises(ConfigError, match="is not here, and the width of its embeddings"):
         plan.read(config, str(tmp_path))
     config.method.reference.model = to_config(cached.model())
     read = plan.read(config, str(tmp_path))
@@ -336,7 +334,7 @@ def test_shards_that_are_damaged(data, models, tmp_path):
         (lambda about: about.pop("shards"), "shards"),
     ],
 )
-def test_descriptions_that_lie(change, message, caches, tmp_path):
+def test_inconsistent_cache_descriptions_are_refused(change, message, caches, tmp_path):
     about = json.loads((caches / "float32" / "cache.json").read_text())
     del about["sha256"]  # as of caches of before there was one
     change(about)

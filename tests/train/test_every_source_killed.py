@@ -12,7 +12,7 @@ SOURCES = ("array_record", "parquet", "tfds", "webdataset")  # numbered by name
 
 
 @pytest.mark.slow
-def test_two_processes_share_every_source_and_go_on_after_a_kill(tmp_path):
+def test_two_processes_resume_on_every_source_after_a_kill(tmp_path):
     data, workdir = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     every_source_run.write(data)
@@ -45,7 +45,7 @@ def test_two_processes_share_every_source_and_go_on_after_a_kill(tmp_path):
     assert len(history.read_picks(workdir)) < every_source_run.STEPS
     with start(2, workdir) as started:
         assert started.exit_codes() == [0, 0], started.output(0)
-        assert "goes on after step" in started.output(0)
+        assert "resumes after step" in started.output(0)
     assert history.read_picks(workdir) == expected
     last = history.last_values(workdir)
     assert last["wall/records_skipped"] == 0

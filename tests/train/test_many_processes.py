@@ -107,7 +107,7 @@ def test_two_processes_of_four_moved_and_killed(start, undisturbed, tmp_path):
         wait_for_a_checkpoint(started, workdir)
         started.processes[0].send_signal(signal.SIGTERM)
         assert started.exit_codes() == [42], started.output(0)
-    assert f"goes on after step {max(steps)} of" in started.output(0)
+    assert f"resumes after step {max(steps)} of" in started.output(0)
 
     # Back on 2 x 4. One process dies, and the other one with it.
     with start(2, 4) as started:

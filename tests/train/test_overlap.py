@@ -84,7 +84,7 @@ def check(settings, caplog):
     return [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
-def test_one_command_makes_the_whole_the_clean_part_and_one_val_in_neither(whole, caplog):
+def test_prepare_keeps_val_out_of_all_and_clean(whole, caplog):
     some = {split: keys(whole, split) for split in ("train", "clean", "val")}
     assert (len(some["train"]), len(some["val"])) == (33, 8)
     assert sorted(some["train"] + some["val"]) == sorted(f"{i}.png" for i in range(41))
@@ -103,7 +103,7 @@ def test_one_command_makes_the_whole_the_clean_part_and_one_val_in_neither(whole
 
 
 @pytest.mark.slow
-def test_a_run_with_what_one_command_made_gives_no_warning(whole, other, tmp_path, caplog):
+def test_data_from_one_prepare_command_give_no_warning(whole, other, tmp_path, caplog):
     config = small.get_config(f"data={whole},method=aced")
     config.overlap = "refuse"
     config.batch_size = 8
@@ -126,7 +126,7 @@ def test_a_run_with_what_one_command_made_gives_no_warning(whole, other, tmp_pat
     assert not (tmp_path / "other").exists()
 
 
-def test_two_hold_outs_give_the_exact_count(whole, other, caplog):
+def test_separate_hold_outs_report_the_exact_overlap(whole, other, caplog):
     common = [key for key in keys(other, "val") if key in set(keys(whole, "train"))]
     assert 4 <= len(common) <= 8
     ((level, message),) = check(run_of(whole, other), caplog)
@@ -139,14 +139,14 @@ def test_two_hold_outs_give_the_exact_count(whole, other, caplog):
     assert check(run_of(whole, whole, overlap="refuse"), caplog) == []
 
 
-def test_only_the_examples_that_are_evaluated_count(whole, other, caplog):
+def test_only_evaluated_examples_count_as_overlap(whole, other, caplog):
     first = sum(key in set(keys(whole, "train")) for key in keys(other, "val")[:5])
     evals = {"first": EvalConfig(data=data(other, "val"), max_examples=5)}
     ((_, message),) = check(run_of(whole, other, evals=evals), caplog)
     assert f"{first} of 5 pictures of config.evals.first " in message
 
 
-def test_the_runs_before_are_compared_with_what_they_are_for(whole, other, caplog):
+def test_data_of_earlier_runs_are_compared_with_later_evaluations(whole, other, caplog):
     # The learner's own evaluation is disjoint from its data, but not from the reference's. What the
     # reference is evaluated on by itself may be trained on later.
     reference = run_of(other, other)
@@ -157,7 +157,7 @@ def test_the_runs_before_are_compared_with_what_they_are_for(whole, other, caplo
     assert f"trained on in config.before.reference.data ({other}, split train)" in message
 
 
-def test_what_a_probe_trains_on_and_members_of_mixtures_are_compared(whole, other, caplog):
+def test_probe_data_and_mixture_members_are_compared(whole, other, caplog):
     probe = EvalConfig(
         kind="linear_probe", data=data(whole, "clean"), probe=ProbeConfig(data=data(whole))
     )
@@ -174,7 +174,7 @@ def test_what_a_probe_trains_on_and_members_of_mixtures_are_compared(whole, othe
     assert "trained on in config.evals.probe.probe.data" in messages[1]
 
 
-def test_what_has_no_hashes_is_named_in_one_line(whole, tmp_path, caplog):
+def test_data_without_hashes_are_listed_in_one_line(whole, tmp_path, caplog):
     older = tmp_path / "older"
     older.mkdir()
     example = records.Example(b"picture", ("a text",), "a.png")
@@ -188,12 +188,12 @@ def test_what_has_no_hashes_is_named_in_one_line(whole, tmp_path, caplog):
     assert f"data ({older}, prepared before there were hashes), evals.tars (webdataset)." in message
 
 
-def test_the_embedded_scenes_are_not_mentioned(caplog):
+def test_builtin_scenes_are_not_listed(caplog):
     settings = TrainConfig(total_steps=1, evals={"retrieval": EvalConfig()})
     assert check(settings, caplog) == []
 
 
-def test_examples_without_pictures_have_none_in_common(tmp_path, caplog):
+def test_examples_without_images_do_not_overlap(tmp_path, caplog):
     sentences = [records.Example(b"", (f"text {i}",), f"{i}") for i in range(3)]
     splits = {
         name: records.write_split(tmp_path, name, sentences, 3, 1) for name in ("train", "val")
@@ -202,7 +202,7 @@ def test_examples_without_pictures_have_none_in_common(tmp_path, caplog):
     assert check(run_of(str(tmp_path), str(tmp_path)), caplog) == []
 
 
-def test_a_damaged_file_of_hashes_is_named(pairs, whole, caplog):
+def test_damaged_hash_file_is_named(pairs, whole, caplog):
     file = pairs / "whole" / "val.hashes"
     data = file.read_bytes()
     for damaged in (data[:-1], data + b"x", bytes([data[0] ^ 1]) + data[1:], None):
@@ -212,14 +212,14 @@ def test_a_damaged_file_of_hashes_is_named(pairs, whole, caplog):
     file.write_bytes(data)
 
 
-def test_a_value_that_no_line_has_is_refused(pairs):
+def test_clean_value_without_examples_is_refused(pairs):
     with pytest.raises(ValueError, match="'bing' in column 'vendor' of all its lines in"):
         prepared(pairs, "none", clean_column="vendor=bing")
     with pytest.raises(ConfigError, match="must be COLUMN=VALUE"):
         prepared(pairs, "none", clean_column="vendor")
 
 
-def test_only_clean_ones_can_be_held_out(pairs):
+def test_only_clean_examples_can_be_held_out(pairs):
     path = prepared(pairs, "clean_val", val=5, val_clean=True, clean_column="vendor=google")
     held_out, clean = keys(path, "val"), keys(path, "clean")
     assert sorted(held_out + clean) == sorted(f"{i}.png" for i in range(0, 40, 2))

@@ -39,7 +39,7 @@ def test_a_batch_has_the_shapes_of_the_pipelines(tmp_path):
     run.checkpoints.close()
 
 
-def test_a_state_is_born_where_the_rules_lay_it():
+def test_state_is_initialised_with_its_sharding():
     mesh = meshes.make_mesh(config=MeshConfig(fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
         prog = program.build(settings(), mesh)

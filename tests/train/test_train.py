@@ -160,7 +160,7 @@ def in_a_process(function, *arguments):
     )  # fmt: skip
 
 
-def test_a_killed_run_goes_on_bit_for_bit(reference, tmp_path):
+def test_killed_run_resumes_bit_for_bit(reference, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = resumable(reference)
     run(settings, whole)
@@ -180,7 +180,7 @@ def saved_steps(workdir):
 
 
 @pytest.mark.slow
-def test_a_second_process_is_refused_and_spoils_nothing(reference, tmp_path):
+def test_second_process_is_refused_and_changes_nothing(reference, tmp_path):
     """Then the first is killed, and the same command goes on at once, bit for bit."""
     arguments = ["-m", "aced.main", "--config=tests/small_run.py:reference=" + reference]
     arguments += [f"--workdir={tmp_path / 'run'}", "--config.total_steps=400"]
@@ -252,7 +252,7 @@ def fail(self, params):
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
+def test_state_is_saved_when_evaluation_fails(tmp_path, monkeypatch):
     settings = evaluated(steps=3)
     monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", fail)
     with pytest.raises(ConfigError, match="no such data"):
@@ -265,7 +265,7 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_who_is_to_stop_and_fails_to_evaluate_writes_its_step_once(tmp_path, monkeypatch):
+def test_preempted_run_saves_once_when_evaluation_fails(tmp_path, monkeypatch):
     settings = evaluated(steps=4)
     monkeypatch.setattr(evaluators.retrieval.Retrieval, "__call__", fail)
     monkeypatch.setattr(preemption.Preemption, "reached", lambda self, step: step == 2)
@@ -277,7 +277,7 @@ def test_who_is_to_stop_and_fails_to_evaluate_writes_its_step_once(tmp_path, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [preemption.EXIT_CODE, preemption.INTERRUPTED])
-def test_who_is_to_stop_in_the_last_step_of_an_earlier_run_exits_as_asked(
+def test_preemption_in_the_last_step_of_an_earlier_run_sets_the_exit_code(
     tmp_path, monkeypatch, code
 ):
     settings = config("iid", steps=1)
@@ -299,7 +299,7 @@ def test_who_is_to_stop_in_the_last_step_of_an_earlier_run_exits_as_asked(
 
 
 @pytest.mark.slow
-def test_who_is_to_stop_saves_before_it_evaluates(tmp_path, monkeypatch):
+def test_preempted_run_saves_before_evaluation(tmp_path, monkeypatch):
     settings = evaluated(steps=4)
     saved, evaluate = [], evaluators.retrieval.Retrieval.__call__
 
@@ -321,7 +321,7 @@ def test_who_is_to_stop_saves_before_it_evaluates(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_with_other_ids_is_another_run(tmp_path, monkeypatch):
+def test_changed_tokenizer_ids_are_refused_on_resume(tmp_path, monkeypatch):
     run(config("iid", steps=1), tmp_path)
     monkeypatch.setattr(fingerprint, "of_tokenizer", lambda tokenizer: "other")
     with pytest.raises(ConfigError, match=r"model_fingerprints\.model's tokenizer"):
@@ -329,7 +329,7 @@ def test_a_tokenizer_with_other_ids_is_another_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_pixels_that_are_not_looked_at_are_told(tmp_path, caplog):
+def test_unused_pixels_are_reported(tmp_path, caplog):
     run(config("iid", steps=1, **{"method.model.image.resolution": 35}), tmp_path)
     assert "resolution = 35 is no multiple of patch = 8; the last 3 pixels" in caplog.text
 
@@ -353,7 +353,7 @@ def test_non_finite_steps_are_skipped_counted_and_stop_the_run(reference, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_from_another_ones_model(reference, tmp_path):
+def test_run_starts_from_another_runs_model(reference, tmp_path):
     settings = config("iid", steps=1)
     settings.before = {}
     settings.init.checkpoint = reference

@@ -67,7 +67,7 @@ def run(paths, steps, workdir):
 
 
 @pytest.mark.slow
-def test_four_steps_are_two_and_two(paths, tmp_path):
+def test_resumed_dime_run_equals_an_uninterrupted_one(paths, tmp_path):
     run(paths, 4, tmp_path / "whole")
     run(paths, 2, tmp_path / "parts")
     run(paths, 4, tmp_path / "parts")
@@ -85,7 +85,7 @@ def test_four_steps_are_two_and_two(paths, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_caches_must_be_of_these_data(paths, tmp_path):
+def test_caches_of_other_data_are_refused(paths, tmp_path):
     swapped = {**paths, "teacher_cache": paths["sentences_cache"]}
     with pytest.raises(CacheError, match="image embeddings are needed"):
         run(swapped, 1, tmp_path)

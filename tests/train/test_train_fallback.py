@@ -1,4 +1,4 @@
-"""A run whose newest checkpoint is damaged: it goes on from an older one, bit for bit."""
+"""A run whose newest checkpoint is damaged: it resumes from an older one, bit for bit."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.train.test_train import assert_same_run, config, lines, run
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, caplog):
+def test_run_resumes_from_the_newest_intact_checkpoint(tmp_path, caplog):
     settings = config("iid", steps=8)
     settings.before = {}
     settings.checkpoint.every_steps = 2
@@ -24,7 +24,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, caplog):
     flip(one_of(damaged, 4, "state/_METADATA"))
     settings.total_steps = 8
     run(settings, damaged)
-    assert "goes on from its newest whole checkpoint, step 2" in caplog.text
+    assert "resumes from its newest intact checkpoint, step 2" in caplog.text
     # The lines of the steps that are taken again are there once, as those of a run without damage.
     assert_same_run(whole, damaged)
     assert [line["step"] for line in lines(damaged)] == list(range(1, 9))

@@ -39,7 +39,7 @@ def _teacher(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_ten_steps_are_four_and_six_of_pulls_of_three(teacher, tmp_path):
+def test_run_resumed_within_a_pull_equals_one_run(teacher, tmp_path):
     loop.run(get_config(teacher, 10), str(tmp_path / "whole"), devices=DEVICE)
     for steps in (4, 10):
         loop.run(get_config(teacher, steps), str(tmp_path / "parts"), devices=DEVICE)
@@ -56,7 +56,7 @@ def test_ten_steps_are_four_and_six_of_pulls_of_three(teacher, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_head_of_another_task_is_new_and_the_rest_goes_on(teacher, tmp_path):
+def test_new_task_gets_a_new_head_and_keeps_other_parameters(teacher, tmp_path):
     first = load_params(teacher + "/start", part="model")
     config = coca_base.get_config("tiny,task=vqa")
     config.before = {}

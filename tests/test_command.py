@@ -2,7 +2,7 @@ import logging
 import pathlib
 import sys
 
-from aced import quiet_logs
+from aced import command
 
 
 def record(path, level):
@@ -14,14 +14,14 @@ def record(path, level):
 
 def test_errors_of_libraries_are_shown_without_their_stack_traces():
     theirs = record("/site-packages/orbax/checkpoint/futures.py", logging.ERROR)
-    assert quiet_logs._shown(theirs)
+    assert command._shown(theirs)
     assert logging.Formatter().format(theirs) == "a: [Errno 28] No space left on device"
-    assert not quiet_logs._shown(record("/site-packages/orbax/checkpoint/futures.py", logging.INFO))
+    assert not command._shown(record("/site-packages/orbax/checkpoint/futures.py", logging.INFO))
 
 
 def test_our_lines_are_shown_as_they_are():
-    ours = record(str(pathlib.Path(quiet_logs.__file__).parent / "train.py"), logging.INFO)
-    assert quiet_logs._shown(ours)
+    ours = record(str(pathlib.Path(command.__file__).parent / "train.py"), logging.INFO)
+    assert command._shown(ours)
     assert "Traceback" in logging.Formatter().format(ours)
 
 
@@ -34,7 +34,7 @@ class Failing:
 
 
 def test_closed_event_loops_are_not_shown(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", quiet_logs._show_unraisable)
+    monkeypatch.setattr(sys, "unraisablehook", command._show_unraisable)
     Failing("Event loop is closed")
     assert capsys.readouterr().err == ""
     Failing("another")
