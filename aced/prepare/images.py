@@ -1,4 +1,4 @@
-"""One image: its bytes are fetched, decoded in full, measured, and if need be stored anew."""
+"""Reads, decodes, measures and, where needed, re-encodes one image."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from aced.prepare.perceptual_hash import perceptual_hash
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """An image that decodes: what is stored of it, and what was measured."""
+    """An image that decodes: the bytes to store and its measurements."""
 
     data: bytes  # encoded
     anew: bool  # whether `data` was encoded here
@@ -35,13 +35,12 @@ def read_file(key: str, folder: str, follow_links: bool = False) -> bytes:
     """The bytes of the image file `key` of `folder`.
 
     Args:
-        key: its path in the folder, which does not lead upwards.
-        folder: where it is; in an object store there are no links.
+        key: path in the folder, without "..".
+        folder: a folder or the prefix of an object store, which has no links.
         follow_links: whether a symbolic link may lead out of the folder.
 
     Raises:
-        RejectedError: the file is missing, behind a link that leads out of the folder, or too
-            large.
+        RejectedError: the file is missing, too large, or behind a link out of the folder.
     """
     try:
         if storage.is_remote(folder):
@@ -64,12 +63,12 @@ def read_file(key: str, folder: str, follow_links: bool = False) -> bytes:
         if size > records.MAX_IMAGE_BYTES:
             raise RejectedError("too_large", f"{size} bytes")
         return storage.read(path, 0, size)
-    except (OSError, RuntimeError) as error:  # unreadable; a link that leads to itself
+    except (OSError, RuntimeError) as error:  # unreadable; or a link to itself
         raise RejectedError("missing_file", str(error)) from error
 
 
 def _link_out(root: pathlib.Path, key: str) -> pathlib.Path:
-    """The first link on the way from `root` to `key` that leads out of `root`."""
+    """The first link on the path from `root` to `key` that leads out of `root`."""
     link = root
     for part in pathlib.PurePath(key).parts:
         link /= part
@@ -79,7 +78,7 @@ def _link_out(root: pathlib.Path, key: str) -> pathlib.Path:
 
 
 def check(data: bytes, config: PrepareConfig) -> Checked:
-    """Decodes `data` in full, as training will.
+    """Decodes `data` in full, with the decoder of training.
 
     Raises:
         RejectedError: the image is too large or does not decode.
@@ -94,7 +93,7 @@ def check(data: bytes, config: PrepareConfig) -> Checked:
         raise
     except UnidentifiedImageError as error:
         raise RejectedError("undecodable", f"none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         raise RejectedError("undecodable", f"{type(error).__name__}: {error}") from error
     anew = 0 < config.max_side < max(pixels.shape[:2]) or (config.max_side > 0 and is_transparent)
     if anew:

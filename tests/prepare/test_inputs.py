@@ -196,7 +196,7 @@ def test_stores_are_read_and_written(tmp_path):
         ({"tars": "/none/0.tar"}, PrepareError, "/none/0.tar does not exist"),
     ],
 )
-def test_settings_that_contradict_and_inputs_that_are_not_there(tmp_path, settings, error, message):
+def test_contradictory_settings_and_missing_inputs(tmp_path, settings, error, message):
     with pytest.raises(error, match=message):
         prepare(PrepareConfig(**{"out": str(tmp_path / "out")} | settings))
     assert list(tmp_path.iterdir()) == []
