@@ -1,9 +1,9 @@
 """A 64-bit perceptual hash: copies at another size or quality differ in few bits.
 
 The DCT-based hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
-Functions" (2010), section 3.2.1: the picture is reduced to 32 x 32 greys, and a bit is set if one of
-the 8 x 8 lowest frequencies of the cosine transform is above their median. Half of the bits are
-set, so two hashes differ in an even number of bits, except for pictures with many equal ones.
+Functions" (2010), section 3.2.1: the picture is reduced to 32 x 32 greys, and a bit is set if its
+frequency, one of the 8 x 8 lowest of the cosine transform, is above their median. Half of the bits
+are set, so two hashes differ in an even number of bits, except for pictures with many equal ones.
 """
 
 import functools

@@ -17,8 +17,8 @@ def make_thumbnail(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> bytes | Non
         side: the shorter side's new length; the other one keeps the aspect ratio.
 
     Returns:
-        The JPEG, of quality 90 and with colours in full resolution; None where the picture is no
-        larger than that already, or so long a strip that its thumbnail would not fit a JPEG.
+        A JPEG of quality 90 with colours in full resolution; None if the picture is no larger
+        than that, or its thumbnail would be too long for a JPEG.
     """
     height, width = pixels.shape[:2]
     short = min(height, width)

@@ -6,7 +6,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from aced.data.images.jpeg_header import read_jpeg_header
+from aced.data.images.decode import read_jpeg_header
 
 
 def jpeg(height=40, width=72, mode="RGB", **settings):
