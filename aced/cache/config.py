@@ -1,4 +1,4 @@
-"""Which embeddings to make, and how they are kept."""
+"""The settings of `python -m aced.cache`."""
 
 import dataclasses
 import pathlib
@@ -29,11 +29,7 @@ class CacheConfig:
             raise ConfigError("--batch_size and --calibration_pairs must be 0 or more.")
 
     def folder(self, workdir: str) -> pathlib.Path:
-        """The folder to make, spelled out.
-
-        Raises:
-            ConfigError: it has a scheme.
-        """
+        """The expanded folder to make; a ConfigError if it has a scheme."""
         out = expand(self.out, workdir)
         advice = (
             f"{storage.MOUNT} Or let the model run in every step, such as by "

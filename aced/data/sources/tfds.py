@@ -68,7 +68,8 @@ class TfdsSource:
             raise DatasetError(
                 f"The TFDS data set {config.builder_dir or config.name}, split {config.split!r}, "
                 f"cannot be opened: {reason:.500}\nIt must have been prepared with `tfds build "
-                "--file_format=array_record` or parquet; correct data.tfds.name, .data_dir, .builder_dir or .split."
+                "--file_format=array_record` or parquet; correct data.tfds.name, .data_dir, "
+                ".builder_dir or .split."
             ) from error
         # The reader silently reports 0 records for a missing file.
         for path in split.filepaths:

@@ -374,7 +374,7 @@ def test_records_hold_the_pictures_and_depend_on_the_index_alone(name):
             images = [record[key] for key in ("image", "second") if key in record]
             for image, scene in zip(images, example.scenes, strict=True):
                 np.testing.assert_array_equal(image, draw(scene, 64))
-    with pytest.raises(IndexError, match="Example 40 of .*, which has 40"):
+    with pytest.raises(IndexError, match=r"Example 40 of .*, which has 40"):
         some[40]
 
 
