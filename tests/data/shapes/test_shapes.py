@@ -148,7 +148,7 @@ def test_captions_are_many_and_validation_captions_distinct():
 
 def test_bounds_and_bad_settings():
     data = Shapes(ShapesConfig(size=3))
-    with pytest.raises(IndexError, match="3 examples, no number 3"):
+    with pytest.raises(IndexError, match="Example 3 of shapes/train, which has 3"):
         data[3]
     with pytest.raises(ConfigError, match="at most 1"):
         ShapesConfig(wrong=0.7, vague=0.7)
