@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from aced.config import ConfigError
 from aced.data import order as orders
 from aced.data.batch_spec import View, image_arrays, text_arrays
+from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
 from aced.data.images.pictures import Cut, Look
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
@@ -82,7 +83,9 @@ class Batches(Iterator[Any]):
             )
         self._iterator = [iter(batches)]
         # Closes without `close`, too: grain's iterators print errors at the interpreter's exit.
-        self._finalize = weakref.finalize(self, _close, self._iterator)
+        self._finalize = weakref.finalize(
+            self, lambda iterator: iterator.pop().close(), self._iterator
+        )
 
     def __next__(self) -> Any:
         if not self._iterator:
@@ -98,10 +101,6 @@ class Batches(Iterator[Any]):
     def close(self) -> None:
         """Stops the threads, which would otherwise read until the process ends."""
         self._finalize()
-
-
-def _close(iterator: list[grain.DatasetIterator]) -> None:
-    iterator.pop().close()
 
 
 def train_batches(
@@ -168,8 +167,8 @@ def train_batches(
         example = reader.first_usable(order.tries(draw), reads_texts, cut and cut(draw))
         captions, caption = example.captions if reads_texts else (), 0
         if captions:
-            several = config.caption == "random" and len(captions) > 1
-            caption = captions[_random(seed, draw) % len(captions) if several else 0]
+            is_random = config.caption == "random" and len(captions) > 1
+            caption = Draws(seed, 0, draw).pick(captions) if is_random else captions[0]
         row = render(example.images, example.texts[caption] if captions else "")
         return row | example.fields(known) | {"caption": np.int32(caption)}
 
@@ -319,9 +318,3 @@ class _Render:
 
 def _stack(rows: Sequence[Row]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _random(seed: int, draw: int) -> int:
-    """A random 64-bit integer for a draw of the run."""
-    counter = np.array([0, draw, 0, 0], np.uint64)
-    return int(np.random.Philox(key=seed, counter=counter).random_raw())

@@ -23,7 +23,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, NoReturn, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, BinaryIO, Protocol, SupportsIndex, runtime_checkable
 
 import msgpack
 import numpy as np
@@ -163,8 +163,10 @@ def _check(fields: Any) -> None:
     if not fields.keys() >= _REQUIRED.keys():
         raise ValueError(f"no field {min(_REQUIRED.keys() - fields.keys())!r}")
     for name, value in fields.items():
-        if type(value) is not _TYPES.get(name):
-            _refuse_type(name, value)
+        if name not in _TYPES:
+            raise ValueError(f"unknown field {name!r}")
+        if type(value) is not (kind := _TYPES[name]):
+            raise ValueError(f"field {name!r} must be {kind.__name__}, got {type(value).__name__}")
     for name, digest in _DIGESTS.items():
         if name in fields:
             size, least = len(fields[name]), 0 if name == "image" else 1
@@ -184,12 +186,6 @@ def _check(fields: Any) -> None:
         _check_extra(fields["extra"])
     if not -(1 << 31) <= fields.get("label", 0) < 1 << 31:
         raise ValueError(f"label {fields['label']} does not fit 32 bits")
-
-
-def _refuse_type(name: Any, value: Any) -> NoReturn:
-    if name not in _TYPES:
-        raise ValueError(f"unknown field {name!r}")
-    raise ValueError(f"field {name!r} must be {_TYPES[name].__name__}, got {type(value).__name__}")
 
 
 def _check_extra(extra: Mapping[Any, Any]) -> None:

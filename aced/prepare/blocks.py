@@ -186,6 +186,12 @@ def _facts(
     )
 
 
+def tagged(rejects: Rejects) -> Iterator[beam.pvalue.TaggedOutput]:
+    """Takes the entries out of `rejects` as outputs with the tag `REJECTED`."""
+    for entry in rejects.take():
+        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+
+
 def ahead(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
     """Yields `function(item)` of all `items` in order, computed in threads, at most 4 per thread
     in advance.

@@ -47,7 +47,8 @@ def prepare(
     settings = config.of_contents()
     if config.captions:
         _check_table(config)
-        settings["input"] = _sha256(config.captions)
+        with fsspec.open(config.captions, "rb") as table:
+            settings["input"] = hashlib.file_digest(table, "sha256").hexdigest()
     else:
         inputs.open_records.cache_clear()  # the files may have changed since an earlier call
         source = inputs.open_records(config)
@@ -94,11 +95,6 @@ def _check_table(config: PrepareConfig) -> None:
     ):
         if not exists:
             raise PrepareError(f"{path} does not exist; correct --images or --captions.")
-
-
-def _sha256(path: str) -> str:
-    with fsspec.open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _existing(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from aced.prepare import miniatures
-from aced.prepare.blocks import REJECTED, Facts, pack, unpack
+from aced.prepare.blocks import REJECTED, Facts, pack, tagged, unpack
 from aced.prepare.captions import RejectedError, Rejects, merge
 from aced.prepare.config import PrepareConfig
 
@@ -80,8 +80,7 @@ def _merge_equal(grouped: tuple[bytes, Iterable[bytes]], config: PrepareConfig) 
         rejects.add(error, image=other.key, line=other.line)
         merge(first, other, rejects)
     yield pack(first)
-    for entry in rejects.take():
-        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+    yield from tagged(rejects)
 
 
 def drop_near_duplicates(
@@ -230,8 +229,7 @@ def _divide(
     rejects = Rejects(config.place)
     error = RejectedError("near_duplicate", f"{in_words(apart)} from {other[1]}")
     rejects.add(error, image=facts.key, line=line)
-    for entry in rejects.take():
-        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+    yield from tagged(rejects)
     yield beam.pvalue.TaggedOutput(PAIRS, (_mark(facts), other, apart))
     yield beam.pvalue.TaggedOutput(DROPPED, (line, packed))
 
@@ -257,5 +255,4 @@ def _merge_captions(
     for other in sorted(map(unpack, others), key=lambda facts: facts.line):
         merge(first, other, rejects)
     yield pack(first)
-    for entry in rejects.take():
-        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+    yield from tagged(rejects)

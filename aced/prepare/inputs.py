@@ -13,7 +13,7 @@ from aced.data.sources.parquet import ParquetConfig, ParquetSource
 from aced.data.sources.tars import TarSource, WebDatasetConfig
 from aced.files import storage
 from aced.prepare import progress
-from aced.prepare.blocks import BLOCK, REJECTED, Fetched, examine, pack, unpack_captions
+from aced.prepare.blocks import BLOCK, REJECTED, Fetched, examine, pack, tagged, unpack_captions
 from aced.prepare.captions import (
     CaptionedImage,
     PrepareError,
@@ -73,12 +73,10 @@ def _lines(path: str, config: PrepareConfig) -> Iterator[Any]:
             # Lines with the same pictures become one example.
             key = str(image.line) if config.separate else f"{image.key}\0{image.second or ''}"
             yield key, pack(image)
-            for entry in rejects.take():
-                yield beam.pvalue.TaggedOutput(REJECTED, entry)
+            yield from tagged(rejects)
     except PrepareError as error:
         raise Workspace(config.out).refuse(str(error)) from error
-    for entry in rejects.take():
-        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+    yield from tagged(rejects)
 
 
 def _merge(_: str, group: Iterable[bytes]) -> Iterator[Any]:
@@ -87,8 +85,7 @@ def _merge(_: str, group: Iterable[bytes]) -> Iterator[Any]:
     image = merge_lines(images, rejects)
     progress.expect("examine", 1)
     yield image.line // BLOCK, pack(image)
-    for entry in rejects.take():
-        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+    yield from tagged(rejects)
 
 
 def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) -> Iterator[Any]:

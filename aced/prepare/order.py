@@ -39,7 +39,9 @@ def split(
         examples: a rejected entry by reason; for the error.
     """
     totals = (
-        kept | "countable" >> beam.Map(_countable, config) | "totals" >> beam.CombineGlobally(_sums)
+        kept
+        | "countable" >> beam.Map(lambda packed: (1, int(_may_be_held_out(unpack(packed), config))))
+        | "totals" >> beam.CombineGlobally(_sums)
     )
     last = (
         kept.pipeline
@@ -67,10 +69,6 @@ def order_of(facts: Facts, seed: int) -> Order:
 def _may_be_held_out(facts: Facts, config: PrepareConfig) -> bool:
     is_bad = facts.is_noisy or (config.clean_column and not facts.is_clean)
     return not (config.val_clean and is_bad)
-
-
-def _countable(packed: bytes, config: PrepareConfig) -> tuple[int, int]:
-    return 1, int(_may_be_held_out(unpack(packed), config))
 
 
 def _sums(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
@@ -234,7 +232,8 @@ def number_labels(config: PrepareConfig, kept: beam.PCollection[bytes]) -> beam.
     """Returns one pair: the number of each label, and the class names unless labels are numbers."""
     labels = (
         kept
-        | "labels" >> beam.FlatMap(_label).with_output_types(str)
+        | "labels" >> beam.Map(lambda packed: unpack(packed).label)
+        | "known labels" >> beam.Filter(lambda label: label is not None).with_output_types(str)
         | "different labels" >> beam.Distinct()
     )
     return (
@@ -242,11 +241,6 @@ def number_labels(config: PrepareConfig, kept: beam.PCollection[bytes]) -> beam.
         | "numbers of labels" >> beam.Create([None])
         | "number labels" >> beam.Map(_number, config, beam.pvalue.AsIter(labels))
     )
-
-
-def _label(packed: bytes) -> Iterator[str]:
-    if (label := unpack(packed).label) is not None:
-        yield label
 
 
 def _number(

@@ -64,17 +64,15 @@ def repeated_captions(parts: beam.PCollection[tuple[str, bytes]]) -> beam.PColle
     """Returns one list of (-images, caption): the captions that most images share."""
     return (
         parts
-        | "captions" >> beam.FlatMapTuple(_captions).with_output_types(tuple[str, int])
+        | "captions"
+        >> beam.FlatMapTuple(
+            lambda _, packed: [(text, 1) for text in unpack(packed).texts]
+        ).with_output_types(tuple[str, int])
         | "images of a caption" >> beam.CombinePerKey(sum)
         | "repeated" >> beam.Filter(lambda counted: counted[1] > 1)
         | "most first" >> beam.MapTuple(lambda text, count: (-count, text))
         | "most repeated" >> beam.combiners.Top.Smallest(CAPTIONS)
     )
-
-
-def _captions(_: str, packed: bytes) -> Iterator[tuple[str, int]]:
-    for text in unpack(packed).texts:
-        yield text, 1
 
 
 def samples(config: PrepareConfig, parts: beam.PCollection[tuple[str, bytes]]) -> beam.PCollection:

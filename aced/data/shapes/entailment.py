@@ -24,30 +24,14 @@ CLASSES = ("entailment", "neutral", "contradiction")
 _STRIPES = (70, 200)  # grey levels of the cover, which no background or thing has
 
 
-def _is_something(thing: Thing | None, _: Kind) -> bool:
-    return thing is not None
-
-
-def _is_nothing(thing: Thing | None, _: Kind) -> bool:
-    return thing is None
-
-
-def _fits(thing: Thing | None, kind: Kind) -> bool:
-    return kind.fits(thing)
-
-
-def _fits_not(thing: Thing | None, kind: Kind) -> bool:
-    return not kind.fits(thing)
-
-
 # Statements about a place, and whether they are true of the thing at that place (None: empty).
 TEMPLATES: dict[str, Callable[[Thing | None, Kind], bool]] = {
-    "there is {one} {place}": _fits,
-    "{place} there is {one}": _fits,
-    "there is no {kind} {place}": _fits_not,
-    "{place} there is no {kind}": _fits_not,
-    "there is something {place}": _is_something,
-    "there is nothing {place}": _is_nothing,
+    "there is {one} {place}": lambda thing, kind: kind.fits(thing),
+    "{place} there is {one}": lambda thing, kind: kind.fits(thing),
+    "there is no {kind} {place}": lambda thing, kind: not kind.fits(thing),
+    "{place} there is no {kind}": lambda thing, kind: not kind.fits(thing),
+    "there is something {place}": lambda thing, kind: thing is not None,
+    "there is nothing {place}": lambda thing, kind: thing is None,
 }
 _DRAWN = (*tuple(TEMPLATES)[:4], *TEMPLATES)  # drawn uniformly: the first four twice as often
 

@@ -84,16 +84,13 @@ def _together(pair: Pair, draws: Draws, is_true: bool) -> Made:
     return _with_counts(pair, draws, (count, other)), TEXTS["together"].format(NUMBERS[total])
 
 
-def _exactly_one(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    has = draws.coin()
-    scenes, kind = _having(pair, draws, (has, has != is_true))
-    return scenes, TEXTS["exactly_one"].format(kind.one)
+def _agree(name: str, agree: bool) -> Callable[[Pair, Draws, bool], Made]:
+    def statement(pair: Pair, draws: Draws, is_true: bool) -> Made:
+        has = draws.coin()
+        scenes, kind = _having(pair, draws, (has, has == (is_true == agree)))
+        return scenes, TEXTS[name].format(kind.one)
 
-
-def _both_or_neither(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    has = draws.coin()
-    scenes, kind = _having(pair, draws, (has, has == is_true))
-    return scenes, TEXTS["both_or_neither"].format(kind.one)
+    return statement
 
 
 def _same_main(name: str, options: tuple[str, ...]) -> Callable[[Pair, Draws, bool], Made]:
@@ -121,14 +118,12 @@ def _same_place(pair: Pair, draws: Draws, is_true: bool) -> Made:
     return (first, dataclasses.replace(second, things=things)), TEXTS["place"]
 
 
-def _both(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    scenes, kind = _having(pair, draws, _or_one_fails((True, True), draws, is_true))
-    return scenes, TEXTS["both"].format(kind.one)
+def _each(name: str, has: bool) -> Callable[[Pair, Draws, bool], Made]:
+    def statement(pair: Pair, draws: Draws, is_true: bool) -> Made:
+        scenes, kind = _having(pair, draws, _or_one_fails((has, has), draws, is_true))
+        return scenes, TEXTS[name].format(kind.one)
 
-
-def _neither(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    scenes, kind = _having(pair, draws, _or_one_fails((False, False), draws, is_true))
-    return scenes, TEXTS["neither"].format(kind.one)
+    return statement
 
 
 def _only(pair: Pair, draws: Draws, is_true: bool) -> Made:
@@ -220,15 +215,15 @@ ALIKE = {
     "background": _same_background,
     "count": _same_count,
     "together": _together,
-    "exactly_one": _exactly_one,
-    "both_or_neither": _both_or_neither,
+    "exactly_one": _agree("exactly_one", False),
+    "both_or_neither": _agree("both_or_neither", True),
     "colour": _same_main("colour", tuple(COLOURS)),
     "shape": _same_main("shape", tuple(SHAPES)),
     "place": _same_place,
 }
 BOTH = {
-    "both": _both,
-    "neither": _neither,
+    "both": _each("both", True),
+    "neither": _each("neither", False),
     "only": _only,
     "more": _more,
     "backgrounds": _backgrounds,

@@ -67,14 +67,6 @@ def _place(scene: Scene, draws: Draws) -> Asked | None:
     return (_make("place", draws, draws.pick(names)), PLACES[thing.place]) if names else None
 
 
-def _background(scene: Scene, draws: Draws) -> Asked:
-    return _make("background", draws), scene.background
-
-
-def _count(scene: Scene, draws: Draws) -> Asked:
-    return _make("count", draws), NUMBERS[len(scene.things)]
-
-
 def _count_kind(scene: Scene, draws: Draws) -> Asked:
     kind = kind_of(draws.pick(scene.things), draws.pick(FORMS))
     kind = nearly(draws, kind) if draws.coin() else kind
@@ -142,8 +134,8 @@ _KINDS = (
     *[_attribute("shape", "shape", ("size", "colour"))] * 2,
     _attribute("size", "size", ("colour", "shape")),
     *[_place] * 2,
-    _background,
-    _count,
+    lambda scene, draws: (_make("background", draws), scene.background),
+    lambda scene, draws: (_make("count", draws), NUMBERS[len(scene.things)]),
     _count_kind,
     *[_exists] * 2,
     _is_at,

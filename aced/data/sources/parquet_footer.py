@@ -82,17 +82,13 @@ def _parse(footer: bytes, tail: bytes, file_size: int, columns: Sequence[str]) -
     sizes = []
     for number, group in enumerate(groups):
         for leaf in leaves:
-            _check_statistics(without, number, leaf)
+            with contextlib.suppress(_PageError):
+                without.reader.read_row_group(number, column_indices=[leaf], use_threads=False)
         sizes.append(sum(group.column(leaf).total_uncompressed_size for leaf in leaves))
     if min(sizes, default=0) < 0:
         raise ValueError("the sizes of its columns are damaged")
     schema = metadata.schema.to_arrow_schema()
     return Footer(schema, rows, sizes, hashlib.sha256(footer).hexdigest())
-
-
-def _check_statistics(without: Any, group: int, leaf: int) -> None:
-    with contextlib.suppress(_PageError):
-        without.reader.read_row_group(group, column_indices=[leaf], use_threads=False)
 
 
 class _PageError(Exception):

@@ -82,7 +82,8 @@ class TfdsSource:
             for name in config.captions
             if (names := _names(_feature(builder.info.features, name)))
         }
-        self.class_names = self._class_names(builder.info.features)
+        label_names = _names(_feature(builder.info.features, config.label)) if config.label else ()
+        self.class_names = list(label_names or ()) or next(iter(self._names_of.values()), None)
         on_disk = [builder.info.splits[name] for name in builder.info.splits]
         digest = hashlib.sha256()
         for fact in (
@@ -144,12 +145,6 @@ class TfdsSource:
                     f"data.tfds.{key} = {name!r} must be a feature with {content}, and it "
                     f"{problem}. There are: {', '.join(_all_names(features))}."
                 )
-
-    def _class_names(self, features: Any) -> list[str] | None:
-        """The names of the labels, or of captions that are classes."""
-        if self._config.label and (names := _names(_feature(features, self._config.label))):
-            return list(names)
-        return next(iter(self._names_of.values()), None)
 
 
 def _inner(feature: Any) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_relations(place, other, relation):
     assert text.endswith(f"background, {relation} a tiny blue circle")
 
 
-def test_pictures_show_the_objects_where_the_caption_says():
+def test_pictures_match_their_captions():
     image = draw(star_and_circle(0, 8), 96)
     red, blue = scenes.COLOURS["red"], scenes.COLOURS["blue"]
     assert share_of(image[:48, :48], red) > 0.1

@@ -185,7 +185,7 @@ def holds(scene, text):
     return bool(matching(there, one)) == positive
 
 
-def test_classes_are_what_can_be_seen():
+def test_classes_match_the_visible_things():
     data = task("entailment")
     hidden_truths = collections.Counter()
     for i in range(1500):
@@ -242,7 +242,7 @@ def test_the_picture_alone_does_not_tell_the_class():
 
 
 @pytest.mark.parametrize("resolution", [16, 48, 64])
-def test_a_cover_hides_all_that_is_there(resolution):
+def test_cover_hides_the_thing_below(resolution):
     data = task("entailment", resolution=resolution)
     hidden = 0
     for i in range(60):
@@ -332,7 +332,7 @@ def test_statements_are_true_or_false_of_both_pictures():
 
 
 @pytest.mark.slow
-def test_neither_the_text_nor_one_picture_tells_the_truth():
+def test_neither_text_nor_one_picture_reveals_the_truth():
     data, n = task("two_pictures", size=30_000, seed=2), 12_000
     by_text, by_one = collections.Counter(), collections.Counter()
     for i in range(n):
@@ -401,7 +401,7 @@ def test_streams_of_tasks_are_fixed_for_ever():
     ]
 
 
-def test_fingerprints_of_captions_are_those_of_before_there_were_tasks():
+def test_fingerprints_of_captions_are_unchanged_by_tasks():
     assert Shapes(ShapesConfig(seed=3)).fingerprint == (
         "shapes-v1 ShapesConfig(size=100000, seed=3, split='train', wrong=0.0, vague=0.0, "
         "duplicate=0.0, resolution=64)"
