@@ -5,17 +5,20 @@ import io
 import pathlib
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from aced.data import records
 from aced.data.images.decode import FORMATS, decode
-from aced.data.images.thumbnails import make_thumbnail
 from aced.files import storage
 from aced.prepare.captions import RejectedError
 from aced.prepare.config import PrepareConfig
 from aced.prepare.miniatures import miniature
 from aced.prepare.perceptual_hash import perceptual_hash
+
+_THUMBNAIL_QUALITY = 90
+_MAX_JPEG_SIDE = 65_500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,22 @@ def check(data: bytes, config: PrepareConfig) -> Checked:
     thumbnail = make_thumbnail(pixels, config.thumbnails) if config.thumbnails else None
     height, width = pixels.shape[:2]
     return Checked(data, anew, width, height, look, small, thumbnail or b"")
+
+
+def make_thumbnail(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> bytes | None:
+    """Returns the picture, given upright, with a shorter side of `side` pixels.
+
+    Returns:
+        A JPEG of quality 90 with colours in full resolution; None if the picture is no larger
+        than that, or its thumbnail would be too long for a JPEG.
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    size = round(width * side / short), round(height * side / short)
+    if short <= side or max(size) > _MAX_JPEG_SIDE:
+        return None
+    small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return simplejpeg.encode_jpeg(small, quality=_THUMBNAIL_QUALITY, colorsubsampling="444")
 
 
 def _shrink(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "h2 w2 3"]:

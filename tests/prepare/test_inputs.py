@@ -14,10 +14,10 @@ from PIL import Image
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.images.decode import decode
-from aced.data.images.thumbnails import make_thumbnail
 from aced.prepare import inputs
 from aced.prepare.captions import PrepareError
 from aced.prepare.command import PrepareConfig, prepare
+from aced.prepare.images import make_thumbnail
 
 
 def jpeg(seed, size=(40, 30)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced.data.images.thumbnails import make_thumbnail
+from aced.prepare.images import make_thumbnail
 
 
 def ramp(height, width):
