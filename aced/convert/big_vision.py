@@ -206,7 +206,7 @@ def _norm(theirs: str, ours: str) -> list[Pair]:
 
 
 def _reshaped(theirs: str, ours: str, shape: Shape, their_shape: Shape) -> Pair:
-    """The same numbers in the same order; -1 stands for what is left."""
+    """The same numbers in another shape, where -1 is inferred."""
 
     def to_ours(x: np.ndarray) -> tables.Arrays:
         if x.ndim != len(their_shape):

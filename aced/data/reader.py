@@ -45,7 +45,7 @@ class InputCounters:
     """
 
     def __init__(self, on_skip: Callable[[str, int, str], None] | None = None):
-        """Calls `on_skip(source, id, reason)` for every skipped record, one call at a time."""
+        """`on_skip(source, id, reason)` is called for every skipped record, under a lock."""
         self.skipped = 0
         self.by_source: collections.Counter[str] = collections.Counter()
         self.filtered: collections.Counter[str] = collections.Counter()

@@ -74,7 +74,7 @@ class Example:
     texts: tuple[str, ...]  # at least one caption
     key: str  # the image's path in its folder: the same however often a data set is prepared
     label: int | None = None
-    is_noisy: bool | None = None  # whether the pair is known to be bad; None where nobody knows
+    is_noisy: bool | None = None  # whether the pair is known to be bad; None: unknown
     extra: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     thumbnail: bytes | None = None  # the whole picture again, smaller, upright, encoded
     second: bytes | None = None  # another picture, that the texts are about as well, encoded
@@ -389,7 +389,7 @@ class RecordSource:
         return self._ends[-1]
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Example `index`, as `Source` says, with `extra` where there is any.
+        """Example `index`, see `Source`, with `extra` if it has any.
 
         Raises:
             IndexError: `index` is out of range.

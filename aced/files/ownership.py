@@ -53,15 +53,15 @@ class Owner:
     host: str = "an unknown host"
     process: int = 0
     started: str = "at an unknown time"
-    seen: float = 0.0  # seconds since 1970 of its last sign of life
-    boot: str = ""  # of its machine: one that is started again is another
-    namespace: str = ""  # in which its number is that process
-    birth: str = ""  # of the process: numbers are used again
-    token: str = ""  # of this owner alone
+    seen: float = 0.0  # time of the last heartbeat, seconds since 1970
+    boot: str = ""  # id of the machine's last boot
+    namespace: str = ""  # PID namespace of `process`
+    birth: str = ""  # start time of the process, since numbers are reused
+    token: str = ""  # unique id of this owner
 
     @classmethod
     def this(cls) -> "Owner":
-        """This process, as an owner of its own."""
+        """This process as a new owner."""
         return cls(
             host=socket.gethostname(),
             process=os.getpid(),
@@ -280,7 +280,7 @@ class _InStore:
             return None
 
     def write(self, me: Owner) -> None:
-        """Writes the object anew."""
+        """Rewrites the object."""
         self._store.pipe_file(self._path, me.bytes())
 
     def clear(self) -> None:

@@ -43,18 +43,18 @@ U = TypeVar("U")
 class Facts(CaptionedImage):
     """A captioned image that was checked, and where its bytes are stored until it is written."""
 
-    block: int  # the spool that has its bytes
-    offset: int  # where they begin in it
-    size: int  # how many they are
-    thumbnail_size: int  # the bytes that follow them; 0: there is no thumbnail
-    second_size: int  # and those of a second picture that follow; 0: there is none
-    crc: int  # CRC-32 of all these bytes, one behind the other
-    sha256: bytes  # of the image's bytes, and of the second one's behind them
+    block: int  # number of the spool with its bytes
+    offset: int  # of its bytes in the spool
+    size: int  # bytes of the image
+    thumbnail_size: int  # bytes of the thumbnail, which follows; 0: no thumbnail
+    second_size: int  # bytes of the second picture, which follows; 0: no second picture
+    crc: int  # CRC-32 of all these bytes
+    sha256: bytes  # of the image's bytes followed by the second picture's
     width: int  # pixels, as stored
     height: int
-    anew: bool  # whether it was encoded anew
-    look: bytes  # perceptual hash; empty where none is asked for
-    miniature: bytes  # what two looks that are alike are verified by; empty likewise
+    anew: bool  # whether a picture was re-encoded
+    look: bytes  # perceptual hash; empty if not needed
+    miniature: bytes  # colours that verify equal hashes; empty if not needed
 
     @property
     def image_bytes(self) -> int:

@@ -39,10 +39,10 @@ class Columns:
     caption: str = "caption"
     label: str = ""
     noisy: str = ""
-    clean: tuple[str, str] = ("", "")  # a column, and what is in it where a line is clean
+    clean: tuple[str, str] = ("", "")  # a column, and its value in clean lines
     second: str = ""  # path of a second picture
-    extra: tuple[str, ...] = ()  # kept as they are
-    lower: bool = False  # put captions in lower case
+    extra: tuple[str, ...] = ()  # kept unchanged
+    lower: bool = False  # whether to lower-case captions
 
     @property
     def names(self) -> list[str]:
@@ -60,10 +60,10 @@ class CaptionedImage:
     texts: list[str]
     label: str | None
     is_noisy: bool | None
-    is_clean: bool  # whether all that is said about it is from lines known to be clean
+    is_clean: bool  # whether all of its lines are clean
     extra: dict[str, records.Scalar]
-    line: int  # of the table, the first that names it; or the record's index in its source
-    second: str | None  # path of the table's second picture; a record's come with it
+    line: int  # the first line of the table with this image, or the index of the record
+    second: str | None  # path of the second picture; None for records, which contain it
 
 
 class RejectedError(Exception):

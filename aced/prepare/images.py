@@ -26,12 +26,12 @@ class Checked:
     """An image that decodes: the bytes to store and its measurements."""
 
     data: bytes  # encoded
-    anew: bool  # whether `data` was encoded here
-    width: int  # of `data`, in pixels, upright
+    anew: bool  # whether `data` was re-encoded here
+    width: int  # of the upright picture, in pixels
     height: int
-    look: bytes = b""  # the perceptual hash, where it is asked for
-    miniature: bytes = b""  # and the colours that verify it
-    thumbnail: bytes = b""  # encoded, where there is one
+    look: bytes = b""  # perceptual hash; empty if not needed
+    miniature: bytes = b""  # colours that verify equal hashes; empty if not needed
+    thumbnail: bytes = b""  # encoded; empty without a thumbnail
 
 
 def read_file(key: str, folder: str, follow_links: bool = False) -> bytes:

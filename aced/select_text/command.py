@@ -42,7 +42,7 @@ class Selection:
     prompts: list[str]  # task-aware texts, which come first
     images: Images | None  # None: without a teacher
     workspace: Workspace
-    settings: dict[str, Any]  # what decides what is chosen, for dataset.json
+    settings: dict[str, Any]  # settings and fingerprints for dataset.json
     preemption: Preemption
 
     @property

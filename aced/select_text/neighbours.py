@@ -37,7 +37,7 @@ class Neighbours:
     score: PyTree  # cosines, float32 [N k]
     upper: PyTree  # halves of the sentences' hashes, uint32 [N k]
     lower: PyTree
-    broken: PyTree  # how many sentences had an embedding that was not finite, uint32 []
+    broken: PyTree  # number of sentences with a non-finite embedding, uint32 []
 
 
 @flax.struct.dataclass
@@ -46,7 +46,7 @@ class Block:
 
     text: PyTree  # ids, int32 [m l]
     hash: PyTree  # uint32 [m 2]
-    valid: PyTree  # bool [m]; False: no sentence, to fill it up
+    valid: PyTree  # bool [m]; False for padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Search:
 
     mesh: Mesh
     k: int
-    rows: int  # images, filled up so that the devices and their tiles have equal shares
-    block: int  # m, ditto
-    tile: int  # images that a device compares at once; divides its share of them
+    rows: int  # images plus padding, a multiple of the devices and their tiles
+    block: int  # m plus padding, a multiple of the devices
+    tile: int  # images that a device compares at once; divides its number of images
     step: Callable[..., Neighbours]  # (Neighbours, params, features, Block); donates the first
 
     def empty(self) -> Neighbours:

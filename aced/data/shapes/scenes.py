@@ -79,7 +79,7 @@ _SPLITS = {"train": 0, "val": 1}
 
 
 def _turn(n: int, radii: tuple[float, ...] = (1.0,), start: float = 0.25) -> np.ndarray:
-    """A closed outline with corners at n equal angles, `radii` taken in turn."""
+    """A closed outline with corners at n equal angles, cycling through `radii`."""
     angle = 2 * np.pi * (np.arange(n) / n - start)
     radius = np.resize(np.asarray(radii), n)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
