@@ -47,10 +47,10 @@ from aced.data import pipeline, records
 from aced.data.batch_spec import View
 from aced.data.images.decode import MAX_PIXELS, decode
 from aced.data.images.pictures import Look, Viewer
-from aced.data.images.thumbnails import make_thumbnail
 from aced.data.images.transforms import ResizeConfig
 from aced.data.sources import ArrayRecordConfig, DataConfig, open_source
 from aced.data.tokenizers import TokenizerConfig
+from aced.prepare.images import make_thumbnail
 from benchmarks import table
 from benchmarks.photographs import draw
 

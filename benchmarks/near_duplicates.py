@@ -30,8 +30,8 @@ from PIL import Image
 
 from aced.data.shapes.scenes import ShapesConfig
 from aced.data.shapes.tasks import open_shapes
+from aced.prepare.duplicates import SIGHT, are_shaped_alike, distances
 from aced.prepare.miniatures import LARGEST, MEAN, miniature
-from aced.prepare.near_duplicates import SIGHT, are_shaped_alike, distances
 from aced.prepare.perceptual_hash import perceptual_hash
 from benchmarks import icons, photographs, table
 from benchmarks.icon_drawing import render

@@ -1,4 +1,4 @@
-"""Embeddings of a whole data set by a frozen model, made once, read by example id."""
+"""Cached embeddings of a data set by a frozen model, read by example id."""
 
 from collections.abc import Callable
 
@@ -19,13 +19,13 @@ def open_for(
     """Opens the cache of a frozen model for a run.
 
     Args:
-        folder: where it is.
+        folder: the folder of the cache.
         source: the data set of the run.
-        data: its settings.
-        weights: gives the parameters of the model as host arrays; None: they are not compared.
+        data: the settings of the data set.
+        weights: returns the parameters of the model as host arrays; None: they are not compared.
 
     Raises:
-        CacheError: it is incomplete, or of other data, decoding or weights; the message says which.
+        CacheError: the cache is incomplete, or of other data, decoding or weights.
     """
     cache = Cache(folder)
     plan = cache.description.plan

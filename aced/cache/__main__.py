@@ -4,9 +4,8 @@
     python -m aced.main --config=configs/aced_f0.py:cache=/data/reference_cache --workdir=...
 
 The config is the run's own: its data and decoding, and method.reference or method.teachers.NAME
-with a checkpoint. It runs on the devices and processes that training runs on (--distributed). A
-pass that was stopped goes on where it was when the same command is started again; exit code 42
-after SIGTERM, 130 after Ctrl-C.
+with a checkpoint. It runs on the devices and processes of training (--distributed). A stopped pass
+is resumed by the same command; exit code 42 after SIGTERM, 130 after Ctrl-C.
 """
 
 import jax
@@ -20,45 +19,44 @@ from aced.cache.description import Description
 from aced.files import ownership
 
 
-def report(found: Description) -> str:
-    """What was made, in a few lines."""
-    plan = found.plan
-    size = sum(shard.bytes for shard in found.shards)
-    there = plan.examples - len(found.missing)
+def report(cache: Description) -> str:
+    """A summary of the cache."""
+    plan = cache.plan
+    size = sum(shard.bytes for shard in cache.shards)
+    embedded = plan.examples - len(cache.missing)
     lines = [
-        f"{there:,} of {plan.examples:,} examples, {found.captions:,} captions, width "
-        f"{plan.width}, {plan.precision}: {size / 2**20:,.1f} MiB, {size / max(there, 1):,.0f} "
-        "bytes an example.",
+        f"{embedded:,} of {plan.examples:,} examples, {cache.captions:,} captions, width "
+        f"{plan.width}, {plan.precision}: {size / 2**20:,.1f} MiB, "
+        f"{size / max(embedded, 1):,.0f} bytes an example.",
         "Error, root mean square and maximum, of an embedding (length 1) and of a pair's cosine:",
     ]
-    for name, kinds in found.errors.items():
+    for name, kinds in cache.errors.items():
         numbers = "   ".join(f"{kind} {e['rms']:.1e} {e['max']:.1e}" for kind, e in kinds.items())
         lines.append(f"  {name:9}{numbers}{'   <- kept' if name == plan.precision else ''}")
-    own = "none" if plan.bias is None else f"{plan.bias:.3f}"
-    lines.append(f"The model's own scale {plan.scale:.3f}, bias {own}.")
-    if found.fitted is not None:
-        fit = found.fitted
+    bias = "none" if plan.bias is None else f"{plan.bias:.3f}"
+    lines.append(f"The model's own scale {plan.scale:.3f}, bias {bias}.")
+    if (fit := cache.fitted) is not None:
         lines.append(
             f"Fitted for the sigmoid loss in batches of {fit.batch_size:,}: scale {fit.scale:.3f}, "
             f"bias {fit.bias:.3f} (loss {fit.loss:.4f} over {fit.pairs:,} pairs)."
         )
-    if found.missing:
-        first, reason = next(iter(found.missing.items()))
+    if cache.missing:
+        first, reason = next(iter(cache.missing.items()))
         lines.append(
-            f"{len(found.missing):,} examples are missing, and training will skip them; the first, "
+            f"{len(cache.missing):,} examples are missing, and training will skip them; the first, "
             f"number {first}: {reason}"
         )
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
-    """Flags -> config -> run."""
+    """Makes the cache and prints a summary."""
     values = flags.FLAGS
     with training.running(argv, f"--out={values.out}"):
-        wanted = flag_settings.read(CacheConfig)
-        found = run(values.config, wanted, training.workdir(), force=values.force)
+        settings = flag_settings.read(CacheConfig)
+        cache = run(values.config, settings, training.workdir(), force=values.force)
         if jax.process_index() == 0:
-            print(f"{wanted.out}: {report(found)}")
+            print(f"{settings.out}: {report(cache)}")
 
 
 if __name__ == "__main__":

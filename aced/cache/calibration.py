@@ -1,6 +1,6 @@
-"""A scale and a bias for the sigmoid loss, fitted to embeddings that were trained without.
+"""Fits a scale and a bias for the sigmoid loss to embeddings trained with another loss.
 
-A model that was trained with the softmax loss has no bias, and its scale fits another loss. With
+A model that was trained with the softmax loss has no bias, and its scale suits that loss. With
 fixed embeddings the sigmoid loss (SigLIP, algorithm 1) of batches of b pairs
 
     mean_i [ log(1 + exp(-(t c_ii + a))) + (b - 1) mean_{j != i} log(1 + exp(t c_ij + a)) ]
@@ -20,7 +20,7 @@ _ROWS = 512  # of the cosines, at a time
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Scale and bias of the logits, and the loss that they reach."""
+    """The fitted scale and bias of the logits, and their loss."""
 
     scale: float
     bias: float
@@ -32,16 +32,16 @@ class Calibration:
 def fit(
     zimg: Float[np.ndarray, "n d"], ztxt: Float[np.ndarray, "n d"], batch_size: int
 ) -> Calibration | None:
-    """Returns the scale and bias of the least sigmoid loss in batches of `batch_size` pairs.
+    """Returns the scale and bias with the least sigmoid loss in batches of `batch_size` pairs.
 
-    By Newton's method with halved steps, in float64. None where there is no such pair of numbers:
-    fewer than 2 pairs, pairs that are all more alike than all others, so that no scale is too
-    large, or pairs that are no more alike than others.
+    Uses Newton's method with step halving, in float64. Returns None if the minimum does not exist:
+    fewer than 2 pairs, all pairs more similar than all non-pairs (the scale diverges), or pairs no
+    more similar than non-pairs.
 
     Args:
-        zimg: embeddings of n images; all n^2 pairs are looked at.
-        ztxt: of their texts.
-        batch_size: b of the run, which sets how many others a pair is told from.
+        zimg: embeddings of n images; all n^2 cosines are used.
+        ztxt: embeddings of their texts.
+        batch_size: b of the run, which sets the number of non-pairs per pair.
     """
     n = len(zimg)
     if n < 2 or batch_size < 2 or _are_separable(zimg, ztxt):
@@ -92,7 +92,7 @@ def _derivatives(
 
 
 def _are_separable(zimg: np.ndarray, ztxt: np.ndarray) -> bool:
-    """Whether every pair is more alike than every image and text that are none."""
+    """Whether every pair is more similar than every non-pair."""
     least, most = np.inf, -np.inf
     for first in range(0, len(zimg), _ROWS):
         cosines = zimg[first : first + _ROWS] @ ztxt.T

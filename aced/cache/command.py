@@ -13,25 +13,25 @@ from aced.train.config import parse
 
 def run(
     config: Settings,
-    wanted: CacheConfig,
+    cache: CacheConfig,
     workdir: str,
     devices: list[jax.Device] | None = None,
     *,
     force: bool = False,
 ) -> Description:
-    """Makes the cache, or goes on with it; all processes of the pass call this.
+    """Makes the cache, or resumes it; all processes call this.
 
     Args:
-        config: of the run that will use it, as for `loop.run`.
-        wanted: which model, and how it is kept.
-        workdir: what "{workdir}" in the config stands for.
+        config: the config of the run that will use the cache, as for `loop.run`.
+        cache: the settings of the cache.
+        workdir: replaces "{workdir}" in the config.
         devices: the devices to use; None: all.
         force: take the folder over from another process that is known to be dead.
 
     Raises:
-        As `caches.make`.
+        See `caches.make`.
     """
     settings = parse(config)
     mesh = meshes.make_mesh(devices, settings.mesh)
     with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
-        return caches.make(settings, wanted, workdir, mesh, watchdog, force=force)
+        return caches.make(settings, cache, workdir, mesh, watchdog, force=force)

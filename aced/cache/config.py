@@ -1,4 +1,4 @@
-"""Which embeddings to make, and how they are kept."""
+"""The settings of `python -m aced.cache`."""
 
 import dataclasses
 import pathlib
@@ -33,11 +33,7 @@ class CacheConfig(FlagSettings):
     )
 
     def folder(self, workdir: str) -> pathlib.Path:
-        """The folder to make, spelled out.
-
-        Raises:
-            ConfigError: it has a scheme.
-        """
+        """The expanded folder to make; a ConfigError if it has a scheme."""
         out = expand(self.out, workdir)
         advice = (
             f"{storage.MOUNT} Or let the model run in every step, such as by "

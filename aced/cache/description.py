@@ -1,13 +1,13 @@
-"""What a cache says of itself: `plan.json` while it is made, `cache.json` when it is complete.
+"""The description of a cache: `plan.json` while it is made, `cache.json` when it is complete.
 
     my_cache/
       cache.json                                  the model, the data, the precision and its error
       embeddings-00000-of-00002.array_record
       embeddings-00001-of-00002.array_record
 
-Nothing that is read is trusted: types, sizes and lengths are checked, and the names of shards are
-built from their number, never read. Both files have a checksum of what is in them; those of the
-shards are in `cache.json`, and ArrayRecord has one of each group of entries, compared at reading.
+Files are not trusted: types, sizes and lengths are checked, and the names of shards are built from
+their numbers, never read. Both files have a checksum; those of the shards are in `cache.json`, and
+ArrayRecord compares one per group of entries on reading.
 """
 
 import dataclasses
@@ -34,21 +34,21 @@ FORMAT, VERSION = "aced-embeddings", 1
 T = TypeVar("T")
 PLAN, COMPLETE = "plan.json", "cache.json"
 TOWERS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
-_MAX_BYTES = 1 << 30  # of a description; 10 million examples that are missing need half of it
+_MAX_BYTES = 1 << 30  # of a description; 10 million missing examples need half of it
 _MAX_WIDTH = 1 << 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Of a plan, what may differ between two starts of the same pass: how the model is computed, but
-# not in which numbers, and where its vocabulary lies; what is in that file is in the fingerprint.
+# Settings that may change when a pass is resumed: how the model is computed, except its dtype, and
+# the path of its vocabulary, whose content is in the fingerprint.
 _FREE = re.compile(r"model\.(scan|remat|attention|tokenizer\.path)")
 
 
 class CacheError(DatasetError):
-    """A cache that is missing, damaged, or of another model or data set than is wanted."""
+    """A cache is missing, damaged, or of another model or data set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Checked):
-    """What a cache holds, decided before the first example is embedded."""
+    """The settings of a cache, fixed before the first example is embedded."""
 
     examples: Annotated[int, Interval(ge=1, le=MAX_EXAMPLES)]  # of the data set
     towers: Literal["both", "image", "text"]
@@ -92,16 +92,15 @@ class Plan(Checked):
         return range(first, min(first + self.shard_size, self.examples))
 
     def has(self, tower: str) -> bool:
-        """Whether the embeddings of `tower` ("image" or "text") are there."""
+        """Whether the cache has embeddings of `tower` ("image" or "text")."""
         return tower in TOWERS[self.towers]
 
     def other_fingerprints(self, expected: Mapping[str, str]) -> list[str]:
-        """What is not as `expected`, a line each."""
-        found = self.fingerprint
+        """The fingerprints that differ from `expected`, one line each."""
         return [
-            f"{name}: here {value}, there {found.get(name)}"
+            f"{name}: here {value}, there {self.fingerprint.get(name)}"
             for name, value in expected.items()
-            if found.get(name) != value
+            if self.fingerprint.get(name) != value
         ]
 
     def path(self, folder: pathlib.Path, shard: int) -> pathlib.Path:
@@ -111,7 +110,7 @@ class Plan(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class Shard(Checked):
-    """A complete file, and what is known of its examples."""
+    """A complete file, and statistics of its examples."""
 
     bytes: NonNegativeInt
     sha256: str
@@ -143,12 +142,12 @@ class Description(Checked):
 
     @property
     def missing(self) -> dict[int, str]:
-        """The examples that could not be embedded, and why."""
+        """The reason for each example that could not be embedded, by id."""
         return {int(i): reason for shard in self.shards for i, reason in shard.missing.items()}
 
     @property
     def digest(self) -> str:
-        """The sha256 of all that training reads of it."""
+        """The sha256 of everything that training reads."""
         about = [self.plan.scale, self.plan.bias, *(shard.sha256 for shard in self.shards)]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
@@ -158,9 +157,10 @@ class Description(Checked):
         return sum(shard.captions for shard in self.shards)
 
 
-def differences(there: Plan, wanted: Plan) -> list[str]:
-    """What makes `wanted` another cache than `there`, a line each."""
-    old, new = (flatten(json.loads(json.dumps(dataclasses.asdict(p)))) for p in (there, wanted))
+def differences(existing: Plan, new_plan: Plan) -> list[str]:
+    """The settings in which two plans differ, one line each."""
+    plans = (existing, new_plan)
+    old, new = (flatten(json.loads(json.dumps(dataclasses.asdict(plan)))) for plan in plans)
     return [
         f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -169,7 +169,7 @@ def differences(there: Plan, wanted: Plan) -> list[str]:
 
 
 def refuse(folder: str | os.PathLike, lines: Sequence[str]) -> None:
-    """Raises a CacheError that lists `lines`, what is other than the run needs it, if any is."""
+    """Raises a CacheError that lists the mismatches in `lines`, if any."""
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
         raise CacheError(
@@ -180,7 +180,7 @@ def refuse(folder: str | os.PathLike, lines: Sequence[str]) -> None:
 
 
 def write(path: pathlib.Path, content: Any) -> None:
-    """Writes a dataclass as JSON: the file is there whole, or as it was before."""
+    """Writes a dataclass as JSON, atomically."""
     about = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(content)
     with storage.whole_file(path) as part:
         part.write_bytes(own_files.dumps(about))
@@ -190,28 +190,28 @@ def read(path: pathlib.Path, kind: type[T]) -> T:
     """Returns the dataclass `kind` that `write` wrote to `path`.
 
     Raises:
-        CacheError: it is not that, it is too large, or a bit of it has changed.
+        CacheError: the file is damaged, too large, or of another kind.
     """
     with own_files.reading(path, "copy the cache again or make it again", CacheError):
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise ValueError(f"it has {size} bytes; {_MAX_BYTES} are allowed")
         about = own_files.loads(path.read_bytes())
-        found = about.pop("format", None), about.pop("version", None)
-        if found != (FORMAT, VERSION):
-            raise ValueError(f"format and version are {found}, not {(FORMAT, VERSION)}")
+        version = about.pop("format", None), about.pop("version", None)
+        if version != (FORMAT, VERSION):
+            raise ValueError(f"format and version are {version}, not {(FORMAT, VERSION)}")
         return from_config(kind, about, path.name)
 
 
 def is_complete(folder: str | os.PathLike) -> bool:
-    """Whether there is a cache in `folder`, and it is finished."""
+    """Whether `folder` has a complete cache."""
     return "://" not in str(folder) and (pathlib.Path(folder) / COMPLETE).is_file()
 
 
 def read_complete(folder: str | os.PathLike) -> Description:
-    """Returns the description of the complete cache in `folder`; its shards are not opened.
+    """Returns the description of the complete cache in `folder`, without opening its shards.
 
     Raises:
-        CacheError: there is none, or it is not finished.
+        CacheError: the cache is missing or incomplete.
     """
     path = pathlib.Path(folder)
     if not is_complete(path):

@@ -1,7 +1,7 @@
-"""Shards of a cache: ArrayRecord files with one entry for each example of the data set, in order.
+"""Shards of a cache: ArrayRecord files with one entry per example, in order.
 
-An entry is the example's id and then its rows, the image's first and then those of its captions,
-each as `precision.encode` writes it. An example that could not be embedded has no rows.
+An entry is the example's id, then the rows of its image and of its captions, each as written by
+`precision.encode`. An example that could not be embedded has no rows.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 
 _ID = struct.Struct("<I")
 MAX_SHARDS = 100_000  # five digits in a name
-# Entries are read at random, and a read brings so many bytes in any case: as many entries as they
-# hold make a group, of which the file's index has one item. Embeddings do not compress.
+# A random read fetches this many bytes in any case, so a group, which is one item of the file's
+# index, has as many entries as they hold. Embeddings do not compress.
 _READ_BYTES = 32_768
 _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": _READ_BYTES}
 
@@ -31,24 +31,24 @@ def shard_name(shard: int, shards: int) -> str:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of this name is a shard, whole or in the making, or the summary of one."""
+    """Whether a file of this name is a shard, complete or not, or the summary of one."""
     return (
         re.fullmatch(r"embeddings-\d{5}-of-\d{5}\.(array_record|json)(\.part)?", name) is not None
     )
 
 
 class EntryWriter:
-    """Writes one shard under a temporary name; `close` gives it its own."""
+    """Writes one shard under a temporary name, until `close` renames it."""
 
     def __init__(self, path: pathlib.Path, entry_bytes: int):
-        """Begins the file; `entry_bytes` is about the size of an entry."""
+        """Opens the file; `entry_bytes` is the approximate size of an entry."""
         self._path, self._part = path, path.with_name(path.name + ".part")
         group = max(1, _READ_BYTES // entry_bytes)
         options = f"group_size:{group},uncompressed"
         self._writer = array_record_module.ArrayRecordWriter(str(self._part), options)
 
     def write(self, index: int, rows: UInt8[np.ndarray, "n bytes"]) -> None:
-        """Adds the entry of example `index`; no rows: it could not be embedded."""
+        """Adds the entry of example `index`, without rows if it could not be embedded."""
         self._writer.write(_ID.pack(index) + rows.tobytes())
 
     def close(self) -> dict[str, int | str]:
@@ -78,17 +78,17 @@ class EntryReader:
         self._first, self._row_bytes = first, row_bytes
         try:
             self._reader = array_record_module.ArrayRecordReader(str(path), **_READER_OPTIONS)
-            found = self._reader.num_records()
+            entries = self._reader.num_records()
         except RuntimeError as error:
             raise ValueError(str(error)) from error
-        if found != count:
-            raise ValueError(f"it has {found} entries instead of {count}")
+        if entries != count:
+            raise ValueError(f"it has {entries} entries instead of {count}")
 
     def read(self, ids: Sequence[int]) -> list[UInt8[np.ndarray, "n bytes"]]:
         """The rows of the examples `ids`, in that order.
 
         Raises:
-            ValueError: an entry is damaged, or not that example's.
+            ValueError: an entry is damaged, or of another example.
         """
         try:
             records = self._reader.read([i - self._first for i in ids])
@@ -101,8 +101,8 @@ class EntryReader:
                     f"the entry of example {i} has {len(record)} bytes, no {_ID.size} and rows of "
                     f"{self._row_bytes}"
                 )
-            if (found := _ID.unpack_from(record)[0]) != i:
-                raise ValueError(f"example {found} is in the place of example {i}")
+            if (index := _ID.unpack_from(record)[0]) != i:
+                raise ValueError(f"example {index} is in the place of example {i}")
             rows = np.frombuffer(record, np.uint8, offset=_ID.size)
             entries.append(rows.reshape(-1, self._row_bytes))
         return entries

@@ -1,7 +1,7 @@
-"""What embeddings depend on, as hashes: weights, tokenizer, decoding, data.
+"""Hashes of what embeddings depend on: weights, tokenizer, decoding, data.
 
-The architecture and the preprocessing are in the description of a cache as they are, so that a
-difference can be named by its setting.
+The description of a cache has the architecture and the preprocessing themselves, so that an error
+can name the setting that differs.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from aced.data.sources import DataConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from aced.parallel import rules
 
-# Telling texts: case, punctuation, entities, white space, scripts, emoji, length.
+# Probes for case, punctuation, entities, white space, scripts, emoji and length.
 _PROBE = (
     "A photo of a Red CIRCLE, on the left!",
     "café &amp; naïve Übergröße",
@@ -31,7 +31,7 @@ _PROBE = (
 
 
 def of_weights(params: PyTree) -> str:
-    """The sha256 of names, shapes, types and numbers of all parameters, as host arrays."""
+    """The sha256 of names, shapes, types and values of all parameters, given as host arrays."""
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for name, leaf in sorted((rules.name_of(path), leaf) for path, leaf in leaves):
@@ -42,10 +42,10 @@ def of_weights(params: PyTree) -> str:
 
 
 def of_placed(params: PyTree) -> str:
-    """As `of_weights`, of arrays that lie on many devices or hosts, which none of them has whole.
+    """As `of_weights`, for arrays that are sharded over devices or hosts.
 
-    Integers are added up, so the devices do not matter: sum of bits_i (2 i + 1), modulo 2^32, of
-    every parameter. That notices other weights, not somebody who wants to deceive.
+    Hashes the sum of bits_i (2 i + 1) modulo 2^32 of every parameter, which does not depend on the
+    sharding. It detects other weights, but not deliberate collisions.
     """
     sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_sum_of_bits, tree))(params))
     return of_weights(sums)
@@ -60,7 +60,7 @@ def _sum_of_bits(x: Array) -> UInt32[Array, ""]:
 
 
 def of_tokenizer(config: TokenizerConfig) -> str:
-    """The sha256 of the vocabulary file, if there is one, and of the ids of some telling texts.
+    """The sha256 of the vocabulary file, if any, and of the ids of the probe texts.
 
     Raises:
         ConfigError: the file is missing or unreadable.
@@ -72,11 +72,11 @@ def of_tokenizer(config: TokenizerConfig) -> str:
 
 
 def of_decoding(data: DataConfig) -> str:
-    """The settings that decide which pixels a model sees."""
+    """The settings of decoding that change pixels."""
     names = ("max_pixels", "decode", "thumbnails")
     return json.dumps({name: getattr(data, name) for name in names})
 
 
 def of_inputs(source: Source, data: DataConfig) -> dict[str, str]:
-    """What every run knows of what it reads."""
+    """The fingerprints of a run's input."""
     return {"data": source.fingerprint, "decode": of_decoding(data)}

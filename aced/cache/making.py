@@ -1,8 +1,8 @@
-"""The pass: every example of a data set embedded once, shard by shard, over all devices.
+"""Embeds every example of a data set once, shard by shard, on all devices.
 
-Each process reads and writes shards of its own, while all devices embed together. A shard is done
-when its summary is there, which is written after it; what is not done is made anew, from its first
-example, so that a pass that was killed gives the bytes of one that was not.
+Each process reads and writes its own shards, while all devices embed together. A shard is complete
+when its summary exists, which is written last. Incomplete shards are made again from their first
+example, so that a killed and resumed pass gives the same bytes.
 """
 
 import collections
@@ -39,60 +39,60 @@ from aced.parallel.watchdog import Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What is kept of a shard until all are done."""
+    """Statistics of a complete shard, kept until all are complete."""
 
     shard: Shard
     errors: dict[str, Any]  # the sums of `precision.Errors`
 
 
 def begin(plan: Plan, folder: pathlib.Path) -> list[int]:
-    """Begins the cache `plan` in `folder`, or goes on with it; returns the shards left to make.
+    """Begins or resumes the cache `plan` in `folder`; returns the shards left to make.
 
     All processes call this.
 
     Raises:
-        CacheError: there is another cache.
-        ConfigError: there is something else.
+        CacheError: `folder` has another cache.
+        ConfigError: `folder` has other files.
     """
     distributed.check_shared(folder)
-    left = np.ones(plan.shards, np.int32)
+    incomplete = np.ones(plan.shards, np.int32)
     if jax.process_index() == 0:
-        left = _begin(plan, folder)
-    return np.flatnonzero(distributed.from_first(left)).tolist()
+        incomplete = _begin(plan, folder)
+    return np.flatnonzero(distributed.from_first(incomplete)).tolist()
 
 
 def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
     folder.mkdir(parents=True, exist_ok=True)
-    there = None
+    existing = None
     if (folder / COMPLETE).exists():
-        there = description.read_complete(folder).plan
+        existing = description.read_complete(folder).plan
     elif (folder / PLAN).exists():
-        there = description.read(folder / PLAN, Plan)
-    if there is not None and (lines := description.differences(there, plan)):
+        existing = description.read(folder / PLAN, Plan)
+    if existing is not None and (lines := description.differences(existing, plan)):
         listed = "\n".join(f"  {line}" for line in lines)
         raise description.CacheError(
             f"{folder} holds another cache:\n{listed}\nSet it back to go on with that one, or "
             "choose another --out for a new one."
         )
-    if there is None:
+    if existing is None:
         ours = (f"{PLAN}.part", ownership.FILE)
-        strange = sorted(path.name for path in folder.iterdir() if path.name not in ours)
-        if strange:
-            raise ConfigError(f"--out={folder} is not empty ({strange[0]}); choose a new folder.")
+        others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+        if others:
+            raise ConfigError(f"--out={folder} is not empty ({others[0]}); choose a new folder.")
         description.write(folder / PLAN, plan)
-    for path in folder.iterdir():  # what a killed process left half-written
+    for path in folder.iterdir():  # partial files of a killed process
         if path.suffix == ".part" and (entries.is_ours(path.name) or path.stem in (PLAN, COMPLETE)):
             path.unlink()
     if (folder / COMPLETE).exists():
         _tidy(plan, folder)
         return np.zeros(plan.shards, np.int32)
-    left = np.ones(plan.shards, np.int32)
+    incomplete = np.ones(plan.shards, np.int32)
     for shard in range(plan.shards):
         path = plan.path(folder, shard)
         if (file := path.with_suffix(".json")).exists():
             size = description.read(file, Summary).shard.bytes
-            left[shard] = not path.is_file() or path.stat().st_size != size
-    return left
+            incomplete[shard] = not path.is_file() or path.stat().st_size != size
+    return incomplete
 
 
 class Maker:
@@ -108,12 +108,12 @@ class Maker:
         mesh: Mesh,
         batch_size: int,
     ):
-        """Takes a begun cache, its data, and the model's parameters on `mesh`."""
+        """Compiles the model, whose parameters are on `mesh`, for a cache that `begin` began."""
         self._plan, self._folder = plan, folder
         self._source, self._data = source, data
         self._params, self._mesh, self._batch_size = params, mesh, batch_size
         self._rows = len(meshes.local_rows(mesh, batch_size))
-        self._part = batch_size // meshes.example_shards(mesh)  # examples of one device
+        self._part = batch_size // meshes.example_shards(mesh)  # examples per device
         self._readers = meshes.readers(mesh)
         tower = TwoTower(plan.model)
         self._embed = {
@@ -127,16 +127,16 @@ class Maker:
     def run(self, left: list[int], watchdog: Watchdog) -> int | None:
         """Makes the shards `left`, which are the same on all processes.
 
-        Returns how to exit if it was to stop while the last of them was made.
+        Returns the exit code if a stop was requested while the last shard was made.
 
         Raises:
-            CacheError: the model gives numbers that are not finite.
+            CacheError: an embedding is not finite.
             SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
         """
         waves = [
             left[i : i + self._readers.count] for i in range(0, len(left), self._readers.count)
         ]
-        # All take as many steps for a wave as its slowest reader needs.
+        # All processes take as many steps per wave as the slowest reader needs.
         longest = len(self._plan.range(0))
         steps = distributed.largest(-(-longest // self._rows))
         index_of = functools.partial(self._index, waves, steps)
@@ -150,9 +150,7 @@ class Maker:
             towers=description.TOWERS[self._plan.towers],
             config=self._data,
         )
-        done = sum(len(self._plan.range(s)) for s in range(self._plan.shards)) - sum(
-            len(self._plan.range(s)) for s in left
-        )
+        done = self._plan.examples - sum(len(self._plan.range(shard)) for shard in left)
         logging.info("%s: %d of %d examples are done.", self._folder, done, self._plan.examples)
         meter = progress.Meter(Budget(self._batch_size, 0, 0))
         shard: _OpenShard | None = None
@@ -177,7 +175,7 @@ class Maker:
         return None
 
     def _index(self, waves: list[list[int]], steps: int, place: int) -> int:
-        """The example that this process reads at a place of the pass; -1: none."""
+        """The example that this process reads at row `place` of the pass, or -1."""
         wave, row = divmod(place, steps * self._rows)
         shards = waves[wave]
         if self._readers.index >= len(shards):
@@ -192,7 +190,7 @@ class Maker:
         return _OpenShard(self._plan, self._folder, wave[self._readers.index])
 
     def _embedded(self, batches: Iterator[Complete]) -> Iterator[tuple[Complete, tuple]]:
-        """Every batch with its embeddings; the next one is on its way to the devices already."""
+        """Every batch with its embeddings, while the next one is running."""
         running: collections.deque[tuple[Complete, Any]] = collections.deque()
         for batch in batches:
             running.append((batch, self._start(batch)))
@@ -202,7 +200,7 @@ class Maker:
             yield self._finish(*running.popleft())
 
     def _start(self, batch: Complete) -> dict[str, list[jax.Array]]:
-        """Sends a batch to the devices. Texts go in rounds of one for each example there is."""
+        """Sends a batch to the devices; texts go in rounds of as many texts as examples."""
         inputs: dict[str, list[np.ndarray]] = {"image": [batch.image]}
         if "text" in self._embed:
             parts = [np.concatenate(part) for part in self._parts(batch)]
@@ -245,7 +243,7 @@ class Maker:
 
 
 class _OpenShard:
-    """A shard in the making."""
+    """Writes a shard."""
 
     def __init__(self, plan: Plan, folder: pathlib.Path, shard: int):
         self._plan, self._path = plan, plan.path(folder, shard)
@@ -277,22 +275,22 @@ class _OpenShard:
                 )
             self._captions += 0 if ztxt is None or not towers else len(ztxt[i])
             self._writer.write(index, precision.encode(rows, self._plan.precision))
-        there = [i for i in range(len(batch.ids)) if batch.ids[i] >= 0 and not batch.reasons[i]]
-        if there and ztxt is not None:
-            texts = np.concatenate([ztxt[i] for i in there])
-            owners = np.repeat(there, [len(ztxt[i]) for i in there])
+        usable = [i for i in range(len(batch.ids)) if batch.ids[i] >= 0 and not batch.reasons[i]]
+        if usable and ztxt is not None:
+            texts = np.concatenate([ztxt[i] for i in usable])
+            owners = np.repeat(usable, [len(ztxt[i]) for i in usable])
             self._errors.add(*([] if zimg is None else [zimg[owners]]), texts)
-        elif there:
-            self._errors.add(zimg[there])
+        elif usable:
+            self._errors.add(zimg[usable])
 
     def close(self) -> None:
-        """Completes the shard, and says so in its summary."""
+        """Completes the shard and writes its summary."""
         about = self._writer.close()
         shard = Shard(captions=self._captions, missing=self._missing, **about)
         description.write(self._path.with_suffix(".json"), Summary(shard, self._errors.sums))
 
     def discard(self) -> None:
-        """Removes it."""
+        """Removes the incomplete shard."""
         self._writer.discard()
 
 
@@ -301,8 +299,8 @@ def _apply(tower: TwoTower, method: str, params: PyTree, x: jax.Array) -> jax.Ar
 
 
 def end(plan: Plan, folder: pathlib.Path) -> Description:
-    """Completes a cache of which all shards are made; all processes call this."""
-    distributed.same(0)  # all are done
+    """Completes a cache after all shards are made; all processes call this."""
+    distributed.same(0)  # waits for all processes
     if jax.process_index() == 0 and not (folder / COMPLETE).exists():
         _end(plan, folder)
     distributed.same(1)
@@ -318,26 +316,26 @@ def _end(plan: Plan, folder: pathlib.Path) -> None:
     for summary in summaries:
         errors.merge(precision.Errors(summary.errors))
     shards = tuple(summary.shard for summary in summaries)
-    done = Description(plan, shards, None, errors.summary())
+    complete = Description(plan, shards, None, errors.summary())
     if plan.towers == "both":
-        done = dataclasses.replace(done, fitted=_fitted(plan, Cache(folder, done)))
-    description.write(folder / COMPLETE, done)
+        complete = dataclasses.replace(complete, fitted=_fitted(plan, Cache(folder, complete)))
+    description.write(folder / COMPLETE, complete)
     _tidy(plan, folder)
 
 
 def _fitted(plan: Plan, cache: Cache) -> calibration.Calibration | None:
-    """Scale and bias for examples that are evenly spread over the data set."""
+    """Scale and bias fitted to examples spread evenly over the data set."""
     count = min(plan.examples, plan.calibration_pairs)
     ids = np.arange(count) * plan.examples // count
     ids = ids[[i not in cache.missing for i in ids.tolist()]]
     if not len(ids):
         return None
-    found = cache.read(ids, np.zeros_like(ids))
-    return calibration.fit(found["zimg"], found["ztxt"], plan.calibration_batch_size)
+    embeddings = cache.read(ids, np.zeros_like(ids))
+    return calibration.fit(embeddings["zimg"], embeddings["ztxt"], plan.calibration_batch_size)
 
 
 def _tidy(plan: Plan, folder: pathlib.Path) -> None:
-    """Removes what only an unfinished cache needs."""
+    """Removes the files that only an incomplete cache needs."""
     for shard in range(plan.shards):
         plan.path(folder, shard).with_suffix(".json").unlink(missing_ok=True)
     (folder / PLAN).unlink(missing_ok=True)

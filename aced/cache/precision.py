@@ -1,6 +1,6 @@
 """Rows of embeddings as bytes: float32, bfloat16, or int8 with one float32 scale per row.
 
-What a precision costs is measured on the rows themselves: `Errors` is told of all that are stored.
+`Errors` measures the rounding errors of all rows that are stored.
 """
 
 from typing import Any, Literal
@@ -13,7 +13,7 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 Precision = Literal["float32", "bfloat16", "int8"]
 
 _FLOAT32 = np.dtype("<f4")
-_LEVELS = 127  # int8 is used symmetrically: a row's largest entry becomes 127 or -127
+_LEVELS = 127  # symmetric int8: a row's largest entry becomes 127 or -127
 
 
 def row_bytes(precision: Precision, width: int) -> int:
@@ -24,8 +24,8 @@ def row_bytes(precision: Precision, width: int) -> int:
 def encode(rows: Float[np.ndarray, "n d"], precision: Precision) -> UInt8[np.ndarray, "n bytes"]:
     """Returns `rows` as `row_bytes` bytes each, in little-endian order.
 
-    In int8 a row is its scale, max |x| / 127, and round(x / scale): no entry is off by more than
-    half of the scale.
+    In int8 a row is its scale, max |x| / 127, and round(x / scale), with errors of at most half of
+    the scale.
     """
     rows = np.ascontiguousarray(rows, _FLOAT32)
     if precision == "float32":
@@ -38,7 +38,7 @@ def encode(rows: Float[np.ndarray, "n d"], precision: Precision) -> UInt8[np.nda
 
 
 def decode(data: UInt8[np.ndarray, "n bytes"], precision: Precision) -> Float[np.ndarray, "n d"]:
-    """Returns the float32 rows that `encode` wrote, as far as the precision has kept them."""
+    """Returns the rows that `encode` wrote as float32, with its rounding errors."""
     data = np.ascontiguousarray(data)
     if precision == "float32":
         return data.view(_FLOAT32)
@@ -49,15 +49,14 @@ def decode(data: UInt8[np.ndarray, "n bytes"], precision: Precision) -> Float[np
 
 
 class Errors:
-    """How far each precision is off, over all rows that it was told of.
+    """Rounding errors of each precision over all rows added.
 
-    `distance` is |z' - z| of a row z, which has length 1, and the row z' that is read again;
-    `cosine` is |<zimg', ztxt'> - <zimg, ztxt>| of a pair, which times the model's scale is the
-    error of a logit.
+    `distance` is |z' - z| of a row z of length 1 and its stored row z'; `cosine` is
+    |<zimg', ztxt'> - <zimg, ztxt>| of a pair; times the model's scale it is a logit's error.
     """
 
     def __init__(self, sums: dict[str, Any] | None = None):
-        """Starts at nothing, or goes on from the `sums` of another one."""
+        """Starts from zero, or from the `sums` of another instance."""
         self.sums = sums or {
             precision: {
                 kind: {"count": 0, "squares": 0.0, "max": 0.0} for kind in ("distance", "cosine")
@@ -66,32 +65,34 @@ class Errors:
         }
 
     def add(self, *towers: Float[np.ndarray, "n d"]) -> None:
-        """Counts the rows of one or both towers, which then are pairs."""
+        """Adds the rows of one tower, or pairs of rows of both."""
         for precision in PRECISIONS:
             stored = [decode(encode(rows, precision), precision) for rows in towers]
-            for rows, found in zip(towers, stored, strict=True):
-                self._count(precision, "distance", np.linalg.norm(found - rows, axis=1))
+            for rows, rounded in zip(towers, stored, strict=True):
+                self._count(precision, "distance", np.linalg.norm(rounded - rows, axis=1))
             if len(towers) == 2:
-                off = (stored[0] * stored[1]).sum(1) - (towers[0] * towers[1]).sum(1)
-                self._count(precision, "cosine", np.abs(off))
+                errors = (stored[0] * stored[1]).sum(1) - (towers[0] * towers[1]).sum(1)
+                self._count(precision, "cosine", np.abs(errors))
 
-    def _count(self, precision: str, kind: str, off: Float[np.ndarray, " n"]) -> None:
-        into, off = self.sums[precision][kind], off.astype(np.float64)
-        into["count"] += len(off)
-        into["squares"] += float(np.square(off).sum())
-        into["max"] = max(into["max"], float(off.max(initial=0.0)))
+    def _count(self, precision: str, kind: str, errors: Float[np.ndarray, " n"]) -> None:
+        errors = errors.astype(np.float64)
+        largest = float(errors.max(initial=0.0))
+        self._add(precision, kind, len(errors), float(np.square(errors).sum()), largest)
+
+    def _add(self, precision: str, kind: str, count: int, squares: float, largest: float) -> None:
+        total = self.sums[precision][kind]
+        total["count"] += count
+        total["squares"] += squares
+        total["max"] = max(total["max"], largest)
 
     def merge(self, other: "Errors") -> None:
-        """Adds what another one was told of."""
+        """Adds the errors of another instance."""
         for precision, kinds in other.sums.items():
-            for kind, found in kinds.items():
-                into = self.sums[precision][kind]
-                into["count"] += found["count"]
-                into["squares"] += found["squares"]
-                into["max"] = max(into["max"], found["max"])
+            for kind, sums in kinds.items():
+                self._add(precision, kind, sums["count"], sums["squares"], sums["max"])
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """By precision and kind, root mean square and maximum; without kinds of no rows."""
+        """Root mean square and maximum by precision and kind; kinds without rows are left out."""
         return {
             precision: {
                 kind: {"rms": float(np.sqrt(s["squares"] / s["count"])), "max": s["max"]}

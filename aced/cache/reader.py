@@ -12,23 +12,23 @@ from aced.cache.description import COMPLETE, TOWERS, CacheError, Description, re
 
 
 class Cache:
-    """The embeddings of all examples of a data set by one model; from any thread.
+    """The embeddings of all examples of a data set by one model; thread-safe.
 
     Attributes:
-        description: what `cache.json` says.
-        missing: the examples without embeddings, by id, and why.
-        towers: "image", "text" or both: whose embeddings there are.
+        description: the content of `cache.json`.
+        missing: the reason for each example without embeddings, by id.
+        towers: "image", "text" or both: the towers with embeddings.
     """
 
     def __init__(self, folder: str | os.PathLike, description: Description | None = None):
-        """Opens a cache; its files are opened when first read.
+        """Opens a cache; its files are opened on the first read.
 
         Args:
-            folder: where it is.
-            description: what it has; None: it is complete, and `cache.json` says that.
+            folder: the folder of the cache.
+            description: its description; None: read from `cache.json`.
 
         Raises:
-            CacheError: it is not complete, or a file is missing or cut off.
+            CacheError: the cache is incomplete, or a file is missing or truncated.
         """
         self.description = description or read_complete(folder)
         self.missing = self.description.missing
@@ -38,9 +38,9 @@ class Cache:
             path = self._plan.path(self._folder, number)
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size} bytes"
+                problem = "is missing" if size is None else f"has {size} bytes"
                 raise CacheError(
-                    f"Shard {path} {found} where {COMPLETE} says {shard.bytes} bytes; copy the "
+                    f"Shard {path} {problem} where {COMPLETE} says {shard.bytes} bytes; copy the "
                     "cache again or make it again."
                 )
         self._readers: dict[int, entries.EntryReader] = {}
@@ -49,32 +49,30 @@ class Cache:
     def read(
         self, ids: Int[np.ndarray, " n"], captions: Int[np.ndarray, " n"]
     ) -> dict[str, Float[np.ndarray, "n d"]]:
-        """Returns `zimg` and `ztxt` [n d], or the one of them that the cache has.
+        """Returns `zimg` and `ztxt` [n d], or one of them.
 
         Args:
-            ids: of examples that are not `missing`, in any order, perhaps more than once.
-            captions: the number of the caption of each, among those that are not blank.
+            ids: ids of examples that are not `missing`, in any order, maybe repeated.
+            captions: the index of each example's caption among the non-blank ones.
 
         Raises:
-            CacheError: a file is damaged, or an example has no such caption.
+            CacheError: a file is damaged, or an example lacks the caption.
         """
         numbers = ids // self._plan.shard_size
-        order = np.argsort(numbers, kind="stable")
-        wanted: list[np.ndarray | None] = [None] * len(ids)
+        entries_by_row: list[np.ndarray | None] = [None] * len(ids)
         for number in np.unique(numbers):
-            places = order[np.searchsorted(numbers[order], number) :][: (numbers == number).sum()]
-            for place, rows in zip(
-                places, self._entries(int(number), ids[places].tolist()), strict=True
-            ):
-                wanted[place] = rows
+            places = np.flatnonzero(numbers == number)
+            shard_entries = self._entries(int(number), ids[places].tolist())
+            for place, rows in zip(places, shard_entries, strict=True):
+                entries_by_row[place] = rows
         out = {}
         if self._plan.has("image"):
-            out["zimg"] = self._decode([rows[:1] for rows in wanted], ids, "image")
+            out["zimg"] = self._decode([rows[:1] for rows in entries_by_row], ids, "image")
         if self._plan.has("text"):
             skip = 1 if self._plan.has("image") else 0
             texts = [
                 rows[skip + caption : skip + caption + 1]
-                for rows, caption in zip(wanted, captions.tolist(), strict=True)
+                for rows, caption in zip(entries_by_row, captions.tolist(), strict=True)
             ]
             out["ztxt"] = self._decode(texts, ids, "text")
         return out
@@ -82,7 +80,7 @@ class Cache:
     def _entries(self, number: int, ids: list[int]) -> list[np.ndarray]:
         path = self._plan.path(self._folder, number)
         try:
-            with self._lock:  # reads are thread-safe, opening the same file twice would be a waste
+            with self._lock:  # opens each file once; reads are thread-safe
                 if number not in self._readers:
                     within = self._plan.range(number)
                     self._readers[number] = entries.EntryReader(
@@ -95,8 +93,8 @@ class Cache:
             ) from error
 
     def _decode(self, rows: list[np.ndarray], ids: np.ndarray, tower: str) -> np.ndarray:
-        for i, found in zip(ids.tolist(), rows, strict=True):
-            if not len(found):
+        for i, row in zip(ids.tolist(), rows, strict=True):
+            if not len(row):
                 reason = self.missing.get(i, "it has fewer captions in the cache than in the data")
                 raise CacheError(
                     f"{self._folder} has no embedding of the {tower} of example {i}: {reason}."

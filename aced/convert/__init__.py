@@ -1,5 +1,4 @@
-"""Other libraries' models, read and written: transformers, open_clip, big_vision; our own folders.
+"""Reads and writes models of transformers, open_clip and big_vision, and our model folders.
 
-Weights come from safetensors or from npz without pickle, settings from JSON; nothing that is read
-is executed.
+Weights are read from safetensors or npz without pickle, settings from JSON; no code is executed.
 """

@@ -4,11 +4,11 @@
     python -m aced.convert --source=runs/small --out=exports/small --to=huggingface
     python -m aced.convert --source=siglip.npz --model=settings.json --out=models/s --to=aced
 
-What the source is, is seen from its files: the workdir of a run, a model folder of ours (what
---to=aced writes; a reference, teacher or starting point of a run), a folder of transformers
-(SigLIP, SigLIP 2 of fixed resolution, CLIP) or open_clip, a big_vision .npz, or the name of one of
-these on the Hugging Face hub. Preprocessing and tokenizer come with the weights. Weights are
-safetensors or plain arrays; nothing is unpickled. The output is there whole or not at all.
+The format of the source is detected: the workdir of a run, our model folder (written by --to=aced,
+and used as reference, teacher or starting point), a folder of transformers (SigLIP, SigLIP 2 of
+fixed resolution, CLIP) or open_clip, a big_vision .npz, or the name of a model on the Hugging Face
+hub. Preprocessing and tokenizer are converted, too. Weights are safetensors or plain arrays;
+nothing is unpickled. The output is written atomically.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from aced.models.vit import ImageConfig
 
 
 def summary(converted: Converted, config: ConvertConfig) -> str:
-    """What came over, and what to do next, in some lines of text."""
+    """A summary of the conversion, and the next step."""
     model, settings = converted.model, converted.model.config
     image, text, tokens = settings.image, settings.text, settings.tokenizer
     counts = {
@@ -75,7 +75,7 @@ _OPEN_CLIP = """
 
 
 def _next(config: ConvertConfig, sigmoid: bool) -> str:
-    """What uses the output."""
+    """The command or code that uses the output."""
     out = config.out
     activation = "sigmoid()" if sigmoid else "softmax(-1)"
     return {
@@ -87,7 +87,7 @@ def _next(config: ConvertConfig, sigmoid: bool) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags, converts, and says what came over and what to do next."""
+    """Converts a model and prints a summary."""
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {argv[1]}")
     command.quiet_libraries()

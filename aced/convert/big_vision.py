@@ -1,11 +1,10 @@
-"""big_vision's SigLIP checkpoints: one .npz, names as in its two_towers model.
+"""big_vision's SigLIP checkpoints: an .npz with the names of its two_towers model.
 
-The file holds weights alone. What it does not say (preprocessing, activation, tokenizer) is given:
-by a preset's name, or by a JSON file of our settings.
+The file has only weights. Preprocessing, activation and tokenizer come from a preset's name or a
+JSON file of our settings.
 """
 
 import dataclasses
-import math
 import pathlib
 import zipfile
 
@@ -25,7 +24,7 @@ SETTINGS = "settings.json"
 _PREFIX = "params/"
 _MAX_BYTES = 1 << 36
 _BLOCK = "encoderblock"
-_BFLOAT16 = np.dtype("V2")  # as numpy reads what it has no name for
+_BFLOAT16 = np.dtype("V2")  # numpy's type for bfloat16
 
 Shape = tuple[int, ...]
 
@@ -34,13 +33,13 @@ def read(file: pathlib.Path, model: str, tokenizer: str, source: str) -> Model:
     """Returns the model in an .npz.
 
     Args:
-        file: the checkpoint, of the SigLIP kind: img/, txt/, t and b.
+        file: a checkpoint of a SigLIP: img/, txt/, t and b.
         model: a name of `presets.MODELS`, or a JSON file of `TwoTowerConfig`'s settings.
-        tokenizer: a sentencepiece .model or a tokenizer.json; empty: as `model` has it.
-        source: what to call it in errors and in the record of where the model came from.
+        tokenizer: a sentencepiece .model or a tokenizer.json; empty: that of `model`.
+        source: name of the source in errors and in the model's record.
 
     Raises:
-        InteropError: the file is broken, or its parameters are not those of `model`.
+        InteropError: the file is broken, or its parameters do not fit `model`.
     """
     if not model:
         raise InteropError(
@@ -50,21 +49,16 @@ def read(file: pathlib.Path, model: str, tokenizer: str, source: str) -> Model:
     config, content = _with_tokenizer(_settings(model), tokenizer, model)
     _check(config)
     weights = _load(file)
-    for name in ("t", "b"):
-        if name not in weights or weights[name].size != 1:
-            raise InteropError(f"{source} has no number {name!r}; is it a SigLIP of big_vision?")
-    logits = {"init_scale": math.exp(float(weights["t"].reshape(())))}
-    logits["init_bias"] = float(weights["b"].reshape(()))
-    config = dataclasses.replace(config, **logits)
+    config = dataclasses.replace(config, **tables.logits(weights, "t", "b", source))
     params = tables.to_params(_table(config), weights, config, source)
     return Model(config, params, content, source)
 
 
 def write(model: Model, folder: pathlib.Path) -> list[str]:
-    """Writes `model` into `folder`, which is there and empty: the .npz, and the rest beside it.
+    """Writes `model` into the empty `folder`: the .npz, settings and tokenizer.
 
     Returns:
-        What the .npz does not hold, in words.
+        Notes on what the .npz does not contain.
 
     Raises:
         InteropError: big_vision's two_towers cannot express the model.
@@ -97,12 +91,12 @@ def _with_tokenizer(
     config: TwoTowerConfig, tokenizer: str, model: str
 ) -> tuple[TwoTowerConfig, bytes]:
     """`config` with the tokenizer's path as in `Model`, and the file's content."""
-    # Beside the JSON file, unless the path is absolute.
+    # Relative paths start at the folder of the JSON file.
     own = config.tokenizer.path and str(pathlib.Path(model).parent / config.tokenizer.path)
     tokens, path = config.tokenizer, tokenizer or own
     if tokenizer:
         kind = "hf" if tokenizer.endswith(".json") else "sentencepiece"
-        # SigLIP lower-cases; ids and padding are as the file says.
+        # SigLIP lower-cases; ids and padding come from the file.
         tokens = TokenizerConfig(kind=kind, path=tokenizer, length=config.text.length)
     if not path:
         return config, b""
@@ -116,42 +110,31 @@ def _with_tokenizer(
 
 def _check(config: TwoTowerConfig) -> None:
     image, text = config.image, config.text
-    target = "big_vision's two_towers"
-    wrong = {
-        "image.architecture must be 'vit'": image.architecture != "vit",
-        "image.pool must be 'map'": image.pool != "map",
-        "image.position must be 'learned'": image.position != "learned",
-        "image.pre_norm must be False": image.pre_norm,
-        "image.patch_bias must be True": not image.patch_bias,
-        "embed_dim must be None": config.embed_dim is not None,
-        "init_bias must be a number": config.init_bias is None,
-        "text.pool must be 'last'": text.pool != "last",
-        "text.causal must be False": text.causal,
-        "text.head_bias must be True": not text.head_bias,
+    problems = tables.differences_from_siglip(config) | {
         "activations must be 'gelu_tanh'": {image.activation, text.activation} != {"gelu_tanh"},
         "norm_eps must be 1e-6": {image.norm_eps, text.norm_eps} != {1e-6},
     }
-    refuse(target, wrong)
+    refuse("big_vision's two_towers", problems)
 
 
 def _load(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays by name; blocks that were stacked for a scan are numbered."""
+    """The arrays by name, with stacked blocks split into numbered ones."""
     try:
         with zipfile.ZipFile(file) as archive:
             if sum(item.file_size for item in archive.infolist()) > _MAX_BYTES:
                 raise InteropError(f"{file} unfolds to more than {_MAX_BYTES:,} bytes.")
         with np.load(file, allow_pickle=False) as archive:
-            found = {name.removeprefix(_PREFIX): archive[name] for name in archive.files}
+            arrays = {name.removeprefix(_PREFIX): archive[name] for name in archive.files}
+    except InteropError:
+        raise
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, InteropError):
-            raise
         raise InteropError(f"{file} is not an .npz of plain arrays: {error}") from error
     out: dict[str, np.ndarray] = {}
-    for name, value in found.items():
+    for name, value in arrays.items():
         if value.dtype == _BFLOAT16:
             value = value.view(jnp.bfloat16).astype(np.float32)
         if name.split("/")[0] == "opt" or not np.issubdtype(value.dtype, np.floating):
-            continue  # a training checkpoint has the optimizer's state and a step, too
+            continue  # the optimizer's state and the step of a training checkpoint
         if f"/{_BLOCK}/" in name:
             for i, layer in enumerate(value):
                 out[name.replace(f"/{_BLOCK}/", f"/{_BLOCK}_{i}/")] = layer
@@ -197,13 +180,13 @@ def _encoder(theirs: str, ours: str, dims: presets.Size) -> list[Pair]:
 
 
 def _attention(theirs: str, ours: str, width: int, heads: int) -> list[Pair]:
-    """flax's attention keeps the heads apart: [d heads d/heads], and [heads d/heads d] for out."""
+    """flax's attention has an axis of heads: [d heads d/heads], and [heads d/heads d] for out."""
     out: list[Pair] = []
     for name, short in {"query": "q", "key": "k", "value": "v"}.items():
-        their, our = f"{theirs}/{name}", f"{ours}/{short}"
+        source, target = f"{theirs}/{name}", f"{ours}/{short}"
         out += [
-            _reshaped(f"{their}/kernel", f"{our}/kernel", (width, -1), (width, heads, -1)),
-            _reshaped(f"{their}/bias", f"{our}/bias", (-1,), (heads, -1)),
+            _reshaped(f"{source}/kernel", f"{target}/kernel", (width, -1), (width, heads, -1)),
+            _reshaped(f"{source}/bias", f"{target}/bias", (-1,), (heads, -1)),
         ]
     shapes = (-1, width), (heads, -1, width)
     kernel = _reshaped(f"{theirs}/out/kernel", f"{ours}/out/kernel", *shapes)
@@ -223,7 +206,7 @@ def _norm(theirs: str, ours: str) -> list[Pair]:
 
 
 def _reshaped(theirs: str, ours: str, shape: Shape, their_shape: Shape) -> Pair:
-    """The same numbers in the same order; -1 stands for what is left."""
+    """The same numbers in another shape, where -1 is inferred."""
 
     def to_ours(x: np.ndarray) -> tables.Arrays:
         if x.ndim != len(their_shape):

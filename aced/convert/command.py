@@ -66,21 +66,21 @@ class ConvertConfig(FlagSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """What was read, and what differs in the output."""
+    """The model that was read, and notes on differences of the output."""
 
-    kind: str  # of the source, in words
+    kind: str  # description of the source
     model: Model
     notes: list[str]
 
 
 def convert(config: ConvertConfig) -> Converted:
-    """Reads the source and writes it to `config.out`, whole or not at all.
+    """Reads the source and writes it to `config.out`, atomically.
 
     Raises:
-        InteropError: the source cannot be read, the format cannot express it, or the output is
-            there already.
+        InteropError: the source cannot be read, the format cannot express it, or the output
+            exists.
         ConfigError: its settings contradict each other.
-        CheckpointError: the run has no such checkpoint.
+        CheckpointError: the run lacks the checkpoint.
     """
     out = pathlib.Path(expand(config.out))
     _check_out(out, pathlib.Path(expand(config.source)), config.overwrite)
@@ -109,10 +109,10 @@ def convert(config: ConvertConfig) -> Converted:
 
 
 def read(config: ConvertConfig) -> tuple[str, Model]:
-    """Returns what the source is, in words, and its model.
+    """Returns a description of the source, and its model.
 
     Raises:
-        InteropError, ConfigError, CheckpointError: as `convert`.
+        InteropError, ConfigError, CheckpointError: see `convert`.
     """
     source = config.source
     if storage.is_remote(source):

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, by name."""
+"""Downloads models of the Hugging Face hub."""
 
 import contextlib
 import pathlib
@@ -6,20 +6,20 @@ import pathlib
 from aced.models import tensors
 from aced.models.saved import InteropError
 
-# Weights as safetensors, settings, tokenizers; never code, and no pickle.
+# Weights as safetensors, settings and tokenizers, but no code and no pickles.
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt")
 
 
 def download(name: str, revision: str) -> pathlib.Path:
-    """Returns the local copy of a model of the hub; made first, or found in the library's cache.
+    """Downloads a model, unless it is in huggingface_hub's cache, and returns its folder.
 
     Args:
         name: owner/name, such as google/siglip-base-patch16-224.
         revision: a branch, tag or commit; empty: the newest.
 
     Raises:
-        InteropError: huggingface_hub is not installed, it could not get the model, or the model is
-            there as a pickle only.
+        InteropError: huggingface_hub is not installed, the download failed, or the model's weights
+            are pickles.
     """
     try:
         import huggingface_hub
@@ -31,15 +31,14 @@ def download(name: str, revision: str) -> pathlib.Path:
         folder = huggingface_hub.snapshot_download(
             name, revision=revision or None, allow_patterns=list(PATTERNS)
         )
-    # Network, permissions, names, cache: the library lets out many kinds of errors.
-    except Exception as error:
+    except Exception as error:  # the library raises errors of many kinds
         raise InteropError(
             f"{name} is no path here, and the hub did not give it: {error}"
         ) from error
     folder = pathlib.Path(folder)
     if not any(folder.glob("*.safetensors")):
         files = []
-        with contextlib.suppress(Exception):  # without network nothing is known of other files
+        with contextlib.suppress(Exception):  # the list needs the network
             files = huggingface_hub.list_repo_files(name, revision=folder.name)  # the commit
         tensors.refuse_pickles(files, f"{name} on the hub")
     return folder

@@ -3,7 +3,6 @@
 config.json, model.safetensors (or several with an index), preprocessor_config.json, tokenizer
 """
 
-import math
 import pathlib
 from typing import Any
 
@@ -20,8 +19,8 @@ from aced.models.vit import ImageConfig
 WEIGHTS = "model.safetensors"
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
 _PIPELINE_LENGTH = 64  # of pipeline("zero-shot-image-classification") for every SigLIP
-_LEGACY_EOS = 2  # CLIP checkpoints of before 2023: pooled at the highest id
-# What config.json leaves out is as in transformers' classes.
+_LEGACY_EOS = 2  # of CLIP checkpoints before 2023, which pool at the highest id
+# Defaults of transformers' classes for settings that config.json leaves out.
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "siglip": {
         "shared": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
@@ -46,11 +45,11 @@ def read(folder: pathlib.Path, source: str) -> Model:
     """Returns the model in `folder`.
 
     Args:
-        folder: where the files are.
-        source: what to call it in errors and in the record of where the model came from.
+        folder: the folder of the model.
+        source: name of the source in errors and in the model's record.
 
     Raises:
-        InteropError: a file is missing or broken, or the model is none that ours can be.
+        InteropError: a file is missing or broken, or our models cannot express it.
     """
     about = tensors.read_json(folder / CONFIG)
     family = about.get("model_type")
@@ -74,7 +73,9 @@ def read(folder: pathlib.Path, source: str) -> Model:
             embed_dim=None if family == "siglip" else _projection(about, vision, text),
             resize=resize,
             tokenizer=tokenizer,
-            **_logits(weights, family, source),
+            **tables.logits(
+                weights, "logit_scale", "logit_bias" if family == "siglip" else None, source
+            ),
         )
     except ConfigError as error:
         raise InteropError(f"{source}: {error}") from error
@@ -145,7 +146,7 @@ def _text_config(text: dict[str, Any], family: str, eos_id: int | None, source: 
         return TextConfig(**sizes, **_shared_settings(text))
     eot = text["eos_token_id"]
     if eot == _LEGACY_EOS:
-        # Pooled at the highest id of a text: the same if no id is above the end of text.
+        # Pooling at the highest id is the same if no id is above the end of text.
         eot = text["vocab_size"] - 1
         if eos_id != eot:
             raise InteropError(
@@ -163,20 +164,8 @@ def _text_config(text: dict[str, Any], family: str, eos_id: int | None, source: 
 
 
 def _projection(about: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> int:
-    """CLIPModel reads the outer value alone."""
+    """CLIPModel reads only the outer value."""
     return read_config_value({"projection_dim": 512} | about, "projection_dim", int, CONFIG)
-
-
-def _logits(weights: dict[str, Any], family: str, source: str) -> dict[str, float | None]:
-    """The settings that new parameters would start from are the trained values."""
-    if "logit_scale" not in weights or weights["logit_scale"].size != 1:
-        raise InteropError(f"{source} has no number logit_scale; is it a model of both towers?")
-    scale = math.exp(float(weights["logit_scale"].reshape(())))
-    if family == "clip":
-        return {"init_scale": scale, "init_bias": None}
-    if "logit_bias" not in weights or weights["logit_bias"].size != 1:
-        raise InteropError(f"{source} has no number logit_bias; is it a SigLIP?")
-    return {"init_scale": scale, "init_bias": float(weights["logit_bias"].reshape(()))}
 
 
 # --- Names ---------------------------------------------------------------------------------------
@@ -238,10 +227,10 @@ def _tower_table(ours: str, theirs: str, final_norm: str) -> list[Pair]:
 
 
 def write(model: Model, folder: pathlib.Path) -> list[str]:
-    """Writes `model` into `folder`, which is there and empty, as SiglipModel or CLIPModel.
+    """Writes `model` into the empty `folder`, as SiglipModel or CLIPModel.
 
     Returns:
-        What differs from our own preprocessing, in words; nothing in the weights does.
+        Notes on differences in preprocessing; the weights are the same.
 
     Raises:
         InteropError: neither class can express the model; the message names the settings.
@@ -314,30 +303,20 @@ def _their_tower(tower: ImageConfig | TextConfig) -> dict[str, Any]:
 
 
 def _is_siglip(config: TwoTowerConfig) -> bool:
-    """Whether it is a SiglipModel; else a CLIPModel.
+    """Whether the model is a SiglipModel; otherwise it is a CLIPModel.
 
     Raises:
         InteropError: it is neither.
     """
-    image, text, position = config.image, config.text, "image.position must be 'learned'"
+    image, text = config.image, config.text
     if image.pool == "map":
-        wrong = {
-            "image.architecture must be 'vit'": image.architecture != "vit",
-            position: image.position != "learned",
-            "image.pre_norm must be False": image.pre_norm,
-            "image.patch_bias must be True": not image.patch_bias,
-            "embed_dim must be None": config.embed_dim is not None,
-            "init_bias must be a number (SiglipModel has a bias)": config.init_bias is None,
-            "text.pool must be 'last'": text.pool != "last",
-            "text.causal must be False": text.causal,
-            "text.head_bias must be True": not text.head_bias,
-        }
-        refuse("transformers' SiglipModel (for image.pool = 'map')", wrong)
+        problems = tables.differences_from_siglip(config)
+        refuse("transformers' SiglipModel (for image.pool = 'map')", problems)
         return True
-    wrong = {
-        f"image.pool = {image.pool!r} must be 'cls' (or 'map', for SiglipModel)": image.pool
-        != "cls",
-        position: image.position != "learned",
+    pool = f"image.pool = {image.pool!r} must be 'cls' (or 'map', for SiglipModel)"
+    problems = {
+        pool: image.pool != "cls",
+        "image.position must be 'learned'": image.position != "learned",
         "image.pre_norm must be True": not image.pre_norm,
         "image.patch_bias must be False": image.patch_bias,
         "embed_dim must be a number": config.embed_dim is None,
@@ -347,5 +326,5 @@ def _is_siglip(config: TwoTowerConfig) -> bool:
         "text.head_bias must be False": text.head_bias,
         "text.eot_id must not be 2 (an old meaning)": text.eot_id == _LEGACY_EOS,
     }
-    refuse("transformers' CLIPModel", wrong)
+    refuse("transformers' CLIPModel", problems)
     return False

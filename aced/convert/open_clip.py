@@ -3,12 +3,11 @@
 open_clip_config.json, open_clip_model.safetensors, tokenizer (none for CLIP's own)
 """
 
-import math
 import pathlib
 from typing import Any
 
 from aced.config import ConfigError
-from aced.convert import open_clip_names, tables, timm_names, tokenizer_read
+from aced.convert import open_clip_names, preprocessor, tables, tokenizer_read
 from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import CLIP_EOS, TokenizerConfig
 from aced.models import tensors
@@ -23,7 +22,7 @@ _OTHER_WEIGHTS = ("open_clip_pytorch_model.safetensors", "model.safetensors")
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _MODES = {"shortest": "crop", "squash": "squash"}
-# Settings that change nothing in a trained model.
+# Settings without effect in a trained model.
 _IDLE = {"patch_dropout", "output_tokens", "timm_model_pretrained", "timm_drop", "timm_drop_path"}
 _VISION: dict[str, Any] = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0} | {
     "patch_size": 16,
@@ -49,7 +48,7 @@ _TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 512
     "act_kwargs": None,
     "norm_kwargs": None,
 }
-# Settings that must have these values: others are models that ours are not.
+# Settings of models that ours can express only with these values.
 _FIXED: dict[str, Any] = {
     "ls_init_value": None,
     "attentional_pool": False,
@@ -73,11 +72,11 @@ def read(folder: pathlib.Path, source: str) -> Model:
     """Returns the model in `folder`.
 
     Args:
-        folder: where the files are.
-        source: what to call it in errors and in the record of where the model came from.
+        folder: the folder of the model.
+        source: name of the source in errors and in the model's record.
 
     Raises:
-        InteropError: a file is missing or broken, or the model is none that ours can be.
+        InteropError: a file is missing or broken, or our models cannot express it.
     """
     about = tensors.read_json(folder / CONFIG)
     model, pictures = about.get("model_cfg"), about.get("preprocess_cfg") or {}
@@ -96,16 +95,20 @@ def read(folder: pathlib.Path, source: str) -> Model:
     embed_dim = read_config_value(model, "embed_dim", int, f"{source}: model_cfg")
     weights = tensors.read_safetensors(folder, (WEIGHTS, *_OTHER_WEIGHTS))
     tokenizer, content = _tokenizer(folder, text, source)
-    mean, std = pictures.get("mean", OPENAI_MEAN), pictures.get("std", OPENAI_STD)
+    pixels = {"mean": OPENAI_MEAN, "std": OPENAI_STD} | pictures
+    image = {
+        name: preprocessor.triple(pixels[name], f"{source}: preprocess_cfg.{name}")
+        for name in ("mean", "std")
+    }
+    bias = "logit_bias" if weights.get("logit_bias") is not None else None
     try:
-        image = {"mean": _triple(mean, source), "std": _triple(std, source)}
         config = TwoTowerConfig(
             image=_timm_tower(vision, image, source) if timm else _own_tower(vision, image, quick),
             text=_text_tower(text, tokenizer, quick, source),
             embed_dim=None if timm and vision["timm_proj"] == "none" else embed_dim,
             resize=_resize(pictures, source),
             tokenizer=tokenizer,
-            **_logits(weights, source),
+            **tables.logits(weights, "logit_scale", bias, source),
         )
     except ConfigError as error:
         raise InteropError(f"{source}: {error}") from error
@@ -124,7 +127,7 @@ def _part(model: dict[str, Any], name: str, source: str) -> dict[str, Any]:
 def _known(
     given: dict[str, Any], defaults: dict[str, Any], name: str, source: str
 ) -> dict[str, Any]:
-    """`given` over `defaults`; a setting that neither reads nor is idle is refused."""
+    """`given` over `defaults`; an InteropError for a setting that is neither known nor idle."""
     for key, value in given.items():
         if key in defaults or key in _IDLE or (key in _FIXED and value == _FIXED[key]):
             continue
@@ -165,11 +168,11 @@ def _own_tower(vision: dict[str, Any], pixels: dict[str, Any], quick: bool) -> I
 
 def _timm_tower(vision: dict[str, Any], pixels: dict[str, Any], source: str) -> ImageConfig:
     name = str(vision["timm_model_name"]).partition(".")[0]
-    tower = timm_names.TOWERS.get(name)
+    tower = open_clip_names.TOWERS.get(name)
     if tower is None or vision["timm_pool"] not in ("map", ""):
         raise InteropError(
             f"{source}: the timm tower {name!r} with timm_pool = {vision['timm_pool']!r} cannot be "
-            f"read; with timm_pool = 'map' these can: {', '.join(timm_names.TOWERS)}."
+            f"read; with timm_pool = 'map' these can: {', '.join(open_clip_names.TOWERS)}."
         )
     if vision["timm_proj"] not in ("none", "linear") or vision["timm_proj_bias"]:
         raise InteropError(
@@ -215,7 +218,7 @@ def _text_tower(
 def _tokenizer(
     folder: pathlib.Path, text: dict[str, Any], source: str
 ) -> tuple[TokenizerConfig, bytes]:
-    """SimpleTokenizer is our "clip_bpe"; HFTokenizer cleans texts before its file sees them."""
+    """SimpleTokenizer is our "clip_bpe"; HFTokenizer cleans texts before the file's tokenizer."""
     kwargs = dict(text["tokenizer_kwargs"] or {})
     hf = bool(text["hf_tokenizer_name"])
     clean = kwargs.pop("clean", "whitespace" if hf else "lower")
@@ -228,10 +231,10 @@ def _tokenizer(
         canonical = {"canonicalize": True, "underscore": "space"}
     if not hf:
         return TokenizerConfig(length=text["context_length"], **canonical), b""
-    found, content, _ = tokenizer_read.read(folder, text["context_length"], "")
-    settings = {"mend": True, "lower": found.lower or clean != "whitespace", **canonical}
-    # HFTokenizer pads and cuts to context_length, whatever the tokenizer's own length is.
-    fields = {key: getattr(found, key) for key in ("kind", "path", "eos", "eos_id", "pad_id")}
+    tokens, content, _ = tokenizer_read.read(folder, text["context_length"], "")
+    settings = {"mend": True, "lower": tokens.lower or clean != "whitespace", **canonical}
+    # HFTokenizer pads and cuts to context_length, and ignores the tokenizer's own length.
+    fields = {key: getattr(tokens, key) for key in ("kind", "path", "eos", "eos_id", "pad_id")}
     return TokenizerConfig(length=text["context_length"], **fields, **settings), content
 
 
@@ -241,31 +244,9 @@ def _resize(pictures: dict[str, Any], source: str) -> ResizeConfig:
         raise InteropError(
             f"{source}: preprocess_cfg.resize_mode = {mode!r}; ours are {', '.join(_MODES)}."
         )
-    # "random" is open_clip's for training; at inference it is bicubic.
+    # open_clip's "random" is for training, and bicubic at inference.
     filters = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
     name = pictures.get("interpolation") or "bicubic"
     if name not in filters:
         raise InteropError(f"{source}: preprocess_cfg.interpolation = {name!r} is not ours.")
     return ResizeConfig(mode=_MODES[mode], interpolation=filters[name])
-
-
-def _triple(value: Any, source: str) -> tuple[float, float, float]:
-    numbers = isinstance(value, list | tuple) and len(value) == 3
-    if not numbers or not all(isinstance(x, int | float) for x in value):
-        raise InteropError(f"{source}: preprocess_cfg: expected three numbers, found {value!r}.")
-    return tuple(map(float, value))
-
-
-def _logits(weights: dict[str, Any], source: str) -> dict[str, float | None]:
-    wrong = [
-        name
-        for name in ("logit_scale", "logit_bias")
-        if weights.get(name) is not None and weights[name].size != 1
-    ]
-    if "logit_scale" not in weights or wrong:
-        raise InteropError(f"{source} has no number {(wrong or ['logit_scale'])[0]}.")
-    bias = weights.get("logit_bias")
-    return {
-        "init_scale": math.exp(float(weights["logit_scale"].reshape(()))),
-        "init_bias": None if bias is None else float(bias.reshape(())),
-    }

@@ -1,7 +1,79 @@
-"""Which of open_clip's tensors is which of our parameters."""
+"""open_clip's names: its tensors for our parameters, and timm's SigLIP image towers."""
+
+import dataclasses
 
 from aced.convert.tables import Pair, convolution, fused, linear, norm, same, transposed, with_axes
+from aced.models import presets
+from aced.models.saved import InteropError
 from aced.models.two_tower import TwoTowerConfig
+from aced.models.vit import ImageConfig
+
+_SIZES = {
+    "base": presets.SIZES["B"],
+    "large": presets.SIZES["L"],
+    # open_clip and timm give the MLP as a ratio, 3.7362.
+    "so400m": presets.SIZES["So400m"],
+    "giantopt": presets.Size(1536, 40, 6144, 16),
+}
+_TANH = "gelu_tanh"
+# (size, patch, resolution) -> activation. timm computes the towers of SigLIP 1 with the exact GELU,
+# although they were trained with the tanh approximation.
+_TOWERS: dict[tuple[str, int, int], str] = {
+    ("base", 32, 256): _TANH,
+    ("base", 16, 224): "gelu",
+    ("base", 16, 256): "gelu",
+    ("base", 16, 384): "gelu",
+    ("base", 16, 512): "gelu",
+    ("large", 16, 256): "gelu",
+    ("large", 16, 384): "gelu",
+    ("large", 16, 512): _TANH,
+    ("so400m", 14, 224): "gelu",
+    ("so400m", 14, 378): "gelu",
+    ("so400m", 14, 384): "gelu",
+    ("so400m", 16, 256): _TANH,
+    ("so400m", 16, 384): _TANH,
+    ("so400m", 16, 512): _TANH,
+    ("giantopt", 16, 256): _TANH,
+    ("giantopt", 16, 384): _TANH,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TimmTower:
+    """The settings of one of timm's towers."""
+
+    size: presets.Size
+    patch: int
+    resolution: int
+    activation: str
+
+
+TOWERS: dict[str, TimmTower] = {
+    f"vit_{size}_patch{patch}_siglip_{resolution}": TimmTower(
+        _SIZES[size], patch, resolution, activation
+    )
+    for (size, patch, resolution), activation in _TOWERS.items()
+}
+
+
+def timm_name(image: ImageConfig) -> str:
+    """Returns timm's name of the tower with these settings.
+
+    Raises:
+        InteropError: timm has no such tower.
+    """
+    settings = TimmTower(image.dims, image.patch, image.resolution, image.activation)
+    for name, tower in TOWERS.items():
+        if tower == settings:
+            return name
+    dims = image.dims
+    raise InteropError(
+        "open_clip takes image towers with attention pooling (image.pool = 'map') from timm by "
+        f"name, and there is none of width {dims.width}, depth {dims.depth}, mlp {dims.mlp}, "
+        f"{dims.heads} heads, patch {image.patch}, resolution {image.resolution}, activation "
+        f"{image.activation}; there are {', '.join(TOWERS)}. Convert --to=huggingface instead: "
+        "SiglipModel takes any size."
+    )
 
 
 def table(config: TwoTowerConfig, custom_text: bool, scalar_axes: int) -> list[Pair]:
@@ -9,8 +81,8 @@ def table(config: TwoTowerConfig, custom_text: bool, scalar_axes: int) -> list[P
 
     Args:
         config: image.pool = "map" is timm's tower, "cls" open_clip's own.
-        custom_text: the text tower's names begin with "text." (CustomTextCLIP).
-        scalar_axes: of logit_scale and logit_bias, 0 or 1.
+        custom_text: whether names of the text tower begin with "text." (CustomTextCLIP).
+        scalar_axes: number of axes of logit_scale and logit_bias, 0 or 1.
     """
     out = _timm(config) if config.image.pool == "map" else _own(config)
     text = "text." if custom_text else ""
@@ -31,7 +103,7 @@ def table(config: TwoTowerConfig, custom_text: bool, scalar_axes: int) -> list[P
 
 
 def _blocks(theirs: str, ours: str) -> list[Pair]:
-    """torch's MultiheadAttention: one matrix for q, k and v."""
+    """Blocks with torch's MultiheadAttention, which has one matrix for q, k and v."""
     layer, block = f"{theirs}.resblocks.{{}}", f"{ours}/blocks"
     parts = [f"{block}/attention/{x}" for x in "qkv"]
     return [

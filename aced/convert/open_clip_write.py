@@ -1,11 +1,11 @@
-"""Our models in open_clip's layout; see `open_clip` for what that is."""
+"""Writes our models in open_clip's layout; see `open_clip`."""
 
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from aced.convert import open_clip_names, tables, timm_names, tokenizer_write
+from aced.convert import open_clip_names, tables, tokenizer_write
 from aced.convert.open_clip import CONFIG, WEIGHTS
 from aced.models import tensors
 from aced.models.saved import InteropError, Model, refuse
@@ -13,26 +13,25 @@ from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
 
-_HERE = "in this folder"  # any name does: from a folder, the tokenizer beside the config is taken
-_EPS = 1e-5  # torch's, where norm_kwargs say nothing
+_HERE = "in this folder"  # a placeholder: open_clip uses the tokenizer in the config's folder
+_EPS = 1e-5  # torch's default, without norm_kwargs
 
 
 def write(model: Model, folder: pathlib.Path) -> list[str]:
-    """Writes `model` into `folder`, which is there and empty.
+    """Writes `model` into the empty `folder`.
 
     Returns:
-        What differs from our own preprocessing, in words; nothing in the weights does.
+        Notes on differences in preprocessing; the weights are the same.
 
     Raises:
         InteropError: open_clip cannot express the model; the message names the settings.
     """
     config = model.config
-    refuse("open_clip", {"image.architecture must be 'vit'": config.image.architecture != "vit"})
     timm = config.image.pool == "map"
     _check(config, timm)
     vision: dict[str, Any] = {"image_size": config.image.resolution}
     if timm:
-        vision |= {"timm_model_name": timm_names.name_of(config.image)}
+        vision |= {"timm_model_name": open_clip_names.timm_name(config.image)}
         vision |= {"timm_model_pretrained": False, "timm_pool": "map"}
         vision |= {"timm_proj": "none" if config.embed_dim is None else "linear"}
     else:
@@ -76,7 +75,7 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
 def _check(config: TwoTowerConfig, timm: bool) -> None:
     image, text = config.image, config.text
     quick = [tower.activation == "quick_gelu" for tower in (image, text)]
-    wrong = {
+    problems = {
         "image.architecture must be 'vit'": image.architecture != "vit",
         "image.position must be 'learned'": image.position != "learned",
         "image.pool must be 'map' or 'cls'": image.pool not in ("map", "cls"),
@@ -85,20 +84,20 @@ def _check(config: TwoTowerConfig, timm: bool) -> None:
         ),
     }
     if timm:
-        wrong |= {
+        problems |= {
             "image.pre_norm must be False for image.pool = 'map'": image.pre_norm,
             "image.patch_bias must be True for image.pool = 'map'": not image.patch_bias,
             "image.norm_eps must be 1e-6 for image.pool = 'map'": image.norm_eps != 1e-6,
         }
     else:
-        wrong |= {
+        problems |= {
             "image.patch_bias must be False for image.pool = 'cls'": image.patch_bias,
             "embed_dim must be a number for image.pool = 'cls'": config.embed_dim is None,
             "image.activation and text.activation must both be 'quick_gelu', or neither": (
                 quick[0] != quick[1]
             ),
         }
-    refuse("open_clip", wrong)
+    refuse("open_clip", problems)
 
 
 def _shared(tower: ImageConfig | TextConfig) -> dict[str, Any]:
@@ -126,7 +125,7 @@ def _pool(text: TextConfig, vocab_size: int) -> dict[str, Any]:
 def _tokenizer(
     model: Model,
 ) -> tuple[dict[str, Any], dict[str, bytes], list[str], np.ndarray]:
-    """Settings of text_cfg, files, what differs, and the token table."""
+    """Settings of text_cfg, files, notes on differences, and the token table."""
     config = model.config.tokenizer
     if config.kind == "clip_bpe":
         if config.pad_id not in (None, 0) and not model.config.text.causal:

@@ -1,4 +1,4 @@
-"""How a picture becomes the tower's input, in the layout of transformers."""
+"""The preprocessing of pictures in the layout of transformers."""
 
 import pathlib
 from typing import Any
@@ -17,14 +17,14 @@ Triple = tuple[float, float, float]
 
 
 def read(folder: pathlib.Path, resolution: int) -> tuple[ResizeConfig, Triple, Triple]:
-    """Returns how to resize, and the mean and standard deviation of pixels in [0, 1].
+    """Returns the resizing, and the mean and standard deviation of pixels in [0, 1].
 
     Args:
-        folder: with preprocessor_config.json or processor_config.json.
-        resolution: of the image tower, which the preprocessing must arrive at.
+        folder: the folder with preprocessor_config.json or processor_config.json.
+        resolution: resolution of the image tower, which the preprocessing must match.
 
     Raises:
-        InteropError: there is no such file, or it asks for what `ResizeConfig` cannot do.
+        InteropError: the file is missing, or `ResizeConfig` cannot express it.
     """
     file = folder / FILE
     if file.is_file():
@@ -51,8 +51,9 @@ def read(folder: pathlib.Path, resolution: int) -> tuple[ResizeConfig, Triple, T
     mode = _mode(settings, resolution, file)
     mean, std = (0.0,) * 3, (1.0,) * 3
     if settings.get("do_normalize", True):
-        mean, std = (_triple(settings, key, file) for key in ("image_mean", "image_std"))
-    # transformers rounds the crop's margin down; without a crop there is none.
+        keys = ("image_mean", "image_std")
+        mean, std = (triple(settings.get(key), f"{file}: {key}") for key in keys)
+    # transformers rounds the crop's margin down.
     margin = "down" if mode == "crop" else "nearest"
     return ResizeConfig(mode, _FILTERS[resample], margin), mean, std
 
@@ -65,22 +66,22 @@ def _mode(settings: dict[str, Any], resolution: int, file: pathlib.Path) -> str:
         short = size.get("shortest_edge") if isinstance(size, dict) else size
         if short == resolution and crop in (resolution, square):
             return "crop"
-        found = f"size = {size!r} with crop_size = {crop!r}"
+        settings_text = f"size = {size!r} with crop_size = {crop!r}"
     else:
         if size in (resolution, square):
             return "squash"
-        found = f"size = {size!r} without a crop"
+        settings_text = f"size = {size!r} without a crop"
     raise InteropError(
-        f"{file}: {found}; ours resizes both sides to the tower's {resolution} px, or the shorter "
-        "one and crops the middle."
+        f"{file}: {settings_text}; ours resizes both sides to the tower's {resolution} px, or the "
+        "shorter one and crops the middle."
     )
 
 
-def _triple(settings: dict[str, Any], key: str, file: pathlib.Path) -> Triple:
-    value = settings.get(key)
-    numbers = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
-    if not numbers or len(value) != 3:
-        raise InteropError(f"{file}: {key} must be three numbers, found {value!r}.")
+def triple(value: Any, where: str) -> Triple:
+    """Returns three numbers, or raises an InteropError that names `where`."""
+    is_numbers = isinstance(value, list | tuple) and all(isinstance(x, int | float) for x in value)
+    if not is_numbers or len(value) != 3:
+        raise InteropError(f"{where} must be three numbers, found {value!r}.")
     return tuple(map(float, value))
 
 
@@ -88,7 +89,7 @@ def write(config: TwoTowerConfig, folder: pathlib.Path, processor: str) -> list[
     """Writes preprocessor_config.json for the processor class `processor`.
 
     Returns:
-        What differs from our own preprocessing, in words.
+        Notes on differences from our own preprocessing.
     """
     resolution = config.image.resolution
     square = {"height": resolution, "width": resolution}

@@ -1,7 +1,7 @@
-"""What a sentencepiece .model file says of its normalisation, read from protobuf's wire format.
+"""Reads the normalisation of a sentencepiece .model file from protobuf's wire format.
 
-The library itself hands out pieces and scores, but neither the kind of model nor the table of its
-normaliser; its generated protobuf module fits few versions of protobuf.
+The library gives pieces and scores, but not the model type or the table of the normaliser, and its
+generated protobuf module works with few versions of protobuf.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ class Normalization:
 
 
 def normalization(content: bytes) -> Normalization:
-    """Returns what the file says.
+    """Parses the content of a .model file.
 
     Raises:
-        InteropError: it is no such file.
+        InteropError: the content is damaged.
     """
     parts: dict[int, dict[int, int | bytes]] = {_TRAINER: {}, _NORMALIZER: {}}
     try:
@@ -49,7 +49,7 @@ def normalization(content: bytes) -> Normalization:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and values of a message's fields, as they stand."""
+    """Numbers and raw values of a message's fields."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

@@ -1,10 +1,11 @@
-"""Tables that say which of our parameters is which of theirs; read in both directions.
+"""Tables that map other libraries' tensors to our parameters and back.
 
-A line of a table is a `Pair`. Blocks are stacked in our tree, `[depth, ...]`, and numbered in
-theirs: there `{}` in the name stands for the number of the block.
+A table is a list of `Pair`s. Blocks are stacked in our tree, `[depth, ...]`, and numbered in
+theirs, where `{}` in a name stands for the number.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -17,7 +18,7 @@ Arrays = tuple[np.ndarray, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One of their tensors and the one or several of our parameters that it holds."""
+    """One of their tensors and our parameters in it."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -26,17 +27,17 @@ class Pair:
 
 
 def same(theirs: str, ours: str) -> Pair:
-    """Both have it alike."""
+    """The same array in both."""
     return Pair(theirs, (ours,), lambda x: (x,), lambda x: x)
 
 
 def transposed(theirs: str, ours: str) -> Pair:
-    """A matrix that torch has as [out, in], and we as [in, out]."""
+    """A matrix, [out, in] in torch and [in, out] in our tree."""
     return Pair(theirs, (ours,), lambda x: (_checked(x, theirs, 2).T,), lambda x: x.T)
 
 
 def with_axes(theirs: str, ours: str, count: int) -> Pair:
-    """They have `count` leading axes of length 1 that we have not."""
+    """An array with `count` more leading axes of length 1 in theirs."""
 
     def to_ours(x: np.ndarray) -> Arrays:
         if x.shape[:count] != (1,) * count:
@@ -58,7 +59,7 @@ def norm(theirs: str, ours: str) -> list[Pair]:
 
 
 def fused(weight: str, bias: str, ours: Iterable[str]) -> list[Pair]:
-    """Several linear layers of the same input, one above the other in one matrix."""
+    """Several linear layers of the same input, stacked in one matrix."""
     parts = tuple(ours)
 
     def split(x: np.ndarray) -> Arrays:
@@ -102,39 +103,78 @@ def _checked(x: np.ndarray, name: str, axes: int) -> np.ndarray:
 def to_params(
     table: list[Pair], tensors: dict[str, np.ndarray], config: TwoTowerConfig, source: str
 ) -> Params:
-    """Returns our parameters; shapes are checked by `Model`.
+    """Returns our parameters, whose shapes `Model` checks.
 
     Raises:
-        InteropError: a tensor is missing, or there is one that no line of the table reads.
+        InteropError: a tensor is missing or not in the table.
     """
     out: dict[str, np.ndarray] = {}
-    left = dict(tensors)
+    unread = dict(tensors)
     for pair in table:
         layers = _layers(pair, config)
         names = [pair.theirs] if layers is None else [pair.theirs.format(i) for i in range(layers)]
-        missing = [name for name in names if name not in left]
+        missing = [name for name in names if name not in unread]
         if missing:
             raise InteropError(f"{source} has no tensor {missing[0]!r}; is it another model?")
-        read = [pair.to_ours(left.pop(name)) for name in names]
-        for ours, arrays in zip(pair.ours, zip(*read, strict=True), strict=True):
+        converted = [pair.to_ours(unread.pop(name)) for name in names]
+        for ours, arrays in zip(pair.ours, zip(*converted, strict=True), strict=True):
             if len({x.shape for x in arrays}) > 1:
                 raise InteropError(f"{source}: the blocks of {pair.theirs} differ in shape.")
             array = arrays[0] if layers is None else np.stack(arrays)
             out[ours] = np.asarray(array, np.float32, order="C")
-    if left:
+    if unread:
+        name = min(unread)
         raise InteropError(
-            f"{source} has {len(left)} tensors that our model has no place for, such as "
-            f"{sorted(left)[0]!r} {list(left[sorted(left)[0]].shape)}; without them its embeddings "
-            "would be others."
+            f"{source} has {len(unread)} tensors that our model has no place for, such as "
+            f"{name!r} {list(unread[name].shape)}; without them its embeddings would be others."
         )
     return nested(out)
+
+
+def logits(
+    tensors: dict[str, np.ndarray], log_scale: str, bias: str | None, source: str
+) -> dict[str, float | None]:
+    """Returns `init_scale` and `init_bias`: the trained values of these tensors (None: no bias).
+
+    Raises:
+        InteropError: a tensor is missing or not a single number.
+    """
+
+    def number(name: str) -> float:
+        if name not in tensors or tensors[name].size != 1:
+            raise InteropError(
+                f"{source} has no number {name!r}; is it another kind of model, or one tower only?"
+            )
+        return float(tensors[name].reshape(()))
+
+    return {
+        "init_scale": math.exp(number(log_scale)),
+        "init_bias": None if bias is None else number(bias),
+    }
+
+
+def differences_from_siglip(config: TwoTowerConfig) -> dict[str, bool]:
+    """Settings that SigLIP's architecture fixes, for `refuse`; True for those that differ."""
+    image, text = config.image, config.text
+    return {
+        "image.architecture must be 'vit'": image.architecture != "vit",
+        "image.pool must be 'map'": image.pool != "map",
+        "image.position must be 'learned'": image.position != "learned",
+        "image.pre_norm must be False": image.pre_norm,
+        "image.patch_bias must be True": not image.patch_bias,
+        "embed_dim must be None": config.embed_dim is not None,
+        "init_bias must be a number": config.init_bias is None,
+        "text.pool must be 'last'": text.pool != "last",
+        "text.causal must be False": text.causal,
+        "text.head_bias must be True": not text.head_bias,
+    }
 
 
 def to_tensors(table: list[Pair], params: Params, config: TwoTowerConfig) -> dict[str, np.ndarray]:
     """Returns their tensors by name.
 
     Raises:
-        InteropError: one of our parameters has no line in the table.
+        InteropError: one of our parameters is not in the table.
     """
     leaves = {name: np.asarray(x, np.float32) for name, x in flat(params).items()}
     out: dict[str, np.ndarray] = {}
@@ -152,7 +192,7 @@ def to_tensors(table: list[Pair], params: Params, config: TwoTowerConfig) -> dic
 
 
 def _layers(pair: Pair, config: TwoTowerConfig) -> int | None:
-    """How many blocks the pair stands for; None: it is not of a block."""
+    """The number of blocks that the pair stands for, or None outside blocks."""
     if "{}" not in pair.theirs:
         return None
     tower = config.image if pair.ours[0].startswith("image/") else config.text

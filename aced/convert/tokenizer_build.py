@@ -1,4 +1,4 @@
-"""Our tokenizers as objects of the `tokenizers` library, which transformers and open_clip load."""
+"""Builds our tokenizers with the `tokenizers` library, which transformers and open_clip load."""
 
 import re
 import string
@@ -8,15 +8,16 @@ import tokenizers
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram
 
-from aced.convert import clip_vocabulary, sentencepiece_file
+from aced.convert import sentencepiece_file
 from aced.data import clip_bpe
 from aced.data.tokenizers import TokenizerConfig, closed_tokenizer
 from aced.models.saved import InteropError
 
+START_OF_TEXT, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"  # CLIP's, in transformers
 _CLIP_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
-# The common part of what ftfy and html.unescape mend (`tokenizers.clip_clean`), as replacements.
+# The common replacements of ftfy and html.unescape (`tokenizers.clip_clean`).
 _MENDED = {
     "&amp;": "&",
     "&lt;": "<",
@@ -39,21 +40,20 @@ _CONTROL = r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1a\x7f\u200e\u200f\ufeff
 
 
 def build(config: TokenizerConfig, content: bytes) -> tokenizers.Tokenizer:
-    """Returns a tokenizer that cleans, encodes and ends texts as `config` does; it does not pad.
+    """Returns a tokenizer that cleans, encodes and ends texts as `config` does, without padding.
 
-    What ftfy mends (for `mend` and CLIP) is mended in part: quotes, ligatures, full-width letters,
-    control characters, the common HTML entities; broken encodings are not.
+    Of ftfy's changes (for `mend` and CLIP), quotes, ligatures, full-width letters, control
+    characters and common HTML entities are supported; broken encodings are not.
 
     Args:
         config: our settings.
-        content: of the tokenizer's file, where the kind has one.
+        content: content of the tokenizer's file, if the kind has one.
 
     Raises:
-        InteropError: the kind of sentencepiece model has no such form.
+        InteropError: the type of sentencepiece model is not supported.
     """
     if config.kind == "clip_bpe":
-        vocabulary, merges = clip_vocabulary.vocabulary()
-        model = clip(vocabulary, merges)
+        model = clip(*clip_vocabulary())
     elif config.kind in ("shapes", "scenes"):
         model = closed_tokenizer(config.kind)
     elif config.kind == "sentencepiece":
@@ -70,7 +70,7 @@ def build(config: TokenizerConfig, content: bytes) -> tokenizers.Tokenizer:
 
 
 def end_texts(model: tokenizers.Tokenizer, eos_id: int) -> None:
-    """Lets `model` end every text with `eos_id`, unless it does so already."""
+    """Makes `model` end every text with `eos_id`, unless it does so already."""
     ids = model.encode("").ids
     if ids and ids[-1] == eos_id:
         return
@@ -82,17 +82,23 @@ def end_texts(model: tokenizers.Tokenizer, eos_id: int) -> None:
     )
 
 
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Returns the ids of CLIP's 49,408 tokens by transformers' names, and its 48,894 merges."""
+    tokens, merges = clip_bpe.vocabulary()
+    return tokens | {START_OF_TEXT: clip_bpe.START_ID, END_OF_TEXT: clip_bpe.END_ID}, merges
+
+
 def clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
     """CLIP's tokenizer as transformers builds it: NFC, lower case, words, byte-pair encoding.
 
     Args:
-        vocabulary: ids; `<|startoftext|>` and `<|endoftext|>` among them.
+        vocabulary: ids of tokens, including `<|startoftext|>` and `<|endoftext|>`.
         merges: pairs of tokens, the earliest first.
 
     Raises:
         InteropError: one of the two tokens is missing.
     """
-    start, end = clip_vocabulary.START_OF_TEXT, clip_vocabulary.END_OF_TEXT
+    start, end = START_OF_TEXT, END_OF_TEXT
     if not {start, end} <= set(vocabulary):
         raise InteropError(f"The vocabulary has no {start} and {end}; it is not CLIP's.")
     model = tokenizers.Tokenizer(
@@ -116,7 +122,7 @@ def clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizer
 
 
 def _cleaning(config: TokenizerConfig) -> list[normalizers.Normalizer]:
-    """The steps of `Tokenizer._clean`, in its order."""
+    """The steps of `Tokenizer._clean`, in the same order."""
     steps: list[normalizers.Normalizer] = []
     if config.mend or config.kind == "clip_bpe":
         for _ in range(2):  # html.unescape is applied twice: "&amp;lt;"
@@ -127,7 +133,7 @@ def _cleaning(config: TokenizerConfig) -> list[normalizers.Normalizer]:
         steps += [normalizers.Replace("\u3000", " "), normalizers.Replace(Regex(_CONTROL), "")]
         steps += [normalizers.NFC(), normalizers.Replace(Regex(_SPACE), " "), normalizers.Strip()]
     if config.lower:
-        # Python's lower() knows the form of sigma at the end of a word.
+        # Python's lower() has a special form of sigma at the end of a word.
         final = Regex(r"(?<=\p{L})Σ(?!\p{L})")
         steps += [normalizers.Replace(final, "ς"), normalizers.Lowercase()]
     if config.underscore == "space":
@@ -140,7 +146,7 @@ def _cleaning(config: TokenizerConfig) -> list[normalizers.Normalizer]:
 
 
 def _from_sentencepiece(content: bytes) -> tokenizers.Tokenizer:
-    """A unigram model, from the file of the sentencepiece library."""
+    """Converts a unigram model of the sentencepiece library."""
     spec = sentencepiece_file.normalization(content)
     if not spec.unigram:
         raise InteropError(

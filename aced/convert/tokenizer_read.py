@@ -1,4 +1,4 @@
-"""The tokenizer in a folder of transformers' layout, as our settings and one file."""
+"""Reads the tokenizer of a folder in transformers' layout, as our settings and one file."""
 
 import dataclasses
 import json
@@ -14,12 +14,12 @@ from aced.models import tensors
 from aced.models.saved import TOKENIZER_FILES, InteropError
 
 _MAX_BYTES = 1 << 28
-_LEFT = ("Siglip2Tokenizer", "GemmaTokenizer")  # pad there, unless their files say otherwise
+_LEFT = ("Siglip2Tokenizer", "GemmaTokenizer")  # pad on the left by default
 
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """Special tokens' names, and the rest of tokenizer_config.json."""
+    """The names of special tokens and the rest of tokenizer_config.json."""
 
     settings: dict[str, Any]
     kind: str  # class, without "Fast"
@@ -39,16 +39,16 @@ class _Names:
 def read(
     folder: pathlib.Path, positions: int, model_type: str
 ) -> tuple[TokenizerConfig, bytes, tuple[str, ...]]:
-    """Returns the tokenizer's settings, the content of its file, and what differs from its class.
+    """Returns the tokenizer's settings, the content of its file, and notes on differences.
 
     Args:
-        folder: with tokenizer_config.json and tokenizer.json, spiece.model, or vocab.json with
-            merges.txt.
-        positions: of the text tower; longer texts are cut to them.
-        model_type: "siglip" or "clip", for what tokenizer_config.json leaves open.
+        folder: the folder with tokenizer_config.json, and with tokenizer.json, spiece.model, or
+            vocab.json and merges.txt.
+        positions: positions of the text tower; longer texts are cut.
+        model_type: "siglip" or "clip", for defaults of tokenizer_config.json.
 
     Raises:
-        InteropError: a file is missing or broken, or the tokenizer does what ours cannot.
+        InteropError: a file is missing or broken, or our tokenizers cannot express it.
     """
     names = _names(folder, positions, model_type)
     if (folder / "spiece.model").is_file() and names.kind == "SiglipTokenizer":
@@ -149,7 +149,7 @@ def _fast(
 
 
 def _apply_flags(model: tokenizers.Tokenizer, names: _Names, eos: int | None) -> bool:
-    """Does what transformers does where the settings ask for BOS or EOS; whether they do."""
+    """Adds BOS and EOS as transformers does if the settings request it; returns whether they do."""
     flags = {key: names.settings.get(f"add_{key}_token") for key in ("bos", "eos")}
     if flags == {"bos": None, "eos": None}:
         return False

@@ -1,4 +1,4 @@
-"""Our tokenizer as the files that transformers' AutoTokenizer and open_clip's HFTokenizer load."""
+"""Writes our tokenizer for transformers' AutoTokenizer and open_clip's HFTokenizer."""
 
 import dataclasses
 import json
@@ -15,12 +15,12 @@ from aced.data.tokenizers import Tokenizer
 from aced.models.saved import Model
 
 _PAD = "<|pad|>"
-_OF_ITS_OWN = re.compile(r"<.+>|\[.+\]")  # what special tokens look like; no caption has them
+_SPECIAL = re.compile(r"<.+>|\[.+\]")  # the form of special tokens, which captions do not have
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFiles:
-    """Files by name; what AutoTokenizer is told, and what the model has to do for it."""
+    """The files and settings of a tokenizer, and the change of the model's token table."""
 
     files: dict[str, bytes]
     settings: dict[str, Any]  # of tokenizer_config.json
@@ -32,7 +32,7 @@ class TokenizerFiles:
 
 
 def opened(model: Model) -> Tokenizer:
-    """Our tokenizer of `model`, from the content of its file."""
+    """Loads the tokenizer of `model` from the content of its file."""
     config = model.config.tokenizer
     if not model.tokenizer:
         return Tokenizer(config)
@@ -46,7 +46,7 @@ def files(model: Model) -> TokenizerFiles:
     """Returns the files for the tokenizer of `model`.
 
     Raises:
-        InteropError: the tokenizer has no such form.
+        InteropError: the tokenizer cannot be converted.
     """
     ours = opened(model)
     settings = {
@@ -56,7 +56,7 @@ def files(model: Model) -> TokenizerFiles:
         "clean_up_tokenization_spaces": False,
     }
     if not model.config.text.causal:
-        # A mask of the padding would change what the text tower sees.
+        # Masking padding would change the text tower's input.
         settings["model_input_names"] = ["input_ids"]
     if _is_siglip_tokenizer(model):
         return _siglip(model, ours, settings)
@@ -72,12 +72,12 @@ def padded_table(model: Model, written: TokenizerFiles) -> np.ndarray:
     if written.pad_id == len(table):
         return np.concatenate([table, row[None]])
     table = table.copy()
-    table[written.pad_id] = row  # behind the tokenizer's ids: no caption read it
+    table[written.pad_id] = row  # beyond the tokenizer's ids, so captions do not use this row
     return table
 
 
 def _is_siglip_tokenizer(model: Model) -> bool:
-    """Whether SiglipTokenizer, which always deletes punctuation, does what ours does."""
+    """Whether SiglipTokenizer, which always deletes punctuation, is equivalent to ours."""
     config = model.config.tokenizer
     exact = config.kind == "sentencepiece" and config.eos and not config.mend
     return exact and config.canonicalize and config.underscore == "delete"
@@ -110,9 +110,9 @@ def _fast(model: Model, ours: Tokenizer, settings: dict[str, Any]) -> TokenizerF
     pad_id, pad_like = ours.pad_id, None
     pad = fast.id_to_token(pad_id)
     special = {token.content for token in fast.get_added_tokens_decoder().values() if token.special}
-    if pad != eos and pad not in special and not _OF_ITS_OWN.fullmatch(pad or ""):
+    if pad != eos and pad not in special and not _SPECIAL.fullmatch(pad or ""):
         if text.causal and text.pool == "eot" and eos is not None:
-            pad, pad_id = eos, ours.eos_id  # behind the end of text nothing is looked at
+            pad, pad_id = eos, ours.eos_id  # tokens after the end of text have no effect
         else:
             fast.add_special_tokens([_PAD])
             pad, pad_like, pad_id = _PAD, pad_id, fast.token_to_id(_PAD)

@@ -1,7 +1,7 @@
-"""What a step reads: the arrays of a batch by name, each with one row per example.
+"""Names of the arrays of a batch; each array has one row per example.
 
-What the model with the prefix P sees is Pimage and Ptext, and its stored embeddings are Pzimg and
-Pztxt. The learner's prefix is "". Of a view that is the learner's, too, there is no second array.
+A model with prefix P reads Pimage and Ptext, and its stored embeddings are Pzimg and Pztxt. The
+learner's prefix is "". Views that equal the learner's share its arrays.
 """
 
 import dataclasses
@@ -33,27 +33,27 @@ class View:
 
     @property
     def look(self) -> Look:
-        """What decides which pixels it sees."""
+        """The settings that determine the pixels."""
         return Look(self.resolution, self.resize, self.picture)
 
     @classmethod
     def of(cls, model: Any) -> "View":
-        """The view of a `ModelConfig`, which is in a layer above."""
+        """The view of a `ModelConfig` (Any, because its class is in a higher layer)."""
         return cls(model.image.resolution, model.tokenizer, model.resize)
 
     def of_pictures(self, pictures: int) -> dict[str, "View"]:
-        """By prefix, this view and, with two pictures, that of the second one."""
+        """This view and, with two pictures, the view of the second one, by prefix."""
         second = dataclasses.replace(self, picture="second", tokenizer=None)
         return {"": self, SECOND: second} if pictures == 2 else {"": self}
 
 
 def image_arrays(views: Mapping[str, View]) -> dict[Look, list[str]]:
-    """By what they look at, the names of the arrays of pixels; the learner's come first."""
+    """Names of the pixel arrays by look; the learner's come first."""
     return _names("image", {prefix: view.look for prefix, view in views.items()})
 
 
 def text_arrays(views: Mapping[str, View]) -> dict[TokenizerConfig, list[str]]:
-    """By their tokenizer, the names of the arrays of tokens; the learner's come first."""
+    """Names of the token arrays by tokenizer; the learner's come first."""
     tokenizers = {prefix: view.tokenizer for prefix, view in views.items()}
     return _names("text", {p: tokenizer for p, tokenizer in tokenizers.items() if tokenizer})
 
@@ -67,7 +67,7 @@ def _names(kind: str, contents: dict[str, K]) -> dict[K, list[str]]:
 
 
 def view_of(batch: Mapping[str, Array], prefix: str) -> tuple[Array, Array]:
-    """Images and texts as the model of this prefix sees them."""
+    """Images and texts of the model with this prefix."""
     return tuple(batch.get(f"{prefix}{kind}", batch[kind]) for kind in ("image", "text"))
 
 

@@ -1,4 +1,4 @@
-"""Every example of a data set with every caption, for what is made of each but once."""
+"""Batches of chosen examples with all of their captions, for embedding caches."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from aced.data.tokenizers import get_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Complete:
-    """A batch of n examples; the rows of those that are not there are zeros."""
+    """A batch of n examples; rows without an example are zeros."""
 
     ids: Int[np.ndarray, " n"]  # -1 where no example was asked for
     image: UInt8[np.ndarray, "n h w 3"]
@@ -41,30 +41,30 @@ def complete_batches(
     Args:
         source: the examples.
         view: resolution and tokenizer of the model.
-        index_of: the example at a place, or -1 for none.
-        count: places; a multiple of `batch_size`.
+        index_of: the example of a row, or -1 for none.
+        count: number of rows; a multiple of `batch_size`.
         batch_size: n.
-        towers: "image", "text" or both: what is wanted. Without "image" nothing is decoded, and
-            `image` has no pixels; without "text" there are no captions. With it, an example that
-            has none counts as unreadable.
-        config: threads, limits and decoding; its filters do not count.
+        towers: "image", "text" or both. Without "image" nothing is decoded and `image` has no
+            pixels; without "text" there are no captions. With "text", an example without captions
+            counts as unreadable.
+        config: threads, limits and decoding; the filters are ignored.
     """
-    # What is left out on purpose may be wanted by another run.
+    # Another run may use an example that this run's filters drop.
     config = dataclasses.replace(config, filters=FilterConfig())
     looks = [view.look] if "image" in towers else []
     reader = Reader(source, config, InputCounters(), looks)
     tokenizer = get_tokenizer(view.tokenizer)
     side = view.resolution if looks else 0
-    nothing = np.zeros((side, side, 3), np.uint8)
+    blank = np.zeros((side, side, 3), np.uint8)
 
     def row(k: int) -> dict[str, Any]:
         index = index_of(k)
         example = reader.read(index, "text" in towers) if index >= 0 else None
         if isinstance(example, Example):
-            (image,) = example.images or [nothing]
+            (image,) = example.images or [blank]
             texts = tokenizer(example.texts if "text" in towers else ())
             return {"id": index, "image": image, "texts": texts, "reason": None}
-        return {"id": index, "image": nothing, "texts": tokenizer(()), "reason": example}
+        return {"id": index, "image": blank, "texts": tokenizer(()), "reason": example}
 
     def stack(rows: Sequence[dict[str, Any]]) -> Complete:
         return Complete(

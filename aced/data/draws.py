@@ -1,4 +1,4 @@
-"""Random choices that are fixed for ever: numpy promises Philox's raw output, and no more."""
+"""Reproducible random choices, from Philox's raw output: numpy keeps nothing else stable."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Draws:
-    """A stream of random choices, a function of (seed, stream, index) alone."""
+    """A stream of random choices, determined by (seed, stream, index)."""
 
     def __init__(self, seed: int, stream: int, index: int):
         key = np.array([seed & (2**64 - 1), stream], np.uint64)
@@ -20,17 +20,17 @@ class Draws:
         return self._philox.random_raw(count).tolist()
 
     def below(self, n: int) -> int:
-        """One of 0, ..., n - 1; uneven by n / 2^64."""
+        """A random one of 0, ..., n - 1, with a bias of n / 2^64."""
         return self.raw(1)[0] % n
 
     def coin(self) -> bool:
-        """Heads or tails."""
+        """True or False, each half of the time."""
         return bool(self.below(2))
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of `options`."""
+        """A random one of `options`."""
         return options[self.below(len(options))]
 
     def other(self, options: Sequence[T], *excluded: T) -> T:
-        """One of `options` that is none of `excluded`."""
+        """A random one of `options` without `excluded`."""
         return self.pick([option for option in options if option not in excluded])

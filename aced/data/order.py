@@ -1,11 +1,11 @@
-"""The order in which examples are drawn: a function of the seed and the place alone.
+"""The order in which examples are drawn, determined by the seed.
 
-Row i of super-batch t is draw k = t B + i of the whole run. Every order gives any draw at once, so
-that nothing has to be saved or replayed, and goes through all examples once an epoch.
+Row i of super-batch t is draw k = t B + i of the run. Orders have random access, so no state is
+saved or replayed, and every epoch draws every example once.
 
-Where an example cannot be used, others stand in for it: random ones, which are a function of the
-seed and the draw, too. So every usable example stands in for as many as any other. The next one in
-the source would not do: after a shard of unusable ones, one example would stand in for all of them.
+An unusable example is replaced by random ones, which are determined by the seed and the draw, so
+that replacements are spread evenly over the usable examples. The next example in the source would
+not do: after a shard of unusable examples, a single one would replace them all.
 """
 
 import functools
@@ -22,30 +22,28 @@ from aced.config import ConfigError
 from aced.data.draws import Draws
 from aced.data.records import Source
 
-_STAND_INS = 1  # the stream of random choices that is theirs
-# Of grouped sources: windows that stand-ins are looked for in, and how many in each of them.
-_WINDOWS, _IN_WINDOW = 8, 4
+_STAND_INS = 1  # the stream of random choices of replacements
+_WINDOWS, _IN_WINDOW = 8, 4  # in grouped sources: windows searched, and replacements tried in each
 
 
 @runtime_checkable
 class Order(Protocol):
-    """Which example is drawn when."""
+    """Maps draws to examples."""
 
     def __getitem__(self, draw: int) -> int:
         """The example's index in its source."""
 
     def tries(self, draw: int) -> Iterator[int]:
-        """The same, and then, each once, the others of its source or member, to stand in for it."""
+        """The example, then the others of its source or member, each once, as replacements."""
 
 
 def of(source: Source, *, seed: int, shuffle: bool, rows: int | float) -> Order:
     """The order of `source`.
 
     Args:
-        source: read at random, in one permutation of all examples an epoch; by row groups, if it
-            has `groups`; or a mixture, if it has `parts`.
+        source: shuffled as a whole; by row groups if it has `groups`; by member if it has `parts`.
         seed: in [0, 2^32).
-        shuffle: otherwise in the source's order.
+        shuffle: whether to shuffle; otherwise the source's order is kept.
         rows: draws per super-batch, on average.
     """
     if parts := getattr(source, "parts", None):
@@ -56,34 +54,34 @@ def of(source: Source, *, seed: int, shuffle: bool, rows: int | float) -> Order:
 
 
 class SingleOrder:
-    """All examples in one permutation an epoch, or as they stand in the source."""
+    """All examples in one permutation per epoch, or in the source's order."""
 
     def __init__(self, count: int, *, seed: int, shuffle: bool):
         order = grain.MapDataset.range(count).seed(seed)
         self._order = (order.shuffle() if shuffle else order).repeat()
-        self._order[0]  # grain sets up its bookkeeping now, which must not be concurrent
+        self._order[0]  # lets grain initialise itself, which is not thread-safe
         self._count, self._seed = count, seed
 
     def __getitem__(self, draw: int) -> int:
         return int(self._order[draw])
 
     def tries(self, draw: int) -> Iterator[int]:
-        """See `Order`; any others stand in."""
+        """See `Order`; replacements are drawn from all examples."""
         others = _anywhere(self._count, self._seed, draw)
         return _each_once(itertools.chain([self[draw]], others), self._count)
 
 
 class GroupedOrder:
-    """Two levels: row groups in a random order, and within a window of them all their rows.
+    """A shuffle in two levels: the row groups, and the rows within a window of groups.
 
-    Each epoch's permutation of the groups is cut into windows of `source.window_bytes`. Within a
-    window the rows of a group are drawn in random order by neighbouring rows of the super-batches:
-    a super-batch has its share of every group of the window, while a process, which reads
-    neighbouring rows, reads few groups, and no group is read by all of many processes.
+    Each epoch's permutation of the groups is cut into windows of `source.window_bytes`. The rows of
+    a group are drawn in random order by adjacent rows of the window's super-batches. So every
+    super-batch has a share of each group of the window, while a process, which reads adjacent rows,
+    reads few groups.
 
-    To stand in for an example, a few of its window are tried first, whose groups are in memory, and
-    then a few of the window that another order of this kind has at the same draw, and so on. So
-    what stands in for many unusable neighbours is spread over the source, and yet of few groups.
+    Replacements come first from the same window, whose groups are in memory, and then from windows
+    of other permutations at the same draw. So the replacements of many unusable neighbours are
+    spread over the source but come from few groups.
     """
 
     def __init__(self, source: Any, *, seed: int, rows: int | float):
@@ -102,7 +100,7 @@ class GroupedOrder:
         return int(window[place])
 
     def tries(self, draw: int) -> Iterator[int]:
-        """See `Order`; others of few groups stand in."""
+        """See `Order`; replacements come from few groups."""
         return _each_once(self._tries(draw), self._count)
 
     def _tries(self, draw: int) -> Iterator[int]:
@@ -119,7 +117,7 @@ class GroupedOrder:
         return GroupedOrder(self._source, seed=seed, rows=self._rows)
 
     def _place(self, draw: int) -> tuple[Int[np.ndarray, " n"], int]:
-        """The window of a draw, and the place in it."""
+        """The window of a draw, and the position in it."""
         epoch, place = divmod(draw, self._count)
         _, ends = self._windows(epoch)
         window = int(np.searchsorted(ends, place, side="right"))
@@ -127,7 +125,7 @@ class GroupedOrder:
         return self._window(epoch, window), place - start
 
     def _windows_of(self, epoch: int) -> tuple[list[Int[np.ndarray, " g"]], Int[np.ndarray, " w"]]:
-        """The groups of every window of an epoch, and the place where it ends."""
+        """The groups of every window of an epoch, and its end."""
         groups = permutation(len(self._sizes), self._seed, epoch, 0)
         sizes = self._bytes[groups]
         window = (np.cumsum(sizes) - sizes) // self._limit  # where a group begins
@@ -145,7 +143,7 @@ class GroupedOrder:
             ]
         )
         first = epoch * self._count + int(ends[number]) - len(examples)
-        # Rows of the super-batch that draw them; the draws of low rows get the first groups.
+        # The row of the super-batch of each draw; low rows draw from the first groups.
         row = np.fmod(np.arange(first, first + len(examples), dtype=np.float64), self._rows)
         out = np.empty_like(examples)
         out[np.argsort(row, kind="stable")] = examples
@@ -153,11 +151,11 @@ class GroupedOrder:
 
 
 class MixedOrder:
-    """Members by their weights w, each with an order and epochs of its own.
+    """Members by their weights w, each with its own order and epochs.
 
-    Of the first t super-batches, member m has R_m(t B) - R_{m-1}(t B) rows, where
-    R_m(k) = floor(k (w_1 + ... + w_m) + 1/2): always within one of t B w_m. Which rows of a
-    super-batch these are is drawn anew each time.
+    Member m has R_m(t B) - R_{m-1}(t B) rows of the first t super-batches, where
+    R_m(k) = floor(k (w_1 + ... + w_m) + 1/2), which is within 1 of t B w_m. Each super-batch
+    shuffles its rows.
     """
 
     def __init__(self, parts: Sequence[Any], *, seed: int, shuffle: bool, rows: int):
@@ -175,7 +173,7 @@ class MixedOrder:
         self._members = [
             of(
                 part.source,
-                seed=seed_of(seed, part.name),  # whichever other members there are
+                seed=seed_of(seed, part.name),  # independent of the other members
                 shuffle=shuffle,
                 rows=float(rows * weight),
             )
@@ -188,18 +186,18 @@ class MixedOrder:
         return self._offsets[member] + self._members[member][place]
 
     def tries(self, draw: int) -> Iterator[int]:
-        """See `Order`; others of the same member stand in."""
+        """See `Order`; replacements come from the same member."""
         member, place = self._place(draw)
         return (self._offsets[member] + i for i in self._members[member].tries(place))
 
     def _place(self, draw: int) -> tuple[int, int]:
-        """The member of a draw, and which of that one's draws it is."""
+        """The member of a draw, and the number of the draw within that member."""
         step, row = divmod(draw, self._rows)
         members, places = self._step(step)
         return int(members[row]), int(places[row])
 
     def _step_of(self, step: int) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
-        """The member of every row of a super-batch, and how many draws that one had before."""
+        """The member of every row of a super-batch, and the number of the draw within it."""
         before, after = (counts(self._bounds, k * self._rows) for k in (step, step + 1))
         members = np.repeat(np.arange(len(after)), after - before)
         members = members[permutation(self._rows, self._seed, step, 0)]
@@ -218,7 +216,7 @@ def counts(bounds: Float[np.ndarray, " m"], draws: int) -> Int[np.ndarray, " m"]
 
 
 def permutation(size: int, seed: int, a: int, b: int) -> Int[np.ndarray, " n"]:
-    """A permutation for (seed, a, b). Philox is fixed by definition, numpy's shuffle is not."""
+    """A permutation for (seed, a, b), from Philox, since numpy's shuffle may change."""
     bits = np.random.Philox(key=seed, counter=np.array([0, 1, a, b], np.uint64))
     return np.argsort(bits.random_raw(size), kind="stable")
 
@@ -229,14 +227,14 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def _anywhere(count: int, seed: int, draw: int) -> Iterator[int]:
-    """Random ones of `count` examples for a draw, without end."""
+    """An endless stream of random examples for a draw."""
     choices = Draws(seed, _STAND_INS, draw)
     while True:
         yield choices.below(count)
 
 
 def _each_once(examples: Iterator[int], count: int) -> Iterator[int]:
-    """The examples without those that were there before, until all `count` were."""
+    """The examples without repetition, until all `count` have come."""
     seen = set()
     for example in examples:
         if example not in seen:

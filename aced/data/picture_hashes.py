@@ -1,9 +1,8 @@
-"""SPLIT.hashes: which picture each record has, to compare data sets without reading their records.
+"""SPLIT.hashes: the hash of each record's picture, to compare data sets without their records.
 
-Of each record the first 8 bytes of its picture's sha256, in the order of the records; zeros where
-it has no picture. Of examples about two pictures it is the first one. Equal bytes are equal
-pictures; a copy at another size or quality is another picture here. Of 10^8 pictures and 10^4
-others, all different, two have the same 8 bytes with a probability of 5 in 10^8.
+Each hash is the first 8 bytes of the sha256 of the record's (first) picture, or zeros without a
+picture. A copy at another size or quality has another hash. For 10^8 pictures and 10^4 others, all
+different, the probability of a collision is 5 in 10^8.
 """
 
 import hashlib
@@ -13,17 +12,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import UInt64
 
-DIGEST = "hashes_sha256"  # of a shard's part of the file, in `dataset.json`
+DIGEST = "hashes_sha256"  # key in `dataset.json`: sha256 of a shard's part of the file
 _TYPE = np.dtype("<u8")
 
 
 def file_name(split: str) -> str:
-    """Of a split's hashes, in the folder of its data set."""
+    """Name of the file with a split's hashes."""
     return f"{split}.hashes"
 
 
 def of(sha256: bytes | None) -> bytes:
-    """The 8 bytes of the picture with this digest; None: of a record without a picture."""
+    """The 8 bytes of a picture with this digest, or of a record without a picture (None)."""
     return bytes(_TYPE.itemsize) if sha256 is None else sha256[: _TYPE.itemsize]
 
 
@@ -33,12 +32,12 @@ def read(
     """The hashes in `file`, part by part.
 
     Args:
-        file: local.
-        parts: number of records and sha256 of each.
+        file: a local file.
+        parts: number of records and sha256 of each part.
 
     Raises:
-        OSError: it cannot be opened or read.
-        ValueError: it is not as `parts` say.
+        OSError: the file cannot be opened or read.
+        ValueError: the file does not match `parts`.
     """
     with open(file, "rb") as opened:
         for number, (count, digest) in enumerate(parts):

@@ -1,6 +1,6 @@
-"""Sources to batches: shuffled, decoded, tokenized and stacked by reader threads.
+"""The input pipeline: examples are shuffled, decoded, tokenized and stacked by reader threads.
 
-Row i of global super-batch t is a function of (seed, t, i) alone. So any step can be the first one,
+Row i of global super-batch t is determined by (seed, t, i). So training can start at any step,
 there is no iterator state to save, and the rows do not depend on the number of processes.
 """
 
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from aced.config import ConfigError
 from aced.data import order as orders
 from aced.data.batch_spec import View, image_arrays, text_arrays
+from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
 from aced.data.images.pictures import Cut, Look
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
@@ -29,7 +30,7 @@ from aced.data.tokenizers import get_tokenizer
 
 Batch = dict[str, np.ndarray]
 
-_AT_ONCE = 8  # rows at most that one thread makes before it hands them over
+_AT_ONCE = 8  # rows at most that a thread makes per hand-over
 
 
 @runtime_checkable
@@ -47,7 +48,7 @@ class StoredEmbeddings(Protocol):
 
 
 class Batches(Iterator[Any]):
-    """What `stack` makes of `batch_size` rows, for one batch after the other.
+    """An iterator over batches of `batch_size` rows, joined by `stack`.
 
     Threads stop with `close()` or at the end of a `with` block.
     """
@@ -60,10 +61,9 @@ class Batches(Iterator[Any]):
         stack: Callable[[Sequence[Any]], Any],
         config: DataConfig,
     ):
-        """Makes `row(k)` of each k of `numbers`, which fill whole batches, in turn.
+        """Computes `row(k)` for each k of `numbers`, whose count is a multiple of `batch_size`.
 
-        A thread makes a few at once, since each hand-over between threads takes Python's lock and
-        wakes somebody up.
+        A thread makes several rows at a time: each hand-over takes the GIL and wakes a thread.
         """
         size = max(size for size in range(1, _AT_ONCE + 1) if batch_size % size == 0)
 
@@ -82,8 +82,10 @@ class Batches(Iterator[Any]):
                 batches, prefetch_buffer_size=config.prefetch
             )
         self._iterator = [iter(batches)]
-        # Also when nobody calls `close`: grain's iterators fail loudly at the interpreter's end.
-        self._finalize = weakref.finalize(self, _close, self._iterator)
+        # Closes without `close`, too: grain's iterators print errors at the interpreter's exit.
+        self._finalize = weakref.finalize(
+            self, lambda iterator: iterator.pop().close(), self._iterator
+        )
 
     def __next__(self) -> Any:
         if not self._iterator:
@@ -97,12 +99,8 @@ class Batches(Iterator[Any]):
         self.close()
 
     def close(self) -> None:
-        """Stops the threads. Grain's would go on reading until the process ends."""
+        """Stops the threads, which would otherwise read until the process ends."""
         self._finalize()
-
-
-def _close(iterator: list[grain.DatasetIterator]) -> None:
-    iterator.pop().close()
 
 
 def train_batches(
@@ -117,7 +115,7 @@ def train_batches(
     counters: InputCounters | None = None,
     caches: Mapping[str, StoredEmbeddings] | None = None,
 ) -> Batches:
-    """Returns this process's part of super-batches `start_step`, `start_step + 1`, ... without end.
+    """Returns this process's part of super-batches `start_step`, `start_step + 1`, ..., endlessly.
 
     Every batch is a dict of arrays with n rows: `image` uint8 [n h w 3], `text`
     int32 [n l], `id` int32 [n], `<prefix>image` and `<prefix>text` of the views that differ from
@@ -125,28 +123,27 @@ def train_batches(
     source has them, `label` int32 [n], `is_noisy` bool [n] and `source` int32 [n], the number of
     the member of a mixture.
 
-    The place of a record that cannot be read, has no caption, is left out by the filters or is
-    missing in a cache is taken by a random one of the data set, or of the same member of a mixture,
-    which is a function of the seed and the place, too.
+    A record that cannot be read, has no caption, is dropped by the filters or is missing in a cache
+    is replaced by a random one of the data set, or of the same member of a mixture, which is
+    determined by the seed and the row.
 
     Args:
         source: the examples.
         config: shuffling, threads and limits.
-        views: by key prefix, what each model sees; "" is the learner. None: no model runs on these
-            examples, and nothing is decoded.
+        views: views of the models by key prefix; "" is the learner. If empty, nothing is decoded.
         batch_size: B, rows of a global super-batch. If it is larger than the data set, or its
-            share of a member than that, it holds examples more than once, which is warned about.
-        seed: of the order and the choice of captions; in [0, 2^32).
+            share of a member than the member, examples repeat within it, with a warning.
+        seed: seed of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
         rows: the rows of every super-batch that this process reads. None: all B.
         counters: counts skipped records.
-        caches: by key prefix, embeddings that come with each example; the text's are those of the
-            caption that is drawn.
+        caches: stored embeddings of the examples by key prefix; those of texts belong to the drawn
+            caption.
 
     Raises:
-        ConfigError: the data set is empty, a vocabulary file is missing, or there is no view "".
+        ConfigError: the data set is empty, a vocabulary file is missing, or the view "" is missing.
         InputError: from `next`: `config.max_skipped_in_a_row` records in a row are unreadable, or
-            `config.filters.max_in_a_row` are left out, or all are.
+            `config.filters.max_in_a_row` are dropped, or no example is usable.
         CacheError: from `next`: embeddings cannot be read.
     """
     if not 0 <= seed < 2**32:
@@ -170,17 +167,17 @@ def train_batches(
         example = reader.first_usable(order.tries(draw), reads_texts, cut and cut(draw))
         captions, caption = example.captions if reads_texts else (), 0
         if captions:
-            several = config.caption == "random" and len(captions) > 1
-            caption = captions[_random(seed, draw) % len(captions) if several else 0]
+            is_random = config.caption == "random" and len(captions) > 1
+            caption = Draws(seed, 0, draw).pick(captions) if is_random else captions[0]
         row = render(example.images, example.texts[caption] if captions else "")
         return row | example.fields(known) | {"caption": np.int32(caption)}
 
     def stack(rows: Sequence[Row]) -> Batch:
         batch = render.stack(rows)
         captions = batch.pop("caption")
-        for prefix, cache in caches.items():  # of a whole batch: single reads take far longer
-            found = cache.read(batch["id"], captions)
-            batch |= {f"{prefix}{name}": z for name, z in found.items()}
+        for prefix, cache in caches.items():  # by batch, which is far faster than by row
+            embeddings = cache.read(batch["id"], captions)
+            batch |= {f"{prefix}{name}": z for name, z in embeddings.items()}
         return batch
 
     numbers = range(start_step * len(rows), sys.maxsize)
@@ -213,12 +210,12 @@ def eval_batches(
         view: resolution and tokenizer of the model.
         batch_size: rows of a global batch.
         max_examples: stop after so many examples. None: all.
-        captions: k, the most captions of one picture that are wanted.
-        pictures: 1, or 2: both of each record; those that have one only count as unreadable.
+        captions: k, the most captions per picture.
+        pictures: pictures per record, 1 or 2; with 2, records with one picture are unreadable.
         rows: the rows of every global batch that this process reads. None: all of them.
         config: threads and limits. None: the defaults. Pictures are always decoded exactly and in
             full.
-        counters: counts records that cannot be read.
+        counters: counts unreadable records.
 
     Raises:
         ConfigError: the data set is empty.
@@ -269,7 +266,7 @@ def _warn_of_copies(source: Source, rows: int) -> None:
 
 
 def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:
-    """Of the number of a draw, what is looked at of its picture; None: the whole."""
+    """The augmentation of a picture by the number of its draw, or None."""
     changed = [view.augment for view in views.values() if view.augment != AugmentConfig()]
     if not changed:
         return None
@@ -280,7 +277,7 @@ def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:
         )
 
     def of_draw(draw: int) -> Cut:
-        # A stream of its own, apart from the choice of captions.
+        # A stream apart from the choice of captions.
         counter = np.array([0, draw, 1, 0], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=seed, counter=counter))
         return functools.partial(augment, config=changed[0], rng=rng)
@@ -289,7 +286,7 @@ def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:
 
 
 class _Render:
-    """Names what each model sees of an example; what several models see alike is made once."""
+    """Arrays of an example for each model; equal views share an array."""
 
     def __init__(self, views: Mapping[str, View]):
         if views and "" not in views:
@@ -300,7 +297,7 @@ class _Render:
 
     @property
     def looks(self) -> list[Look]:
-        """Those that differ; of each, one picture is to be given."""
+        """The distinct looks, one per picture that `__call__` takes."""
         return list(self._images)
 
     def __call__(self, images: Sequence[np.ndarray], text: str) -> Row:
@@ -312,7 +309,7 @@ class _Render:
         return row
 
     def stack(self, rows: Sequence[Row]) -> Batch:
-        """A batch of `rows`; views that are alike are the same array."""
+        """A batch of `rows`; equal views share an array."""
         batch = _stack(rows)
         for first, *others in (*self._images.values(), *(names for _, names in self._texts)):
             batch |= dict.fromkeys(others, batch[first])
@@ -321,9 +318,3 @@ class _Render:
 
 def _stack(rows: Sequence[Row]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _random(seed: int, draw: int) -> int:
-    """A random 64-bit integer for place `draw` of the whole run; Philox is fixed by definition."""
-    counter = np.array([0, draw, 0, 0], np.uint64)
-    return int(np.random.Philox(key=seed, counter=counter).random_raw())

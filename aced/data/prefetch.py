@@ -1,4 +1,4 @@
-"""Moves batches to the devices ahead of time, and measures how long a device had none."""
+"""Moves batches to the devices in advance, and measures how long devices wait for input."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from aced.parallel import mesh as meshes
 
-_POLL = 0.002  # seconds; how finely idle time is measured
+_POLL = 0.002  # seconds; resolution of the measured idle time
 
 
 class DevicePrefetch:
@@ -30,10 +30,10 @@ class DevicePrefetch:
         """Returns the next batch.
 
         Args:
-            running: an array that the step in flight gives: the devices are idle once it is
-                ready. None: no step is in flight.
+            running: an output of the step in flight: the devices are idle once it is ready.
+                None: no step is in flight.
 
-        Raises whatever the input raised; StopIteration at its end.
+        Raises the error of the input, and StopIteration at its end.
         """
         idle_since = None
         while True:
@@ -50,12 +50,12 @@ class DevicePrefetch:
         return item
 
     def take_waited(self) -> float:
-        """Seconds since the last call in which devices had finished their step without a batch."""
+        """Seconds since the last call in which devices waited for a batch."""
         waited, self._waited = self._waited, 0.0
         return waited
 
     def close(self) -> None:
-        """Stops the thread; the input itself is the caller's to close."""
+        """Stops the thread; the caller closes the input."""
         self._stop.set()
         self._thread.join()
 
@@ -71,11 +71,11 @@ class DevicePrefetch:
                 if not self._put(meshes.global_batch(batch, mesh)):
                     return
             self._put(StopIteration())
-        except BaseException as error:  # handed to whoever asks for the next batch
+        except BaseException as error:  # raised by `next`
             self._put(error)
 
     def _put(self, item: Any) -> bool:
-        """Whether there was room before `close`."""
+        """Whether the item was queued before `close`."""
         while not self._stop.is_set():
             try:
                 self._queue.put(item, timeout=0.05)

@@ -1,4 +1,4 @@
-"""Records to examples: read, filtered and decoded, and counted where that fails."""
+"""Reads, filters and decodes records, and counts failures."""
 
 import collections
 import dataclasses
@@ -19,34 +19,33 @@ from aced.errors import UserError
 
 Row = dict[str, np.ndarray | np.generic]  # one example of a batch
 
-# What a source may add to a batch, each with what stands there for an absent one. Selection's
+# Fields that a source may add to a batch, with their values for records without them. Selection's
 # metrics read `is_noisy`, and `source`, the number of the member of a mixture.
 OPTIONAL_FIELDS = {"label": np.int32(-1), "is_noisy": np.bool_(False), "source": np.int32(-1)}
 
-
-_REMEMBERED = 100_000  # unusable records that a reader does not read again to stand in for others
-_JUDGED_AFTER = 256  # draws, or one pass, after which the share of the unusable ones is looked at
+_REMEMBERED = 100_000  # unusable records that are not tried again as replacements
+_JUDGED_AFTER = 256  # draws, or one pass, before a warning about the share of unusable records
 
 
 class InputError(UserError, RuntimeError):
-    """The data set cannot be read any further; the message says where and what to do."""
+    """The data set cannot be read any further; the message names the place and the next step."""
 
 
 class InputCounters:
-    """Counts what was skipped, from any thread.
+    """Counts skipped records; thread-safe.
 
-    A record counts when it is drawn, so once a pass, and not when it is tried in the place of
-    another. Readers run ahead of training, so records of the next few steps may be counted already.
+    A record counts when it is drawn, so once per epoch, and not when it is tried as a replacement.
+    Readers run ahead of training, so the counts may include records of the next few steps.
 
     Attributes:
-        skipped: records that could not be used so far, again in every epoch.
-        by_source: the same by the source's name, which is that of the member in a mixture.
-        filtered: records that the filters left out, by reason.
-        recent: the last 1,000 skipped ones: (source's name, id, reason).
+        skipped: unusable records so far, counted in every epoch.
+        by_source: the same by the name of the source, or of the member of a mixture.
+        filtered: records that the filters dropped, by reason.
+        recent: the last 1,000 skipped records: (source's name, id, reason).
     """
 
     def __init__(self, on_skip: Callable[[str, int, str], None] | None = None):
-        """Calls `on_skip(source, id, reason)` for every skipped record, one call at a time."""
+        """`on_skip(source, id, reason)` is called for every skipped record, under a lock."""
         self.skipped = 0
         self.by_source: collections.Counter[str] = collections.Counter()
         self.filtered: collections.Counter[str] = collections.Counter()
@@ -55,7 +54,7 @@ class InputCounters:
         self._lock = threading.Lock()
 
     def skip(self, source: str, index: int, reason: str) -> None:
-        """Counts record `index` of `source`, which was left out because of `reason`."""
+        """Counts record `index` of `source`, skipped because of `reason`."""
         with self._lock:
             self.skipped += 1
             self.by_source[source] += 1
@@ -64,7 +63,7 @@ class InputCounters:
                 self._on_skip(source, index, reason)
 
     def filter(self, reason: str) -> None:
-        """Counts a record that the filters leave out."""
+        """Counts a record that the filters drop."""
         with self._lock:
             self.filtered[reason] += 1
 
@@ -73,13 +72,13 @@ class Example(NamedTuple):
     """A record that was read and decoded."""
 
     index: int
-    images: Sequence[np.ndarray]  # uint8 [r r 3], what each of the reader's looks sees
+    images: Sequence[np.ndarray]  # uint8 [r r 3], one per look of the reader
     texts: tuple[str, ...]  # captions that are not blank
     record: Mapping[str, Any]
-    captions: tuple[int, ...] = ()  # places in `texts` of those that pass the filters
+    captions: tuple[int, ...] = ()  # indices in `texts` of the captions that pass the filters
 
     def fields(self, known: Sequence[str]) -> Row:
-        """`id` and the `known` ones of the optional fields."""
+        """`id` and the optional fields `known`."""
         row: Row = {"id": np.int32(self.index)}
         for name in known:
             absent = OPTIONAL_FIELDS[name]
@@ -88,11 +87,11 @@ class Example(NamedTuple):
 
 
 class Filtered(str):
-    """Which filter left an example out."""
+    """The filter that dropped an example."""
 
 
 class _Part:
-    """A data set, or a member of a mixture, and how many of its draws could be used."""
+    """Counts usable and unusable draws of a data set or a member of a mixture."""
 
     def __init__(self, name: str, start: int, end: int):
         self.name, self.start, self.end = name, start, end
@@ -101,7 +100,7 @@ class _Part:
         self._lock = threading.Lock()
 
     def drew(self, index: int, result: "Example | Filtered | str") -> None:
-        """Counts a draw; says so once where more than half of them could not be used."""
+        """Counts a draw; warns once if more than half of the draws are unusable."""
         with self._lock:
             self._drawn += 1
             if isinstance(result, Example):
@@ -112,20 +111,20 @@ class _Part:
                 self._skipped += 1
             unusable = self._skipped + self._filtered.total()
             enough = self._drawn >= min(_JUDGED_AFTER, self.end - self.start)
-            # By two standard deviations: half of the draws may be a few more than half by chance.
+            # By two standard deviations, since the share fluctuates.
             most = 2 * unusable > self._drawn + 2 * self._drawn**0.5
             if self._is_reported or not enough or not most:
                 return
             self._is_reported = True
-            what = []
+            causes = []
             if self._filtered:
-                what.append(
+                causes.append(
                     f"data.filters leave out {self._filtered.total()} ({_listed(self._filtered)}); "
                     "loosen them if that is not meant"
                 )
             if self._skipped:
                 last = "" if isinstance(result, Filtered) else f" (number {index}: {result})"
-                what.append(
+                causes.append(
                     f"{self._skipped} are unreadable, without a caption or missing in a cache"
                     f"{last}; skipped.jsonl of the run names them, prepare the data again"
                 )
@@ -136,12 +135,12 @@ class _Part:
             self.name,
             unusable,
             drawn,
-            "; ".join(what),
+            "; ".join(causes),
         )
 
 
 class Reader:
-    """Reads and decodes records, and counts those that it can't."""
+    """Reads and decodes records, and counts those that fail."""
 
     def __init__(
         self,
@@ -151,9 +150,8 @@ class Reader:
         looks: Sequence[Look],
         missing: Sequence[Mapping[int, str]] = (),
     ):
-        """Reads `source`; examples that are `missing`, by id and why, are taken for unreadable.
-
-        Without `looks`, nothing is decoded.
+        """Reads `source`; examples in `missing` (id to reason) count as unreadable. Without `looks`
+        nothing is decoded.
         """
         check_size(source)
         self._source, self._config, self._counters = source, config, counters
@@ -162,27 +160,26 @@ class Reader:
         self._parts = [
             _Part(part.name, part.start, part.end) for part in getattr(source, "parts", ())
         ] or [_Part(source.name, 0, len(source))]
-        self._unusable: dict[int, str] = {}  # of those read so far, why
+        self._unusable: dict[int, str] = {}  # reason by index
 
     def first_usable(
         self, tries: Iterable[int], need_caption: bool = True, cut: Cut | None = None
     ) -> Example:
-        """The first usable example of `tries`, which are of one data set, or one member.
+        """The first usable example of `tries`, which all belong to one data set or member.
 
         Args:
-            tries: the example that is drawn, which is counted if it cannot be used, and those that
-                stand in for it; see `order.Order.tries`.
-            need_caption: whether one without a caption is unusable.
-            cut: gives the part of its picture that is looked at.
+            tries: the drawn example, which is counted if it is unusable, and its replacements; see
+                `order.Order.tries`.
+            need_caption: whether an example without a caption is unusable.
+            cut: returns the part of the picture to use.
 
         Raises:
-            InputError: none is usable, or none of as many in a row as the settings allow.
+            InputError: no example is usable, or none of as many in a row as the settings allow.
         """
         limit, filters = self._config.max_skipped_in_a_row, self._config.filters
         skipped, left_out, reason = 0, collections.Counter[str](), ""
         first = last = part = None
         for index in tries:
-            # The memory saves a second read. It does not change which example is taken.
             result = self._unusable.get(index) or self._read(index, need_caption, cut)
             if first is None:
                 first, part = index, self._part(index)
@@ -215,9 +212,9 @@ class Reader:
     def read(
         self, index: int, need_caption: bool, cut: Cut | None = None
     ) -> "Example | Filtered | str":
-        """Example `index`, or, counted, the reason why it isn't used.
+        """Example `index`, or, counted, the reason why it is unusable.
 
-        `cut` gives the part of its picture that is looked at.
+        `cut` returns the part of the picture to use.
         """
         result = self._read(index, need_caption, cut)
         self._count(index, result)
@@ -245,9 +242,9 @@ class Reader:
             images = self._view(record, cut)
         except (RecordError, DecodeError) as error:
             return str(error)
-        lost = next((known[index] for known in self._missing if index in known), None)
-        if lost is not None:
-            return f"it is missing in a cache: {lost}"
+        for reasons in self._missing:
+            if index in reasons:
+                return f"it is missing in a cache: {reasons[index]}"
         if need_caption and not texts:
             return "it has no caption"
         return Example(index, images, texts, record, captions)
@@ -258,16 +255,15 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def known_fields(source: Source, config: DataConfig) -> tuple[str, ...]:
-    """The optional fields of the first readable record: all batches have the same keys.
+    """The optional fields of the first readable record, since all batches need the same keys.
 
-    A mixture's are those that every member has, and the number of the member.
+    For a mixture, the fields that all members have.
     """
     config = dataclasses.replace(config, filters=FilterConfig())
     reader = Reader(source, config, InputCounters(), [])
     members = [(part.source, part.start) for part in getattr(source, "parts", ())]
     firsts = []
     for member, start in members or [(source, 0)]:
-        # From its first record on, and where that cannot be read, any.
         tries = orders.of(member, seed=0, shuffle=False, rows=1).tries(0)
         firsts.append(reader.first_usable((start + i for i in tries), need_caption=False).record)
     return tuple(name for name in OPTIONAL_FIELDS if all(name in record for record in firsts))

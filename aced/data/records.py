@@ -2,15 +2,14 @@
 
     my_data/
       dataset.json                            counts, hashes, class names, statistics, settings
-      train.hashes                            which picture each record has, see picture_hashes.py
+      train.hashes                            hash of each record's picture, see picture_hashes.py
       train-00000-of-00002.array_record
       train-00001-of-00002.array_record
       val-00000-of-00001.array_record
 
-A record is one example, a msgpack map (`Example`). The image is kept as it was encoded, so that
-what is stored is what was found. Nothing that is read is trusted: types and lengths are checked,
-and the names of shards are built here, never read. ArrayRecord notices damaged bytes by checksums
-of its own; the sha256 in a record says which picture it is, wherever it was copied to.
+A record is one example, a msgpack map (`Example`), with the image bytes as found. Files are not
+trusted: types and lengths are checked, and the names of shards are built here, never read.
+ArrayRecord has its own checksums against damage; the sha256 in a record identifies its picture.
 """
 
 import bisect
@@ -24,7 +23,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, NoReturn, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, BinaryIO, Protocol, SupportsIndex, runtime_checkable
 
 import msgpack
 import numpy as np
@@ -38,20 +37,20 @@ from aced.files import own_files
 FORMAT = "aced-records"
 VERSION = 1
 DESCRIPTION = "dataset.json"
-ADVICE = "copy the data set again or prepare it again"  # where that is damaged
+ADVICE = "copy the data set again or prepare it again"  # for a damaged description
 
-# Limits on one record: far above anything sensible, far below what would exhaust memory.
+# Limits on one record: far above real data, far below the size of memory.
 MAX_IMAGE_BYTES = 1 << 28
 MAX_STRING_BYTES = 1 << 20
 MAX_ITEMS = 1024  # texts of one image, entries of `extra`
-# The pictures of a record, each with its sha256; all but the first are optional.
+# Pictures of a record and the fields of their sha256; all but the first are optional.
 _DIGESTS = {"image": "sha256", "thumbnail": "thumbnail_sha256", "second": "second_sha256"}
 _REQUIRED = {"image": bytes, "texts": list, "key": str, "sha256": bytes}
 _TYPES = {"label": int, "is_noisy": bool, "extra": dict} | _REQUIRED
 _TYPES |= dict.fromkeys((*_DIGESTS, *_DIGESTS.values()), bytes)
 
-# One record per group, or a random read reads its neighbours too (measured: 6x slower). Pictures
-# are compressed already: not once more, which shrinks nothing and doubles the time of a read.
+# One record per group, since larger groups slow down random reads (measured: 6x). Uncompressed,
+# since compressing encoded pictures saves nothing and doubles the time of a read.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # No read-ahead: reads are random. These are the settings of array_record's own data source.
 _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
@@ -60,22 +59,22 @@ Scalar = str | int | float | bool
 
 
 class DatasetError(UserError, ValueError):
-    """A prepared data set that is missing, incomplete, empty or not what it says it is."""
+    """A prepared data set is missing, incomplete, empty or inconsistent."""
 
 
 class RecordError(ValueError):
-    """One record that can't be read; the message names file, index in the file and reason."""
+    """A record can't be read; the message names file, index in the file and reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One image and all that is said about it."""
+    """One image with its captions, label and other fields."""
 
     image: bytes  # encoded (JPEG, PNG, ...), as found; empty where there are only sentences
     texts: tuple[str, ...]  # at least one caption
     key: str  # the image's path in its folder: the same however often a data set is prepared
     label: int | None = None
-    is_noisy: bool | None = None  # whether the pair is known to be bad; None where nobody knows
+    is_noisy: bool | None = None  # whether the pair is known to be bad; None: unknown
     extra: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     thumbnail: bytes | None = None  # the whole picture again, smaller, upright, encoded
     second: bytes | None = None  # another picture, that the texts are about as well, encoded
@@ -98,6 +97,14 @@ class Source(Protocol):
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """`image`, maybe `second` bytes, `texts` (str, ...), `id`, maybe `key`, `label`, ..."""
+
+
+def check_index(source: Source, index: SupportsIndex) -> int:
+    """Returns `index` as an int; an IndexError if `source` has no such example."""
+    index = operator.index(index)
+    if not 0 <= index < len(source):
+        raise IndexError(f"Example {index} of {source.name}, which has {len(source)}.")
+    return index
 
 
 def encode(example: Example) -> bytes:
@@ -124,7 +131,7 @@ def decode(record: bytes) -> Example:
     """Returns the example that `encode` wrote.
 
     Raises:
-        ValueError: the bytes are not such a record.
+        ValueError: the bytes are not a valid record.
     """
     fields = msgpack.unpackb(
         record,
@@ -150,14 +157,16 @@ def decode(record: bytes) -> Example:
 
 
 def _check(fields: Any) -> None:
-    """Raises ValueError for what is no record. Runs for every example that is read."""
+    """Raises ValueError for an invalid record. Runs for every example that is read."""
     if type(fields) is not dict:
         raise ValueError(f"a record must be a map, got {type(fields).__name__}")
     if not fields.keys() >= _REQUIRED.keys():
         raise ValueError(f"no field {min(_REQUIRED.keys() - fields.keys())!r}")
     for name, value in fields.items():
-        if type(value) is not _TYPES.get(name):
-            _refuse_type(name, value)
+        if name not in _TYPES:
+            raise ValueError(f"unknown field {name!r}")
+        if type(value) is not (kind := _TYPES[name]):
+            raise ValueError(f"field {name!r} must be {kind.__name__}, got {type(value).__name__}")
     for name, digest in _DIGESTS.items():
         if name in fields:
             size, least = len(fields[name]), 0 if name == "image" else 1
@@ -177,13 +186,6 @@ def _check(fields: Any) -> None:
         _check_extra(fields["extra"])
     if not -(1 << 31) <= fields.get("label", 0) < 1 << 31:
         raise ValueError(f"label {fields['label']} does not fit 32 bits")
-
-
-def _refuse_type(name: Any, value: Any) -> NoReturn:
-    if name not in _TYPES:
-        raise ValueError(f"unknown field {name!r}")
-    found = type(value).__name__
-    raise ValueError(f"field {name!r} must be {_TYPES[name].__name__}, got {found}")
 
 
 def _check_extra(extra: Mapping[Any, Any]) -> None:
@@ -213,7 +215,7 @@ def shard_name(split: str, shard: int, shards: int) -> str:
 def write_split(
     directory: str | os.PathLike, split: str, examples: Iterable[Example], count: int, shards: int
 ) -> list[dict[str, Any]]:
-    """Writes `count` examples, in their order, to `shards` files of nearly equal counts.
+    """Writes `count` examples in order to `shards` files of nearly equal counts.
 
     Returns:
         The split's part of `dataset.json`: records, bytes and sha256 of every shard.
@@ -239,11 +241,11 @@ def write_split(
 def write_shard(
     path: str | os.PathLike, examples: Iterable[Example], hashes: BinaryIO
 ) -> dict[str, Any]:
-    """Writes `examples` to the file `path`, and which pictures they have to `hashes`.
+    """Writes `examples` to the file `path`, and the hashes of their pictures to `hashes`.
 
     Returns:
-        The shard's part of `dataset.json`: its records, bytes and sha256, and that of its part of
-        `hashes`.
+        The shard's part of `dataset.json`: its records, bytes and sha256, and the sha256 of its
+        hashes.
     """
     path, count, pictures = pathlib.Path(path), 0, hashlib.sha256()
     writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
@@ -251,16 +253,19 @@ def write_shard(
         for example in examples:
             writer.write(encode(example))
             count += 1
-            which = picture_hashes.of(example.sha256 if example.image else None)
-            pictures.update(which)
-            hashes.write(which)
+            picture_hash = picture_hashes.of(example.sha256 if example.image else None)
+            pictures.update(picture_hash)
+            hashes.write(picture_hash)
     finally:
         writer.close()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
-    hashed = {picture_hashes.DIGEST: pictures.hexdigest()}
-    return {"records": count, "bytes": size, "sha256": digest, **hashed}
+    return {
+        "records": count,
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+        picture_hashes.DIGEST: pictures.hexdigest(),
+    }
 
 
 def fingerprint(splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
@@ -280,7 +285,7 @@ def write_description(
     settings: Mapping[str, Any],
     class_names: list[str] | None = None,
 ) -> None:
-    """Writes `dataset.json`, last, so that a folder that has one is complete."""
+    """Writes `dataset.json`. Call it last: a folder with this file is complete."""
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -300,7 +305,7 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
     """Returns the checked `dataset.json` of the data set `path`.
 
     Raises:
-        DatasetError: there is none, or it is not one of this format.
+        DatasetError: the file is missing or has another format.
     """
     if "://" in str(path):
         raise DatasetError(
@@ -315,8 +320,8 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
         )
     with own_files.reading(file, ADVICE, DatasetError):
         description = own_files.loads(file.read_bytes())
-        if (found := (description["format"], description["version"])) != (FORMAT, VERSION):
-            raise ValueError(f"format and version are {found}, not {(FORMAT, VERSION)}")
+        if (version := (description["format"], description["version"])) != (FORMAT, VERSION):
+            raise ValueError(f"format and version are {version}, not {(FORMAT, VERSION)}")
         for split_name, split in description["splits"].items():
             shard_name(split_name, 0, 1)
             for shard in split["shards"]:
@@ -335,11 +340,7 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
 def _described(
     path: str | os.PathLike, description: Mapping[str, Any], split: str
 ) -> Mapping[str, Any]:
-    """The part of the `description` of `path` that is about `split`.
-
-    Raises:
-        DatasetError: there is no such split.
-    """
+    """The part of `description` about `split`; a DatasetError if that does not exist."""
     if split not in description["splits"]:
         known = ", ".join(description["splits"]) or "none"
         raise DatasetError(f"{path} has no split {split!r}; it has: {known}.")
@@ -347,7 +348,7 @@ def _described(
 
 
 class RecordSource:
-    """The examples of one split; see `Source`. Its files are opened when first read."""
+    """The examples of one split; see `Source`. Files are opened on the first read."""
 
     def __init__(self, path: str | os.PathLike, split: str):
         description = read_description(path)
@@ -361,7 +362,7 @@ class RecordSource:
         self._files = [
             self._directory / shard_name(split, i, len(shards)) for i in range(len(shards))
         ]
-        # A reader of a missing file, or of one that was cut off, reports 0 records, silently.
+        # ArrayRecord's reader silently reports 0 records for a missing or truncated file.
         for file, shard in zip(self._files, shards, strict=True):
             if not file.is_file():
                 raise DatasetError(f"Shard {file} is missing; copy it again or prepare it again.")
@@ -388,16 +389,14 @@ class RecordSource:
         return self._ends[-1]
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Example `index`, as `Source` says, with `extra` where there is any.
+        """Example `index`, see `Source`, with `extra` if it has any.
 
         Raises:
-            IndexError: there is no such example.
-            RecordError: the record is damaged. Others may be fine.
-            DatasetError: a shard as a whole is not what `dataset.json` says.
+            IndexError: `index` is out of range.
+            RecordError: the record is damaged.
+            DatasetError: a shard does not match `dataset.json`.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        index = check_index(self, index)
         shard = bisect.bisect_right(self._ends, index) - 1
         row = index - self._ends[shard]
         reader = self._reader(shard)
@@ -415,19 +414,19 @@ class RecordSource:
         return out
 
     def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
-        with self._lock:  # reads are thread-safe, opening the same file twice would be a waste
+        with self._lock:  # opens each file once; reads are thread-safe
             if shard not in self._readers:
                 file, count = self._files[shard], self._counts[shard]
                 try:
                     reader = array_record_module.ArrayRecordReader(str(file), **_READER_OPTIONS)
-                    found = reader.num_records()
+                    records = reader.num_records()
                 except (RuntimeError, ValueError) as error:
                     raise DatasetError(
                         f"{file} is not readable: {error}; copy it again."
                     ) from error
-                if found != count:
+                if records != count:
                     raise DatasetError(
-                        f"{file} has {found} records where {DESCRIPTION} says {count}; it is "
+                        f"{file} has {records} records where {DESCRIPTION} says {count}; it is "
                         "damaged or another data set's: copy it again or prepare it again."
                     )
                 self._readers[shard] = reader
@@ -444,15 +443,14 @@ def open_dataset(path: str | os.PathLike, split: str) -> RecordSource:
 
 
 def read_hashes(path: str | os.PathLike, split: str) -> Iterator[UInt64[np.ndarray, " n"]] | None:
-    """Which pictures the examples of `split` have, shard by shard; see `picture_hashes`.
+    """The hashes of the pictures of `split`, shard by shard; see `picture_hashes`.
 
     Returns:
-        One hash for each example, in their order; 0 where it has no picture. None: the data set
-        was prepared before there were any.
+        One hash per example; 0 without a picture. None: the data set is older than hashes.
 
     Raises:
-        DatasetError: no such data set or split, or, while they are read, the file is missing or
-            damaged.
+        DatasetError: the data set or split does not exist, or, during iteration, the file is
+            missing or damaged.
     """
     description = read_description(path)
     shards = _described(path, description, split)["shards"]

@@ -1,4 +1,4 @@
-"""What a run reads side by side: data sets, each with an order, epochs and a length of its own."""
+"""Data sets that a run reads side by side, each with its own order, epochs and length."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -19,10 +19,7 @@ Shape = tuple[tuple[int, ...], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """One of them, as a method asks for it.
-
-    Its part of a batch is that of `pipeline.train_batches`, under the prefix that the method gives.
-    """
+    """A data set that a method reads; its arrays are those of `pipeline.train_batches`."""
 
     data: DataConfig
     rows: int  # examples per step, over all processes
@@ -32,7 +29,7 @@ class Stream:
     needs: tuple[str, ...] = ()  # of the optional fields: those without which there is no step
 
     def shapes(self) -> dict[str, Shape]:
-        """Shape and type of a row of each array, without what the source may add."""
+        """Shape and type of a row of each array, without optional fields of the source."""
         shapes: dict[str, Shape] = {"id": ((), jnp.int32)}
         shapes |= {name: ((), OPTIONAL_FIELDS[name].dtype) for name in self.needs}
         for look, names in image_arrays(self.views).items():
@@ -46,11 +43,7 @@ class Stream:
         return shapes
 
     def check(self, source: Source) -> None:
-        """Refuses data without the fields that are needed.
-
-        Raises:
-            ConfigError: see above.
-        """
+        """Raises a ConfigError if the data lack a field that is needed."""
         missing = sorted(set(self.needs) - set(known_fields(source, self.data)))
         if missing:
             raise ConfigError(
@@ -60,7 +53,7 @@ class Stream:
 
 
 class SideBySide(Iterator[Batch]):
-    """Batches of several streams as one, every key under the prefix of its stream."""
+    """Joins the batches of several streams; every key gets the prefix of its stream."""
 
     def __init__(self, streams: Mapping[str, Batches]):
         self._streams = streams

@@ -1,7 +1,7 @@
 """Captions to token ids, int32 [n length], and back: CLIP, sentencepiece, `tokenizer.json`, scenes.
 
-All kinds share one convention: ids are cut to `length` with the end-of-text id kept as the last
-one ("sticky", as big_vision calls it), and filled up with the padding id.
+All kinds share one convention: ids are cut to `length`, keeping the end-of-text id as the last one
+("sticky" in big_vision), and padded with the padding id.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from aced.data import clip_bpe
 from aced.data.shapes import scenes, tasks
 
 CLIP_EOS = clip_bpe.END_ID
-# Names under which a `tokenizer.json` usually holds its end-of-text token, most telling first.
+# Usual names of the end-of-text token in a `tokenizer.json`, the most specific first.
 _HF_EOS_TOKENS = ("</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "[SEP]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -91,8 +91,8 @@ class Tokenizer:
     Attributes:
         config: the settings.
         vocab_size: number of ids; every id is below it.
-        eos_id: the end-of-text id, where text towers that pool there look. None if there is none.
-        pad_id: the id that fills a row up.
+        eos_id: the end-of-text id, at which some text towers pool; None if the file has none.
+        pad_id: the padding id.
     """
 
     def __init__(self, config: TokenizerConfig):
@@ -132,7 +132,7 @@ class Tokenizer:
             return out
         for row, ids in zip(out, self._encode([self._clean(t) for t in texts]), strict=True):
             if self.config.eos:
-                # Some files append the end of text themselves: never twice.
+                # Some files append the end of text themselves.
                 ids = ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids
                 row[: len(ids[: length - 1])] = ids[: length - 1]
                 row[min(len(ids), length - 1)] = self.eos_id
@@ -141,19 +141,18 @@ class Tokenizer:
         return out
 
     def decode(self, ids: Int[np.ndarray, "n l"]) -> list[str]:
-        """Returns what rows of ids say, each up to its end of text, without special ids.
+        """Returns the texts of rows of ids, each up to its end of text, without special ids.
 
-        It is the text after cleaning, as far as the vocabulary knows it; where that cuts words up,
-        as CLIP's does at punctuation, with spaces between the parts. Ids past the vocabulary, which
-        models may have, say nothing.
+        Texts are cleaned ones; where the vocabulary splits words, as CLIP's does at punctuation,
+        their parts are separated by spaces. Ids beyond the vocabulary are dropped.
         """
-        return [self._decode(self._said(row)) for row in ids.tolist()]
+        return [self._decode(self._content(row)) for row in ids.tolist()]
 
-    def _said(self, row: list[int]) -> list[int]:
-        """A row up to its end of text, or, where texts have no end, without the padding."""
+    def _content(self, row: list[int]) -> list[int]:
+        """A row up to its end of text, or without padding if texts have no end."""
         if self.eos_id in row:
             row = row[: row.index(self.eos_id)]
-        # Within texts the id may be a word's: 0 is one of CLIP's.
+        # Only at the end: the padding id may also be a word, as 0 is in CLIP.
         while not self.config.eos and row and row[-1] == self.pad_id:
             row = row[:-1]
         return [i for i in row if i < self.vocab_size]
@@ -175,8 +174,8 @@ def get_tokenizer(config: TokenizerConfig) -> Tokenizer:
 def clip_clean(text: str) -> str:
     """open_clip's cleaning: broken Unicode and HTML entities mended, white space squeezed.
 
-    Printable ASCII without '&' comes out of ftfy and html.unescape as it went in, so it skips
-    them: 30 times as fast on usual captions.
+    Printable ASCII without '&' skips ftfy and html.unescape, which leave it unchanged; 30 times as
+    fast on usual captions.
     """
     if not (text.isascii() and text.isprintable() and "&" not in text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -228,17 +227,17 @@ def _load_hf(config: TokenizerConfig) -> Loaded:
     pad = model.padding["pad_id"] if model.padding else 0
     model.no_padding()
     model.no_truncation()
-    found = (model.token_to_id(token) for token in _HF_EOS_TOKENS)
-    eos = next((token for token in found if token is not None), None)
+    eos_ids = (model.token_to_id(token) for token in _HF_EOS_TOKENS)
+    eos = next((token for token in eos_ids if token is not None), None)
     size = model.get_vocab_size(with_added_tokens=True)
-    # What the file puts around texts is not always marked as special in it.
+    # Tokens that the file puts around texts are not always marked as special.
     return _encoder(model), _decoder(model, model.encode("").ids), size, eos, pad
 
 
 def closed_tokenizer(kind: Literal["shapes", "scenes"]) -> tokenizers.Tokenizer:
-    """A vocabulary of the embedded data set: <pad> 0, </s> 1, <unk> 2, its words.
+    """A vocabulary of the embedded data set: <pad> 0, </s> 1, <unk> 2, then its words.
 
-    "scenes" has those of "shapes" with the same ids, and then those of the tasks.
+    "scenes" extends "shapes" by the words of the tasks.
     """
     words = (*scenes.WORDS, *(tasks.WORDS if kind == "scenes" else ()))
     vocab = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *words))}
@@ -253,7 +252,7 @@ def _load_closed(config: TokenizerConfig) -> Loaded:
 
 
 def _encoder(model: tokenizers.Tokenizer) -> Callable[[list[str]], Sequence[Sequence[int]]]:
-    # One text at a time: `encode_batch` would start threads of its own under the readers'.
+    # One text at a time: `encode_batch` would start more threads.
     return lambda texts: [model.encode(text).ids for text in texts]
 
 

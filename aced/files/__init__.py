@@ -1,1 +1,1 @@
-"""Local files and object stores: reading, atomic writing, encodings, and who owns a folder."""
+"""Local files and object stores: reading, atomic writing, encodings, and owners of folders."""

@@ -1,9 +1,9 @@
-"""The text in users' files: it is UTF-8, and where it is not, that is said with what to do."""
+"""Decodes users' text files as UTF-8; errors of other encodings explain how to convert them."""
 
 import codecs
 
-MARK = "\ufeff"  # the byte order mark that editors on Windows put before UTF-8
-# That of UTF-16 is the beginning of that of UTF-32.
+MARK = "\ufeff"  # byte order mark, which editors on Windows put before UTF-8
+# UTF-32 comes first, since its mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -14,23 +14,23 @@ _PACKED = ((b"\x1f\x8b", "compressed by gzip"), (b"PK\x03\x04", "a zip file, or 
 
 
 def foreign(head: bytes) -> str | None:
-    """What is wrong with a file of text that begins with `head`, and what to do; None: nothing."""
-    for begin, what in _PACKED:
+    """Why a file that begins with `head` is not UTF-8 text, with advice, or None."""
+    for begin, kind in _PACKED:
         if head.startswith(begin):
-            return f"it is {what}, and no text; unpack or export it"
+            return f"it is {kind}, and no text; unpack or export it"
     for mark, name in _MARKS:
         if head.startswith(mark):
             return _convert(name)
-    if head.count(0) * 4 > len(head):  # without a mark, every second byte of plain English is zero
+    if head.count(0) * 4 > len(head):  # UTF-16 without a mark: half of the bytes of ASCII are zero
         return _convert("UTF-16")
     return None
 
 
 def decode(data: bytes) -> str:
-    """`data`, a whole text, without a byte order mark.
+    """Decodes a whole text, without its byte order mark.
 
     Raises:
-        ValueError: it is not UTF-8; the message says what it may be.
+        ValueError: it is not UTF-8; the message names the likely encoding.
     """
     if (problem := foreign(data)) is not None:
         raise ValueError(problem)
@@ -41,7 +41,7 @@ def decode(data: bytes) -> str:
 
 
 def without_mark(text: str) -> str:
-    """`text` without a byte order mark before it; files that were joined have them anywhere."""
+    """Removes a byte order mark; concatenated files may have one on any line."""
     return text.removeprefix(MARK)
 
 
@@ -54,7 +54,7 @@ def trouble(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with what cannot be encoded written as escapes, for messages."""
+    """`text` with escapes for characters that cannot be encoded, for messages."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,8 +1,7 @@
-"""Files of our own that are read back: each has a checksum, and one reader notices any damage.
+"""Checksums of our own files, so that damage is detected when they are read.
 
-A JSON object has the checksum as its entry `sha256`, of all else in it, so that it can be read and
-written with any tool; other files have a CRC-32 in a last line. JSON files of before there were
-checksums are read without.
+A JSON object has the checksum of its other entries as the entry `sha256`, so that any tool can read
+it; other files have a CRC-32 in a last line. Older JSON files have no checksum.
 """
 
 import contextlib
@@ -21,11 +20,11 @@ _SEAL_BYTES = len(_SEAL % 0)
 
 
 class UnreadableError(ValueError):
-    """Bytes that are not what was written.
+    """Damaged content.
 
     Attributes:
-        reason: what is wrong.
-        line: where it is wrong, from 1 on; None: that cannot be told.
+        reason: the problem.
+        line: the line of the problem, from 1 on; None if unknown.
     """
 
     def __init__(self, reason: str, line: int | None = None):
@@ -37,15 +36,15 @@ class UnreadableError(ValueError):
 def reading(
     path: str | os.PathLike, advice: str, kind: type[Exception] = ConfigError
 ) -> Iterator[None]:
-    """Names the file in the error of a block that reads it and looks at what is in it.
+    """Converts errors of a block that reads and checks a file to errors that name the file.
 
     Args:
-        path: of the file.
-        advice: what to do about it, the end of a sentence.
-        kind: of the error.
+        path: the file.
+        advice: the next step for the user, as the end of a sentence.
+        kind: the type of the error to raise.
 
     Raises:
-        kind: instead of every error that content or a disk can cause.
+        kind: for every error that the content or the disk can cause.
     """
     try:
         yield
@@ -58,12 +57,12 @@ def parse(data: bytes) -> dict[str, Any]:
     """Returns the JSON object in `data`.
 
     Raises:
-        UnreadableError: there is none.
+        UnreadableError: the data are not a JSON object.
     """
     if not data.strip(b"\0"):
         raise UnreadableError(f"it is {len(data):,} zero bytes" if data else "it is empty")
     try:
-        found = json.loads(data.decode())
+        content = json.loads(data.decode())
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UnreadableError(f"byte 0x{data[error.start]:02x} is not UTF-8", line) from error
@@ -72,14 +71,14 @@ def parse(data: bytes) -> dict[str, Any]:
         raise UnreadableError(reason, error.lineno) from error
     except RecursionError as error:
         raise UnreadableError("no JSON of ours: brackets within brackets") from error
-    if type(found) is not dict:
-        raise UnreadableError(f"it is no JSON object but a {type(found).__name__}")
-    return found
+    if type(content) is not dict:
+        raise UnreadableError(f"it is no JSON object but a {type(content).__name__}")
+    return content
 
 
 def dumps(content: Mapping[str, Any]) -> bytes:
     """Returns a JSON object with its checksum, as `loads` reads it."""
-    content = json.loads(json.dumps(content))  # as it is read: keys are strings, tuples are lists
+    content = json.loads(json.dumps(content))  # converts keys to strings and tuples to lists
     content[CHECKSUM] = _sha256(content)
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -88,7 +87,7 @@ def loads(data: bytes) -> dict[str, Any]:
     """Returns the object that `dumps` wrote.
 
     Raises:
-        UnreadableError: it is not that.
+        UnreadableError: the data are damaged.
     """
     content = parse(data)
     written = content.pop(CHECKSUM, None)
@@ -102,7 +101,7 @@ def loads(data: bytes) -> dict[str, Any]:
 
 
 def _ends_with_checksum(content: Mapping[str, Any]) -> bool:
-    """Whether the last entry is the checksum of the others, so that its name was changed."""
+    """Whether the last entry is the checksum under a damaged name."""
     *others, last = content.items() or [("", None)]
     return last[1] == _sha256(dict(others))
 
@@ -117,12 +116,12 @@ def seal(data: bytes) -> bytes:
 
 
 def unseal(data: bytes) -> bytes:
-    """Returns what `seal` was given.
+    """Returns the data given to `seal`.
 
     Raises:
-        UnreadableError: it is not that.
+        UnreadableError: the data are damaged.
     """
-    content, found = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
-    if found != _SEAL % zlib.crc32(content):
+    content, checksum = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    if checksum != _SEAL % zlib.crc32(content):
         raise UnreadableError("its content is not that of its checksum: it was cut off or changed")
     return content

@@ -1,10 +1,10 @@
-"""One process at a time works in a folder: a second one is refused, with the name of the first.
+"""Folder ownership: one process works in a folder at a time, and a second one is refused.
 
-The owner's file names the process, its host and its start, and is written again every half minute
-as a sign of life. On a file system the process also holds a lock on it (flock), which the kernel
-releases when the process ends, however it ends. So on one machine a dead owner is found at once.
-Object stores have no locks, and those of network file systems do not always work between machines.
-There an owner that gives no sign of life for `STALE_SECONDS` counts as dead.
+The owner's file names the process, its host and its start, and is rewritten every half minute as a
+heartbeat. On a file system the process also holds a lock on it (flock), which the kernel releases
+when the process ends for any reason, so that a dead owner on the same machine is detected at once.
+Object stores have no locks, and locks of network file systems do not always work between machines.
+There an owner without a heartbeat for `STALE_SECONDS` counts as dead.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ from absl import logging
 from aced.config import ConfigError
 from aced.files import storage
 
-FORCE = (  # what the flag --force of commands that work in a folder does
+FORCE = (  # help of the flag --force
     "Take the folder over from another process, named in owner.json, which is known to be dead. "
     "Without this, one that died on another machine is noticed within three minutes."
 )
 FILE = "owner.json"
 STALE_SECONDS = 180.0
 _BEAT_SECONDS = 30.0
-_WATCHED_SECONDS = 45.0  # for a sign of life, whatever the clocks of two machines say
+_WATCHED_SECONDS = 45.0  # minimum time to wait for a heartbeat, in case the clocks differ
 _LONG_AGO_SECONDS = 3600.0  # more than clocks differ
-_DYING_SECONDS = 5.0  # that a process which was killed may hold its lock for
+_DYING_SECONDS = 5.0  # a killed process may hold its lock this long
 _POLL_SECONDS = 0.5
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class OwnedError(ConfigError):
-    """Another process works in the folder; the message names it and says what to do."""
+    """Another process works in the folder; the message names it and the next step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Owner:
     host: str = "an unknown host"
     process: int = 0
     started: str = "at an unknown time"
-    seen: float = 0.0  # seconds since 1970 of its last sign of life
-    boot: str = ""  # of its machine: one that is started again is another
-    namespace: str = ""  # in which its number is that process
-    birth: str = ""  # of the process: numbers are used again
-    token: str = ""  # of this owner alone
+    seen: float = 0.0  # time of the last heartbeat, seconds since 1970
+    boot: str = ""  # id of the machine's last boot
+    namespace: str = ""  # PID namespace of `process`
+    birth: str = ""  # start time of the process, since numbers are reused
+    token: str = ""  # unique id of this owner
 
     @classmethod
     def this(cls) -> "Owner":
-        """This process, as an owner of its own."""
+        """This process as a new owner."""
         return cls(
             host=socket.gethostname(),
             process=os.getpid(),
@@ -75,18 +75,18 @@ class Owner:
 
     @classmethod
     def parse(cls, data: bytes) -> "Owner":
-        """What `bytes` gave; of a file that is being written or is damaged, an unknown owner."""
+        """The owner in a file; an unknown one if the file is being written or damaged."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
             return cls()
 
     def bytes(self) -> bytes:
-        """For the file."""
+        """The content of the owner's file."""
         return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
 
     def is_alive(self) -> bool | None:
-        """Whether it is a process of this machine that is running; None: that cannot be told."""
+        """Whether the process runs on this machine; None if unknown."""
         if not self.boot or self.boot != _boot():
             return None
         if self.birth and _birth(self.process) == self.birth:
@@ -94,14 +94,14 @@ class Owner:
         return False if self.namespace and self.namespace == _namespace() else None
 
     def __str__(self) -> str:
-        said = f"process {self.process} on {self.host}, started {self.started}"
+        text = f"process {self.process} on {self.host}, started {self.started}"
         if not self.seen:
-            return said
-        return f"{said}, last sign of life {max(time.time() - self.seen, 0):,.0f} s ago"
+            return text
+        return f"{text}, last sign of life {max(time.time() - self.seen, 0):,.0f} s ago"
 
 
 def beside(out: str) -> str:
-    """Where the owner's file of an output is that takes its place only when it is complete."""
+    """The path of the owner's file of an output that is moved to its place when complete."""
     parent, name = posixpath.split(out.rstrip("/"))
     return posixpath.join(parent, f".{name}.{FILE}")
 
@@ -110,16 +110,16 @@ def beside(out: str) -> str:
 def owned(path: str, force: bool = False) -> Iterator[None]:
     """Owns the folder of the owner's file `path` while the block runs.
 
-    Where the owner that is there may have died on another machine, it is watched for at most
-    `STALE_SECONDS` before its place is taken.
+    If an earlier owner may have died on another machine, this waits at most `STALE_SECONDS` for its
+    heartbeat.
 
     Args:
-        path: of the owner's file, local or in an object store.
-        force: take the place of an owner that may be dead without waiting for that.
+        path: path of the owner's file, local or in an object store.
+        force: replace an owner that may be dead without waiting.
 
     Raises:
-        OwnedError: another process, which is alive, owns it.
-        StorageError: the file cannot be written. Stores raise errors of their own, too.
+        OwnedError: a live process owns the folder.
+        StorageError: the file cannot be written. Stores raise their own errors, too.
     """
     me = Owner.this()
     file = _InStore(path) if storage.is_remote(path) else _OnDisk(path)
@@ -132,36 +132,36 @@ def owned(path: str, force: bool = False) -> Iterator[None]:
     finally:
         done.set()
         beat.join(_DYING_SECONDS)
-        with contextlib.suppress(Exception):  # what is left is known to be of a dead process
+        with contextlib.suppress(Exception):  # a leftover file is recognised as a dead owner's
             file.release(me)
 
 
 class _OnDisk:
-    """The owner's file on a file system, with the kernel's lock on it where there are locks."""
+    """The owner's file on a file system, with a lock where the file system has locks."""
 
     def __init__(self, path: str):
         self._path = pathlib.Path(path).expanduser().absolute()
         self._open: int | None = None
-        self._made = False  # whether the folder was not there before
+        self._made = False  # whether this process made the folder
         self._locks = True
 
     def take(self, me: Owner) -> Owner | None:
         """Writes `me`, or returns the owner that is in the way."""
-        # Others may make and remove the folder at the same time: each call is tried, none foreseen.
+        # Other processes may make and remove the folder at the same time.
         with contextlib.suppress(FileExistsError):
             self._path.parent.mkdir(parents=True)
             self._made = True
         if (opened := self._file()) is None:
-            return self.take(me)  # its owner removed it in between
+            return self.take(me)  # its owner removed it meanwhile
         file, is_new = opened
         try:
-            got = self._lock(file)
-            there = Owner.parse(os.pread(file, 1 << 16, 0))
-            is_free = is_new  # without locks: who makes the file has it
+            is_locked = self._lock(file)
+            owner = Owner.parse(os.pread(file, 1 << 16, 0))
+            is_free = is_new  # without locks the process that makes the file owns it
             if self._locks:
-                is_free = got and (there == Owner() or there.boot == me.boot)
+                is_free = is_locked and (owner == Owner() or owner.boot == me.boot)
             if not is_free:
-                return there
+                return owner
             if self._is_at_path(file):
                 self._open, file = file, -1
                 self._begin(me)
@@ -169,27 +169,27 @@ class _OnDisk:
         finally:
             if file >= 0:
                 os.close(file)
-        return self.take(me)  # its owner removed the file in between
+        return self.take(me)  # its owner removed the file meanwhile
 
     def _file(self) -> tuple[int, bool] | None:
-        """The open file, and whether this call made it; None: it was there, and then it was not."""
+        """The open file, and whether this call made it; None if it was removed meanwhile."""
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
             return os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
         except FileNotFoundError:
-            if self._path.parent.is_symlink():  # to where nothing is
+            if self._path.parent.is_symlink():  # a broken link
                 raise
             return None
         except FileExistsError:
             try:
                 return os.open(self._path, flags), False
             except FileNotFoundError:
-                if self._path.is_symlink():  # to where nothing is: it never can be opened
+                if self._path.is_symlink():  # a broken link
                     raise
                 return None
 
     def _begin(self, me: Owner) -> None:
-        """Writes the file for the first time; where that fails nothing is left of it."""
+        """Writes the file for the first time, and removes it if that fails."""
         try:
             self.write(me)
         except OSError:
@@ -214,46 +214,46 @@ class _OnDisk:
             self._locks = False
         return True
 
-    def is_alive(self, there: Owner) -> bool | None:
-        """Whether the owner that `take` returned is alive; None: that cannot be told."""
-        if self._locks and there.boot and there.boot == _boot():
-            return True  # else the kernel would have given its lock away
-        return there.is_alive()
+    def is_alive(self, owner: Owner) -> bool | None:
+        """Whether the owner that `take` returned is alive; None if unknown."""
+        if self._locks and owner.boot and owner.boot == _boot():
+            return True  # otherwise the kernel would have released its lock
+        return owner.is_alive()
 
     def read(self) -> Owner | None:
-        """The owner, if there is a file."""
+        """The owner, or None without a file."""
         try:
             return Owner.parse(self._path.read_bytes())
         except FileNotFoundError:
             return None
 
     def write(self, me: Owner) -> None:
-        """Writes the file anew; the lock stays."""
+        """Rewrites the file, keeping the lock."""
         data = me.bytes()
         os.pwrite(self._open, data, 0)
         os.ftruncate(self._open, len(data))
 
     def clear(self) -> None:
-        """Removes the file. A lock that another process holds on it has no effect from then on."""
+        """Removes the file, which makes the lock of another process ineffective."""
         self._path.unlink(missing_ok=True)
 
     def release(self, me: Owner) -> None:
-        """Removes the file if it is that of `me`, and the lock."""
-        there = self.read()
-        if there is not None and there.token == me.token:
+        """Removes the file of `me`, and the lock."""
+        owner = self.read()
+        if owner is not None and owner.token == me.token:
             self.clear()
         self._close()
 
     def _close(self) -> None:
-        """Gives the lock back, and removes the folder if it was made here and is empty."""
+        """Releases the lock, and removes the folder if it was made here and is empty."""
         os.close(self._open)
         if self._made:
-            with contextlib.suppress(OSError):  # it holds what was made in it
+            with contextlib.suppress(OSError):  # the folder has files
                 self._path.parent.rmdir()
 
 
 class _InStore:
-    """The owner's file as an object, which is made only where there is none."""
+    """The owner's file as an object, created only if it does not exist."""
 
     def __init__(self, path: str):
         storage.check_package(path)
@@ -267,12 +267,12 @@ class _InStore:
             return self.read() or Owner()
         return None
 
-    def is_alive(self, there: Owner) -> bool | None:
-        """Whether the owner that `take` returned is alive; None: that cannot be told."""
-        return there.is_alive()
+    def is_alive(self, owner: Owner) -> bool | None:
+        """Whether the owner that `take` returned is alive; None if unknown."""
+        return owner.is_alive()
 
     def read(self) -> Owner | None:
-        """The owner, if there is an object."""
+        """The owner, or None without an object."""
         self._store.invalidate_cache()
         try:
             return Owner.parse(self._store.cat_file(self._path))
@@ -280,7 +280,7 @@ class _InStore:
             return None
 
     def write(self, me: Owner) -> None:
-        """Writes the object anew."""
+        """Rewrites the object."""
         self._store.pipe_file(self._path, me.bytes())
 
     def clear(self) -> None:
@@ -290,62 +290,62 @@ class _InStore:
             self._store.rm_file(self._path)
 
     def release(self, me: Owner) -> None:
-        """Removes the object if it is that of `me`."""
-        there = self.read()
-        if there is not None and there.token == me.token:
+        """Removes the object of `me`."""
+        owner = self.read()
+        if owner is not None and owner.token == me.token:
             self.clear()
 
 
 def _take(file: _OnDisk | _InStore, me: Owner, path: str, force: bool) -> None:
     start, first = time.monotonic(), None
-    while (there := _asked(file, me, path)) is not None:
-        alive, waited = file.is_alive(there), time.monotonic() - start
+    while (owner := _try_take(file, me, path)) is not None:
+        alive, waited = file.is_alive(owner), time.monotonic() - start
         if alive:
             if waited < _DYING_SECONDS:
                 time.sleep(_POLL_SECONDS)
                 continue
-            raise OwnedError(f"{_in_use(path, there)}, or end it: kill {there.process}.")
+            raise OwnedError(f"{_in_use(path, owner)}, or end it: kill {owner.process}.")
         if first is None:
-            first, patience = there, _patience(there)
+            first, patience = owner, _patience(owner)
             if alive is None and not force and patience:
                 logging.warning(
                     "%s says that its folder is in use: %s. It is taken over in %.0f s unless "
                     "there is a sign of life; with --force, if that process is dead, at once.",
                     path,
-                    there,
+                    owner,
                     patience,
                 )
-        elif (there.token, there.seen) != (first.token, first.seen):
+        elif (owner.token, owner.seen) != (first.token, first.seen):
             raise OwnedError(
-                f"{_in_use(path, there)}, or end it there. Where it is known to be dead all the "
+                f"{_in_use(path, owner)}, or end it there. Where it is known to be dead all the "
                 "same, start with --force."
             )
         if alive is False or force or waited >= patience:
-            logging.warning("%s: the place of a dead owner is taken: %s.", path, there)
+            logging.warning("%s: the place of a dead owner is taken: %s.", path, owner)
             file.clear()
             first = None
         else:
             time.sleep(_POLL_SECONDS)
 
 
-def _asked(file: _OnDisk | _InStore, me: Owner, path: str) -> Owner | None:
+def _try_take(file: _OnDisk | _InStore, me: Owner, path: str) -> Owner | None:
     try:
         return file.take(me)
-    except OSError as error:  # a file in the way, a full disk, a folder that is read-only
+    except OSError as error:  # a file in the way, a full disk, a read-only folder
         raise storage.StorageError(f"{path} cannot be written: {error}") from error
 
 
-def _in_use(path: str, there: Owner) -> str:
+def _in_use(path: str, owner: Owner) -> str:
     return (
-        f"{path} says that its folder is in use: {there}. Two at a time would spoil what is in it. "
+        f"{path} says that its folder is in use: {owner}. Two at a time would spoil what is in it. "
         "Choose another folder, wait for that process"
     )
 
 
-def _patience(there: Owner) -> float:
-    """How long to watch an owner for a sign of life before it counts as dead."""
-    age = time.time() - there.seen
-    if there.seen and age > _LONG_AGO_SECONDS:
+def _patience(owner: Owner) -> float:
+    """Seconds to wait for an owner's heartbeat before it counts as dead."""
+    age = time.time() - owner.seen
+    if owner.seen and age > _LONG_AGO_SECONDS:
         return 0.0
     return min(max(STALE_SECONDS - age, _WATCHED_SECONDS), STALE_SECONDS)
 
@@ -354,26 +354,26 @@ def _beat(file: _OnDisk | _InStore, me: Owner, path: str, done: threading.Event)
     failing = False
     while not done.wait(_BEAT_SECONDS):
         try:
-            there = file.read()
-            if there is not None and there.token not in ("", me.token):
-                _end(f"{path}: another process has taken the folder over: {there}. This one ends.")
+            owner = file.read()
+            if owner is not None and owner.token not in ("", me.token):
+                _end(f"{path}: another process has taken the folder over: {owner}. This one ends.")
             file.write(dataclasses.replace(me, seen=time.time()))
             failing = False
-        except Exception as error:  # stores raise errors of their own, and none is worth a run
+        except Exception as error:  # stores raise their own errors; the run continues
             if not failing:
                 logging.warning("%s: no sign of life could be written: %s", path, error)
             failing = True
 
 
 def _end(message: str) -> None:
-    """Ends this process at once: what it would still write is another's now."""
+    """Ends this process at once, since another process owns its files now."""
     logging.error("%s", message)
     logging.flush()
     os._exit(1)
 
 
 def _boot() -> str:
-    """An id of this machine since its last start; empty where the kernel has none."""
+    """An id of this machine since its last boot, or ""."""
     return _text("/proc/sys/kernel/random/boot_id")
 
 
@@ -385,7 +385,7 @@ def _namespace() -> str:
 
 
 def _birth(process: int) -> str:
-    """When a process was started, by the kernel's clock; empty if it has ended."""
+    """The start time of a process by the kernel's clock, or "" if it has ended."""
     fields = _text(f"/proc/{process}/stat").rpartition(")")[2].split()
     return "" if len(fields) < 20 or fields[0] in "ZX" else fields[19]
 

@@ -1,7 +1,7 @@
-"""Files on disk and in object stores: listing, sizes, and reads of a part of a file.
+"""Files on disk and in object stores: listing, sizes, partial reads and atomic writes.
 
-A path without a scheme is local; gs://, s3://, memory:// and the like go through fsspec, whose
-packages for stores are extras. Nothing is written here but by `write`, which is atomic.
+A path without a scheme is local; gs://, s3://, memory:// and others go through fsspec, whose
+packages for stores are optional dependencies.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ DOWNLOAD = (
     "hf download OWNER/NAME --repo-type=dataset --local-dir=FOLDER"
 )
 MOUNT = "Mount the store (with gcsfuse, rclone) and give the path there."
-# What object stores and file systems say of a file's content, the best first.
+# Entries of listings that identify a file's content, the best first.
 _STAMPS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "modified", "created")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -37,20 +37,20 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 class StorageError(UserError, OSError):
-    """A file or folder that cannot be listed or read; the message names it and says why."""
+    """A file or folder cannot be listed or read; the message names it and the reason."""
 
 
 class NoFileError(StorageError):
-    """No file is of this name or pattern."""
+    """No file has this name or matches this pattern."""
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file as it was when it was listed."""
+    """A listed file."""
 
     path: str  # as given: local, or with its scheme
     size: int  # bytes
-    stamp: str  # changes when the file is written again: an ETag, or the time of that
+    stamp: str  # changes when the file is rewritten: an ETag or a time
 
 
 def is_remote(path: str) -> bool:
@@ -59,30 +59,27 @@ def is_remote(path: str) -> bool:
 
 
 def is_shadow(name: str) -> bool:
-    """Whether a file or member of a tar of this name is what macOS notes beside another file.
+    """Whether a file or tar member has the name of a shadow file of macOS.
 
-    It ends as that one does, but holds no picture, caption or table: attributes, icons, a preview.
+    It has the ending of the file beside it, but holds attributes, an icon or a preview.
     """
     *folders, base = name.split("/")
     return base.startswith("._") or "__MACOSX" in folders
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error is the disk's or the network's, and not of what a file holds."""
+    """Whether an error comes from the disk or the network, not from a file's content."""
     return getattr(error, "errno", None) is not None
 
 
 def check_scheme(path: str, key: str, stores: Sequence[str], advice: str = MOUNT) -> None:
-    """Refuses a path with a scheme that cannot be used there.
+    """Raises a ConfigError for a path with an unsupported scheme.
 
     Args:
-        path: spelled out; local ones pass.
-        key: the setting or flag that it is the value of.
-        stores: schemes that can be used there.
-        advice: what to do instead.
-
-    Raises:
-        ConfigError: it has another scheme.
+        path: an expanded path; local paths pass.
+        key: the setting or flag with this value.
+        stores: supported schemes.
+        advice: the end of the error message.
     """
     if not is_remote(path):
         return
@@ -96,50 +93,44 @@ def check_scheme(path: str, key: str, stores: Sequence[str], advice: str = MOUNT
 
 
 def check_package(path: str) -> None:
-    """Refuses a path in a store that cannot be reached from here.
-
-    Raises:
-        ConfigError: the package for it is not installed.
-    """
+    """Raises a ConfigError if the package for the path's store is not installed."""
     _store(path)
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths that braces stand for, in order: `{000..123}`, as a shell has it, and `{a,b}`.
+    """Expands braces as a shell does: `{000..123}` and `{a,b}`.
 
     Raises:
-        ConfigError: a range runs backwards, or stands for more than ten million paths.
+        ConfigError: a range runs backwards, or has more than ten million paths.
     """
-    if found := _RANGE.search(pattern):
-        first, last = found.groups()
+    if braces := _RANGE.search(pattern):
+        first, last = braces.groups()
         if not 0 <= int(last) - int(first) < 10_000_000:
-            raise ConfigError(f"{pattern}: the range {found[0]} must go up, by less than 10^7.")
+            raise ConfigError(f"{pattern}: the range {braces[0]} must go up, by less than 10^7.")
         width = len(first) if first.startswith("0") else 0
         middle = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
-    elif found := _CHOICE.search(pattern):
-        middle = found[1].split(",")
+    elif braces := _CHOICE.search(pattern):
+        middle = braces[1].split(",")
     else:
         return [pattern]
-    before, tails = pattern[: found.start()], expand(pattern[found.end() :])
-    heads = expand(before)
+    heads, tails = expand(pattern[: braces.start()]), expand(pattern[braces.end() :])
     return [f"{h}{m}{t}" for h, m, t in itertools.product(heads, middle, tails)]
 
 
 def find(pattern: str, suffix: str) -> list[File]:
-    """The files that `pattern` names, each once.
+    """The distinct files that `pattern` names, without shadow files of macOS.
 
     Args:
-        pattern: a file, a folder (its files that end in `suffix`), globs, braces; those of a glob
-            are sorted by name, braces keep their order, shadow files of macOS are left out. A
-            symbolic link is the file that it leads to.
+        pattern: a file, a folder (its files that end in `suffix`), a glob, or braces. Files of a
+            glob are sorted by name, braces keep their order, symbolic links are followed.
         suffix: such as ".tar".
 
     Raises:
-        NoFileError: a path that is not a glob does not exist, or nothing matches.
-        StorageError: a path cannot be listed, or a link leads to where nothing is.
+        NoFileError: a path that is not a glob does not exist, or no file matches.
+        StorageError: a path cannot be listed, or a link is broken.
         ConfigError: the store needs a package that is not installed.
     """
-    found: dict[str, File] = {}
+    files: dict[str, File] = {}
     for path in expand(pattern.removeprefix("file://")):
         store, inner = _store(path)
         try:
@@ -158,20 +149,20 @@ def find(pattern: str, suffix: str) -> list[File]:
                 info = _behind_link(store, info)
             if info["type"] == "file":
                 file = _file(path, store, info)
-                found[file.path] = file
-    if not found:
+                files[file.path] = file
+    if not files:
         raise NoFileError(
             f"No file matches {pattern}; give a folder with *{suffix} files, one file, or a "
             f"pattern such as /data/{{00000..00099}}{suffix} or /data/*{suffix}."
         )
-    return list(found.values())
+    return list(files.values())
 
 
 def matching(pattern: str) -> list[File]:
-    """The files that a glob names, as `find` has them; maybe none.
+    """As `find`, but returns an empty list if no file matches.
 
     Raises:
-        StorageError: they cannot be listed.
+        StorageError: the files cannot be listed.
     """
     try:
         return find(pattern, "")
@@ -180,7 +171,7 @@ def matching(pattern: str) -> list[File]:
 
 
 def _behind_link(store: fsspec.AbstractFileSystem, info: dict) -> dict:
-    """What is known of the file that a link leads to; listings have that of the link itself."""
+    """The information about the target of a link; listings describe the link itself."""
     try:
         with _named_errors(info["name"], "looked up"):
             return store.info(info["name"])
@@ -194,19 +185,19 @@ def _behind_link(store: fsspec.AbstractFileSystem, info: dict) -> dict:
 def _file(path: str, store: fsspec.AbstractFileSystem, info: dict) -> File:
     name = store.unstrip_protocol(info["name"]) if is_remote(path) else info["name"]
     stamp = next((info[key] for key in _STAMPS if info.get(key) is not None), "")
-    if isinstance(stamp, datetime.datetime):  # a listing may have the same time as a number
+    if isinstance(stamp, datetime.datetime):  # some listings give times as numbers
         stamp = stamp.timestamp()
     return File(name, int(info["size"]), str(stamp))
 
 
 def stat(path: str) -> File | None:
-    """The file `path` as it is now, or None where there is none.
+    """The file `path`, or None if it does not exist.
 
     Raises:
-        StorageError: that cannot be told.
+        StorageError: the path cannot be looked up.
     """
     store, inner = _store(path)
-    store.invalidate_cache(posixpath.dirname(inner))  # a kept listing knows nothing of other hosts
+    store.invalidate_cache(posixpath.dirname(inner))  # cached listings miss writes of other hosts
     try:
         with _named_errors(path, "looked up"):
             return _file(path, store, store.info(inner))
@@ -215,10 +206,10 @@ def stat(path: str) -> File | None:
 
 
 def is_folder(path: str) -> bool:
-    """Whether `path` is a folder, and no file or pattern.
+    """Whether `path` is a folder, not a file or pattern.
 
     Raises:
-        StorageError: that cannot be told.
+        StorageError: the path cannot be looked up.
     """
     store, inner = _store(path)
     with _named_errors(path, "looked up"):
@@ -226,21 +217,21 @@ def is_folder(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _named_errors(path: str, what: str) -> Iterator[None]:
-    """Every error but that of a missing file says of which path it is.
+def _named_errors(path: str, action: str) -> Iterator[None]:
+    """Converts all errors but FileNotFoundError to StorageErrors that name the path.
 
-    Stores let out those of their own libraries, missing credentials to begin with.
+    Stores raise errors of their own libraries, for example for missing credentials.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise StorageError(f"{path} cannot be {what}: {type(error).__name__}: {error}") from error
+        raise StorageError(f"{path} cannot be {action}: {type(error).__name__}: {error}") from error
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """The deepest folder that all `paths` are in."""
+    """The deepest folder that contains all `paths`."""
     folders = [path.rpartition("/")[0] for path in paths]
     shortest = min(folders, key=len).split("/")
     for depth in range(len(shortest), 0, -1):
@@ -251,7 +242,7 @@ def common_folder(paths: Sequence[str]) -> str:
 
 
 def names(paths: Sequence[str]) -> list[str]:
-    """The `paths` without the folder that they have in common: alike on every machine."""
+    """The `paths` relative to their common folder, which are the same on every machine."""
     start = len(common_folder(paths))
     return [path[start:].lstrip("/") for path in paths]
 
@@ -260,7 +251,7 @@ def read(path: str, start: int, length: int) -> bytes:
     """Up to `length` bytes of `path` from `start` on; fewer at its end.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     try:
         if not is_remote(path):
@@ -276,7 +267,7 @@ def read(path: str, start: int, length: int) -> bytes:
 
 
 def open_file(path: str) -> io.IOBase:
-    """The file `path`, for libraries that seek and read in it themselves."""
+    """Opens the file `path`, for libraries that read it themselves."""
     if not is_remote(path):
         return open(path, "rb")
     store, inner = _store(path)
@@ -284,7 +275,7 @@ def open_file(path: str) -> io.IOBase:
 
 
 def _read_all(descriptor: int, start: int, length: int) -> bytes:
-    """One `pread` in all but the rarest case: a read may end early."""
+    """Repeats `pread`, which may rarely return fewer bytes than requested."""
     parts = [os.pread(descriptor, length, start)]
     while (got := sum(map(len, parts))) < length and parts[-1]:
         parts.append(os.pread(descriptor, length - got, start + got))
@@ -293,19 +284,19 @@ def _read_all(descriptor: int, start: int, length: int) -> bytes:
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives the place to write a local file to, `<name>.part`; it is renamed once it is on disk."""
+    """Yields a temporary local path, `<name>.part`, which is synced and renamed at the end."""
     part = path.with_name(f"{path.name}.part")
     yield part
-    with part.open("rb") as written:  # what is renamed must be on the disk before
+    with part.open("rb") as written:  # the content must be on disk before the rename
         os.fsync(written.fileno())
     part.replace(path)
 
 
 def write(path: str, data: bytes | bytearray) -> None:
-    """Writes a file that is there whole, or not at all; its folder is made where it is missing.
+    """Writes a file atomically, making its folder.
 
     Raises:
-        OSError: the place is not writable. Stores raise errors of their own, too.
+        OSError: the path is not writable. Stores raise their own errors, too.
     """
     if is_remote(path):
         store, inner = _store(path)
@@ -322,14 +313,14 @@ def write(path: str, data: bytes | bytearray) -> None:
 
 
 def remove_folder(path: str) -> None:
-    """Removes a folder and what is in it, as far as that can be done."""
+    """Removes a folder with its content; errors are ignored."""
     store, inner = _store(path)
-    with contextlib.suppress(Exception):  # stores raise errors of their own
+    with contextlib.suppress(Exception):  # stores raise their own errors
         store.rm(inner, recursive=True)
 
 
 def _store(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of `path`, and the path as that one has it."""
+    """The file system of `path`, and the path within it."""
     scheme = path.partition("://")[0] if is_remote(path) else "file"
     if scheme != "file":
         check_scheme(path, "The path", STORES, DOWNLOAD)
@@ -343,5 +334,5 @@ def _file_system(scheme: str) -> fsspec.AbstractFileSystem:
         return fsspec.filesystem(scheme)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        how = f"`pip install '.[{extra}]'`" if extra else "the package that fsspec names"
-        raise ConfigError(f"{scheme}:// needs {how}: {error}") from error
+        package = f"`pip install '.[{extra}]'`" if extra else "the package that fsspec names"
+        raise ConfigError(f"{scheme}:// needs {package}: {error}") from error

@@ -1,1 +1,1 @@
-"""The models: towers, how they are put together, and the papers' sizes."""
+"""Models: towers, two-tower models, CoCa, generation and model files."""

@@ -1,4 +1,4 @@
-"""What every model is to the rest of the package: two towers (CLIP, SigLIP) or CoCa."""
+"""The interface of all models: two towers (CLIP, SigLIP) and CoCa."""
 
 import abc
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from aced.outputs import Embeddings
 
 
 class ModelConfig(Checked, abc.ABC):
-    """The settings of a whole model, which has embeddings of images and of texts.
+    """The settings of a model that embeds images and texts.
 
     A kind of model is a frozen dataclass with the fields `image` and `text` (its towers),
     `embed_dim`, `init_scale`, `dtype`, `scan`, `remat`, `attention`, `resize` and `tokenizer`.
@@ -36,17 +36,18 @@ class ModelConfig(Checked, abc.ABC):
     @property
     @abc.abstractmethod
     def end_of_text(self) -> int | None:
-        """The id up to which a text is read, where its embedding is; None: at the last place."""
+        """The id at which texts end and are pooled; None: they are pooled at the last position."""
 
     @abc.abstractmethod
     def build(self, int8: bool = False) -> nn.Module:
-        """Returns the module, which has `encode_image`, `encode_text` and `embed`, and
-        `everything`, which uses all parameters."""
+        """Returns the module, with `encode_image`, `encode_text`, `embed`, and `everything`, which
+        uses all parameters.
+        """
 
     def init(self, key: Array) -> PyTree:
         """Returns random float32 parameters, a nested dict.
 
-        Under `jax.jit` the forward pass that finds the shapes is left out by the compiler; under
+        Under `jax.jit` the compiler removes the forward pass that infers shapes; under
         `jax.eval_shape` nothing is computed.
         """
         image = jnp.zeros((1, self.image.resolution, self.image.resolution, 3), jnp.uint8)
@@ -65,11 +66,8 @@ class ModelConfig(Checked, abc.ABC):
         return self.build(int8).apply({"params": params}, image, text, method="embed")
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Refuses a tokenizer whose ids the model cannot read.
-
-        Raises:
-            ConfigError: its texts are longer than the positions, its vocabulary is larger than the
-                token table, or it does not end texts as the model reads them.
+        """Raises a ConfigError if the tokenizer does not fit the model: its length exceeds the
+        positions, its vocabulary exceeds the token table, or its end-of-text id differs.
         """
         text = self.text
         if tokenizer.config.length > text.length:
@@ -89,5 +87,5 @@ class ModelConfig(Checked, abc.ABC):
             )
 
     def shared_parts(self, trained: "ModelConfig") -> Sequence[str] | None:
-        """The parts that this model can take from a trained one of its kind; None: all."""
+        """The parts that this model can take from a trained model of its kind; None: all."""
         del trained

@@ -27,8 +27,8 @@ from aced.models.vit import ImageConfig, ViT
 from aced.outputs import Embeddings, Words, word_logits
 from aced.parallel.mesh import constrain_by_example
 
-MODULES = ("image", "unimodal", "multimodal")  # whose hidden states can be asked for
-# Parameters that only one of the two losses of pretraining has a gradient of, as regexes.
+MODULES = ("image", "unimodal", "multimodal")  # names of the hidden states
+# Regexes of parameters with a gradient of only one of the two pretraining losses.
 CONTRASTIVE_ONLY = r"t|pooler/(contrastive|head)/.*|text/(cls|(norm_cls|head)/.*)"
 CAPTIONING_ONLY = r"text/(multimodal|norm|softmax)/.*"
 
@@ -95,7 +95,7 @@ class CoCaConfig(ModelConfig):
 
     @property
     def end_of_text(self) -> int:
-        """The id up to which the decoder reads."""
+        """The id at which texts end."""
         return self.text.eos_id
 
     def build(self, int8: bool = False) -> "CoCa":
@@ -103,13 +103,13 @@ class CoCaConfig(ModelConfig):
         return CoCa(self, int8)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Refuses a tokenizer whose ids the decoder cannot read; see `ModelConfig`."""
+        """See `ModelConfig`; also raises a ConfigError for a tokenizer without end of text."""
         if not tokenizer.config.eos:
             raise ConfigError("A decoder has to learn where texts end; set tokenizer.eos = True.")
         super().check_tokenizer(tokenizer)
 
     def shared_parts(self, trained: "CoCaConfig") -> tuple[str, ...] | None:
-        """The parts that can be taken from `trained`; None: all. Another task, another head."""
+        """The parts that can be taken from `trained`; None: all. Heads are specific to a task."""
         heads = [(c.classes, c.head_hidden, c.pictures) for c in (self, trained)]
         return None if heads[0] == heads[1] else ("image", "pooler", "text", "t")
 
@@ -122,7 +122,7 @@ def preset(name: str, **changes: Any) -> CoCaConfig:
         **changes: fields of `CoCaConfig` to set otherwise.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: the name is unknown.
     """
     if name not in presets.COCA:
         raise ConfigError(f"model must be one of {', '.join(presets.COCA)}, got {name!r}.")
@@ -143,25 +143,25 @@ def inputs(model: CoCaConfig, batch: dict[str, Array]) -> tuple[tuple[Array, ...
 
 @struct.dataclass
 class Output:
-    """What CoCa says about a batch of pairs."""
+    """Outputs of CoCa for a batch of pairs."""
 
     embeddings: Embeddings  # L2-normalised, float32, with the model's scale; bias zero
-    words: Words  # state i of a text is about its word i, and made of those before it
-    real: Bool[Array, "b l"]  # which words are no padding
-    # Where asked for: what every block gives, by the names in `MODULES`, in the compute dtype.
+    words: Words  # state i predicts word i from the words before it
+    real: Bool[Array, "b l"]  # False for padding
+    # If requested, the outputs of all blocks by the names in `MODULES`, in the compute dtype:
     # image [L b n d], of the patches; unimodal [L b l+2 d], of start, words and [CLS];
     # multimodal [L b l d], of start and all words but the last.
     hidden: dict[str, Float[Array, "L b n d"]] | None = None
 
 
 class CoCa(nn.Module):
-    """Images and texts to `Output`."""
+    """Maps images and texts to `Output`."""
 
     config: CoCaConfig
     int8: bool = False  # products with the blocks' weights in 8 bits: forward passes only
 
     def setup(self):
-        """Builds the parts; their parameters appear on first use."""
+        """Builds the submodules."""
         config, text = self.config, self.config.text
         compute = transformer.Compute(
             config.dtype, config.scan, config.remat, config.attention, self.int8
@@ -174,7 +174,7 @@ class CoCa(nn.Module):
         self.text = Decoder(text, config.embed_dim, compute)
         if config.classes:
             self.head = Head(config.classes, config.head_hidden, text.dims.heads, compute)
-        # The logarithm is learned: the scale stays positive, and moves by factors.
+        # The logarithm is learned, so that the scale stays positive.
         self.t = self.param("t", nn.initializers.constant(math.log(config.init_scale)), ())
 
     def encode_image(
@@ -183,11 +183,10 @@ class CoCa(nn.Module):
         """Returns zimg, L2-normalised, float32.
 
         Args:
-            image: uint8 pixels as read, normalised here on the device; or floats that are
-                normalised already. Sides must equal `image.resolution`.
+            image: uint8 pixels, or normalised floats, of `image.resolution` pixels a side.
 
         Raises:
-            ValueError: the sides are not that.
+            ValueError: the image has another resolution.
         """
         return _normalized(self._pool(image)[1])
 
@@ -202,7 +201,7 @@ class CoCa(nn.Module):
     def embed(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], text: Int[Array, "b l"]
     ) -> Embeddings:
-        """Returns the embeddings alone: without the multimodal half, for scoring."""
+        """Returns the embeddings, without running the multimodal half."""
         return self._embeddings(self._pool(image)[1], self.text.encode(text)[1])
 
     def __call__(
@@ -222,7 +221,7 @@ class CoCa(nn.Module):
     ) -> Float[Array, "b c"]:
         """Returns the head's logits for texts about k pictures each; see `answer`."""
         b, k = image.shape[:2]
-        # Side by side on each device, so that no example changes its place.
+        # Pictures of an example stay on its device.
         pooled = self._pool(image.reshape(b * k, *image.shape[2:]))[0]
         tokens = jnp.repeat(self.text.encode(text)[0], k, axis=0)
         states = self.text.decode(tokens, pooled).states
@@ -230,7 +229,7 @@ class CoCa(nn.Module):
         return self.head(states.reshape(b, k, *states.shape[1:]), real)
 
     def everything(self, image: UInt8[Array, "b h w 3"], text: Int[Array, "b l"]) -> None:
-        """Uses all parameters, those of the head included."""
+        """Uses all parameters, including those of the head."""
         self(image, text)
         if self.config.classes:
             self.answer(jnp.stack([image] * self.config.pictures, axis=1), text)
@@ -238,13 +237,13 @@ class CoCa(nn.Module):
     def begin(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], length: int
     ) -> tuple[Float[Array, "b v"], dict[str, Cache]]:
-        """Begins to write texts of `length` words; see `Decoder.begin`."""
+        """See `Decoder.begin`."""
         return self.text.begin(self._pool(image)[0], length)
 
     def advance(
         self, word: Int[Array, " n"], at: Int[Array, ""], caches: dict[str, Cache]
     ) -> tuple[Float[Array, "n v"], dict[str, Cache]]:
-        """Goes on by one word; see `Decoder.advance`."""
+        """See `Decoder.advance`."""
         return self.text.advance(word, at, caches)
 
     def _pool(self, image: Array) -> tuple[Array, Array]:
@@ -271,14 +270,13 @@ def forward(
 
     Args:
         config: the model.
-        params: of it, from `init`.
+        params: its parameters, from `init`.
         image: as for `CoCa.encode_image`.
-        text: ids of l words, end of text and padding included.
-        hidden: whether to return what every block gives, for layerwise distillation; otherwise
-            nothing of it is kept.
+        text: ids of l words, including end of text and padding.
+        hidden: whether to return the outputs of all blocks, for layerwise distillation.
 
     Raises:
-        ValueError: the images have another resolution, or the texts more words than positions.
+        ValueError: the images have another resolution, or the texts exceed the positions.
     """
     if not hidden:
         return CoCa(config).apply({"params": params}, image, text)
@@ -292,16 +290,16 @@ def answer(
     images: Sequence[UInt8[Array, "b h w 3"]],
     text: Int[Array, "b l"],
 ) -> Float[Array, "b c"]:
-    """Returns the logits of the answers to questions, or of what a statement is, float32.
+    """Returns float32 logits of the `classes` answers or labels.
 
     Args:
-        config: the model; `classes` answers are known to it.
-        params: of it, its head included.
-        images: the one picture that a text is about, or both.
-        text: ids of l words, end of text and padding included.
+        config: the model.
+        params: its parameters, including the head.
+        images: the one or two pictures of each text.
+        text: ids of l words, including end of text and padding.
 
     Raises:
-        ValueError: there are more or fewer pictures than `pictures`.
+        ValueError: the number of pictures is not `pictures`.
     """
     return CoCa(config).apply(
         {"params": params}, _side_by_side(config, images), text, method="answer"
@@ -314,10 +312,10 @@ def answer_with_hidden(
     images: Sequence[UInt8[Array, "b h w 3"]],
     text: Int[Array, "b l"],
 ) -> tuple[Float[Array, "b c"], dict[str, Float[Array, "L _ n d"]]]:
-    """Returns what `answer` does, and what every block gives, as `Output.hidden`.
+    """Returns the result of `answer`, and the outputs of all blocks as `Output.hidden`.
 
-    Of k pictures, the hidden states of image and multimodal decoder have b * k rows, those of the
-    same example side by side; the unimodal decoder reads each text once.
+    With k pictures, the hidden states of image and multimodal decoder have b * k rows, those of an
+    example side by side; the unimodal decoder reads each text once.
     """
     return _with_hidden(config, params, "answer", _side_by_side(config, images), text)
 
@@ -332,11 +330,11 @@ def _with_hidden(config: CoCaConfig, params: PyTree, method: str, *args: Array) 
     collection, name = transformer.HIDDEN
     variables = {"params": params}
     output, kept = CoCa(config).apply(variables, *args, method=method, mutable=[collection])
-    of = kept[collection]
-    stacks = of["image"]["blocks"], of["text"]["unimodal"], of["text"]["multimodal"]
+    image, text = kept[collection]["image"], kept[collection]["text"]
+    stacks = image["blocks"], text["unimodal"], text["multimodal"]
     return output, {m: stack[name][0] for m, stack in zip(MODULES, stacks, strict=True)}
 
 
 def logits(output: Output) -> Float[Array, "b l v"]:
-    """Float32 logits of every word, for small vocabularies: losses do without all of them."""
+    """Float32 logits of every word, for small vocabularies; losses do not need them at once."""
     return word_logits(output.words.states, output.words.kernel)

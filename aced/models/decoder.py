@@ -1,12 +1,12 @@
-"""CoCa's text side: a causal decoder cut in two halves (arXiv 2205.01917, 3.2).
+"""CoCa's text decoder, a causal transformer in two halves (arXiv 2205.01917, 3.2).
 
-The unimodal half reads the text alone and ends in the text's embedding; the multimodal half goes on
-from there and reads the image, too. A text of l words is l + 2 tokens:
+The unimodal half reads only the text and gives its embedding; the multimodal half continues from
+its tokens and also reads the image. A text of l words has l + 2 tokens:
 
     start, word 1, ..., word l, [CLS]
 
-`start` and [CLS] are learned vectors, so no tokenizer needs ids for them. Token i predicts word
-i + 1; [CLS] comes last, and sees `start` and the words up to the end of text, but no padding.
+`start` and [CLS] are learned vectors without ids in the vocabulary. Token i predicts word i + 1.
+[CLS] attends to `start` and the words up to the end of text, but not to padding.
 """
 
 import dataclasses
@@ -59,13 +59,13 @@ class DecoderConfig(Checked):
 
 
 def real_words(text: Int[Array, "b l"], eos_id: int) -> Bool[Array, "b l"]:
-    """Which words are no padding: those up to the first end of text, which is one of them."""
+    """True for words up to and including the first end of text, False for padding."""
     ends = text == eos_id
     return jnp.cumsum(ends, axis=1) - ends == 0
 
 
 class KeysValues(NamedTuple):
-    """What attention reads, by head."""
+    """Keys and values of attention, by head."""
 
     keys: Float[Array, "*layers n m h e"]
     values: Float[Array, "*layers n m h e"]
@@ -73,9 +73,9 @@ class KeysValues(NamedTuple):
 
 @struct.dataclass
 class Cache:
-    """What a half of the decoder remembers while it writes n texts about b images."""
+    """Cached keys and values of half a decoder that generates n texts about b images."""
 
-    text: KeysValues  # [layers n length h e]; what is not yet written is zero
+    text: KeysValues  # [layers n length h e]; zero for words not yet generated
     image: KeysValues | None  # [layers b q h e]; None in the unimodal half
 
 
@@ -97,20 +97,20 @@ class DecoderBlock(nn.Module):
         image: Float[Array, "b q e"] | None,
         at: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "n l d"], Cache | None]:
-        """Returns the next layer's tokens and, given a cache, what this layer has to remember.
+        """Returns the next layer's tokens and, given a cache, the updated cache.
 
         Args:
-            x: tokens of n texts. Texts of the same image follow each other, n / b of them.
-            cache: this layer's; None: the tokens are all there is.
-            mask: which token may read which.
-            image: what the multimodal half reads; None: it is in the cache.
-            at: with a cache, the place of the one token of `x` in its text.
+            x: tokens of n texts; the n / b texts of an image are adjacent.
+            cache: the cache of this layer; None: `x` has all tokens.
+            mask: attention mask.
+            image: tokens of the images for the multimodal half; None: use the cache.
+            at: with a cache, the position of the single token of `x` in its text.
         """
         width, heads = self.dims.width, self.dims.heads
         x = constrain_by_example(x)
         attention = transformer.Attention(width, heads, False, self.compute, name="attention")
         y = transformer.layer_norm(self.norm_eps, "norm1")(x)
-        text, of_image = KeysValues(*attention.keys_values(y)), None
+        text, image_cache = KeysValues(*attention.keys_values(y)), None
         if cache is not None:
             text = jax.tree.map(
                 lambda past, new: jax.lax.dynamic_update_slice_in_dim(past, new, at, axis=1),
@@ -122,15 +122,15 @@ class DecoderBlock(nn.Module):
             cross = transformer.Attention(width, heads, False, self.compute, name="cross")
             y = transformer.layer_norm(self.norm_eps, "norm_cross")(x)
             if image is not None:
-                of_image = KeysValues(*cross.keys_values(image))
-            seen = cache.image if of_image is None else of_image
-            # To an image, the tokens of all its texts are so many queries.
-            y = cross.read(y.reshape(len(seen.keys), -1, width), *seen)
+                image_cache = KeysValues(*cross.keys_values(image))
+            keys_values = cache.image if image_cache is None else image_cache
+            # The tokens of all texts of an image are its queries.
+            y = cross.read(y.reshape(len(keys_values.keys), -1, width), *keys_values)
             x = x + y.reshape(x.shape)
         y = transformer.layer_norm(self.norm_eps, "norm2")(x)
         x = x + transformer.Mlp(self.dims.mlp, self.activation, self.compute, name="mlp")(y)
         self.sow(*transformer.HIDDEN, x)
-        return x, None if cache is None else Cache(text, of_image)
+        return x, None if cache is None else Cache(text, image_cache)
 
 
 class Decoder(nn.Module):
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
     compute: Compute = Compute()
 
     def setup(self):
-        """Names the parts; the halves' parameters appear on first use."""
+        """Builds the submodules."""
         config, dims = self.config, self.config.dims
         init = nn.initializers.normal(dims.width**-0.5)
         self.token = self.param("token", init, (config.vocab_size, dims.width))
@@ -167,8 +167,8 @@ class Decoder(nn.Module):
     def encode(self, text: Int[Array, "b l"]) -> tuple[Float[Array, "b l d"], Float[Array, "b z"]]:
         """Returns the unimodal half's tokens, for `decode`, and the embeddings of the texts.
 
-        The tokens are `start` and all words but the last. The embeddings are float32, and not yet
-        normalised. An id past the vocabulary gives NaN, never another word's embedding.
+        The tokens are `start` and all words but the last. The embeddings are float32, not yet
+        normalised. An id beyond the vocabulary gives NaN.
 
         Raises:
             ValueError: the texts are longer than the decoder's positions.
@@ -180,13 +180,13 @@ class Decoder(nn.Module):
                 f"[b, l <= {self.config.length}], found {text.shape}; truncate the texts, or set "
                 f"text.length."
             )
-        # Gathered like every layer's parameters: a table that is shared over the mesh has its
-        # gradient added up from all devices' tokens, and those would be gathered instead.
+        # The table is gathered like every layer's parameters; otherwise its gradient would need
+        # the tokens of all devices, and those would be gathered.
         table = everywhere(self.token)
         words = jnp.take(table, text, axis=0, mode="fill") + self.position[:length]
         ends = jnp.broadcast_to(jnp.stack([self.start, self.cls]), (b, 2, words.shape[-1]))
         x = jnp.concatenate([ends[:, :1], words, ends[:, 1:]], axis=1).astype(self.compute.dtype)
-        # [CLS] is the last token, so the others do not see it.
+        # The other tokens do not attend to [CLS], which is the last.
         real = jnp.pad(real_words(text, self.config.eos_id), [(0, 0), (1, 1)], constant_values=True)
         is_cls = jnp.arange(length + 2) == length + 1
         mask = _causal(length + 2) & (~is_cls[:, None] | real[:, None, None, :])
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
         return x[:, :length], z.astype(jnp.float32)
 
     def decode(self, tokens: Float[Array, "b l d"], image: Float[Array, "b q e"]) -> Words:
-        """Returns what the multimodal half makes of the unimodal half's tokens and the image."""
+        """Applies the multimodal half to the unimodal half's tokens and the image."""
         x, _ = self.multimodal(tokens, None, _causal(tokens.shape[1]), image, None)
         return self._words(x)
 
@@ -209,8 +209,8 @@ class Decoder(nn.Module):
 
         def empty(layers: int) -> Cache:
             shape = (layers, len(image), length, dims.heads, dims.width // dims.heads)
-            nothing = jnp.zeros(shape, self.compute.dtype)
-            return Cache(KeysValues(nothing, nothing), None)
+            zeros = jnp.zeros(shape, self.compute.dtype)
+            return Cache(KeysValues(zeros, zeros), None)
 
         caches = {
             "unimodal": empty(self.config.unimodal),

@@ -1,9 +1,9 @@
-"""A vision transformer read at another patch size (FlexiViT, arXiv 2212.08013).
+"""Runs a vision transformer at another patch size (FlexiViT, arXiv 2212.08013).
 
-Larger patches are fewer tokens: at twice the patch, the same picture costs a quarter. The patch
-embedding's kernel is resized such that it gives the old products on resized patches, the positions
-like a picture. Nothing is learned anew; but a model is good at a patch size only if it has been
-trained at it, too, so the new parameters are differentiable functions of the model's own.
+Twice the patch size gives a quarter of the tokens. The patch embedding's kernel is resized so that
+it gives the old products on resized patches, and the positions are resized like a picture. No
+parameters are added, but a model is good only at patch sizes it was trained at, so the new
+parameters are differentiable functions of the model's own.
 """
 
 import functools
@@ -21,8 +21,8 @@ from aced.models.vit import ImageConfig
 def resize_matrix(old: int, new: int) -> np.ndarray:
     """Returns the float64 matrix [new, old] that resizes a line of `old` pixels.
 
-    Bilinear between the pixels' centres; the triangle is widened to the new pixel where that is
-    the larger one (antialiasing), and cut at the border, as by `jax.image.resize`.
+    Bilinear between pixel centres, as `jax.image.resize`: the triangle is widened for smaller
+    outputs (antialiasing) and cut at the border.
     """
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     width = max(old / new, 1.0)
@@ -35,15 +35,16 @@ def resize_matrix(old: int, new: int) -> np.ndarray:
 def patch_matrix(old: int, new: int) -> np.ndarray:
     """Returns the float64 matrix [new, old] that resizes a line of a patch embedding's kernel.
 
-    The pseudo-inverse of the transposed resize (2212.08013, 3.4): of all kernels w', the one whose
-    products <resize(x), w'> are nearest to <x, w> over all patches x, and equal for new >= old.
+    The pseudo-inverse of the transposed resize (2212.08013, 3.4): it gives the kernel w' with
+    products <resize(x), w'> nearest to <x, w> over all patches x, and equal for new >= old.
     """
     return np.linalg.pinv(resize_matrix(old, new).T)
 
 
 def _resize_square(matrix: np.ndarray, x: Float[Array, "o o ..."]) -> Float[Array, "n n ..."]:
-    """Applies `matrix` [n, o] to rows and columns. The Kronecker product is its own pseudo-inverse
-    factor by factor, so two small products stand for the large one."""
+    """Applies `matrix` [n, o] to rows and columns. The pseudo-inverse of a Kronecker product is
+    that of its factors, so two small products replace a large one.
+    """
     matrix = jnp.asarray(matrix, jnp.float32)
     return jnp.einsum("ai,bj,ij...->ab...", matrix, matrix, x, precision=jax.lax.Precision.HIGHEST)
 
@@ -52,15 +53,15 @@ def resize_params(params: PyTree, config: ImageConfig, patch: int) -> PyTree:
     """Returns the parameters of an image tower for patches of `patch` pixels a side.
 
     Args:
-        params: of a `ViT` with `config`.
-        config: the tower as it is; the new one differs by `patch` alone.
-        patch: pixels a side of the new patches; the tower's own change nothing.
+        params: parameters of a `ViT` with `config`.
+        config: the tower; the new one differs in `patch` only.
+        patch: pixels a side of the new patches.
 
-    Differentiable: linear in the parameters. Pixels are normalised before the kernel is applied;
-    as every pixel is normalised alike, that and resizing can be exchanged.
+    The result is linear in the parameters. Normalising pixels commutes with resizing, because all
+    pixels are normalised in the same way.
 
     Raises:
-        ConfigError: `patch` is another and does not divide the resolution, or the tower is not a
+        ConfigError: `patch` is new and does not divide the resolution, or the tower is not a
             vision transformer.
     """
     if patch == config.patch:
@@ -88,7 +89,7 @@ def resize_params(params: PyTree, config: ImageConfig, patch: int) -> PyTree:
 def _resize_positions(
     positions: Float[Array, "n d"], config: ImageConfig, patch: int
 ) -> Float[Array, "m d"]:
-    """Positions of the new grid; a class token has no place in it and keeps its own."""
+    """Positions of the new grid; a class token keeps its own."""
     split = config.tokens - config.grid**2
     cls, grid = positions[:split], positions[split:]
     square = grid.reshape(config.grid, config.grid, -1)

@@ -1,8 +1,8 @@
-"""Texts written by CoCa about images: greedy, by beam search, or sampled.
+"""Text generation by CoCa: greedy, beam search or sampling.
 
-Jitted once for all images of a shape. Keys and values of what has been written, and of the image,
-are remembered, so that a word costs one token's forward pass; writing stops when all texts have
-ended. A text ends with the decoder's end of text, and after it there is nothing else.
+Compiled once per shape of images. Keys and values of text and image are cached, so that a word
+costs the forward pass of one token. Generation stops when all texts have ended; a text is padded
+with the end of text.
 """
 
 import dataclasses
@@ -41,17 +41,17 @@ class GenerationConfig(Checked):
 
 @struct.dataclass
 class Texts:
-    """One text for each image."""
+    """One text per image."""
 
-    ids: Int[Array, "b l"]  # filled up with the end of text
-    words: Int[Array, " b"]  # end of text included, where it was reached
-    # Log-probability of the words under the model, whatever they were drawn from. "beam": divided
+    ids: Int[Array, "b l"]  # padded with the end of text
+    words: Int[Array, " b"]  # number of words, including the end of text if it was reached
+    # Log-probability of the words under the model, before top_p and temperature. "beam": divided
     # by the length penalty.
     score: Float[Array, " b"]
 
 
 class _Line(NamedTuple):
-    """One text of each image, as it is being written."""
+    """The state of generating one text per image."""
 
     ids: Array  # [b l]
     words: Array  # [b]
@@ -59,11 +59,11 @@ class _Line(NamedTuple):
     ended: Array  # [b]
     logits: Array  # [b v] of the next word
     caches: PyTree
-    at: Array  # words written by those who have not ended
+    at: Array  # length of the unfinished texts
 
 
 class _Beams(NamedTuple):
-    """w texts of each image that go on, and the best that has ended."""
+    """w unfinished texts of each image, and the best finished one."""
 
     ids: Array  # [b w l]
     score: Array  # [b w] log-probability
@@ -87,14 +87,13 @@ def generate(
 
     Args:
         config: the model.
-        how: texts are written.
-        params: of the model.
+        how: settings of the generation.
+        params: parameters of the model.
         image: as for `CoCa.encode_image`.
-        key: for "top_p". The same key, images and batch size give the same texts.
+        key: key for "top_p". The same key, images and batch size give the same texts.
 
     Raises:
-        ConfigError: the texts may get longer than the decoder has positions, or sampling has no
-            key.
+        ConfigError: the length exceeds the decoder's positions, or sampling has no key.
     """
     length = longest(config, how)
     if (how.kind == "top_p") != (key is not None):
@@ -105,10 +104,10 @@ def generate(
 
 
 def longest(config: CoCaConfig, how: GenerationConfig) -> int:
-    """Returns the most words that a text may have, end of text included.
+    """Returns the most words of a text, including the end of text.
 
     Raises:
-        ConfigError: it is more than the decoder has positions.
+        ConfigError: the length exceeds the decoder's positions.
     """
     length = how.length or config.text.length
     if length > config.text.length:
@@ -125,7 +124,7 @@ def _one_by_one(model, how, eos, length, image, key) -> Texts:
     b = len(logits)
 
     def choose(line: _Line) -> _Line:
-        """Writes the next word."""
+        """Appends the next word."""
         if how.kind == "greedy":
             word = line.logits.argmax(axis=-1)
         else:
@@ -133,11 +132,11 @@ def _one_by_one(model, how, eos, length, image, key) -> Texts:
             word = sample(step_key, line.logits, how.top_p, how.temperature)
         word = jnp.where(line.ended, eos, word.astype(jnp.int32))
         log_p = jax.nn.log_softmax(line.logits)
-        of_word = jnp.take_along_axis(log_p, word[:, None], axis=1)[:, 0]
+        word_log_p = jnp.take_along_axis(log_p, word[:, None], axis=1)[:, 0]
         return line._replace(
             ids=_written(line.ids, word, line.at),
             words=line.words + ~line.ended,
-            score=line.score + jnp.where(line.ended, 0, of_word),
+            score=line.score + jnp.where(line.ended, 0, word_log_p),
             ended=line.ended | (word == eos),
             at=line.at + 1,
         )
@@ -165,33 +164,33 @@ def _one_by_one(model, how, eos, length, image, key) -> Texts:
 def sample(
     key: Key[Array, ""], logits: Float[Array, "b v"], top_p: float, temperature: float
 ) -> Int[Array, " b"]:
-    """Draws a word of each row from the fewest words that have the probability `top_p` together."""
+    """Samples a word per row from the fewest words with a total probability of `top_p`."""
     order = jnp.argsort(-logits, axis=-1)
     ordered = jnp.take_along_axis(logits, order, axis=-1) / temperature
     p = jax.nn.softmax(ordered)
-    likelier = jnp.cumsum(p, axis=-1) - p  # of all words before this one: 0 for the first
+    likelier = jnp.cumsum(p, axis=-1) - p  # total probability of likelier words
     rank = jax.random.categorical(key, jnp.where(likelier < top_p, ordered, -jnp.inf))
     return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
 
 
 def _beam_search(model, how, eos, length, image, key) -> Texts:
-    """Keeps the `how.beams` likeliest texts that go on, and the best of those that have ended.
+    """Keeps the `how.beams` likeliest unfinished texts, and the best finished one.
 
-    A text's score can only fall as it goes on, and the penalty divides by no more than that of the
-    full length: where not even so a text could pass the best that has ended, there is no need to
-    go on. So stopping early changes no result.
+    A text's score only falls as it gets longer, and the penalty is at most that of the full length.
+    Generation stops when no unfinished text can beat the best finished one under these bounds,
+    which does not change the result.
     """
     width = how.beams
     logits, caches = model(image, length, method="begin")
     b, vocabulary = logits.shape
-    of_image = caches["multimodal"].image  # one for all texts of an image
-    caches = _texts_of(caches, lambda x: jnp.repeat(x, width, axis=1))
+    image_cache = caches["multimodal"].image  # shared by all texts of an image
+    caches = _map_texts(caches, lambda x: jnp.repeat(x, width, axis=1))
 
     def penalty(words: Array | int) -> Array | float:
         return ((5 + words) / 6) ** how.length_penalty
 
     def keep_best(beams: _Beams, ids: Array, score: Array, words: Array) -> _Beams:
-        """Whichever is better of the best so far and texts [b l] of this score."""
+        """Replaces the best finished texts by texts [b l] with a better score."""
         better = score > beams.best_score
         return beams._replace(
             best_ids=jnp.where(better[:, None], ids, beams.best_ids),
@@ -200,11 +199,11 @@ def _beam_search(model, how, eos, length, image, key) -> Texts:
         )
 
     def choose(beams: _Beams) -> _Beams:
-        """Ends the texts that may end here, and goes on with the likeliest others."""
+        """Considers ending each text here, and continues with the likeliest others."""
         log_p = jax.nn.log_softmax(beams.logits).reshape(b, width, vocabulary)
         score = beams.score[..., None] + log_p
         words = beams.at + 1
-        # Texts are filled up with the end of text, so one that ends here has its own already.
+        # Texts are padded with the end of text, so a text that ends here has it already.
         first = score[..., eos].argmax(axis=1)
         best = jnp.take_along_axis(score[..., eos], first[:, None], axis=1)[:, 0]
         ending = jnp.take_along_axis(beams.ids, first[:, None, None], axis=1)[:, 0]
@@ -217,16 +216,16 @@ def _beam_search(model, how, eos, length, image, key) -> Texts:
         return beams._replace(
             ids=_written(ids, word, beams.at),
             score=score,
-            caches=_texts_of(beams.caches, functools.partial(_of_parents, parent)),
+            caches=_map_texts(beams.caches, functools.partial(_gather_parents, parent)),
             at=words,
         )
 
     def go_on(beams: _Beams) -> _Beams:
         word = beams.ids[..., beams.at - 1].reshape(-1)
         caches = dict(beams.caches)
-        caches["multimodal"] = caches["multimodal"].replace(image=of_image)
+        caches["multimodal"] = caches["multimodal"].replace(image=image_cache)
         logits, caches = model(word, beams.at, caches, method="advance")
-        return choose(beams._replace(logits=logits, caches=_texts_of(caches, lambda x: x)))
+        return choose(beams._replace(logits=logits, caches=_map_texts(caches, lambda x: x)))
 
     def unfinished(beams: _Beams) -> Array:
         could_be = beams.score[:, 0] / penalty(length)
@@ -235,7 +234,7 @@ def _beam_search(model, how, eos, length, image, key) -> Texts:
     ids = jnp.full((b, width, length), eos, jnp.int32)
     beams = _Beams(
         ids=ids,
-        # At first all texts of an image are the same: one is enough.
+        # At first all texts of an image are equal, so only one counts.
         score=jnp.where(jnp.arange(width) == 0, 0.0, jnp.full((b, width), -jnp.inf)),
         best_ids=ids[:, 0],
         best_words=jnp.zeros(b, jnp.int32),
@@ -245,41 +244,35 @@ def _beam_search(model, how, eos, length, image, key) -> Texts:
         at=jnp.int32(0),
     )
     beams = jax.lax.while_loop(unfinished, go_on, choose(beams))
-    # The likeliest that has not ended, cut at the full length; of an early stop it is not better.
+    # The likeliest unfinished text, cut at the full length; after an early stop it is not better.
     cut = beams.score[:, 0] / penalty(length)
     beams = keep_best(beams, beams.ids[:, 0], cut, jnp.full(b, length))
     return Texts(beams.best_ids, beams.best_words, beams.best_score)
 
 
 def _ready(params: PyTree, dtype: str) -> PyTree:
-    """The parameters as every word reads them: kernels in the compute dtype, and gathered.
+    """Casts kernels to the compute dtype and gathers all parameters, once instead of per word."""
 
-    Done once, and not for every word. Products read kernels in that dtype anyway.
-    """
-
-    def one(path: tuple, x: Array) -> Array:
+    def cast(path: tuple, x: Array) -> Array:
         return x.astype(dtype) if rules.name_of(path).endswith("kernel") else x
 
-    return rules.gathered(jax.tree.map_with_path(one, params))
+    return rules.gathered(jax.tree.map_with_path(cast, params))
 
 
-def _of_parents(parent: Int[Array, "b w"], x: Float[Array, "layers n *m"]) -> Array:
-    """What each text of an image remembers, from that of the text that it goes on from.
-
-    By image, so that no device asks another for what it has itself.
-    """
+def _gather_parents(parent: Int[Array, "b w"], x: Float[Array, "layers n *m"]) -> Array:
+    """Caches of the texts' parents; gathered by image, to avoid communication of devices."""
     by_image = x.reshape(len(x), *parent.shape, *x.shape[2:])
     take = functools.partial(jnp.take, axis=1, mode="clip")
     return jax.vmap(take, in_axes=(1, 0), out_axes=1)(by_image, parent).reshape(x.shape)
 
 
 def _written(ids: Int[Array, "*b l"], word: Int[Array, "*b"], at: Array) -> Int[Array, "*b l"]:
-    """The texts with `word` at the place `at`."""
+    """The texts with `word` at position `at`."""
     return jax.lax.dynamic_update_slice_in_dim(ids, word[..., None], at, axis=-1)
 
 
-def _texts_of(caches: PyTree, function: Callable) -> PyTree:
-    """The caches with `function` of what belongs to the texts, and without what to the image."""
+def _map_texts(caches: PyTree, function: Callable) -> PyTree:
+    """Applies `function` to the caches of texts, and drops those of images."""
     return {
         name: cache.replace(text=jax.tree.map(function, cache.text), image=None)
         for name, cache in caches.items()

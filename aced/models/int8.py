@@ -1,8 +1,8 @@
 """Products of activations and weights in 8-bit integers, for forward passes without a gradient.
 
-Symmetric and dynamic: an activation is divided by its token's largest magnitude over 127, a weight
-by its output channel's, both are rounded, and the product is summed exactly, in 32 bits. A chip
-multiplies 8-bit integers faster than bfloat16 (TPU v5e: twice as fast).
+Symmetric dynamic quantisation: activations are scaled by token, weights by output channel, so that
+the largest magnitude is 127; products are summed exactly, in 32 bits. Accelerators multiply 8-bit
+integers faster than bfloat16 (TPU v5e: twice as fast).
 """
 
 import jax
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
-_LARGEST = 127  # -128 is left out, so that the range is symmetric
+_LARGEST = 127  # a symmetric range, without -128
 
 
 def quantize(x: Float[Array, "..."], axis: int) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
-    """Returns integers and float32 scales, whose product is about `x`.
+    """Returns integers and float32 scales, whose product approximates `x`.
 
     Args:
-        x: what is quantised. Zeros stay zeros.
+        x: the array to quantise; zeros stay zeros.
         axis: the axis that shares a scale; the scales have length 1 along it.
     """
     x = x.astype(jnp.float32)
@@ -28,16 +28,16 @@ def quantize(x: Float[Array, "..."], axis: int) -> tuple[Int8[Array, "..."], Flo
 
 @jax.custom_jvp
 def dot(x: Float[Array, "*b n"], kernel: Float[Array, "n d"]) -> Float[Array, "*b d"]:
-    """Returns about x @ kernel, in the dtype of `x`.
+    """Returns approximately x @ kernel, in the dtype of `x`.
 
     Raises:
-        TypeError: a gradient is taken of it. Rounding would let it pass as zero, unnoticed.
+        TypeError: on differentiation, since rounding would silently give zero gradients.
     """
-    x8, of_token = quantize(x, -1)
-    kernel8, of_channel = quantize(kernel, 0)
+    x8, token_scale = quantize(x, -1)
+    kernel8, channel_scale = quantize(kernel, 0)
     contract_last_with_first = (((x.ndim - 1,), (0,)), ((), ()))
     total = lax.dot_general(x8, kernel8, contract_last_with_first, preferred_element_type=jnp.int32)
-    return (total.astype(jnp.float32) * of_token * of_channel[0]).astype(x.dtype)
+    return (total.astype(jnp.float32) * token_scale * channel_scale[0]).astype(x.dtype)
 
 
 @dot.defjvp
@@ -49,5 +49,5 @@ def _refuse(primals, tangents):
 
 
 def dot_general(x, kernel, dimension_numbers, precision=None, preferred_element_type=None) -> Array:
-    """`dot`, as `flax.linen.Dense` calls for it. The last two arguments are not about integers."""
+    """`dot` with the signature of `lax.dot_general`, for `flax.linen.Dense`."""
     return dot(x, kernel)

@@ -1,4 +1,4 @@
-"""Whose layout a model's files have: ours, transformers', open_clip's or big_vision's."""
+"""Recognises the layout of model files: ours, transformers', open_clip's or big_vision's."""
 
 import pathlib
 import re
@@ -15,10 +15,10 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def layout(path: pathlib.Path) -> Layout | None:
-    """Returns the layout of a folder or file; None: of no model that can be read.
+    """Returns the layout of a folder or file, or None if it is not a known model.
 
     Raises:
-        InteropError: there is a config.json, and it is damaged.
+        InteropError: config.json is damaged.
     """
     if path.suffix == BIG_VISION_SUFFIX and path.is_file():
         return "big_vision"
@@ -31,12 +31,12 @@ def layout(path: pathlib.Path) -> Layout | None:
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether `source` looks like owner/name, as models of the Hugging Face hub are called."""
+    """Whether `source` has the form owner/name of models on the Hugging Face hub."""
     return _HUB_NAME.fullmatch(source) is not None
 
 
 def convert_command(source: str) -> str:
-    """Returns the command that makes a model folder of `source`."""
+    """Returns the command that converts `source` to a model folder."""
     is_file = source.endswith(BIG_VISION_SUFFIX)
     name = pathlib.PurePath(source).stem if is_file else pathlib.PurePath(source).name
     model = " --model=NAME" if is_file else ""

@@ -1,4 +1,4 @@
-"""Our own model folder: what a reference, a teacher or a starting point may be, besides a run.
+"""Our model folder: besides a run, the format of references, teachers and starting points.
 
 model.json         format, version, settings, source, SHA-256 of the other files and of itself
 model.safetensors  float32 parameters, named as in our tree: "image/blocks/norm1/scale"
@@ -34,12 +34,12 @@ _FORMAT, _VERSION = "aced-model", 1
 
 
 def is_model_folder(folder: str) -> bool:
-    """Whether `folder` is one."""
+    """Whether `folder` is a model folder."""
     return (pathlib.Path(folder) / FILE).is_file()
 
 
 def write(model: Model, folder: pathlib.Path) -> None:
-    """Writes `model` into `folder`, which is there and empty."""
+    """Writes `model` into the empty `folder`."""
     leaves = {name: np.asarray(x) for name, x in flat(model.params).items()}
     tensors.write_safetensors(folder / WEIGHTS, leaves, "aced")
     about = {
@@ -56,12 +56,12 @@ def write(model: Model, folder: pathlib.Path) -> None:
 
 
 def read_config(folder: str) -> TwoTowerConfig:
-    """Returns the settings of the model in `folder`; its tokenizer's path is spelled out.
+    """Returns the settings of the model in `folder`, with the full path of its tokenizer.
 
     For config files, too: `config.method.model = to_config(model_folder.read_config(PATH))`.
 
     Raises:
-        ConfigError: the folder is not one, of another version, or names a file outside.
+        ConfigError: it is not a model folder, has another version, or names a file outside.
     """
     return _config(pathlib.Path(folder), _about(pathlib.Path(folder)))
 
@@ -70,7 +70,7 @@ def read(folder: str) -> Model:
     """Returns the model in `folder`.
 
     Raises:
-        InteropError: as `read_config` and `read_params`, or the tokenizer's file is missing.
+        InteropError: see `read_config` and `read_params`; or the tokenizer's file is missing.
     """
     config = read_config(folder)
     content = b""
@@ -91,8 +91,8 @@ def read_params(folder: str, shapes: PyTree | None = None) -> PyTree:
             arrays on the host.
 
     Raises:
-        InteropError: the weights are not the ones that were written, or have other names, shapes
-            or types than model.json or `shapes` asks for.
+        InteropError: the weights were changed, or have other names, shapes or types than
+            model.json or `shapes`.
     """
     path = pathlib.Path(folder)
     about = _about(path)
@@ -110,16 +110,18 @@ def read_params(folder: str, shapes: PyTree | None = None) -> PyTree:
 
 
 def _placed(params: dict[str, np.ndarray], shapes: PyTree, path: pathlib.Path) -> PyTree:
-    wanted = flat(shapes)
-    if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in params.items()}:
+    targets = flat(shapes)
+    if {k: v.shape for k, v in targets.items()} != {k: v.shape for k, v in params.items()}:
         raise InteropError(f"{path} holds a model of another size; see its {FILE}.")
 
-    def place(name: str) -> jax.Array:
-        array, to = params[name].astype(wanted[name].dtype), wanted[name]
-        # Every process reads the file and hands over the parts that its devices hold.
-        return jax.make_array_from_callback(to.shape, to.sharding, lambda index: array[index])
+    def place(name: str, target: jax.ShapeDtypeStruct) -> jax.Array:
+        array = params[name].astype(target.dtype)
+        # Every process reads the file and provides the parts of its devices.
+        return jax.make_array_from_callback(
+            target.shape, target.sharding, lambda index: array[index]
+        )
 
-    return nested({name: place(name) for name in wanted})
+    return nested({name: place(name, target) for name, target in targets.items()})
 
 
 def _about(folder: pathlib.Path) -> dict[str, Any]:
@@ -158,11 +160,11 @@ def _config(folder: pathlib.Path, about: dict[str, Any]) -> TwoTowerConfig:
 
 
 def _check_sha256(file: pathlib.Path, written: Any) -> None:
-    """Refuses a file that is another than was `written`; `...`: of before there were checksums."""
-    found = _sha256(file)
-    if written not in (found, ...):
+    """Raises an InteropError if the checksum is not `written` (`...` for older folders)."""
+    digest = _sha256(file)
+    if written not in (digest, ...):
         raise InteropError(
-            f"{file} is not the file that {FILE} was written for (SHA-256 {found[:12]}, not "
+            f"{file} is not the file that {FILE} was written for (SHA-256 {digest[:12]}, not "
             f"{str(written)[:12]}); copy the folder again."
         )
 

@@ -1,8 +1,8 @@
 """CoCa's attentional poolers: learned queries that read an image's tokens (arXiv 2205.01917, 3.2).
 
-They are cascaded: the generative pooler's queries read the tokens of the image, the contrastive
-pooler's one query reads what the generative pooler gives. The first changes the width, from that of
-the image encoder to that of the decoder, so the second and the decoder see the decoder's.
+They are cascaded: the queries of the generative pooler read the image's tokens, and the single
+query of the contrastive pooler reads the generative pooler's output. The generative pooler changes
+the width from the image encoder's to the decoder's.
 """
 
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ class Pooler(nn.Module):
     def __call__(
         self, tokens: Float[Array, "b n e"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b q d"]:
-        """Returns what the queries read from those tokens that `mask` (None: all) lets through."""
-        # Of variance 1: queries that are nearly alike would read nearly the same.
+        """Returns the pooled tokens; `mask` excludes tokens."""
+        # With variance 1, since similar queries would give similar outputs.
         init = nn.initializers.normal(1.0)
         probe = self.param("probe", init, (self.queries, self.width))
         attention = transformer.Attention(
@@ -49,7 +49,7 @@ class Cascade(nn.Module):
     def __call__(
         self, tokens: Float[Array, "b n e"]
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b z"]]:
-        """Returns what the decoder reads of the image, and its embedding, not yet normalised."""
+        """Returns the tokens for the decoder, and the image's embedding, not yet normalised."""
         pooled = tokens
         if self.queries:
             pooler = Pooler(self.queries, self.width, self.heads, self.compute, name="generative")
@@ -63,9 +63,9 @@ class Cascade(nn.Module):
 
 
 class Head(nn.Module):
-    """Answers to questions about pictures: a pooler over what the decoder gives, and classes.
+    """A classification head over the decoder's outputs: a pooler and a linear layer.
 
-    Of several pictures, what each one's pass has given stands side by side (CoCa).
+    The pooled outputs of several pictures are concatenated (CoCa).
     """
 
     classes: int
@@ -80,8 +80,8 @@ class Head(nn.Module):
         """Returns float32 logits of the classes.
 
         Args:
-            states: the decoder's outputs, of k pictures with the same text.
-            real: which of them are about words, and not about padding.
+            states: the decoder's outputs for k pictures with the same text.
+            real: False for padding.
         """
         b, k, length, width = states.shape
         rows = states.reshape(b * k, length, width)

@@ -1,4 +1,4 @@
-"""The papers' size tables: transformer sizes, and whole models under the names they go by."""
+"""Sizes of transformers and settings of named models, from the papers."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from aced.config import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The four numbers that make a transformer."""
+    """The size of a transformer."""
 
     width: int  # channels of the residual stream
     depth: int  # blocks
@@ -18,7 +18,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class SwinSize:
-    """The numbers that make a Swin transformer."""
+    """The size of a Swin transformer."""
 
     width: int  # channels of the first stage; each later one has twice those of the one before
     depths: tuple[int, ...]  # blocks of each stage
@@ -135,10 +135,10 @@ COCA: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def resolve(key: str, size: str, **overrides: int | None) -> Size:
-    """Returns the `Size` called `size`, with those of its numbers replaced that are not None.
+    """Returns the `Size` called `size`, with the overrides that are not None.
 
     Args:
-        key: where the setting stands ("image", "text"), for error messages.
+        key: path of the setting ("image", "text"), for error messages.
         size: a name in `SIZES`.
         **overrides: width, depth, mlp, heads.
 

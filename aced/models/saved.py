@@ -1,4 +1,4 @@
-"""A whole model in memory: what every format is read into and written from."""
+"""A model in memory, which every file format is read into and written from."""
 
 import dataclasses
 from typing import Any
@@ -15,12 +15,12 @@ TOKENIZER_FILES = {"sentencepiece": "tokenizer.model", "hf": "tokenizer.json"}
 
 
 class InteropError(ConfigError):
-    """A model that cannot be read, or that the other format cannot express; says what and why."""
+    """A model cannot be read, or the other format cannot express it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Settings, parameters and the tokenizer's file; equal whatever format they came from."""
+    """Settings, parameters and the tokenizer's file, independent of the file format."""
 
     config: TwoTowerConfig  # tokenizer.path is a plain name: the file's content is `tokenizer`
     params: Params  # float32, as the model's `init` shapes them
@@ -66,11 +66,7 @@ def expected_shapes(config: TwoTowerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(config: TwoTowerConfig, params: Params, source: str) -> None:
-    """Refuses parameters that are not float32 arrays of the shapes that `config` asks for.
-
-    Raises:
-        InteropError: the message names up to four that are not.
-    """
+    """Raises an InteropError unless `params` are float32 arrays with the shapes of `config`."""
     want = {name: f"float32{list(shape)}" for name, shape in expected_shapes(config).items()}
     have = {name: f"{np.dtype(x.dtype)}{list(x.shape)}" for name, x in flat(params).items()}
     wrong = [name for name in sorted(want | have) if want.get(name) != have.get(name)]
@@ -84,7 +80,7 @@ def check_shapes(config: TwoTowerConfig, params: Params, source: str) -> None:
 
 
 def size_settings(width: int, depth: int, mlp: int, heads: int) -> dict[str, Any]:
-    """`size` and its overrides for these numbers: a name of `presets.SIZES` where one fits."""
+    """Settings for these numbers: `size` if `presets.SIZES` has them, otherwise overrides."""
     size = presets.Size(width, depth, mlp, heads)
     for name, known in presets.SIZES.items():
         if known == size:
@@ -96,20 +92,16 @@ def refuse(target: str, reasons: dict[str, bool]) -> None:
     """Raises an InteropError that lists the settings `target` cannot express.
 
     Args:
-        target: the format's name.
-        reasons: what is wrong, by a text that names the setting -> whether it is so.
+        target: name of the format.
+        reasons: whether each problem, a text that names the setting, is present.
     """
-    found = [reason for reason, wrong in reasons.items() if wrong]
-    if found:
-        raise InteropError(f"{target} cannot express this model: {'; '.join(found)}.")
+    problems = [reason for reason, is_present in reasons.items() if is_present]
+    if problems:
+        raise InteropError(f"{target} cannot express this model: {'; '.join(problems)}.")
 
 
 def read_config_value(settings: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    """Returns settings[key], checked to be of `kind`; for JSON that others wrote.
-
-    Raises:
-        InteropError: it is missing or of another type.
-    """
+    """Returns settings[key], or raises an InteropError if it is missing or not of type `kind`."""
     value = settings.get(key)
     if kind is float and type(value) is int:
         value = float(value)

@@ -1,8 +1,8 @@
-"""The image tower as a Swin transformer: attention in windows, on maps that get smaller.
+"""A Swin transformer as the image tower: attention in windows, at decreasing resolutions.
 
-Liu et al., arXiv 2103.14030. Four stages; before each but the first, two by two tokens are merged
-into one of twice the width. Of every two blocks the second has its windows shifted by half a
-window, so that neighbours meet. Parameters, norms and softmax are float32, as in `transformer`.
+Liu et al., arXiv 2103.14030. Between the stages, two by two tokens are merged into one of twice the
+width. Every second block shifts its windows by half a window, to connect neighbouring windows.
+Parameters, norms and softmax are float32, as in `transformer`.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from aced.models.transformer import Compute
 from aced.models.vit import ImageConfig, read_pixels
 from aced.parallel.mesh import constrain_by_example
 
-# The original's initial values: all matrices but the patch embedding, and the position bias.
+# The original's initialisation of all matrices but the patch embedding, and of the position bias.
 _INIT = nn.initializers.normal(0.02)
 
 
 def partition(x: Float[Array, "b h w d"], window: int) -> Float[Array, "b windows tokens d"]:
-    """Cuts square maps into windows of `window` tokens a side, both row by row."""
+    """Cuts square maps into windows of `window` tokens a side, in row-major order."""
     b, side, _, d = x.shape
     n = side // window
     x = x.reshape(b, n, window, n, window, d).transpose(0, 1, 3, 2, 4, 5)
@@ -32,7 +32,7 @@ def partition(x: Float[Array, "b h w d"], window: int) -> Float[Array, "b window
 
 
 def join(x: Float[Array, "b windows tokens d"], window: int) -> Float[Array, "b h w d"]:
-    """Lays windows side by side again; the inverse of `partition`."""
+    """The inverse of `partition`."""
     b, windows, _, d = x.shape
     n = round(windows**0.5)
     x = x.reshape(b, n, n, window, window, d).transpose(0, 1, 3, 2, 4, 5)
@@ -40,13 +40,13 @@ def join(x: Float[Array, "b windows tokens d"], window: int) -> Float[Array, "b 
 
 
 def shift_mask(stage: SwinStage) -> Bool[np.ndarray, "windows tokens tokens"]:
-    """Which tokens of each shifted window may see each other (2103.14030, figure 4).
+    """Attention masks of the shifted windows (2103.14030, figure 4).
 
-    The map is rolled up and left, so that the last windows of a row or column hold tokens from
-    both of its ends, which are no neighbours.
+    The map is rolled up and left, so the last windows of a row or column hold tokens from both of
+    its ends, which are not neighbours.
     """
     at, n = np.arange(stage.padded), stage.padded // stage.window
-    # Of the rolled map: whole windows, the map's end, its beginning that came round.
+    # Bands of the rolled map: whole windows, the map's end, its wrapped beginning.
     band = (at >= stage.padded - stage.window).astype(int) + (at >= stage.padded - stage.shift)
     region = (3 * band[:, None] + band).reshape(n, stage.window, n, stage.window)
     region = region.transpose(0, 2, 1, 3).reshape(n * n, -1)  # as `partition`
@@ -54,10 +54,10 @@ def shift_mask(stage: SwinStage) -> Bool[np.ndarray, "windows tokens tokens"]:
 
 
 def relative_index(window: int) -> Int[np.ndarray, "tokens tokens"]:
-    """For each query and key of a window, the row of the table of position biases.
+    """The row in the table of position biases for each query and key of a window.
 
-    Row (dy + window - 1) * (2 * window - 1) + dx + window - 1 is for a key dy rows above and dx
-    columns left of its query.
+    Row (dy + window - 1) * (2 * window - 1) + dx + window - 1 belongs to a key dy rows above and
+    dx columns left of its query.
     """
     y, x = np.mgrid[:window, :window].reshape(2, -1)
     dy, dx = y[:, None] - y, x[:, None] - x
@@ -73,7 +73,7 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b windows tokens d"]) -> Float[Array, "b windows tokens d"]:
-        """Returns what every token reads from its window."""
+        """Returns the attention output of every token."""
         stage, d = self.stage, x.shape[-1]
 
         def dense(name: str) -> nn.Dense:
@@ -92,7 +92,7 @@ class WindowAttention(nn.Module):
         bias = table[relative_index(stage.window)].transpose(2, 0, 1)[None]  # [1 heads n n]
         mask = shift_mask(stage)[:, None] if self.shifted else None  # [windows 1 n n]
 
-        @jax.vmap  # over examples: bias and mask are theirs in common
+        @jax.vmap  # over examples, which share bias and mask
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="xla")
 
@@ -115,8 +115,8 @@ class SwinBlock(nn.Module):
         config, stage = self.config, self.stage
         shifted = self.shifted and stage.shift > 0
         y = transformer.layer_norm(config.norm_eps, "norm1")(x)
-        # Zeros fill up the last windows. They are seen, as by the original (its code for detection,
-        # where maps are of any size): a key and value that are the projections' biases.
+        # The last windows are padded with zeros, which are not masked, as in the original's code
+        # for detection: their keys and values are the projections' biases.
         pad = stage.padded - stage.grid
         y = jnp.pad(y, ((0, 0), (0, pad), (0, pad), (0, 0)))
         if shifted:
@@ -132,7 +132,7 @@ class SwinBlock(nn.Module):
 
 
 class Pair(nn.Module):
-    """A block, and one whose windows are shifted; returns (x, None) for `nn.scan`."""
+    """A regular and a shifted block; returns (x, None) for `nn.scan`."""
 
     config: SwinConfig
     stage: SwinStage
@@ -146,7 +146,7 @@ class Pair(nn.Module):
 
 
 class Stage(nn.Module):
-    """Merges the tokens of the stage before, if there is one; then pairs of blocks."""
+    """Merges the tokens of an earlier stage, and applies pairs of blocks."""
 
     config: SwinConfig
     stage: SwinStage
@@ -162,7 +162,7 @@ class Stage(nn.Module):
         return x
 
     def _merge(self, x: Array) -> Array:
-        """Two by two tokens to one of twice the width; the original's order, columns first."""
+        """Merges two by two tokens into one of twice the width, columns first."""
         x = jnp.concatenate([x[:, i::2, j::2] for j in range(2) for i in range(2)], axis=-1)
         x = transformer.layer_norm(self.config.norm_eps, "norm_merge")(x)
         merge = nn.Dense(
@@ -176,7 +176,7 @@ class Stage(nn.Module):
 
 
 class Swin(nn.Module):
-    """Images to embeddings, before they are normalised."""
+    """Maps images to embeddings, not yet normalised."""
 
     config: ImageConfig
     embed_dim: int | None  # None: no projection, the embedding has the last stage's width

@@ -1,4 +1,4 @@
-"""Settings of a Swin transformer, and what follows from them for each of its stages."""
+"""Settings of a Swin transformer and its stages."""
 
 import dataclasses
 from typing import Literal
@@ -22,7 +22,7 @@ class SwinStage:
 
     @property
     def padded(self) -> int:
-        """Tokens a side after zeros have filled up the last windows."""
+        """Tokens a side with the padding of the last windows."""
         return -(-self.grid // self.window) * self.window
 
 
@@ -81,7 +81,7 @@ class SwinConfig(Checked):
     def stages(self, resolution: int) -> tuple[SwinStage, ...]:
         """The stages for images of `resolution` pixels a side.
 
-        A map that is not a multiple of the window is padded; one that is no larger is one window.
+        A map that is not a multiple of the window is padded; a smaller map is one window.
 
         Raises:
             ConfigError: the map cannot be halved for every stage but the first.

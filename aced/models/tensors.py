@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, in one file or in several with an index. Never pickle."""
+"""Reads and writes weights as safetensors, in one file or several with an index; never pickle."""
 
 import contextlib
 import json
@@ -21,23 +21,23 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Raises:
-        InteropError: it is missing, too large, not JSON, or not an object.
+        InteropError: the file is missing, too large, not JSON, or not an object.
     """
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise InteropError(f"{file} has more than {MAX_JSON_BYTES:,} bytes; is it JSON?")
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except InteropError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InteropError):
-            raise
         raise InteropError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise InteropError(f"{file} holds no JSON object.")
-    return found
+    return content
 
 
 def to_json(content: dict[str, Any]) -> bytes:
-    """JSON, indented, keys in the order given."""
+    """Returns indented JSON."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -47,15 +47,14 @@ def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def read_safetensors(folder: pathlib.Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Returns the floating-point tensors of a folder as float32; integer ones are left out.
+    """Returns the floating-point tensors of a folder as float32, without integer tensors.
 
     Args:
-        folder: where the weights are.
-        names: names to look for, the first that is there is read; a name with `.index.json`
-            behind it lists the files that share the weights.
+        folder: the folder of the weights.
+        names: file names to try in order; NAME.index.json lists the files of split weights.
 
     Raises:
-        InteropError: there are none of these, a file is broken, or only pickles are there.
+        InteropError: none of the files exists, a file is broken, or the folder has only pickles.
     """
     for name in names:
         if (folder / name).is_file():
@@ -68,17 +67,9 @@ def read_safetensors(folder: pathlib.Path, names: tuple[str, ...]) -> dict[str, 
 
 
 def refuse_pickles(names: Iterable[str], place: str) -> None:
-    """Refuses a place without weights as safetensors where it has them as pickles or the like.
-
-    Args:
-        names: of the files that are there.
-        place: where, for the message.
-
-    Raises:
-        InteropError: one of the files is a pickle or the like.
-    """
+    """Raises an InteropError with advice if one of the files `names` in `place` is a pickle."""
     pickles = [name for name in names if pathlib.PurePath(name).suffix in _PICKLES]
-    if pickles:  # of several, weights before the state of an optimizer
+    if pickles:  # names weights before the state of an optimizer
         first = min(pickles, key=lambda name: ("model" not in name, name))
         raise InteropError(
             f"{place} has its weights in {first}, a pickle or the like, which can run anything "
@@ -114,7 +105,7 @@ def _tensors(file: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _integer_names(folder: pathlib.Path, shards: set[str]) -> set[str]:
-    """Names of tensors that are no floats: position ids, which transformers once saved."""
+    """Names of integer tensors: position ids, which transformers once saved."""
     out: set[str] = set()
     for shard in shards:
         with open_safetensors(folder / shard) as reader:
@@ -125,7 +116,7 @@ def _integer_names(folder: pathlib.Path, shards: set[str]) -> set[str]:
 
 @contextlib.contextmanager
 def open_safetensors(file: pathlib.Path) -> Iterator[Any]:
-    """The reader of a safetensors file; what is wrong with the file is an InteropError."""
+    """Opens a safetensors file; errors become InteropErrors."""
     try:
         with safetensors.safe_open(file, framework="numpy") as reader:
             yield reader
@@ -134,11 +125,11 @@ def open_safetensors(file: pathlib.Path) -> Iterator[Any]:
 
 
 def write_safetensors(file: pathlib.Path, tensors: dict[str, np.ndarray], form: str) -> None:
-    """Writes float32 tensors in one file.
+    """Writes float32 tensors to one file.
 
     Args:
-        file: where to.
-        tensors: by name.
-        form: what readers look for as "format" in the header; transformers wants "pt".
+        file: the file to write.
+        tensors: tensors by name.
+        form: value of "format" in the header; transformers requires "pt".
     """
     save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, file, {"format": form})

@@ -1,4 +1,4 @@
-"""The text tower: SigLIP's (sees both ways, last token) or CLIP's (causal, end-of-text token)."""
+"""The text tower: SigLIP's (bidirectional, last token) or CLIP's (causal, end-of-text token)."""
 
 import dataclasses
 from typing import Literal
@@ -51,7 +51,7 @@ class TextConfig(Checked):
 
 
 class TextTower(nn.Module):
-    """Token ids to embeddings, before they are normalised."""
+    """Maps token ids to embeddings, not yet normalised."""
 
     config: TextConfig
     embed_dim: int
@@ -59,9 +59,7 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, text: Int[Array, "b l"]) -> Float[Array, "b d"]:
-        """Returns the float32 embeddings of `text`.
-
-        An id past the vocabulary gives NaN, never another word's embedding.
+        """Returns the float32 embeddings of `text`; an id beyond the vocabulary gives NaN.
 
         Raises:
             ValueError: the texts are longer than the tower's positions.
@@ -75,7 +73,7 @@ class TextTower(nn.Module):
                 f"text.length."
             )
         init = nn.initializers.normal(dims.width**-0.5)
-        # Whole on every device: else the gradients of all tokens of the batch would be gathered.
+        # Gathered on every device; otherwise the gradients of all tokens would be gathered.
         table = everywhere(self.param("token", init, (config.vocab_size, dims.width)))
         positions = self.param("position", init, (config.length, dims.width))
         x = jnp.take(table, text, axis=0, mode="fill") + positions[:length]
@@ -86,14 +84,13 @@ class TextTower(nn.Module):
             causal=config.causal,
             compute=self.compute,
         )(x.astype(self.compute.dtype))
-        # Pooled first: the norm is by token, no need to take it of the others.
-        x = x[:, -1] if config.pool == "last" else x[jnp.arange(len(x)), self._eot(text)]
+        # Pools before the norm, which is by token.
+        if config.pool == "last":
+            x = x[:, -1]
+        else:
+            x = x[jnp.arange(len(x)), jnp.argmax(text == config.eot_id, axis=1)]
         x = transformer.layer_norm(config.norm_eps, "norm")(x)
         head = nn.Dense(
             self.embed_dim, use_bias=config.head_bias, dtype=self.compute.dtype, name="head"
         )
         return head(x).astype(jnp.float32)
-
-    def _eot(self, text: Array) -> Array:
-        """Where each text ends, [b]."""
-        return jnp.argmax(text == self.config.eot_id, axis=1)

@@ -1,4 +1,4 @@
-"""The pre-norm transformer blocks that both towers are made of (ViT, arXiv 2010.11929).
+"""Pre-norm transformer blocks of both towers (ViT, arXiv 2010.11929).
 
 Parameters are float32; matrix products and the residual stream are in the compute dtype; layer
 norms and softmax are in float32. Blocks are stacked: every parameter has a leading axis of layers,
@@ -24,14 +24,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
 
-# Where every block leaves its output, (collection, name): kept by those alone who ask for it, by
-# applying the model with `mutable=[HIDDEN[0]]`.
+# (collection, name) to which every block sows its output; kept only if the model is applied with
+# `mutable=[HIDDEN[0]]`.
 HIDDEN = ("intermediates", "hidden")
 
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a tower is computed. Nothing here changes a parameter's shape or name."""
+    """How a tower is computed, which does not change names and shapes of parameters."""
 
     dtype: str = "float32"  # of matrix products and activations
     scan: bool = True  # False: unrolled, slower to compile
@@ -42,16 +42,12 @@ class Compute:
 
     @property
     def dot_general(self) -> Callable[..., jax.Array] | None:
-        """What `nn.Dense` multiplies with; None: its own."""
+        """The product for `nn.Dense`; None: its default."""
         return int8.dot_general if self.int8 else None
 
 
 def check_attention(attention: str | None, dtype: str) -> None:
-    """Refuses an implementation that does not work in `dtype`.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Raises a ConfigError if the implementation of attention does not support `dtype`."""
     if attention == "cudnn" and dtype == "float32":
         raise ConfigError(
             "attention = 'cudnn' works in half precision only, but dtype = 'float32'; set "
@@ -60,20 +56,20 @@ def check_attention(attention: str | None, dtype: str) -> None:
 
 
 def layer_norm(eps: float, name: str | None = None) -> nn.LayerNorm:
-    """A layer norm in float32, whatever the compute dtype; without a name in `setup`."""
+    """A layer norm in float32 for every compute dtype; without a name in `setup`."""
     return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
 
 
 class Attention(nn.Module):
     """Multi-head attention with one 2-D kernel [., width] for each of q, k, v and out."""
 
-    width: int  # of the result; queries and tokens may have others
+    width: int  # of the result; queries and tokens may have other widths
     heads: int
     causal: bool
     compute: Compute
 
     def setup(self):
-        """Names the four products; their parameters appear on first use."""
+        """Builds the submodules."""
 
         def dense() -> nn.Dense:
             return nn.Dense(
@@ -91,19 +87,19 @@ class Attention(nn.Module):
         tokens: Float[Array, "b n f"],
         mask: Bool[Array, "_ 1 _ n"] | None = None,
     ) -> Float[Array, "b q d"]:
-        """Returns what the queries read from the tokens; one set of queries (c = 1) serves all.
+        """Returns the attention of the queries to the tokens.
 
         Args:
-            queries: of each example, or of all.
-            tokens: what is read.
-            mask: which query may read which token; None: all, or all before it if `causal`.
+            queries: queries of each example, or one set for all (c = 1).
+            tokens: the tokens that give keys and values.
+            mask: whether a query attends to a token; None: all, or the causal mask if `causal`.
         """
         return self.read(queries, *self.keys_values(tokens), mask)
 
     def keys_values(
         self, tokens: Float[Array, "b n f"]
     ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"]]:
-        """Returns keys and values of the tokens, by head: what there is to read from them."""
+        """Returns keys and values of the tokens, by head."""
         return self._split(self.k(tokens)), self._split(self.v(tokens))
 
     def read(
@@ -113,7 +109,7 @@ class Attention(nn.Module):
         values: Float[Array, "b n h e"],
         mask: Bool[Array, "_ 1 _ n"] | None = None,
     ) -> Float[Array, "b q d"]:
-        """Returns what the queries read; see `__call__`."""
+        """As `__call__`, with keys and values."""
         q = self._split(self.q(queries))
         q = jnp.broadcast_to(q, (len(keys), *q.shape[1:]))
         x = jax.nn.dot_product_attention(
@@ -168,8 +164,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], None]:
         """Returns the next layer's tokens."""
-        # Said once per layer: parameters that are shared over a mesh are gathered for the examples
-        # that are here, and never the other way round.
+        # In every layer, so that sharded parameters are gathered, and not the examples.
         x = constrain_by_example(x)
         y = layer_norm(self.norm_eps, "norm1")(x)
         width, heads = self.dims.width, self.dims.heads
@@ -180,16 +175,16 @@ class Block(nn.Module):
         return x, None
 
 
-def _kept_for_the_backward_pass(compute: Compute) -> Callable[..., bool] | None:
-    """What of a block's values is kept; None: all that is asked for."""
+def _remat_policy(compute: Compute) -> Callable[..., bool] | None:
+    """The rematerialisation policy of a block; None: no rematerialisation."""
     if compute.remat == "full":
         return jax.checkpoint_policies.nothing_saveable
     if compute.remat == "dots":
-        # The products with weights: not the attention scores, n^2 in memory.
+        # Keeps products with weights, but not the n^2 attention scores.
         return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     if compute.scan and compute.attention != "cudnn":
-        # All products. Of elementwise work a scan would store every intermediate result, which is
-        # slower than to compute it again; unrolled, XLA sees to that by itself.
+        # Keeps all products. A scan would store every elementwise result, which is slower than
+        # computing it again; in an unrolled loop XLA decides.
         return jax.checkpoint_policies.dots_saveable
     return None
 
@@ -197,7 +192,7 @@ def _kept_for_the_backward_pass(compute: Compute) -> Callable[..., bool] | None:
 def blocks(
     dims: Size, *, activation: str, norm_eps: float, causal: bool, compute: Compute
 ) -> nn.Module:
-    """All blocks of a tower as one module "blocks"; its parameters are stacked, [depth, ...]."""
+    """All blocks of a tower as one module "blocks" with stacked parameters, [depth, ...]."""
     stack = stacked(Block, dims.depth, compute)
     return stack(dims, activation, norm_eps, causal, compute, name="blocks")
 
@@ -205,15 +200,15 @@ def blocks(
 def stacked(
     block: type[nn.Module], depth: int, compute: Compute, in_axes: tuple = ()
 ) -> Callable[..., nn.Module]:
-    """Returns a module like `block` (x to (x, y)) that is `depth` of them, one on another.
+    """Returns a module that applies `depth` blocks (x to (x, y)) in sequence.
 
-    Its parameters are stacked, [depth, ...], as are every block's y and what it sows into
-    `HIDDEN`; the backward pass keeps what `compute` says. `in_axes` is said of the arguments
-    after x: 0 where each block has its own, stacked, or `nn.broadcast`.
+    Parameters, ys and values sown into `HIDDEN` are stacked, [depth, ...]. `compute` sets the
+    rematerialisation. `in_axes` are the axes of the arguments after x: 0 for stacked arguments, one
+    per block, or `nn.broadcast`.
     """
-    policy = _kept_for_the_backward_pass(compute)
+    policy = _remat_policy(compute)
     if policy is not None:
-        # A scan already hides the two passes from CSE.
+        # A scan already prevents CSE between the two passes.
         block = nn.remat(block, prevent_cse=not compute.scan, policy=policy)
     return nn.scan(
         block,

@@ -65,7 +65,7 @@ class TwoTowerConfig(ModelConfig):
 
     @property
     def end_of_text(self) -> int | None:
-        """The id at which the text tower collects what it has read; None: at the last place."""
+        """The id at which texts are pooled; None: they are pooled at the last position."""
         return self.text.eot_id if self.text.pool == "eot" else None
 
     def build(self, int8: bool = False) -> "TwoTower":
@@ -81,7 +81,7 @@ def preset(name: str, **changes: Any) -> TwoTowerConfig:
         **changes: fields of `TwoTowerConfig` to set otherwise.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: the name is unknown.
     """
     if name not in presets.MODELS:
         raise ConfigError(f"model must be one of {', '.join(presets.MODELS)}, got {name!r}.")
@@ -93,13 +93,16 @@ def preset(name: str, **changes: Any) -> TwoTowerConfig:
 
 
 class TwoTower(nn.Module):
-    """Images and texts to `Embeddings`. Parameters: image, text, t (log of the scale), bias."""
+    """Maps images and texts to `Embeddings`.
+
+    Parameters: image, text, t (log of the scale), bias.
+    """
 
     config: TwoTowerConfig
     int8: bool = False  # products with the blocks' weights in 8 bits: forward passes only
 
     def setup(self):
-        """Builds the towers; their parameters appear on first use."""
+        """Builds the submodules."""
         config = self.config
         compute = transformer.Compute(
             config.dtype, config.scan, config.remat, config.attention, self.int8
@@ -107,7 +110,7 @@ class TwoTower(nn.Module):
         tower = {"vit": ViT, "swin": Swin}[config.image.architecture]
         self.image = tower(config.image, config.embed_dim, compute)
         self.text = TextTower(config.text, config.width, compute)
-        # The logarithm is learned: the scale stays positive, and moves by factors.
+        # The logarithm is learned, so that the scale stays positive.
         self.t = self.param("t", nn.initializers.constant(math.log(config.init_scale)), ())
         if config.init_bias is not None:
             self.bias = self.param("bias", nn.initializers.constant(config.init_bias), ())
@@ -118,11 +121,10 @@ class TwoTower(nn.Module):
         """Returns zimg, L2-normalised, float32.
 
         Args:
-            image: uint8 pixels as read, normalised here on the device; or floats that are
-                normalised already. Sides must equal `image.resolution`.
+            image: uint8 pixels, or normalised floats, of `image.resolution` pixels a side.
 
         Raises:
-            ValueError: the sides are not that.
+            ValueError: the image has another resolution.
         """
         return l2_normalize(constrain_by_example(self.image(image)))
 
@@ -146,10 +148,10 @@ class TwoTower(nn.Module):
 
 
 def l2_normalize(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """Returns z / |z|; zero, with gradient zero and not NaN, where z is zero."""
+    """Returns z / |z|; for z = 0, zero with a finite gradient."""
     return z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-24))
 
 
 def logit_parameters(params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the logits' scale t and bias (zero where the model has none)."""
+    """Returns the scale and the bias of the logits, which is zero without such a parameter."""
     return jnp.exp(params["t"]), params.get("bias", jnp.zeros(()))

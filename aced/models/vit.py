@@ -75,7 +75,7 @@ class ImageConfig(Checked):
 
     @property
     def out_width(self) -> int:
-        """Channels of the tower's embeddings where it has no projection."""
+        """Channels of the tower's embeddings without a projection."""
         return self.swin.out_width if self.architecture == "swin" else self.dims.width
 
     @property
@@ -83,7 +83,7 @@ class ImageConfig(Checked):
         """Width, depth, mlp and heads of a vision transformer after the overrides.
 
         Raises:
-            ConfigError: it is not one, or these numbers do not fit together.
+            ConfigError: it is not a vision transformer, or these numbers do not fit together.
         """
         self._check_it_is_a_vit()
         return presets.resolve(
@@ -95,7 +95,7 @@ class ImageConfig(Checked):
         """Patches a side of a ViT, rounded down (27 of 14 px in 384), as a VALID convolution.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: it is not a vision transformer.
         """
         self._check_it_is_a_vit()
         return self.resolution // self.patch
@@ -107,7 +107,7 @@ class ImageConfig(Checked):
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence that a ViT's blocks see."""
+        """Sequence length of a ViT's blocks."""
         return self.grid**2 + self.has_cls
 
     def _check_it_is_a_vit(self) -> None:
@@ -119,7 +119,7 @@ class ImageConfig(Checked):
 
 
 def patchify(image: Array, patch: int) -> Array:
-    """Cuts [b h w c] into patches [b h/patch*w/patch patch patch c], row by row."""
+    """Cuts [b h w c] into patches [b h/patch*w/patch patch patch c], in row-major order."""
     b, h, w, c = image.shape
     rows, columns = h // patch, w // patch
     x = image[:, : rows * patch, : columns * patch]
@@ -130,12 +130,12 @@ def patchify(image: Array, patch: int) -> Array:
 def read_pixels(
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], config: ImageConfig, patch: int
 ) -> Float[Array, "b n p"]:
-    """Returns the normalised pixels of every patch, row by row, as one vector each.
+    """Returns the normalised pixels of every patch as a vector, in row-major order.
 
     Args:
-        image: uint8 pixels, normalised here by the config's mean and std, or floats that are
-            normalised already.
-        config: of the tower.
+        image: uint8 pixels, which are normalised by the config's mean and std, or normalised
+            floats.
+        config: settings of the tower.
         patch: pixels a side.
 
     Raises:
@@ -149,7 +149,7 @@ def read_pixels(
         )
     x = patchify(image, patch)
     if image.dtype == jnp.uint8:
-        # Here and not before: a patch moved as uint8 is a quarter of the bytes.
+        # After `patchify`, which moves a quarter of the bytes in uint8.
         mean, std = np.float32(config.mean), np.float32(config.std)
         x = x.astype(jnp.float32) * (1 / (255 * std)) - mean / std
     return x.reshape(*x.shape[:2], -1)
@@ -178,7 +178,7 @@ class MapHead(nn.Module):
         def init(key: jax.Array) -> jax.Array:
             return nn.initializers.xavier_uniform()(key, (1, d))[0]
 
-        # 1-D, so that optimizers for matrices leave it alone.
+        # 1-D, so that optimizers for matrices skip it.
         probe = self.param("probe", init).reshape(1, 1, d)
         heads = config.dims.heads
         attention = transformer.Attention(d, heads, False, self.compute, name="attention")
@@ -189,7 +189,7 @@ class MapHead(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images to embeddings, before they are normalised."""
+    """Maps images to embeddings, not yet normalised."""
 
     config: ImageConfig
     embed_dim: int | None  # None: no projection, the embedding has the tower's width (SigLIP)
@@ -199,11 +199,10 @@ class ViT(nn.Module):
     def __call__(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
     ) -> Float[Array, "b *n d"]:
-        """Returns the float32 embeddings of `image`; of every token [b n d] where none is pooled.
+        """Returns the float32 embeddings of `image`, or of every token [b n d] without pooling.
 
         Args:
-            image: uint8 pixels, normalised here by the config's mean and std, or floats that are
-                normalised already.
+            image: uint8 pixels, or normalised floats; see `read_pixels`.
 
         Raises:
             ValueError: the image does not have the config's resolution.
@@ -221,7 +220,7 @@ class ViT(nn.Module):
             compute=self.compute,
         )(x)
         if config.pool == "cls":
-            x = x[:, 0]  # the norm is by token: no need to take it of the others
+            x = x[:, 0]  # before the norm, which is by token
         x = transformer.layer_norm(config.norm_eps, "norm")(x)
         if config.pool == "gap":
             x = x.mean(axis=1)
@@ -233,7 +232,7 @@ class ViT(nn.Module):
         return x.astype(jnp.float32)
 
     def _embed(self, image: Array) -> Array:
-        """Patches, class token and positions, [b n width]."""
+        """Embeds patches, with class token and positions, [b n width]."""
         config, width = self.config, self.config.dims.width
         patch = nn.Dense(
             width, use_bias=config.patch_bias, dtype=self.compute.dtype, name="patch"
@@ -250,5 +249,5 @@ class ViT(nn.Module):
             init = nn.initializers.normal(width**-0.5)
             return self.param("position", init, (config.tokens, width))
         fixed = sincos2d(config.grid, width)
-        # A class token has no place in the picture: it gets none, as in big_vision.
+        # A class token gets no position, as in big_vision.
         return jnp.asarray(np.pad(fixed, ((config.tokens - len(fixed), 0), (0, 0))))

@@ -5,24 +5,23 @@
     python -m aced.prepare --tars='cc12m/{00000..00099}.tar' --out=data/cc12m --near_duplicates=2
     python -m aced.prepare --parquet=coco --out=gs://b/coco --runner=DataflowRunner --project=...
 
-The table is JSON lines or CSV, one caption a line; several lines of one image are several captions.
-Every image is decoded in full once, here, so that training meets no broken one. What is left out is
-counted and listed with its reason in `rejected.jsonl`; `statistics.html` shows what is kept. Images
-whose stored bytes are equal become one example, the input's first, with the captions of all.
-With `--clean_column` the clean ones of those to train on are a split more, `clean`, and one split,
-`val`, is in neither. With `--near_duplicates` copies at another size or quality are left out, too:
-their perceptual hashes differ in few bits, and their colours hardly do. With `--separate` every
-line stays an example with its own label: questions with answers about a picture, or, with
-`--second_column`, statements about two pictures.
+The table is JSON lines or CSV with one caption per line; an image may have several lines. Every
+image is decoded in full here, so training never meets a broken one. Rejected lines and images are
+counted and listed with a reason in `rejected.jsonl`; `statistics.html` summarises the data set.
+Images with equal stored bytes become one example, with the captions of all of them. With
+`--clean_column` the clean training examples are also written to a third split, `clean`. With
+`--near_duplicates` copies at another size or quality are dropped too: images whose perceptual
+hashes differ in a few bits and whose colours almost agree. With `--separate` every line stays an
+example with its own label: questions and answers about a picture, or, with `--second_column`,
+statements about two pictures.
 
-It is an Apache Beam pipeline (aced/prepare/graph.py). By default it runs in this process, which
-holds the facts of all images in memory, but no pixels (with `--near_duplicates`, 384 bytes of
-colours of each). With `--runner`, Beam's own flags are passed on; workers need this package
-installed and must reach the input and `--out`. The same input and settings give the same bytes,
-wherever it runs. A second run finds nothing to do. A run that was killed is taken up by the same
-command: it reads the table again, and of the images it repeats the blocks (256 images, or a row
-group of parquet) and shards that were in work. Until the data set is complete, `.NAME.partial`
-beside it holds a copy of the images.
+The command is an Apache Beam pipeline (aced/prepare/graph.py). By default it runs in this process,
+which holds the metadata of all images in memory, but no pixels (with `--near_duplicates`, 384 bytes
+of colours per image). With `--runner`, Beam's own flags are passed on; workers need this package
+installed and access to the input and `--out`. The same input and settings give the same bytes on
+every runner. A second run does nothing. A killed run is resumed by the same command: it reads the
+table again and repeats only the blocks (256 images, or a row group of parquet) and shards that were
+unfinished. Until the data set is complete, `.NAME.partial` beside it holds a copy of the images.
 """
 
 from typing import Any
@@ -44,14 +43,14 @@ def _report(statistics: dict[str, Any], out: str) -> None:
         print("  nothing")
     if "outside_link" in statistics["rejected"]:
         print("  (--follow_links reads what is behind links that lead out of --images)")
-    for name, part in statistics["splits"].items():
-        print(f"{out}, split {name}: " + ", ".join(f"{n} {what}" for what, n in part.items()))
+    for split, counts in statistics["splits"].items():
+        print(f"{out}, split {split}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     print(f"What was left out, line by line: {out}/{REJECTED}")
     print(f"What is in it: {out}/{PAGE}")
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags, prepares, and says what came out and what to do next."""
+    """Prepares the data set, then prints a summary and the next command."""
     out = flags.FLAGS.out
     with command.running(f"--out={out}"):
         config = flag_settings.read(PrepareConfig)
@@ -64,5 +63,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flag_settings.define(PrepareConfig)
     flags.DEFINE_boolean("force", False, ownership.FORCE)
-    # Flags that are not this command's are Beam's.
+    # Unknown flags are passed on to Beam.
     app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

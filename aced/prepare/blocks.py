@@ -1,18 +1,20 @@
-"""Blocks of images: the unit of work that is examined, kept, and not repeated by a restart.
+"""Blocks of images: the unit of work that is checked, stored, and not repeated by a restart.
 
-The encoded bytes of a block's images go to one file, the spool, and the facts to another, written
-last. Later steps see facts alone, and read bytes from the spool by their offset: no pixel goes
-through a shuffle, no input need be readable at random, and none is decoded or shrunk twice. It
-costs the space of the data set once more, until that is complete. A restart takes the images of
-complete blocks as they were then, even if their files have changed since.
+The encoded bytes of a block's images go to one file, the spool, and their metadata (`Facts`) to
+another, written last. Later steps pass only facts and read bytes from the spool by offset, so no
+pixels are shuffled, the input needs no random access, and no image is decoded or shrunk twice. The
+spools take as much space as the data set, until it is complete. A restart uses the images of
+complete blocks as first read, even if their files have changed since.
 """
 
+import collections
 import dataclasses
 import hashlib
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from concurrent import futures
+from typing import Any, TypeVar
 
 import apache_beam as beam
 import msgpack
@@ -20,54 +22,95 @@ from absl import logging
 
 from aced.files import own_files, storage
 from aced.prepare import progress
-from aced.prepare.ahead import ahead
 from aced.prepare.captions import CaptionedImage, PrepareError, RejectedError, Rejects
 from aced.prepare.config import PrepareConfig
-from aced.prepare.facts import Facts, pack
 from aced.prepare.images import Checked, check
 from aced.prepare.workspace import Workspace
 
-# Images (lines of the table): what a restart may repeat in each worker, and what a worker takes at
-# a time. The memory of a worker does not depend on it.
+# Images (lines of the table) per block: the unit of work of a worker, and the most that a restart
+# repeats in each of them. A worker's memory does not depend on it.
 BLOCK = 256
-REJECTED = "rejected"  # tag of what is left out, in every step
+REJECTED = "rejected"  # tag of the rejected lines and images, in every step
 
-# An image of the input, its bytes, and those of the second picture, where there is one.
-Found = tuple[CaptionedImage, bytes, bytes | None]
-Item = Any  # what a block is made of, and `fetch` understands
+# An image of the input, its bytes, and the bytes of its second picture, if it has one.
+Fetched = tuple[CaptionedImage, bytes, bytes | None]
+Item = Any  # whatever `fetch` takes
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclasses.dataclass
+class Facts(CaptionedImage):
+    """A captioned image that was checked, and where its bytes are stored until it is written."""
+
+    block: int  # number of the spool with its bytes
+    offset: int  # of its bytes in the spool
+    size: int  # bytes of the image
+    thumbnail_size: int  # bytes of the thumbnail, which follows; 0: no thumbnail
+    second_size: int  # bytes of the second picture, which follows; 0: no second picture
+    crc: int  # CRC-32 of all these bytes
+    sha256: bytes  # of the image's bytes followed by the second picture's
+    width: int  # pixels, as stored
+    height: int
+    anew: bool  # whether a picture was re-encoded
+    look: bytes  # perceptual hash; empty if not needed
+    miniature: bytes  # colours that verify equal hashes; empty if not needed
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of both pictures."""
+        return self.size + self.second_size
+
+
+# Between steps, facts travel as msgpack: a runner ships them to other machines, and would pickle
+# objects.
+def pack(image: CaptionedImage) -> bytes:
+    """Serializes a `CaptionedImage` or `Facts`."""
+    fields = [getattr(image, field.name) for field in dataclasses.fields(image)]
+    return msgpack.packb(fields, use_bin_type=True)
+
+
+def unpack_captions(data: bytes) -> CaptionedImage:
+    """Returns the `CaptionedImage` that `pack` serialized."""
+    return CaptionedImage(*msgpack.unpackb(data))
+
+
+def unpack(data: bytes) -> Facts:
+    """Returns the `Facts` that `pack` serialized."""
+    return Facts(*msgpack.unpackb(data))
 
 
 def examine(
-    config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Found]
+    config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Fetched]
 ) -> Iterator[Any]:
-    """Yields the packed facts of a block's images, and, tagged, what is left out of it.
+    """Yields the packed facts of a block's images and, tagged, its rejected entries.
 
     Args:
         config: the settings.
-        block: its number.
+        block: number of the block.
         items: at most `BLOCK`, in the input's order.
-        fetch: gets the image of an item. It raises `RejectedError` with a third argument: where
-            that is (`line`, maybe `image`).
+        fetch: gets the image of an item. It raises `RejectedError` with a third argument, the
+            location: `line`, and `image` if known.
     """
     workspace = Workspace(config.out)
     facts = _facts_file(block)
-    found = _of_earlier_run(workspace, facts)
-    is_there = found is not None
-    if not is_there:
-        found = _examined(config, block, items, fetch)
+    result = _from_earlier_run(workspace, facts)
+    is_cached = result is not None
+    if not is_cached:
+        result = _check_images(config, block, items, fetch)
         with workspace.file(facts) as path:
-            path.write_bytes(own_files.seal(msgpack.packb(found)))
-    kept, rejected, seen = found
+            path.write_bytes(own_files.seal(msgpack.packb(result)))
+    kept, rejected, seen = result
     beam.metrics.Metrics.counter("aced", "examined").inc(seen)
-    if is_there:
+    if is_cached:
         progress.advance("examine", seen)
     yield from kept
     for entry in rejected:
         yield beam.pvalue.TaggedOutput(REJECTED, tuple(entry))
 
 
-def _of_earlier_run(workspace: Workspace, facts: str) -> list[Any] | None:
-    """What `_examined` returned for the file `facts`; None: not yet, or the file is damaged."""
+def _from_earlier_run(workspace: Workspace, facts: str) -> list[Any] | None:
+    """The result of `_check_images` in the file `facts`, or None if it is missing or damaged."""
     if not workspace.exists(facts):
         return None
     try:
@@ -77,12 +120,11 @@ def _of_earlier_run(workspace: Workspace, facts: str) -> list[Any] | None:
         return None
 
 
-def _examined(
-    config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Found]
+def _check_images(
+    config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Fetched]
 ) -> tuple[list[bytes], list[tuple[int, str, str]], int]:
-    """Fills the spool of a block; returns its packed facts, its rejects and how many it had."""
-
-    of_second = dataclasses.replace(config, thumbnails=0)
+    """Fills the spool of a block; returns packed facts, rejected entries and the item count."""
+    second_config = dataclasses.replace(config, thumbnails=0)
 
     def load(item: Item) -> tuple[CaptionedImage, Checked, Checked | None] | RejectedError:
         try:
@@ -95,7 +137,7 @@ def _examined(
         except RejectedError as error:
             return RejectedError(*error.args, where)
         try:
-            return image, checked, None if second is None else check(second, of_second)
+            return image, checked, None if second is None else check(second, second_config)
         except RejectedError as error:
             reason, detail = error.args
             return RejectedError(reason, f"the second picture: {detail}", where)
@@ -106,13 +148,13 @@ def _examined(
         path.open("wb") as spool,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # remarks about odd files that decode nevertheless
+        warnings.simplefilter("ignore")  # about odd files that decode nevertheless
         for loaded in ahead(load, items, config.decoders):
             seen += 1
             progress.advance("examine")
             if isinstance(loaded, RejectedError):
-                *what, where = loaded.args
-                rejects.add(RejectedError(*what), **where)
+                reason, detail, where = loaded.args
+                rejects.add(RejectedError(reason, detail), **where)
                 continue
             image, checked, second = loaded
             kept.append(pack(_facts(image, checked, second, block, spool.tell())))
@@ -144,25 +186,45 @@ def _facts(
     )
 
 
+def tagged(rejects: Rejects) -> Iterator[beam.pvalue.TaggedOutput]:
+    """Takes the entries out of `rejects` as outputs with the tag `REJECTED`."""
+    for entry in rejects.take():
+        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+
+
+def ahead(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+    """Yields `function(item)` of all `items` in order, computed in threads, at most 4 per thread
+    in advance.
+    """
+    waiting: collections.deque[futures.Future[U]] = collections.deque()
+    with futures.ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def read_pictures(workspace: Workspace, facts: Facts) -> tuple[bytes, bytes, bytes]:
-    """The encoded picture, its thumbnail and the second picture; empty where there is none.
+    """The encoded picture, thumbnail and second picture; the last two may be empty.
 
     Raises:
-        PrepareError: they are not what was written.
+        PrepareError: the checksum does not match.
     """
-    behind = facts.size + facts.thumbnail_size  # where the second picture begins
-    data = read_spool(workspace, facts.block, facts.offset, behind + facts.second_size)
+    second_offset = facts.size + facts.thumbnail_size
+    data = read_spool(workspace, facts.block, facts.offset, second_offset + facts.second_size)
     if zlib.crc32(data) != facts.crc:
         raise PrepareError(
             f"The copy of {facts.key} in {workspace.path(_spool(facts.block))} is damaged. Remove "
             f"{workspace.path(_facts_file(facts.block))} and start again, which copies that block "
             "anew."
         )
-    return data[: facts.size], data[facts.size : behind], data[behind:]
+    return data[: facts.size], data[facts.size : second_offset], data[second_offset:]
 
 
 def read_spool(workspace: Workspace, block: int, offset: int, size: int) -> bytes:
-    """Bytes of the spool of `block`, to look at: they are not compared with a checksum."""
+    """Bytes of the spool of `block`, without comparing a checksum."""
     return storage.read(workspace.path(_spool(block)), offset, size)
 
 

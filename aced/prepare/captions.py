@@ -1,8 +1,7 @@
-"""The table that `python -m aced.prepare` reads: which captions belong to which image.
+"""The table of captions that `python -m aced.prepare` reads.
 
-JSON lines or CSV, one caption a line (in JSON, maybe a list of them). A line that is wrong is
-counted and listed; what makes the whole table unusable, such as a column that is missing in all
-lines, is an error.
+JSON lines or CSV, one caption per line (in JSON, one or a list). A malformed line is counted and
+listed; a problem of the whole table, such as a column missing in all lines, is an error.
 """
 
 import collections
@@ -20,34 +19,34 @@ from aced.data import records
 from aced.errors import UserError
 from aced.files import encoding, storage
 
-_HEAD_BYTES = 4096  # of the table, which tell text from other files
-_MOST_LACKING = 10_000  # lines of JSON without a column, before any line that has all
-_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}  # of tables that are called .csv
+_HEAD_BYTES = 4096  # read to tell text from other files
+_MOST_LACKING = 10_000  # lines of JSON without a column before the table is refused
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}  # found in tables named .csv
 _DECIMAL = re.compile(r"[+-]?\d+\.\d*")
-# A longer field is rejected by `_text`, and not with the whole table by the csv module.
+# `_text` rejects a long field alone; the csv module would reject the whole table.
 csv.field_size_limit(1 << 30)
 
 
 class PrepareError(UserError, ValueError):
-    """The input can't be prepared as a whole; the message says where and what to do."""
+    """The input can't be prepared; the message names the place and the next step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What the table's columns are called; empty: there is no such column."""
+    """Names of the table's columns; empty: the table has no such column."""
 
     image: str = "image"  # path in the folder of images
     caption: str = "caption"
     label: str = ""
     noisy: str = ""
-    clean: tuple[str, str] = ("", "")  # a column, and what is in it where a line is clean
+    clean: tuple[str, str] = ("", "")  # a column, and its value in clean lines
     second: str = ""  # path of a second picture
-    extra: tuple[str, ...] = ()  # kept as they are
-    lower: bool = False  # put captions in lower case
+    extra: tuple[str, ...] = ()  # kept unchanged
+    lower: bool = False  # whether to lower-case captions
 
     @property
     def names(self) -> list[str]:
-        """All columns that a line must have."""
+        """All columns that every line must have."""
         columns = (self.image, self.caption, self.label, self.noisy, self.clean[0], self.second)
         columns += self.extra
         return [name for name in columns if name]
@@ -55,27 +54,27 @@ class Columns:
 
 @dataclasses.dataclass
 class CaptionedImage:
-    """An image of the input and what the input says about it."""
+    """An image of the input with its captions, label and other fields."""
 
     key: str
     texts: list[str]
     label: str | None
     is_noisy: bool | None
-    is_clean: bool  # whether all that is said about it is from lines known to be clean
+    is_clean: bool  # whether all of its lines are clean
     extra: dict[str, records.Scalar]
-    line: int  # of the table, the first that names it; or the record's index in its source
-    second: str | None  # path of the table's second picture; a record's come with it
+    line: int  # the first line of the table with this image, or the index of the record
+    second: str | None  # path of the second picture; None for records, which contain it
 
 
 class RejectedError(Exception):
-    """One line or image that is left out; its arguments are reason (as counted) and detail."""
+    """A line or image is left out; the arguments are the reason (a category) and the detail."""
 
 
 class Rejects:
-    """What is left out: the line it belongs to, its reason, and the JSON object that lists it.
+    """Collects rejected lines and images, each as (line, reason, JSON object to list).
 
     Args:
-        place: what the objects call the line: in a source of records, it is a record's index.
+        place: name of the line number in the JSON objects, such as "record".
     """
 
     def __init__(self, place: str = "line") -> None:
@@ -83,13 +82,13 @@ class Rejects:
         self._entries: list[tuple[int, str, str]] = []
 
     def add(self, error: RejectedError, *, line: int, **where: Any) -> None:
-        """Notes `error`, which happened at `line`, of the image that `where` names."""
+        """Adds `error` at `line`; `where` may name the image."""
         reason, detail = error.args
         entry = {"reason": reason, **where, self._place: line, "detail": detail}
         self._entries.append((line, reason, json.dumps(entry)))
 
     def take(self) -> list[tuple[int, str, str]]:
-        """Returns what was noted since the last call."""
+        """Returns and clears the entries."""
         entries, self._entries = self._entries, []
         return entries
 
@@ -97,8 +96,8 @@ class Rejects:
 def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:
     """Line number and columns of each row of CSV.
 
-    A row that has not one field for each column is left out: most have a comma in a caption that
-    is not in quotes, and which fields belong together cannot be told.
+    A row with too many or too few fields is rejected. Most have an unquoted comma in a caption, so
+    the fields cannot be assigned to columns.
     """
     reader = csv.reader(file, strict=True)
     try:
@@ -130,10 +129,10 @@ def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tupl
 def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:
     """Line number and columns of each line of JSON.
 
-    A line that lacks a column is left out. Where all do, as after a misspelt name of a column, the
-    table is refused: at its end, or after so many lines that no more are worth reading.
+    A line that lacks a column is rejected. If all lines do, for example because a column's name
+    is misspelt, the table is refused, at its end or after `_MOST_LACKING` lines.
     """
-    wanted, any_whole, first, lacking = set(columns.names), False, None, 0
+    required, any_whole, first, lacking = set(columns.names), False, None, 0
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -144,7 +143,7 @@ def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tup
             continue
         if not isinstance(row, dict):
             yield number, RejectedError("malformed_line", "not a JSON object")
-        elif wanted <= row.keys():
+        elif required <= row.keys():
             any_whole = True
             yield number, row
         else:
@@ -158,7 +157,7 @@ def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tup
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose fields have names of their own: of two, which counts is not known."""
+    """A JSON object, whose field names must be unique; json.loads would keep the last value."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -172,37 +171,37 @@ def _repeated(names: list[str]) -> str | None:
 
 
 def _without_columns(path: str, line: int, names: list[str], columns: Columns) -> PrepareError:
-    """The error for a table that lacks a column which is wanted."""
+    """The error for a table that lacks a required column."""
     where = f"{path}, line {line}"
     missing = next(name for name in columns.names if name not in names)
-    there = encoding.printable(", ".join(names))
-    if there != ", ".join(names):
+    listed = encoding.printable(", ".join(names))
+    if listed != ", ".join(names):
         return PrepareError(
-            f"{where}: the names of the columns are {there}: {encoding.trouble(''.join(names))}."
+            f"{where}: the names of the columns are {listed}: {encoding.trouble(''.join(names))}."
         )
-    for separator, what in _SEPARATORS.items():
+    for separator, separator_name in _SEPARATORS.items():
         if any(separator in name for name in names):
             return PrepareError(
-                f"{where}: the columns are separated by {what}, and in CSV by commas. Write the "
+                f"{where}: the columns are separated by {separator_name}, not commas. Write the "
                 f"table again, in Python: pandas.read_csv({path!r}, sep={separator!r}).to_json("
                 "'captions.jsonl', orient='records', lines=True)"
             )
     return PrepareError(
-        f"{where}: there is no column {missing!r}; the columns are: {there}. Name it with "
+        f"{where}: there is no column {missing!r}; the columns are: {listed}. Name it with "
         "--image_column, --caption_column, --second_column, --label_column, --noisy_column, "
         "--clean_column or --extra_columns."
     )
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise RejectedError("malformed_line", f"{what} is {value!r:.80}, not text")
+        raise RejectedError("malformed_line", f"{name} is {value!r:.80}, not text")
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
-        raise RejectedError("malformed_line", f"{what}: {encoding.trouble(value)}") from error
+        raise RejectedError("malformed_line", f"{name}: {encoding.trouble(value)}") from error
     if size > records.MAX_STRING_BYTES or "\0" in value:
-        raise RejectedError("malformed_line", f"{what} has {size} bytes or a zero byte")
+        raise RejectedError("malformed_line", f"{name} has {size} bytes or a zero byte")
     return encoding.without_mark(value.strip()).strip()
 
 
@@ -223,12 +222,12 @@ def _flag(value: Any) -> bool | None:
 
 
 def _as_text(value: Any) -> str:
-    """A value as it stands in CSV; of JSON's others than texts, as it stands there."""
+    """A field as text: CSV fields unchanged, other JSON values as JSON."""
     return value.strip() if isinstance(value, str) else json.dumps(value)
 
 
 def _label(value: Any) -> str | None:
-    """A class's name or number; pandas writes 2.0 for 2 where a column has gaps."""
+    """A class's name or number. Pandas writes 2.0 for 2 in a column with gaps."""
     text = _text("" if value is None else str(value), "the label")
     if text and _DECIMAL.fullmatch(text):
         if not float(text).is_integer():
@@ -238,7 +237,7 @@ def _label(value: Any) -> str | None:
 
 
 def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
-    """One line of the table, as an image with its captions (empty ones left out)."""
+    """Converts a line of the table to an image with its non-empty captions."""
     captions = row[columns.caption]
     captions = [text or "" for text in (captions if isinstance(captions, list) else [captions])]
     texts = [_text(text, "the caption") for text in captions]
@@ -262,10 +261,10 @@ def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
 
 
 def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedImage:
-    """A record of a source, as an image with its captions (empty and repeated ones left out).
+    """Converts a record of a source to an image with its captions, without empty and repeated ones.
 
     Raises:
-        RejectedError: its key or a text is not valid.
+        RejectedError: the key or a text is not valid.
     """
     texts = [_text(text, "the caption") for text in record["texts"]]
     texts = [text.lower() if lower else text for text in texts if text]
@@ -283,9 +282,9 @@ def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedIma
 
 
 def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> None:
-    """Gives `first` the captions of `other`, the same picture.
+    """Adds to `first` the captions of `other`, which is the same picture.
 
-    One bad pair marks it as noisy, and one that is not known to be clean as not clean.
+    The result is noisy if either is, and clean if both are.
     """
     first.is_clean = first.is_clean and other.is_clean
     for text in other.texts:
@@ -311,14 +310,14 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[Cap
 
     Args:
         path: the table.
-        columns: what its columns are called.
-        rejects: is told about the lines that are left out, and why.
+        columns: names of the columns.
+        rejects: collects the rejected lines.
 
     Yields:
-        The image of each line that has a caption. Lines of one image are not yet one: `merge`.
+        The image of each line with a caption; `merge_lines` joins the lines of one image.
 
     Raises:
-        PrepareError: a column is missing, or the file is not CSV, not UTF-8, or not to be read.
+        PrepareError: a column is missing, or the file can't be read or is not CSV or UTF-8.
     """
     try:
         problem = encoding.foreign(storage.read(path, 0, _HEAD_BYTES))
@@ -327,7 +326,7 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[Cap
     if problem is not None:
         raise PrepareError(f"{path} cannot be read: {problem}.")
     rows = _csv_rows if path.endswith(".csv") else _json_rows
-    # Bytes that are not UTF-8 survive as surrogates, and are refused text by text.
+    # Invalid UTF-8 becomes surrogates here, which `_text` rejects line by line.
     with fsspec.open(path, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for line, row in rows(file, path, columns):
             if isinstance(row, RejectedError):
@@ -344,7 +343,7 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[Cap
 
 
 def merge_lines(images: list[CaptionedImage], rejects: Rejects) -> CaptionedImage:
-    """The image of the first of `images`, with all their captions, each once."""
+    """The first of `images` with the captions of all of them, each once."""
     first = dataclasses.replace(images[0], texts=[])
     for image in images:
         merge(first, image, rejects)

@@ -20,7 +20,7 @@ from aced.prepare.workspace import Workspace
 
 REJECTED = "rejected.jsonl"
 PAGE = "statistics.html"
-_READERS = 16  # threads that read small files of the workspace, which may be in a store
+_READERS = 16  # threads that read small files of the workspace, which may be in an object store
 __all__ = ["PrepareConfig", "prepare"]
 
 
@@ -29,7 +29,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Makes the data set `config.out`, all of it or nothing; returns its statistics.
 
-    Where it is there already, of the same input and settings, nothing is done.
+    Does nothing if a data set with the same input and settings exists.
 
     Args:
         config: the settings.
@@ -37,9 +37,9 @@ def prepare(
         force: take the output over from another process that is known to be dead.
 
     Raises:
-        PrepareError: the table has no such column or can't be read, `out` is taken, or nothing
-          is left to train on.
-        ConfigError: Beam is not installed, an option is not known, or another process prepares it.
+        PrepareError: the table lacks a column or can't be read, `out` holds something else, or no
+            image is left to train on.
+        ConfigError: Beam is not installed, an option is unknown, or another process prepares it.
     """
     graph, inputs, runner = _beam()
     pipeline = runner.pipeline_on(config.runner, options)
@@ -47,19 +47,21 @@ def prepare(
     settings = config.of_contents()
     if config.captions:
         _check_table(config)
-        settings["input"] = _sha256(config.captions)
+        with fsspec.open(config.captions, "rb") as table:
+            settings["input"] = hashlib.file_digest(table, "sha256").hexdigest()
     else:
-        inputs.open_records.cache_clear()  # the files may have changed since
+        inputs.open_records.cache_clear()  # the files may have changed since an earlier call
         source = inputs.open_records(config)
         settings["input"], blocks = source.fingerprint, inputs.blocks_of(source)
         print(f"{source.name} is read, {len(source)} records.")
     workspace = Workspace(config.out)
-    if (done := _found(config, settings)) is not None:
+    if (statistics := _existing(config, settings)) is not None:
         workspace.end(settings)
-        return done
+        return statistics
     with ownership.owned(ownership.beside(workspace.out), force):
-        if (done := _found(config, settings)) is not None:  # by another process, just now
-            return done
+        # Another process may have completed it meanwhile.
+        if (statistics := _existing(config, settings)) is not None:
+            return statistics
         if workspace.begin(settings):
             print(f"Going on with what an earlier run left in {workspace.root}.")
         try:
@@ -74,9 +76,9 @@ def prepare(
 
 
 def _beam() -> tuple[Any, Any, Any]:
-    """The modules that need Beam."""
+    """Imports the modules that need Beam."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # Beam misses Google's packages, which are not used here
+    logging.disable(logging.WARNING)  # about Google's packages, which are not used here
     try:
         from aced.prepare import graph, inputs, runner
     except ImportError as error:
@@ -95,16 +97,11 @@ def _check_table(config: PrepareConfig) -> None:
             raise PrepareError(f"{path} does not exist; correct --images or --captions.")
 
 
-def _sha256(path: str) -> str:
-    with fsspec.open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _found(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The statistics of the data set that is at `config.out`, if it is the one asked for.
+def _existing(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The statistics of the data set at `config.out`, if it has these settings.
 
     Raises:
-        PrepareError: there is another one, or something else.
+        PrepareError: `out` is a data set of other settings, or no data set.
     """
     out = Workspace(config.out).out
     store, inner = fsspec.url_to_fs(out)
@@ -119,16 +116,16 @@ def _found(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any] | 
     if config.overwrite:
         return None
     with own_files.reading(description.path, records.ADVICE, PrepareError):
-        found = own_files.loads(storage.read(description.path, 0, description.size))
-        statistics = found["statistics"]
+        existing = own_files.loads(storage.read(description.path, 0, description.size))
+        statistics = existing["statistics"]
         missing = statistics["rejected"].get("missing_file")
-    if found.get("settings") == json.loads(json.dumps(settings)):
-        print(f"{out} is made with these settings already; nothing to do.")
+    if existing.get("settings") == json.loads(json.dumps(settings)):
+        print(f"{out} was already made with these settings; nothing to do.")
         if missing:
-            print(f"Of {missing} images there was no file then; --overwrite looks again.")
+            print(f"The files of {missing} images were missing then; --overwrite looks again.")
         return statistics
     raise PrepareError(
-        f"{out} exists, with other settings or of another input; choose another --out, or replace "
+        f"{out} exists, with other settings or another input; choose another --out, or replace "
         "it with --overwrite."
     )
 
@@ -136,10 +133,9 @@ def _found(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any] | 
 def _complete(
     config: PrepareConfig, workspace: Workspace, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Adds to the shards what describes them, and moves the whole to its place."""
+    """Adds the description, the rejected entries and the page, and publishes the data set."""
     from aced.prepare import graph, page
-    from aced.prepare.ahead import ahead
-    from aced.prepare.blocks import read_spool
+    from aced.prepare.blocks import ahead, read_spool
     from aced.prepare.shards import hashes_name
 
     summary = workspace.read_json("summary.json")

@@ -153,52 +153,46 @@ class PrepareConfig(FlagSettings):
 
     @property
     def shared_out(self) -> bool:
-        """Whether `out` means the same folder in other processes."""
+        """Whether `out` is the same folder in other processes."""
         return storage.is_remote(self.out) or os.path.isabs(self.out)
 
     @property
     def place(self) -> str:
-        """What `rejected.jsonl` calls the place of an image in the input."""
+        """Name of an image's position in the input, in `rejected.jsonl`."""
         return "line" if self.captions else "record"
 
     @property
     def columns(self) -> Columns:
-        """What the columns of the table or of parquet files are called."""
+        """Names of the columns of the table or of parquet files."""
+        column, _, value = self.clean_column.partition("=")
         return Columns(
             image=self.image_column,
             caption=self.caption_column or "caption",
             label=self.label_column,
             noisy=self.noisy_column,
-            clean=self._clean,
+            clean=(column.strip(), value.strip()),
             second=self.second_column,
             extra=tuple(name.strip() for name in self.extra_columns.split(",") if name.strip()),
             lower=self.lower,
         )
 
     @property
-    def _clean(self) -> tuple[str, str]:
-        """Column and value of `clean_column`."""
-        column, _, value = self.clean_column.partition("=")
-        return column.strip(), value.strip()
-
-    @property
     def caption_columns(self) -> tuple[str, ...]:
-        """Columns of captions in parquet, or fields of KEY.json in tars; none: KEY.txt."""
+        """Caption columns of parquet, or fields of KEY.json in tars (KEY.txt if empty)."""
         if self.tars:
             return (self.caption_column,) if self.caption_column else ()
         return (self.columns.caption,)
 
     @property
     def decoders(self) -> int:
-        """Threads that decode in one worker. Most runners start a worker process for each core."""
+        """Decoding threads per worker. Most runners start a worker process per core."""
         if self.runner != EMBEDDED:
             return self.threads or 1
         return self.threads or max(2, os.cpu_count() or 2)
 
     def of_contents(self) -> dict[str, Any]:
-        """The settings that have an influence on what is in the data set.
-
-        Not the split: which files were read is in the fingerprint of the input.
+        """The settings that change the data set, without the split: the input's fingerprint
+        covers the files read.
         """
         settings = dataclasses.asdict(self)
         for name in ("out", "overwrite", "threads", "runner", "split"):

@@ -1,4 +1,4 @@
-"""The whole preparation as one Beam pipeline, read from the top down."""
+"""The preparation as one Beam pipeline."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,20 +8,19 @@ import apache_beam as beam
 from aced.files import own_files
 from aced.prepare import inputs, order, shards, statistics
 from aced.prepare.config import PrepareConfig
-from aced.prepare.duplicates import drop_duplicates
-from aced.prepare.near_duplicates import drop_near_duplicates
+from aced.prepare.duplicates import drop_duplicates, drop_near_duplicates
 from aced.prepare.workspace import Workspace
 
-_PART_BITS = 18  # lines of the input of one sorted part of rejected.jsonl
+_PART_BITS = 18  # a sorted part of rejected.jsonl covers 2^18 lines of the input
 
 
 def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int, int]]) -> None:
-    """Adds all steps to `pipeline`; when it has run, the workspace has all that a data set needs.
+    """Adds all steps to `pipeline`, which write the parts of the data set to the workspace.
 
     Args:
-        pipeline: an empty one.
+        pipeline: an empty pipeline.
         config: the settings.
-        blocks: of records, see `inputs.from_records`; none for a table.
+        blocks: blocks of records, see `inputs.from_records`; empty for a table.
     """
     if config.captions:
         examined, rejected = inputs.from_table(config, pipeline)
@@ -68,7 +67,7 @@ def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int
 
 
 def part_name(part: int) -> str:
-    """The file of a sorted part of rejected.jsonl."""
+    """Name of the file with a sorted part of rejected.jsonl."""
     return f"parts/{part:08d}.jsonl"
 
 
@@ -92,7 +91,7 @@ def _summarise(
     samples: list[Any],
     pairs: list[Any],
 ) -> None:
-    """Writes summary.json: what the caller makes `dataset.json` and the page of."""
+    """Writes summary.json, the input of `dataset.json` and the page."""
     by_split: dict[str, list[dict[str, Any]]] = {}
     for part, _, shard in sorted(written, key=lambda item: item[:2]):
         by_split.setdefault(part, []).append(shard)

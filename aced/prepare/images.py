@@ -1,47 +1,49 @@
-"""One image: its bytes are fetched, decoded in full, measured, and if need be stored anew."""
+"""Reads, decodes, measures and, where needed, re-encodes one image."""
 
 import dataclasses
 import io
 import pathlib
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from aced.data import records
 from aced.data.images.decode import FORMATS, decode
-from aced.data.images.thumbnails import make_thumbnail
 from aced.files import storage
 from aced.prepare.captions import RejectedError
 from aced.prepare.config import PrepareConfig
 from aced.prepare.miniatures import miniature
 from aced.prepare.perceptual_hash import perceptual_hash
 
+_THUMBNAIL_QUALITY = 90
+_MAX_JPEG_SIDE = 65_500
+
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """An image that decodes: what is stored of it, and what was measured."""
+    """An image that decodes: the bytes to store and its measurements."""
 
     data: bytes  # encoded
-    anew: bool  # whether `data` was encoded here
-    width: int  # of `data`, in pixels, upright
+    anew: bool  # whether `data` was re-encoded here
+    width: int  # of the upright picture, in pixels
     height: int
-    look: bytes = b""  # the perceptual hash, where it is asked for
-    miniature: bytes = b""  # and the colours that verify it
-    thumbnail: bytes = b""  # encoded, where there is one
+    look: bytes = b""  # perceptual hash; empty if not needed
+    miniature: bytes = b""  # colours that verify equal hashes; empty if not needed
+    thumbnail: bytes = b""  # encoded; empty without a thumbnail
 
 
 def read_file(key: str, folder: str, follow_links: bool = False) -> bytes:
     """The bytes of the image file `key` of `folder`.
 
     Args:
-        key: its path in the folder, which does not lead upwards.
-        folder: where it is; in an object store there are no links.
+        key: path in the folder, without "..".
+        folder: a folder or the prefix of an object store, which has no links.
         follow_links: whether a symbolic link may lead out of the folder.
 
     Raises:
-        RejectedError: the file is missing, behind a link that leads out of the folder, or too
-            large.
+        RejectedError: the file is missing, too large, or behind a link out of the folder.
     """
     try:
         if storage.is_remote(folder):
@@ -64,12 +66,12 @@ def read_file(key: str, folder: str, follow_links: bool = False) -> bytes:
         if size > records.MAX_IMAGE_BYTES:
             raise RejectedError("too_large", f"{size} bytes")
         return storage.read(path, 0, size)
-    except (OSError, RuntimeError) as error:  # unreadable; a link that leads to itself
+    except (OSError, RuntimeError) as error:  # unreadable; or a link to itself
         raise RejectedError("missing_file", str(error)) from error
 
 
 def _link_out(root: pathlib.Path, key: str) -> pathlib.Path:
-    """The first link on the way from `root` to `key` that leads out of `root`."""
+    """The first link on the path from `root` to `key` that leads out of `root`."""
     link = root
     for part in pathlib.PurePath(key).parts:
         link /= part
@@ -79,7 +81,7 @@ def _link_out(root: pathlib.Path, key: str) -> pathlib.Path:
 
 
 def check(data: bytes, config: PrepareConfig) -> Checked:
-    """Decodes `data` in full, as training will.
+    """Decodes `data` in full, with the decoder of training.
 
     Raises:
         RejectedError: the image is too large or does not decode.
@@ -94,7 +96,7 @@ def check(data: bytes, config: PrepareConfig) -> Checked:
         raise
     except UnidentifiedImageError as error:
         raise RejectedError("undecodable", f"none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         raise RejectedError("undecodable", f"{type(error).__name__}: {error}") from error
     anew = 0 < config.max_side < max(pixels.shape[:2]) or (config.max_side > 0 and is_transparent)
     if anew:
@@ -106,6 +108,22 @@ def check(data: bytes, config: PrepareConfig) -> Checked:
     thumbnail = make_thumbnail(pixels, config.thumbnails) if config.thumbnails else None
     height, width = pixels.shape[:2]
     return Checked(data, anew, width, height, look, small, thumbnail or b"")
+
+
+def make_thumbnail(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> bytes | None:
+    """Returns the picture, given upright, with a shorter side of `side` pixels.
+
+    Returns:
+        A JPEG of quality 90 with colours in full resolution; None if the picture is no larger
+        than that, or its thumbnail would be too long for a JPEG.
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    size = round(width * side / short), round(height * side / short)
+    if short <= side or max(size) > _MAX_JPEG_SIDE:
+        return None
+    small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return simplejpeg.encode_jpeg(small, quality=_THUMBNAIL_QUALITY, colorsubsampling="444")
 
 
 def _shrink(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "h2 w2 3"]:

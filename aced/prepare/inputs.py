@@ -1,4 +1,4 @@
-"""What is read, as blocks of images that are examined."""
+"""The inputs of the pipeline: a table or records, checked in blocks of images."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from aced.data.sources.parquet import ParquetConfig, ParquetSource
 from aced.data.sources.tars import TarSource, WebDatasetConfig
 from aced.files import storage
 from aced.prepare import progress
-from aced.prepare.blocks import BLOCK, REJECTED, Found, examine
+from aced.prepare.blocks import BLOCK, REJECTED, Fetched, examine, pack, tagged, unpack_captions
 from aced.prepare.captions import (
     CaptionedImage,
     PrepareError,
@@ -24,20 +24,19 @@ from aced.prepare.captions import (
     read_captions,
 )
 from aced.prepare.config import PrepareConfig
-from aced.prepare.facts import pack, unpack_captions
 from aced.prepare.images import read_file
 from aced.prepare.workspace import Workspace
 
-_WINDOW_MIB = 64  # of parquet's row groups that are kept, at least two: blocks are read in order
+_WINDOW_MIB = 64  # of parquet's row groups in memory, at least two: blocks are read in order
 
 
 def from_table(
     config: PrepareConfig, pipeline: beam.Pipeline
 ) -> tuple[beam.PCollection[bytes], beam.PCollection]:
-    """Returns the packed facts of the table's images that decode, and what is left out.
+    """Returns the packed facts of the table's images that decode, and the rejected entries.
 
-    One worker reads the table: lines of CSV can't be told apart from its middle. A block is the
-    images whose first lines are neighbours, whose files are likely to be neighbours too.
+    One worker reads the table, because CSV can't be split into lines from its middle. A block has
+    the images of adjacent lines, whose files are likely to be neighbours too.
     """
     lines = (
         pipeline
@@ -71,15 +70,13 @@ def _lines(path: str, config: PrepareConfig) -> Iterator[Any]:
     rejects = Rejects(config.place)
     try:
         for image in read_captions(path, config.columns, rejects):
-            # Lines of the same pictures become one example.
+            # Lines with the same pictures become one example.
             key = str(image.line) if config.separate else f"{image.key}\0{image.second or ''}"
             yield key, pack(image)
-            for entry in rejects.take():
-                yield beam.pvalue.TaggedOutput(REJECTED, entry)
+            yield from tagged(rejects)
     except PrepareError as error:
         raise Workspace(config.out).refuse(str(error)) from error
-    for entry in rejects.take():
-        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+    yield from tagged(rejects)
 
 
 def _merge(_: str, group: Iterable[bytes]) -> Iterator[Any]:
@@ -88,14 +85,13 @@ def _merge(_: str, group: Iterable[bytes]) -> Iterator[Any]:
     image = merge_lines(images, rejects)
     progress.expect("examine", 1)
     yield image.line // BLOCK, pack(image)
-    for entry in rejects.take():
-        yield beam.pvalue.TaggedOutput(REJECTED, entry)
+    yield from tagged(rejects)
 
 
 def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) -> Iterator[Any]:
     block, group = grouped
 
-    def fetch(image: CaptionedImage) -> Found:
+    def fetch(image: CaptionedImage) -> Fetched:
         where = {"image": image.key, "line": image.line}
         try:
             data = read_file(image.key, config.images, config.follow_links)
@@ -117,12 +113,12 @@ def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) 
 def from_records(
     config: PrepareConfig, pipeline: beam.Pipeline, blocks: list[tuple[int, int]]
 ) -> tuple[beam.PCollection[bytes], beam.PCollection]:
-    """Returns the packed facts of the records that decode, and what is left out.
+    """Returns the packed facts of the records that decode, and the rejected entries.
 
     Args:
         config: the settings, with `tars` or `parquet`.
-        pipeline: an empty one.
-        blocks: first record of each block, and the one after its last; see `blocks_of`.
+        pipeline: an empty pipeline.
+        blocks: begin and end of each block; see `blocks_of`.
     """
     examined = (
         pipeline
@@ -139,10 +135,10 @@ def from_records(
 
 @functools.lru_cache(maxsize=1)
 def open_records(config: PrepareConfig) -> records.Source:
-    """The tars or parquet files of `config`, with random access; kept open, in each worker.
+    """The tars or parquet files of `config`, with random access; kept open in each worker.
 
     Raises:
-        PrepareError: there are none, they can't be read, or have no such columns.
+        PrepareError: the files are missing, can't be read, or lack a column.
     """
     image, captions, label = config.image_column, config.caption_columns, config.label_column
     try:
@@ -167,7 +163,7 @@ def open_records(config: PrepareConfig) -> records.Source:
 
 
 def blocks_of(source: records.Source) -> list[tuple[int, int]]:
-    """Where the blocks of `source` begin and end: row groups of parquet, as they are read whole."""
+    """Begin and end of the blocks of `source`; in parquet the row groups, which are read whole."""
     if isinstance(source, ParquetSource):
         ends = list(itertools.accumulate(source.groups))
     else:
@@ -185,7 +181,7 @@ def _examine_records(numbers: tuple[int, int, int], config: PrepareConfig) -> It
     block, begin, end = numbers
     source = open_records(config)
 
-    def fetch(index: int) -> Found:
+    def fetch(index: int) -> Fetched:
         where = {"line": index}
         try:
             record = source[index]

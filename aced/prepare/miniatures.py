@@ -1,21 +1,21 @@
-"""A picture in 16 x 16 colours: tells apart what a perceptual hash takes for copies.
+"""A picture in 16 x 16 colours, which separates different images with one perceptual hash.
 
-The hash knows greys alone, and coarsely: two hearts of other colours have the same one. Copies at
-another size or quality hardly differ in a miniature, whose colours are in OKLab (B. Ottosson, "A
-perceptual color space for image processing", 2020), where distances are as large as they look; the
-two axes of colour have half the resolution, as they have in most JPEGs. The bounds are from
-benchmarks/results/near_duplicates.csv.
+The hash sees coarse greys only: hearts of different colours have the same hash. Copies at another
+size or quality hardly differ in a miniature, whose colours are in OKLab (B. Ottosson, "A perceptual
+color space for image processing", 2020), a perceptually uniform space; the two chroma axes have
+half the resolution, as in most JPEGs. The bounds are from benchmarks/results/near_duplicates.csv.
 """
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 from PIL import Image
 
-MEAN, LARGEST = 0.015, 0.04  # of the distances in OKLab, black to white being 1: those of a copy
+# Bounds on the mean and largest distance in OKLab of copies; black to white is 1.
+MEAN, LARGEST = 0.015, 0.04
 
 _SIDE = 16
 SIZE = _SIDE**2 + 2 * (_SIDE // 2) ** 2  # bytes
-# Light that falls on what is shown, white being 1. Without, one level above black is 0.07 from it.
+# Ambient light on the screen; white is 1. Without it, black and the next level are 0.07 apart.
 _FLARE = 0.005
 _TO_LMS = np.array(
     [
@@ -35,13 +35,13 @@ _TO_OKLAB = np.array(
 
 def miniature(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """Returns the `SIZE` bytes of a picture's miniature: 16 x 16 lightnesses, 8 x 8 x 2 colours."""
-    # A gap of 3 moves edges: of 550 copies of black icons 0.56 were found, and with 8 it was 0.80.
+    # A gap of 3 moves edges: 0.56 of 550 copies of black icons were found, and 0.80 with 8.
     small = Image.fromarray(pixels).resize(
         (_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=8.0
     )
     lab = oklab(np.asarray(small))
     colours = lab[..., 1:].reshape(_SIDE // 2, 2, _SIDE // 2, 2, 2).mean((1, 3))
-    # The axes of colour go from -0.4 to 0.4 within sRGB.
+    # The chroma axes range from -0.4 to 0.4 within sRGB.
     values = np.concatenate([255 * lab[..., 0].ravel(), 128 + 255 * colours.ravel()])
     return np.clip(np.round(values), 0, 255).astype(np.uint8).tobytes()
 
@@ -56,9 +56,9 @@ def oklab(rgb: UInt8[np.ndarray, "*any 3"]) -> Float64[np.ndarray, "*any 3"]:
 def differences(
     some: UInt8[np.ndarray, "n size"], others: UInt8[np.ndarray, "n size"]
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """The mean and the largest of the 256 distances of each of n pairs of miniatures, in OKLab.
+    """The mean and largest of the 256 distances in OKLab of each of n pairs of miniatures.
 
-    They are rounded to four digits, and so the same on every machine.
+    Rounded to four digits, so that every machine gives the same values.
     """
     squares = np.square((some.astype(np.int32) - others) / 255)
     lightness, colours = np.split(squares, [_SIDE**2], axis=1)
@@ -71,6 +71,6 @@ def differences(
 def are_copies(
     some: UInt8[np.ndarray, "n size"], others: UInt8[np.ndarray, "n size"]
 ) -> Bool[np.ndarray, " n"]:
-    """Whether the miniatures of each pair differ as little as those of copies do."""
+    """Whether the miniatures of each pair are within the bounds of copies."""
     mean, largest = differences(some, others)
     return (mean <= MEAN) & (largest <= LARGEST)

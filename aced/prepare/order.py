@@ -1,9 +1,9 @@
-"""Splits, order and shards: where in the data set each image comes.
+"""Split, shard and position of each image in the data set.
 
-The order is that of sha256("SEED:KEY"), and the first `val` (that may be) are held out: it depends
-on an image's key and the seed alone, and hardly changes where others come or go. To sort without
-having all in one place, the hash's first bits are a bucket: buckets are counted, which tells where
-each begins, and sorted one by one.
+Images are ordered by sha256("SEED:KEY"), and the first `val` eligible ones are held out. The order
+depends on an image's key and the seed only, so adding or removing images hardly changes it. For a
+distributed sort the hash's first bits choose a bucket: the counts of the buckets give their first
+ranks, and each bucket is sorted alone.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ from typing import Any
 import apache_beam as beam
 
 from aced.prepare import progress
+from aced.prepare.blocks import Facts, unpack
 from aced.prepare.config import PrepareConfig
-from aced.prepare.facts import Facts, unpack
 from aced.prepare.workspace import Workspace
 
-CLEAN = "clean"  # split of those that are clean; they are in "train" as well
-SHARD_BYTES = 1 << 28  # of images, aimed at when the number of shards is left open
+CLEAN = "clean"  # split of the clean images, which are in "train" as well
+SHARD_BYTES = 1 << 28  # of images per shard, unless the number of shards is set
 _BUCKET_BITS = 12  # a worker holds the facts of one in 4,096 images while it sorts
 
-Order = tuple[bytes, int]  # hash, and line: of images that share a key in several tars
+Order = tuple[bytes, int]  # hash, and line, since images in several tars may share a key
 
 
 def split(
@@ -35,11 +35,13 @@ def split(
     Args:
         config: the settings.
         kept: packed facts.
-        counts: how many images and lines are left out, by reason; for the error.
-        examples: one of them by reason; for the error.
+        counts: rejected images and lines by reason; for the error.
+        examples: a rejected entry by reason; for the error.
     """
     totals = (
-        kept | "countable" >> beam.Map(_countable, config) | "totals" >> beam.CombineGlobally(_sums)
+        kept
+        | "countable" >> beam.Map(lambda packed: (1, int(_may_be_held_out(unpack(packed), config))))
+        | "totals" >> beam.CombineGlobally(_sums)
     )
     last = (
         kept.pipeline
@@ -60,7 +62,7 @@ def split(
 
 
 def order_of(facts: Facts, seed: int) -> Order:
-    """What images are sorted by."""
+    """The sort key of an image."""
     return hashlib.sha256(f"{seed}:{facts.key}".encode()).digest(), facts.line
 
 
@@ -69,19 +71,15 @@ def _may_be_held_out(facts: Facts, config: PrepareConfig) -> bool:
     return not (config.val_clean and is_bad)
 
 
-def _countable(packed: bytes, config: PrepareConfig) -> tuple[int, int]:
-    return 1, int(_may_be_held_out(unpack(packed), config))
-
-
 def _sums(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    first = second = 0
-    for one, two in pairs:
-        first, second = first + one, second + two
-    return first, second
+    total_first = total_second = 0
+    for first, second in pairs:
+        total_first, total_second = total_first + first, total_second + second
+    return total_first, total_second
 
 
 def _smallest(config: PrepareConfig, kept: beam.PCollection[bytes]) -> beam.PCollection:
-    """The first `config.val` of those that may be held out, as one list."""
+    """The first `config.val` eligible images, as one list."""
     if not config.val:
         return kept.pipeline | "no val" >> beam.Create([[]])
     return (
@@ -107,7 +105,7 @@ def _bound(
     """The last image that is held out.
 
     Raises:
-        PrepareError: nothing is left, or not enough to hold out of.
+        PrepareError: no image is left, or too few to hold out `val`.
     """
     total, eligible = totals
     refuse = Workspace(config.out).refuse
@@ -122,11 +120,11 @@ def _bound(
 
 
 def _nothing_left(config: PrepareConfig, counts: dict[str, int], examples: dict[str, str]) -> str:
-    """The reasons with an example of each: no `rejected.jsonl` is left that could be looked at."""
-    what = config.captions or config.tars or config.parquet
+    """The reasons with an example of each, since `rejected.jsonl` will not be written."""
+    source = config.captions or config.tars or config.parquet
     if not counts:
-        return f"No image is left: {what} has no {config.place}s."
-    text = f"No image is left of {what}. Left out:"
+        return f"No image is left: {source} has no {config.place}s."
+    text = f"No image is left of {source}. Left out:"
     for reason, count in sorted(counts.items()):
         text += f"\n  {reason} {count}, the first: {examples[reason]:.1000}"
     if counts.keys() & {"missing_file", "outside_folder"}:
@@ -146,7 +144,7 @@ def _split(packed: bytes, config: PrepareConfig, last: Order) -> tuple[str, byte
 def with_clean(
     config: PrepareConfig, parts: beam.PCollection[tuple[str, bytes]]
 ) -> beam.PCollection[tuple[str, bytes]]:
-    """Returns `parts`, and in another one, `CLEAN`, what is clean of those to train on."""
+    """Returns `parts`, with the clean training images in the split `CLEAN` as well."""
     if not config.clean_column:
         return parts
     return parts | "add the clean ones" >> beam.FlatMap(_and_clean).with_output_types(
@@ -166,7 +164,7 @@ def to_shards(
 ) -> tuple[beam.PCollection, beam.PCollection]:
     """Returns ((split, shard), (rank in the split, packed facts)) of each image, and the layout.
 
-    The layout is one dict: images, shards, and where each bucket begins, by split.
+    The layout is one dict by split: images, shards, and the first rank of each bucket.
     """
     buckets = parts | "bucket" >> beam.Map(_bucket, config).with_output_types(
         tuple[tuple[str, int], bytes]
@@ -207,12 +205,12 @@ def _layout(
         )
     layout: dict[str, Any] = {}
     for (part, bucket), (count, size) in sorted(sums.items()):
-        of = layout.setdefault(part, {"images": 0, "bytes": 0, "begin": {}})
-        of["begin"][bucket] = of["images"]
-        of["images"] += count
-        of["bytes"] += size
-    for of in layout.values():
-        of["shards"] = min(of["images"], config.shards or -(-of["bytes"] // SHARD_BYTES))
+        sizes = layout.setdefault(part, {"images": 0, "bytes": 0, "begin": {}})
+        sizes["begin"][bucket] = sizes["images"]
+        sizes["images"] += count
+        sizes["bytes"] += size
+    for sizes in layout.values():
+        sizes["shards"] = min(sizes["images"], config.shards or -(-sizes["bytes"] // SHARD_BYTES))
     return layout
 
 
@@ -226,15 +224,16 @@ def _rank(
     ordered = sorted(group, key=lambda packed: order_of(unpack(packed), config.seed))
     progress.expect("write", len(ordered))
     for rank, packed in enumerate(ordered, layout[part]["begin"][number]):
-        # Shard s has the ranks from s * images // shards on: of nearly equal counts.
+        # Shard s begins at rank s * images // shards, so that counts are nearly equal.
         yield (part, ((rank + 1) * shards - 1) // images), (rank, packed)
 
 
 def number_labels(config: PrepareConfig, kept: beam.PCollection[bytes]) -> beam.PCollection:
-    """Returns one pair: the numbers of all labels, and the names of the classes if they had any."""
+    """Returns one pair: the number of each label, and the class names unless labels are numbers."""
     labels = (
         kept
-        | "labels" >> beam.FlatMap(_label).with_output_types(str)
+        | "labels" >> beam.Map(lambda packed: unpack(packed).label)
+        | "known labels" >> beam.Filter(lambda label: label is not None).with_output_types(str)
         | "different labels" >> beam.Distinct()
     )
     return (
@@ -242,11 +241,6 @@ def number_labels(config: PrepareConfig, kept: beam.PCollection[bytes]) -> beam.
         | "numbers of labels" >> beam.Create([None])
         | "number labels" >> beam.Map(_number, config, beam.pvalue.AsIter(labels))
     )
-
-
-def _label(packed: bytes) -> Iterator[str]:
-    if (label := unpack(packed).label) is not None:
-        yield label
 
 
 def _number(

@@ -1,4 +1,4 @@
-"""statistics.html: what came out of a preparation, on one page that loads nothing."""
+"""statistics.html: a summary of a prepared data set, on one self-contained page."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from aced.prepare.statistics import Sample
 from aced.report.page import document, figure, table
 
-_BAR = 320  # of the longest bar, pixels
+_BAR = 320  # length of the longest bar, pixels
 _TITLES = {
     "longer_side": "Longer side, pixels",
     "shorter_side": "Shorter side, pixels",
@@ -21,13 +21,15 @@ def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: i
     """Returns the page.
 
     Args:
-        summary: what `graph` wrote as summary.json.
-        read: gives a picture's encoded bytes.
-        max_pixels: as the pictures were checked with.
+        summary: the content of summary.json.
+        read: reads a picture's encoded bytes.
+        max_pixels: the bound on pixels that the pictures were checked with.
     """
     statistics = summary["statistics"]
     names = ("images", "captions", "noisy", "image_bytes")
-    splits = [[part, *(of[name] for name in names)] for part, of in statistics["splits"].items()]
+    splits = [
+        [split, *(counts[name] for name in names)] for split, counts in statistics["splits"].items()
+    ]
     totals = [
         [name, statistics[name]] for name in ("images", "captions", "stored_anew", "thumbnails")
     ]
@@ -48,18 +50,17 @@ def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: i
         parts.append("<h2>Near-duplicates, the least alike first: kept, and left out</h2>")
         parts += [
             f'<div class="pair">{_named(other, "the earlier one", read, max_pixels)}'
-            f"{_named(mine, f'left out, {apart}', read, max_pixels)}</div>"
-            for mine, other, apart in summary["pairs"]
+            f"{_named(dropped, f'left out, {apart}', read, max_pixels)}</div>"
+            for dropped, other, apart in summary["pairs"]
         ]
     return document("Prepared data set", parts)
 
 
 def _named(
-    image: Sequence[Any], what: str, read: Callable[[Sample], bytes], max_pixels: int
+    image: Sequence[Any], role: str, read: Callable[[Sample], bytes], max_pixels: int
 ) -> str:
-    """The figure of an image, which is its picture and its captions."""
     picture, texts = image
-    return figure(read(picture), f"{what}: {picture[0]}: {'; '.join(texts)}", max_pixels)
+    return figure(read(picture), f"{role}: {picture[0]}: {'; '.join(texts)}", max_pixels)
 
 
 def _bars(bins: dict[str, int]) -> str:

@@ -1,9 +1,9 @@
-"""A 64-bit hash of what a picture looks like: copies at another size or quality differ in few bits.
+"""A 64-bit perceptual hash: copies at another size or quality differ in few bits.
 
-The hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010),
-section 3.2.1 (DCT based): the picture in 32 x 32 greys, the 8 x 8 lowest frequencies of its cosine
-transform, a bit for each that is above their median. Half of the bits are set, so two hashes differ
-in an even number of bits (but for pictures with many equal frequencies).
+The DCT-based hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
+Functions" (2010), section 3.2.1: the picture is reduced to 32 x 32 greys, and a bit is set if its
+frequency, one of the 8 x 8 lowest of the cosine transform, is above their median. Half of the bits
+are set, so two hashes differ in an even number of bits, except for pictures with many equal ones.
 """
 
 import functools
@@ -24,12 +24,11 @@ def _cosines() -> Float64[np.ndarray, "8 32"]:
 
 
 def perceptual_hash(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Returns the 8 bytes of a picture's hash; row by row, the lowest frequency first.
+    """Returns the 8 bytes of a picture's hash, row by row, the lowest frequency first.
 
-    A picture of one colour has no frequency but the mean: what the arithmetic leaves in the others
-    is rounded away, or noise would decide.
+    Frequencies are rounded: in a picture of one colour all but the mean are rounding errors.
     """
-    # Of 180 rescaled scenes, 0 were more than 2 bits away with this filter, 39 with a box filter.
+    # None of 180 rescaled scenes was over 2 bits away with this filter, 39 with a box filter.
     small = Image.fromarray(pixels).resize(
         (_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0
     )

@@ -1,7 +1,7 @@
-"""A bar on the terminal with an ETA, where the pipeline runs in this process.
+"""Progress bars on the terminal, for the runner in this process.
 
-Beam's own counters can't be read before the embedded runner ends. Its steps run in this process
-and advance this bar; a worker elsewhere has none, and the runner's own page shows the counts.
+Beam's own counters can't be read before the embedded runner ends, so its steps advance these bars.
+Workers elsewhere have no bar; the runner's own page shows the counts.
 """
 
 import contextlib
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import tqdm
 
 _STEPS = {"examine": "1/2 examined", "write": "2/2 written"}
-_bars: dict[str, tqdm.tqdm] | None = None  # those that are shown; None: no bar is wanted
+_bars: dict[str, tqdm.tqdm] | None = None  # by step; None: bars are off
 
 
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
-    """Shows a bar for each step on a terminal, meanwhile."""
+    """Shows a bar for each step on a terminal."""
     global _bars
     _bars = {}
     try:
@@ -27,7 +27,7 @@ def shown() -> Iterator[None]:
 
 
 def expect(step: str, count: int) -> None:
-    """Adds `count` to the images to be done in `step`, "examine" or "write", before it begins."""
+    """Adds `count` images to the total of `step`, "examine" or "write"."""
     if _bars is not None:
         if step not in _bars:
             _bars[step] = tqdm.tqdm(desc=_STEPS[step], total=0, unit=" images", disable=None)
@@ -36,6 +36,6 @@ def expect(step: str, count: int) -> None:
 
 
 def advance(step: str, count: int = 1) -> None:
-    """Tells that `count` images are done in `step`."""
+    """Advances the bar of `step` by `count` images."""
     if _bars is not None and step in _bars:
         _bars[step].update(count)

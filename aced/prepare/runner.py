@@ -1,4 +1,4 @@
-"""Which of Beam's runners does the work, and with which of Beam's options."""
+"""Beam's runners and their options."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from aced.config import ConfigError
 from aced.prepare import progress
 from aced.prepare.config import EMBEDDED
 
-# Their job servers know options that Beam's own parsers do not.
+# Their job servers have options that Beam's own parsers do not know.
 _WITH_JOB_SERVERS = ("FlinkRunner", "SparkRunner", "PortableRunner")
 
 
@@ -23,30 +23,30 @@ def pipeline_on(runner: str, options: Sequence[str]) -> beam.Pipeline:
 
     Args:
         runner: Beam's name of a runner.
-        options: Beam's flags, passed on unchanged.
+        options: Beam's flags.
 
     Raises:
-        ConfigError: an option that neither Beam nor the command knows.
+        ConfigError: an option is unknown to both Beam and the command.
     """
     if runner not in _WITH_JOB_SERVERS and (unknown := _unknown(options)):
         raise ConfigError(
             f"{unknown[0]} is no flag of this command (see --helpshort) and no option of Beam."
         )
     settings = PipelineOptions([*options, f"--runner={runner}"])
-    # Beam's DirectRunner would fetch and start a server (Prism), and this is what it falls back to.
+    # Beam's DirectRunner would fetch and start a server (Prism); this runner is its fallback.
     chosen = fn_runner.FnApiRunner() if runner == EMBEDDED else runner
     return beam.Pipeline(runner=chosen, options=settings)
 
 
 def _unknown(options: Sequence[str]) -> list[str]:
-    """Those of the options that Beam's parsers do not know: it would only log them."""
+    """The options that Beam's parsers do not know; Beam would only log them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     waiting = [PipelineOptions]
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
         if "_add_argparse_args" in vars(kind):
-            with contextlib.suppress(argparse.ArgumentError):  # of a class that is listed twice
+            with contextlib.suppress(argparse.ArgumentError):  # a class may be listed twice
                 kind._add_argparse_args(parser)
     return parser.parse_known_args(list(options))[1]
 
@@ -55,8 +55,8 @@ def run(pipeline: beam.Pipeline, runner: str) -> None:
     """Runs `pipeline` to its end.
 
     Raises:
-        RuntimeError: the runner says that it failed. Errors of workers are raised as they are, or
-            within errors of the runner.
+        RuntimeError: the runner ended in another state than done. Errors of workers are raised
+            unchanged or wrapped in errors of the runner.
     """
     with contextlib.ExitStack() as around:
         if runner == EMBEDDED:
@@ -70,9 +70,9 @@ def run(pipeline: beam.Pipeline, runner: str) -> None:
 
 @contextlib.contextmanager
 def _quiet(runner: str) -> Iterator[None]:
-    """Keeps Beam from logging the traces of errors that users can set right; they are raised, too.
+    """Keeps Beam from logging the traces of errors that users can correct; they are raised anyway.
 
-    The notes of the embedded runner on what it sets up are left out as well.
+    The embedded runner's log of its setup is dropped, too.
     """
     all_of_beam, steps = (logging.getLogger(f"apache_beam{x}") for x in ("", ".runners.common"))
     level = all_of_beam.level

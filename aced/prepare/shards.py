@@ -1,4 +1,4 @@
-"""Shards of ArrayRecord, each written by one worker from the spools."""
+"""Writes shards of ArrayRecord from the spools, one worker per shard."""
 
 import hashlib
 import json
@@ -11,11 +11,9 @@ from absl import logging
 from aced.data import records
 from aced.files import storage
 from aced.prepare import progress
-from aced.prepare.ahead import ahead
-from aced.prepare.blocks import read_pictures
+from aced.prepare.blocks import ahead, read_pictures, unpack
 from aced.prepare.captions import PrepareError
 from aced.prepare.config import PrepareConfig
-from aced.prepare.facts import unpack
 from aced.prepare.workspace import Workspace
 
 
@@ -42,7 +40,7 @@ def _write(
     layout: dict[str, Any],
     labels: tuple[dict[str, int], list[str] | None],
 ) -> tuple[str, int, dict[str, Any]]:
-    """Writes one shard, or takes the one that is there where it was made of the same facts."""
+    """Writes one shard, unless an earlier run has written it from the same facts."""
     workspace, ((part, shard), group) = Workspace(config.out), grouped
     packed = [facts for _, facts in sorted(group)]
     file = records.shard_name(part, shard, layout[part]["shards"])
@@ -52,7 +50,7 @@ def _write(
     made_of = digest.hexdigest()
     note = f"shards/{file}.json"
     hashes = hashes_name(file)
-    described = _of_earlier_run(workspace, note, f"out/{file}", made_of)
+    described = _from_earlier_run(workspace, note, f"out/{file}", made_of)
     if described is not None and workspace.exists(hashes):
         progress.advance("write", len(packed))
         return part, shard, described
@@ -68,28 +66,28 @@ def _write(
 
 
 def hashes_name(file: str) -> str:
-    """Where the workspace has the hashes of a shard's pictures, until those of a split are one."""
+    """Name of the workspace's file with the hashes of a shard's pictures."""
     return f"shards/{file}.hashes"
 
 
-def _of_earlier_run(
+def _from_earlier_run(
     workspace: Workspace, note: str, file: str, made_of: str
 ) -> dict[str, Any] | None:
-    """What `note` has of the shard `file`; None: it is not whole, or made of other facts."""
+    """The description in `note` of the shard `file`, or None if that must be written again."""
     if not (workspace.exists(note) and workspace.exists(file)):
         return None
     try:
-        found = workspace.read_json(note)
+        content = workspace.read_json(note)
     except PrepareError as error:
         logging.warning("The shard is made again: %s", error)
         return None
-    if found["made_of"] != made_of:
+    if content["made_of"] != made_of:
         return None
     with storage.open_file(workspace.path(file)) as shard:
         digest = hashlib.file_digest(shard, "sha256").hexdigest()
-    if digest == found["shard"]["sha256"]:
-        return found["shard"]
-    logging.warning("%s is made again: it is not what was written.", workspace.path(file))
+    if digest == content["shard"]["sha256"]:
+        return content["shard"]
+    logging.warning("%s is made again: its checksum is wrong.", workspace.path(file))
     return None
 
 

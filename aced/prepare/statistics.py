@@ -1,4 +1,4 @@
-"""What a data set holds, counted: for `dataset.json` and the page."""
+"""Statistics of a data set, for `dataset.json` and the page."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -6,22 +6,21 @@ from typing import Any
 
 import apache_beam as beam
 
+from aced.prepare.blocks import unpack
 from aced.prepare.config import PrepareConfig
-from aced.prepare.facts import unpack
-from aced.prepare.near_duplicates import Pair, in_words
+from aced.prepare.duplicates import Pair, in_words
 from aced.prepare.order import CLEAN, order_of
 
 SAMPLES = 24  # pictures shown
 PAIRS = 24  # near-duplicates shown
 CAPTIONS = 20  # repeated captions listed
 
-Counter = tuple[str, str]  # what is counted, and of which split or in which bin
-# Of a picture shown: key, block, offset, size.
-Sample = tuple[str, int, int, int]
+Counter = tuple[str, str]  # name, and split or bin
+Sample = tuple[str, int, int, int]  # key, block, offset, size of a picture shown
 
 
 def counters(parts: beam.PCollection[tuple[str, bytes]]) -> beam.PCollection:
-    """Returns (counter, sum) of everything that is counted of the images."""
+    """Returns (counter, sum) of all counters."""
     return (
         parts
         | "count" >> beam.FlatMapTuple(_counts).with_output_types(tuple[Counter, int])
@@ -35,7 +34,7 @@ def _counts(part: str, packed: bytes) -> Iterator[tuple[Counter, int]]:
     yield ("captions", part), len(facts.texts)
     yield ("noisy", part), int(bool(facts.is_noisy))
     yield ("image_bytes", part), facts.image_bytes
-    if part == CLEAN:  # they are counted as part of "train"
+    if part == CLEAN:  # the same images are counted in "train"
         return
     yield ("stored_anew", ""), int(facts.anew)
     yield ("thumbnails", ""), int(facts.thumbnail_size > 0)
@@ -56,16 +55,19 @@ def _power_of_two(value: int) -> str:
 
 
 def _aspect(width: int, height: int) -> str:
-    """The nearest of 1:8, 1:4, ..., 4:1, 8:1 on a scale of ratios; further ones count there."""
+    """The nearest of 1:8, 1:4, ..., 4:1, 8:1 on a logarithmic scale."""
     ratio = max(-3, min(3, round(math.log2(width / height))))
     return f"{1 << max(ratio, 0)}:{1 << max(-ratio, 0)}"
 
 
 def repeated_captions(parts: beam.PCollection[tuple[str, bytes]]) -> beam.PCollection:
-    """Returns one list of (images, caption): the captions of most images, of more than one."""
+    """Returns one list of (-images, caption): the captions that most images share."""
     return (
         parts
-        | "captions" >> beam.FlatMapTuple(_captions).with_output_types(tuple[str, int])
+        | "captions"
+        >> beam.FlatMapTuple(
+            lambda _, packed: [(text, 1) for text in unpack(packed).texts]
+        ).with_output_types(tuple[str, int])
         | "images of a caption" >> beam.CombinePerKey(sum)
         | "repeated" >> beam.Filter(lambda counted: counted[1] > 1)
         | "most first" >> beam.MapTuple(lambda text, count: (-count, text))
@@ -73,13 +75,8 @@ def repeated_captions(parts: beam.PCollection[tuple[str, bytes]]) -> beam.PColle
     )
 
 
-def _captions(_: str, packed: bytes) -> Iterator[tuple[str, int]]:
-    for text in unpack(packed).texts:
-        yield text, 1
-
-
 def samples(config: PrepareConfig, parts: beam.PCollection[tuple[str, bytes]]) -> beam.PCollection:
-    """Returns one list of (order, picture to show, captions): the first in the data set's order."""
+    """Returns one list of (order, picture, captions): the first images of the data set."""
     return (
         parts
         | "samples" >> beam.Map(_sample, config)
@@ -94,10 +91,10 @@ def _sample(image: tuple[str, bytes], config: PrepareConfig) -> tuple[Any, Sampl
 
 
 def least_alike(images: beam.PCollection[bytes], pairs: beam.PCollection[Pair]) -> beam.PCollection:
-    """Returns one list of the near-duplicates that are the least alike, those first.
+    """Returns one list of the least similar near-duplicates, the least similar first.
 
-    Each is (left out, earlier one, how far they are apart in words), and of both images the
-    picture to show and its captions.
+    Each is (dropped image, earlier image, their distance in words); an image is its picture and
+    its captions.
     """
     chosen = beam.pvalue.AsSingleton(
         pairs
@@ -113,7 +110,7 @@ def least_alike(images: beam.PCollection[bytes], pairs: beam.PCollection[Pair]) 
 
 def _captions_of(packed: bytes, pairs: list[Pair]) -> Iterator[tuple[int, list[str]]]:
     facts = unpack(packed)
-    if any(facts.line in (mine[0], other[0]) for mine, other, _ in pairs):
+    if any(facts.line in (dropped[0], earlier[0]) for dropped, earlier, _ in pairs):
         yield facts.line, facts.texts[:3]
 
 
@@ -125,7 +122,7 @@ def _with_captions(_: None, pairs: list[Pair], captions: dict[int, list[str]]) -
 
 
 def rejected_counts(rejected: beam.PCollection) -> beam.PCollection:
-    """Returns (reason, number) of what is left out."""
+    """Returns (reason, number of rejected entries)."""
     return (
         rejected
         | "reasons" >> beam.Map(lambda entry: entry[1]).with_output_types(str)
@@ -134,7 +131,7 @@ def rejected_counts(rejected: beam.PCollection) -> beam.PCollection:
 
 
 def first_rejected(rejected: beam.PCollection) -> beam.PCollection:
-    """Returns (reason, JSON object of rejected.jsonl): the first of each reason in the input."""
+    """Returns (reason, JSON object of rejected.jsonl) of the first entry with each reason."""
     return (
         rejected
         | "by reason" >> beam.Map(lambda entry: (entry[1], (entry[0], entry[2])))
@@ -148,9 +145,9 @@ def as_statistics(
 ) -> dict[str, Any]:
     """The statistics of `dataset.json`."""
     by_name: dict[str, dict[str, int]] = {}
-    for (name, which), count in sorted(counted):
-        by_name.setdefault(name, {})[which] = count
-    of_splits = ("images", "captions", "noisy", "image_bytes")
+    for (name, split_or_bin), count in sorted(counted):
+        by_name.setdefault(name, {})[split_or_bin] = count
+    split_counters = ("images", "captions", "noisy", "image_bytes")
     histograms = ("longer_side", "shorter_side", "aspect", "caption_characters")
     return {
         **{
@@ -162,7 +159,8 @@ def as_statistics(
         "second_pictures": by_name["second_pictures"][""],
         "rejected": dict(sorted(rejected.items())),
         "splits": {
-            part: {name: by_name[name][part] for name in of_splits} for part in by_name["images"]
+            part: {name: by_name[name][part] for name in split_counters}
+            for part in by_name["images"]
         },
         "histograms": {
             name: dict(sorted(by_name[name].items(), key=_place_of_bin))
@@ -172,6 +170,6 @@ def as_statistics(
 
 
 def _place_of_bin(item: tuple[str, int]) -> float:
-    """Bins in the order of their numbers: of "64 to 127" the first, of "1:2" the ratio."""
+    """Sort key of a bin: 64 for "64 to 127", 0.5 for "1:2"."""
     first, _, second = item[0].split(" ")[0].partition(":")
     return int(first) / int(second or 1)

@@ -1,17 +1,17 @@
-"""The folder beside the data set in which a preparation keeps what it has done, until it is whole.
+"""The folder beside the data set in which a preparation keeps its work until it is complete.
 
     .NAME.partial/
-      settings.json          of which input and settings all this is
+      settings.json          the input and settings
       blocks/                examined images: N.bytes (encoded images) and N.facts, written last
       parts/                 sorted parts of rejected.jsonl
-      shards/                hashes of each shard's pictures, and what was written to it, last
+      shards/                hashes of each shard's pictures, and its description, written last
       summary.json           counts, hashes and samples
-      refused.txt            why the input as a whole can't be prepared
+      refused.txt            why the input can't be prepared
       out/                   the data set, moved to its place once it is complete
 
-Each file is there whole or not at all, and is the same whoever writes it, so that workers may
-repeat each other's work, and a restart goes on with what is there. Object stores have no rename:
-their files appear whole, and `dataset.json`, which makes a folder a data set, is moved last.
+Files are written atomically, and every worker would write the same bytes, so workers may repeat
+each other's work and a restart continues with the existing files. Object stores have no rename of
+folders: their files are moved one by one, `dataset.json`, which makes a folder a data set, last.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from aced.prepare.captions import PrepareError
 
 
 class Workspace:
-    """The files of one preparation; cheap to make, in every worker."""
+    """The files of one preparation; cheap to construct in every worker."""
 
     def __init__(self, out: str):
         self.out = out if storage.is_remote(out) else str(pathlib.Path(out).expanduser().absolute())
@@ -40,15 +40,15 @@ class Workspace:
         self.root = f"{parent}/.{name}.partial"
 
     def path(self, name: str) -> str:
-        """Where the file `name` of the workspace is."""
+        """The path of the file `name`."""
         return f"{self.root}/{name}"
 
     def exists(self, name: str) -> bool:
-        """Whether the file `name` is there, and so is whole."""
+        """Whether the file `name` exists, and so is complete."""
         return storage.stat(self.path(name)) is not None
 
     def read(self, name: str) -> bytes:
-        """The whole file `name`, as it is: what has a checksum is compared by the caller."""
+        """The content of the file `name`; the caller compares checksums."""
         if (file := storage.stat(self.path(name))) is None:
             raise PrepareError(
                 f"{self.path(name)} is gone; does another process prepare {self.out}? Start again."
@@ -56,11 +56,11 @@ class Workspace:
         return storage.read(file.path, 0, file.size)
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes the file `name`, whole or not at all."""
+        """Writes the file `name` atomically."""
         storage.write(self.path(name), data)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Writes an object to the file `name`, whole or not at all."""
+        """Writes an object to the file `name` atomically."""
         self.write(name, own_files.dumps(content))
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -73,15 +73,15 @@ class Workspace:
             return own_files.loads(self.read(name))
 
     def reading(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Turns what is wrong in the file `name` into a PrepareError, with what to do."""
+        """Turns errors in the content of the file `name` into a PrepareError with advice."""
         advice = f"remove {self.root} and start again"
         return own_files.reading(self.path(name), advice, PrepareError)
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[pathlib.Path]:
-        """A local path to write the file `name` to; it takes its place at the end.
+        """A local path for the content of the file `name`, which is moved to its place at the end.
 
-        Libraries that write to local paths only need it, and files too large for memory.
+        For libraries that write to local paths only, and for files too large for memory.
         """
         if storage.is_remote(self.out):
             with tempfile.TemporaryDirectory() as folder:
@@ -92,60 +92,59 @@ class Workspace:
             return
         target = pathlib.Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Of this writer alone: workers may write the same file at the same time.
+        # A folder for this writer, since workers may write the same file at the same time.
         with tempfile.TemporaryDirectory(dir=self.root) as folder:
             part = pathlib.Path(folder) / "part"
             yield part
-            with part.open("rb") as written:  # what is renamed must be on the disk before
+            with part.open("rb") as written:  # the content must be on disk before the rename
                 os.fsync(written.fileno())
             part.replace(target)
 
     def refuse(self, message: str) -> PrepareError:
-        """Notes why the input can't be prepared; returns the error to raise in a worker.
+        """Writes down why the input can't be prepared; returns the error to raise in a worker.
 
-        Errors of workers reach the caller in many shapes, depending on the runner.
+        The caller reads the file, because each runner wraps errors of workers in its own way.
         """
         self.write("refused.txt", message.encode("utf-8", "backslashreplace"))
         return PrepareError(message)
 
     def refusal(self) -> str | None:
-        """What `refuse` noted."""
+        """The message of `refuse`, if any."""
         if not self.exists("refused.txt"):
             return None
         return self.read("refused.txt").decode("utf-8", "replace")
 
     def begin(self, settings: dict[str, Any]) -> bool:
-        """Takes up what is there of a preparation with `settings`; removes that of another.
+        """Keeps a workspace with the same `settings`, to resume it; otherwise makes an empty one.
 
         Returns:
-            Whether anything is there to go on with.
+            Whether the workspace is resumed.
         """
-        if self._is_of(settings) and not self.exists("refused.txt"):
+        if self._has(settings) and not self.exists("refused.txt"):
             return True
         self.remove()
         self.write_json("settings.json", settings)
         return False
 
     def end(self, settings: dict[str, Any]) -> None:
-        """Removes what is left of a preparation with `settings` that was killed at its very end."""
-        if not self.exists("settings.json") or self._is_of(settings):
+        """Removes the workspace of a complete data set, left behind by a run killed at its end."""
+        if not self.exists("settings.json") or self._has(settings):
             self.remove()
 
-    def _is_of(self, settings: dict[str, Any]) -> bool:
+    def _has(self, settings: dict[str, Any]) -> bool:
         if not self.exists("settings.json"):
             return False
         return self.read_json("settings.json") == json.loads(json.dumps(settings))
 
     def publish(self, files: Set[str], replace: bool) -> None:
-        """Moves the data set, complete with `files`, to its place; `replace`: over another one's.
-
-        On a file system the change is one rename; no moment has half of each.
+        """Moves the data set, which consists of `files`, to its place, where it may `replace`
+        another one. On a file system this is one rename.
         """
         if storage.is_remote(self.out):
             store, out = fsspec.url_to_fs(self.out)
             _, made = fsspec.url_to_fs(self.path("out"))
             if replace and store.exists(f"{out}/{records.DESCRIPTION}"):
-                store.rm_file(f"{out}/{records.DESCRIPTION}")  # from here on, no data set
+                store.rm_file(f"{out}/{records.DESCRIPTION}")  # no data set from here on
                 store.rm(out, recursive=True)
             store.invalidate_cache()
             for name in sorted(files, key=lambda name: (name == records.DESCRIPTION, name)):
@@ -153,17 +152,17 @@ class Workspace:
         else:
             out, made = pathlib.Path(self.out), pathlib.Path(self.path("out"))
             for path in made.iterdir():
-                if path.name not in files:  # half a file of a run that was killed
+                if path.name not in files:  # left by a killed run
                     path.unlink()
             if replace and out.exists():
                 old = pathlib.Path(self.path("old"))
-                shutil.rmtree(old, ignore_errors=True)  # of a run that was killed in between
+                shutil.rmtree(old, ignore_errors=True)  # left by a killed run
                 out.rename(old)
             made.rename(out)
         self.remove()
 
     def remove(self) -> None:
-        """Removes the workspace, whatever is in it."""
+        """Removes the workspace."""
         if not storage.is_remote(self.root):
             shutil.rmtree(self.root, ignore_errors=True)
             return

@@ -3,11 +3,11 @@
     python -m aced.select_text --corpus='text/*.txt.gz' --teacher=models/l14 \\
         --features=caches/photos_l14 --k=8 --budget=28000000 --out=data/sentences
 
-Chooses the k nearest sentences of every training image, by the teacher's features of the images
-(`python -m aced.cache`) and its text tower: all first neighbours before all second ones, no
-sentence twice, until the budget is full (after DIME-FM, arXiv 2303.18232). Writes a data set of
-sentences without images. With --distributed it runs as one on many machines; started again, it goes
-on where it was stopped, and gives the same.
+Chooses the k nearest sentences of every training image, by the teacher's image features
+(`python -m aced.cache`) and its text tower: first all nearest neighbours, then all second ones, and
+so on without repetition, until the budget is full (after DIME-FM, arXiv 2303.18232). Writes a data
+set of sentences without images. With --distributed it runs on many machines. A stopped selection
+is resumed by the same command, with the same result.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from aced.select_text.corpus import Counts
 
 
 def report(out: str, statistics: dict[str, Any]) -> str:
-    """What was chosen, in a few lines."""
+    """A summary of the selection."""
     lines = [f"{out}: {statistics['sentences']:,} sentences, of {statistics['prompts']:,} prompts."]
     for reason, count in Counts(statistics["corpus"]).most_common():
         lines.append(f"  {'read' if reason == 'sentences' else reason:16}{count:14,}")
@@ -39,7 +39,7 @@ def report(out: str, statistics: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags, selects, and says what came out."""
+    """Selects sentences and prints a summary."""
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {argv[1]}")
     with command.running_together(f"--out={flags.FLAGS.out}", flags.FLAGS.distributed):

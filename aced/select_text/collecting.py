@@ -1,8 +1,8 @@
-"""The second pass: the sentences themselves, of which the first one has kept hashes alone.
+"""The second pass, which collects the texts of the chosen hashes.
 
-Every process looks for the chosen hashes in its parts of the corpus and writes what it finds to
-files of its own, cut by the place in the order of choice; so that they can be put together a piece
-at a time, in that order.
+Every process searches its parts of the corpus for the chosen hashes and writes the texts to its own
+files, one per range of positions in the order of choice, so that they can be joined in that order
+range by range.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from jaxtyping import UInt64
 from aced.data.records import MAX_STRING_BYTES, DatasetError
 from aced.select_text import sentences
 
-# What msgpack raises where bits are flipped, or its objects, which are no place and no text then.
+# Errors of msgpack, or of using its objects, after flipped bits.
 _DAMAGES = (ValueError, TypeError, IndexError, AttributeError, msgpack.UnpackException)
-_PIECE = 1 << 18  # sentences that are put together at once
+_PIECE = 1 << 18  # sentences that are joined at once
 
 
 class Collection:
-    """The texts of some hashes, in the order of these."""
+    """Collects the texts of `hashes`, in their order."""
 
     def __init__(self, folder: pathlib.Path, hashes: UInt64[np.ndarray, " n"]):
-        """Begins anew with what this process has found in `folder`."""
+        """Removes the files of this process in `folder`."""
         self.hashes = hashes
         self._folder, self._count = folder, len(hashes)
         self._order = np.argsort(hashes)
@@ -40,7 +40,7 @@ class Collection:
             self._path(piece, jax.process_index()).unlink(missing_ok=True)
 
     def offer(self, texts: list[str], hashes: UInt64[np.ndarray, " m"]) -> None:
-        """Takes those of some sentences that are wanted and were not found before."""
+        """Stores the `texts` with requested hashes, each once."""
         if not self._count:
             return
         at = np.minimum(np.searchsorted(self._sorted, hashes), self._count - 1)
@@ -55,30 +55,30 @@ class Collection:
         self._open.close()
 
     def own(self) -> Iterator[str]:
-        """What this process has found; after `close`."""
+        """The texts that this process has found; call after `close`."""
         for piece in range(-(-self._count // _PIECE)):
             for _, text in self._read(piece, jax.process_index()):
                 yield text
 
     def all(self) -> Iterator[str]:
-        """What all processes have found, in order; when all have closed theirs.
+        """The texts of all processes in order; call after all processes have called `close`.
 
         Raises:
-            DatasetError: one was found by none: the corpus is no longer what it was.
+            DatasetError: no process has found a hash, so the corpus has changed.
         """
         for piece in range(-(-self._count // _PIECE)):
-            found: dict[int, str] = {}
+            texts: dict[int, str] = {}
             for process in range(jax.process_count()):
                 for place, text in self._read(piece, process):
-                    found.setdefault(place, text)
+                    texts.setdefault(place, text)
             for place in range(piece * _PIECE, min((piece + 1) * _PIECE, self._count)):
-                if place not in found:
+                if place not in texts:
                     raise DatasetError(
                         "A sentence that was chosen in the first pass over the corpus is not there "
                         "in the second one: some file was changed or cannot be read any more (see "
                         f"the warnings above). Remove {self._folder.parent} and start anew."
                     )
-                yield found[place]
+                yield texts[place]
 
     def _path(self, piece: int, process: int) -> pathlib.Path:
         return self._folder / f"{piece:05d}-{process:05d}.msgpack"
@@ -90,7 +90,7 @@ class Collection:
         return self._files[piece]
 
     def _read(self, piece: int, process: int) -> Iterator[tuple[int, str]]:
-        """The texts that a process has found, by their places; each is compared with its hash."""
+        """The (place, text) pairs of a process; each text is compared with its hash."""
         path = self._path(piece, process)
         if not path.is_file():
             return

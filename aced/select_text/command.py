@@ -24,10 +24,9 @@ from aced.select_text import budget, prompts, reading, snapshot
 from aced.select_text.collecting import Collection
 from aced.select_text.config import SelectTextConfig
 from aced.select_text.corpus import Corpus
-from aced.select_text.images import Images, fingerprints, open_images
+from aced.select_text.images import Images, open_images
 from aced.select_text.reading import Reading, Sentences
-from aced.select_text.sample import Sample
-from aced.select_text.sentences import hashes, normalise
+from aced.select_text.sentences import Sample, hashes, normalise
 from aced.select_text.snapshot import State
 from aced.select_text.workspace import Workspace
 
@@ -36,24 +35,24 @@ _SHARD = 4_000_000  # sentences
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """A selection that is ready to begin, or to go on."""
+    """The parts of a selection."""
 
     config: SelectTextConfig
     corpus: Corpus
     prompts: list[str]  # task-aware texts, which come first
     images: Images | None  # None: without a teacher
     workspace: Workspace
-    settings: dict[str, Any]  # what decides what is chosen, for dataset.json
+    settings: dict[str, Any]  # settings and fingerprints for dataset.json
     preemption: Preemption
 
     @property
     def searches(self) -> bool:
-        """Whether neighbours are looked for."""
+        """Whether neighbours are searched."""
         return self.config.method == "nearest"
 
     @property
     def compares(self) -> bool:
-        """Whether what is chosen is compared with a random sample."""
+        """Whether the chosen sentences are compared with a random sample."""
         return self.searches and self.config.compare
 
     @property
@@ -68,9 +67,9 @@ def run(
     *,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Chooses sentences and writes them to `config.out`, or goes on with that.
+    """Chooses sentences and writes them to `config.out`, resuming an earlier run.
 
-    All processes make this call, with the same arguments.
+    All processes call this, with the same arguments.
 
     Args:
         config: the settings.
@@ -81,8 +80,8 @@ def run(
         The statistics in the data set's dataset.json.
 
     Raises:
-        ConfigError: a setting is wrong, another selection is there, or another process makes it.
-        DatasetError: a data set or cache is missing or damaged, the corpus was changed in between,
+        ConfigError: a setting is wrong, `out` has another selection, or another process makes it.
+        DatasetError: a data set or cache is missing or damaged, or the corpus was changed meanwhile
             or has no sentence.
         StorageError: a file of the corpus is missing or cannot be read.
         SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
@@ -118,34 +117,34 @@ def set_up(config: SelectTextConfig, mesh: Mesh, preemption: Preemption) -> Sele
             "--method=captions takes the captions of data sets, but --corpus names other files; "
             "give it the folders of the images' data sets."
         )
-    own = task_texts(config)
+    texts = task_texts(config)
     images = open_images(config, mesh) if config.teacher else None
     settings = config.of_contents() | {"corpus": corpus.fingerprint}
-    settings["prompts"] = f"{int(np.bitwise_xor.reduce(hashes(own), initial=np.uint64(0))):016x}"
-    settings |= dict(fingerprints(images)) if images else {}
-    return Selection(config, corpus, own, images, workspace, settings, preemption)
+    settings["prompts"] = f"{int(np.bitwise_xor.reduce(hashes(texts), initial=np.uint64(0))):016x}"
+    settings |= images.fingerprints if images else {}
+    return Selection(config, corpus, texts, images, workspace, settings, preemption)
 
 
 def task_texts(config: SelectTextConfig) -> list[str]:
-    """The class names in their templates, in normal form, each once."""
+    """The distinct, normalised class names in their templates."""
     if not config.class_names:
         return []
     names = prompts.read_lines(config.class_names, "class_names")
     templates = prompts.TEMPLATES
     if config.templates:
         templates = prompts.read_lines(config.templates, "templates")
-    made = prompts.prompts(names, templates, config.templates_per_class, config.seed)
-    made = list(dict.fromkeys(map(normalise, made)))
-    if len(made) > config.budget:
+    texts = prompts.prompts(names, templates, config.templates_per_class, config.seed)
+    texts = list(dict.fromkeys(map(normalise, texts)))
+    if len(texts) > config.budget:
         raise ConfigError(
-            f"--class_names make {len(made)} texts, more than --budget={config.budget}; raise it, "
+            f"--class_names make {len(texts)} texts, more than --budget={config.budget}; raise it, "
             "or lower --templates_per_class."
         )
-    return made
+    return texts
 
 
 def read_all(selection: Selection) -> None:
-    """The first pass over the corpus; what it finds is in the saved state."""
+    """The first pass over the corpus, whose result is the saved state."""
     config, images, workspace = selection.config, selection.images, selection.workspace
     state = State(
         blocks=0,
@@ -178,11 +177,11 @@ def read_all(selection: Selection) -> None:
 
 
 def stream(selection: Selection, start: Reading, name: str) -> Iterator[Sentences]:
-    """This process's share of what is not read yet, with a line of progress about it."""
+    """This process's share of the unread corpus, with a progress bar."""
     corpus = selection.corpus
     numbers = reading.share_of(start, jax.process_index(), jax.process_count())
     total = sum(corpus.parts[number].size for number in numbers)
-    disable = None if jax.process_index() == 0 else True  # None: where it is no terminal
+    disable = None if jax.process_index() == 0 else True  # None: unless on a terminal
     blocks = reading.blocks(corpus, numbers, start, selection.block)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=disable) as bar:
         before, begin = start.counts["sentences"], time.monotonic()
@@ -194,7 +193,7 @@ def stream(selection: Selection, start: Reading, name: str) -> Iterator[Sentence
 
 
 def choose(selection: Selection) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.ndarray, " s"]]:
-    """Hashes of the chosen sentences, in order, and of as many at random to compare with."""
+    """Hashes of the chosen sentences, in order, and of a random sample of the same size."""
     workspace, size = selection.workspace, selection.config.budget
     if jax.process_index() == 0:
         sample = snapshot.sample(workspace, Sample(size, selection.config.seed)).hashes()
@@ -213,14 +212,14 @@ def choose(selection: Selection) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.nd
         compared = sample[: len(chosen) * selection.compares]
         workspace.save_arrays("chosen.npz", {"chosen": chosen, "sample": compared})
     workspace.wait_for_all("chosen")
-    found = workspace.load_arrays("chosen.npz")
-    return found["chosen"], found["sample"]
+    arrays = workspace.load_arrays("chosen.npz")
+    return arrays["chosen"], arrays["sample"]
 
 
 def find(
     selection: Selection, chosen: UInt64[np.ndarray, " n"], sample: UInt64[np.ndarray, " s"]
 ) -> tuple[Collection, Collection]:
-    """The second pass: the texts of both."""
+    """The second pass: collects the texts of `chosen` and `sample`."""
     root = selection.workspace.root
     texts = Collection(root / "chosen-texts", chosen)
     others = Collection(root / "sample-texts", sample)
@@ -230,7 +229,7 @@ def find(
     for block in stream(selection, start, "2/2 collected"):
         for collection in (texts, others):
             collection.offer(block.texts, block.hashes)
-        # Of several processes JAX catches the signal, and they go on; the first pass is saved.
+        # With several processes JAX catches the signal and they continue; the first pass is saved.
         if jax.process_count() == 1 and selection.preemption.reached(0):
             logging.warning("The first pass is saved; start the same command again.")
             sys.exit(selection.preemption.exit_code)
@@ -241,13 +240,13 @@ def find(
 
 
 def measure(selection: Selection, texts: Collection, others: Collection) -> dict[str, Any]:
-    """How near the images are to what was chosen, and to as many sentences at random."""
+    """Similarity of the images to the chosen sentences, and to the random sample."""
     if selection.images is None or not selection.config.compare:
         return {}
-    measured = {"chosen": selection.images.similarity(texts.own())}
+    similarity = {"chosen": selection.images.similarity(texts.own())}
     if selection.compares:
-        measured["random"] = selection.images.similarity(others.own())
-    return {"similarity": measured}
+        similarity["random"] = selection.images.similarity(others.own())
+    return {"similarity": similarity}
 
 
 def write(selection: Selection, texts: Collection, measured: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ class SelectTextConfig(FlagSettings):
 
     @property
     def corpus_config(self) -> CorpusConfig:
-        """The part that says how the corpus is read."""
+        """The settings of the corpus."""
         return CorpusConfig(
             paths=self.corpus,
             column=self.column,
@@ -89,7 +89,7 @@ class SelectTextConfig(FlagSettings):
         return CheckpointOf(self.teacher, self.which, self.parameters)
 
     def of_contents(self) -> dict[str, Any]:
-        """The settings that decide what is chosen; files and models come as fingerprints."""
+        """The settings that change the result; files and models have fingerprints instead."""
         names = ["method", "budget", "seed", "shards", "compare"]
         if self.method == "nearest" or self.teacher:
             names.append("k")

@@ -1,7 +1,7 @@
 """Corpora of sentences: lines of text, JSON lines, parquet, or the captions of a data set.
 
-A corpus is a list of parts that different processes may read, and each can be read on from any
-position. What is not taken as a sentence is counted, by its reason.
+A corpus is a list of parts, which different processes may read, starting at any position. Texts
+that are dropped are counted by reason.
 """
 
 import collections
@@ -27,11 +27,11 @@ from aced.data.sources import parquet_footer
 from aced.files import encoding, storage
 from aced.files.storage import File
 
-_PART_BYTES = 1 << 26  # of a file of lines that is not compressed
-_PART_EXAMPLES = 1 << 16  # of a data set
-_ROWS = 4096  # of parquet, unpacked at a time
-_HEAD_BYTES = 4096  # of a file of lines, which tell text from other files
-_SKIP_BYTES = 1 << 20  # read at a time to get to the end of a line that is too long
+_PART_BYTES = 1 << 26  # size of a part of an uncompressed file of lines
+_PART_EXAMPLES = 1 << 16  # size of a part of a data set
+_ROWS = 4096  # rows of parquet that are unpacked at a time
+_HEAD_BYTES = 4096  # read to tell text from other files
+_SKIP_BYTES = 1 << 20  # read at a time to skip a line that is too long
 _KINDS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
 Counts = collections.Counter[str]
@@ -74,7 +74,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """A sentence in its normal form, and where reading goes on behind it."""
+    """A normalised sentence and the position after it."""
 
     text: str
     position: int  # for `Corpus.read`
@@ -85,16 +85,16 @@ class Corpus:
     """The sentences of a `CorpusConfig`.
 
     Attributes:
-        parts: what it consists of.
-        fingerprint: changes with the files' names or sizes, and with what is left out.
+        parts: the parts in order.
+        fingerprint: changes with the files' names or sizes, and with the limits on sentences.
     """
 
     def __init__(self, config: CorpusConfig, normalise: Callable[[str], str]):
-        """Lists the files; none is read.
+        """Lists the files without reading them.
 
         Raises:
-            ConfigError: a file is of no kind that can be read.
-            StorageError: a path does not exist, or nothing matches it.
+            ConfigError: a file has an unknown ending.
+            StorageError: a path does not exist, or no file matches it.
             DatasetError: a data set is missing or damaged.
         """
         self._config, self._normalise = config, normalise
@@ -114,7 +114,7 @@ class Corpus:
                 step = _PART_BYTES if kind in (".txt", ".jsonl") else max(file.size, 1)
                 self.parts += _ranges(file.path, kind, file.size, step)
         settings = dataclasses.asdict(config)
-        for name in ("paths", "split"):  # they say where, not what
+        for name in ("paths", "split"):  # the content of the files is hashed instead
             del settings[name]
         digest.update(json.dumps(settings).encode())
         self.fingerprint = digest.hexdigest()
@@ -123,25 +123,23 @@ class Corpus:
         """The sentences of part `number`, in order.
 
         Args:
-            number: of the part.
-            position: 0 for its beginning, or the `position` of the sentence to go on behind.
-            counts: raised by one by the reason for whatever is not taken, and for each sentence
-                that is. A sentence's position says nothing of what is left out after it, which is
-                counted when the next one is asked for.
+            number: number of the part.
+            position: 0 for its beginning, or the `position` of the sentence to continue after.
+            counts: counts sentences, and dropped texts by reason. A dropped text is counted when
+                the sentence after it is requested.
 
         Raises:
-            ConfigError: a parquet file has no such column of strings, or a file of lines is not
-                UTF-8 from its beginning.
+            ConfigError: a parquet file lacks the column of strings, or a text file is not UTF-8.
             StorageError: a file cannot be opened.
         """
         part = self.parts[number]
         if part.kind == "":
-            found = self._captions(part, position, counts)
+            texts = self._captions(part, position, counts)
         elif part.kind == ".parquet":
-            found = self._rows(part, position, counts)
+            texts = self._rows(part, position, counts)
         else:
-            found = self._lines(part, position, counts)
-        for text, after, done in found:
+            texts = self._lines(part, position, counts)
+        for text, after, done in texts:
             text = self._normalise(encoding.without_mark(text))
             length = len(text)
             if not length:
@@ -150,14 +148,14 @@ class Corpus:
                 counts["too_short"] += 1
             elif length > self._config.max_characters:
                 counts["too_long"] += 1
-            elif not _is_encodable(text):  # half of a surrogate pair, as JSON can write it
+            elif not _is_encodable(text):  # a lone surrogate, which JSON can have
                 counts["not_utf8"] += 1
             else:
                 counts["sentences"] += 1
                 yield Sentence(text, after, done)
 
     def _captions(self, part: Part, position: int, counts: Counts) -> Iterator[tuple]:
-        """Positions are index * MAX_ITEMS + number of the caption."""
+        """Yields (text, next position, done); positions are index * MAX_ITEMS + caption."""
         source = records.open_dataset(part.path, self._config.split)
         first = part.start * records.MAX_ITEMS
         position = max(position, first)
@@ -174,7 +172,7 @@ class Corpus:
                     yield text, here + 1, index - part.start
 
     def _rows(self, part: Part, position: int, counts: Counts) -> Iterator[tuple]:
-        """Positions are numbers of rows."""
+        """As `_captions`; positions are row numbers."""
         try:
             import pyarrow
             import pyarrow.parquet
@@ -213,13 +211,13 @@ class Corpus:
                                     counts["not_utf8"] += 1
         except ConfigError:
             raise
-        except Exception as error:  # damaged files make pyarrow raise nearly anything
+        except Exception as error:  # pyarrow raises nearly anything for damaged files
             if storage.is_passing(error):
                 raise storage.StorageError(f"{part.path} cannot be read: {error}") from error
             _cut_off(part, counts, error)
 
     def _lines(self, part: Part, position: int, counts: Counts) -> Iterator[tuple]:
-        """Positions are bytes, unpacked."""
+        """As `_captions`; positions are unpacked bytes."""
         limit = self._config.max_line_bytes
         parse = self._field if part.kind.startswith(".jsonl") else lambda text: text
         with _opened(part) as (raw, file):
@@ -262,7 +260,7 @@ class Corpus:
 
 
 class _NoTextError(ValueError):
-    """A line that has no sentence; the message is the reason that is counted."""
+    """A line without a sentence; the message is the reason to count."""
 
 
 def _ranges(path: str, kind: str, size: int, step: int) -> list[Part]:
@@ -271,7 +269,7 @@ def _ranges(path: str, kind: str, size: int, step: int) -> list[Part]:
 
 
 def _find(path: str) -> list[File]:
-    """The files that `path` names; of a folder, those of the first kind that is there."""
+    """The files that `path` names; in a folder the .txt files."""
     try:
         return storage.find(path, ".txt")
     except storage.StorageError as error:
@@ -303,7 +301,7 @@ def _is_encodable(text: str) -> bool:
 
 @contextlib.contextmanager
 def _opened(part: Part) -> Iterator[tuple[Any, Any]]:
-    """The file of a part, as it is stored and unpacked; both the same where it is not packed."""
+    """The stored and the unpacked file of a part; the same object if it is not compressed."""
     try:
         raw = storage.open_file(part.path)
     except OSError as error:
@@ -317,7 +315,7 @@ def _opened(part: Part) -> Iterator[tuple[Any, Any]]:
 
 
 def _go_to(file: Any, part: Part, position: int) -> int:
-    """Goes to `position`, or to the first line that begins in the part; returns where that is."""
+    """Seeks `position`, or the first line that begins in the part; returns the new position."""
     if position or not part.start:
         return file.seek(position)
     file.seek(part.start - 1)
@@ -325,7 +323,7 @@ def _go_to(file: Any, part: Part, position: int) -> int:
 
 
 def _skip_line(file: Any) -> int:
-    """Goes behind the next line feed; returns how many bytes that were."""
+    """Skips to the byte after the next line feed; returns the number of bytes."""
     skipped = 0
     while piece := file.readline(_SKIP_BYTES):
         skipped += len(piece)
@@ -340,13 +338,13 @@ def _check_column(path: str, schema: Any, column: str) -> None:
     index = schema.get_field_index(column)
     kind = schema.field(index).type if index >= 0 else None
     if kind is None or not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise ConfigError(
             f"--column={column} must be a column of strings, and in {path} it "
-            f"{parquet_footer.described(schema, column)}. There are: {there}."
+            f"{parquet_footer.described(schema, column)}. There are: {columns}."
         )
 
 
 def _cut_off(part: Part, counts: Counts, error: Exception) -> None:
-    logging.warning("%s is damaged, and what follows in it is left out: %s", part.path, error)
+    logging.warning("%s is damaged; the rest of it is left out: %s", part.path, error)
     counts["damaged_files"] += 1

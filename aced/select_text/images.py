@@ -1,14 +1,14 @@
-"""The images on the mesh, with the teacher that shows them blocks of sentences."""
+"""The images' features on the mesh, compared with blocks of sentences."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from aced.parallel import distributed
 from aced.parallel import mesh as meshes
@@ -20,23 +20,29 @@ from aced.select_text.sentences import halves, hashes
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """N images."""
+    """The features of N images, and the search for their nearest sentences."""
 
     teacher: teacher.Teacher
     search: neighbours.Search
     features: Float[Array, "rows d"]  # by example
-    count: int  # N; the rows behind are zero
+    count: int  # N; the rows after them are zero
     digest: str  # of the features
 
     @property
     def block(self) -> int:
-        """Sentences of a block that this process brings."""
+        """Sentences of a block that this process provides."""
         return len(meshes.local_rows(self.search.mesh, self.search.block))
 
-    def see(self, found: Neighbours, texts: list[str]) -> Neighbours:
-        """Shows all images the next block: up to `block` sentences of every process, maybe none.
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the teacher and the features."""
+        teachers = {f"teacher_{name}": value for name, value in self.teacher.fingerprint.items()}
+        return teachers | {"features": self.digest}
 
-        Returns when the devices are done with it. The state that is given is used up.
+    def see(self, found: Neighbours, texts: list[str]) -> Neighbours:
+        """Compares all images with the next block: up to `block` sentences of every process.
+
+        Returns when the devices are done. The buffers of `found` are donated.
         """
         filling = self.block - len(texts)
         hashed = np.zeros((self.block, 2), np.uint32)
@@ -51,10 +57,10 @@ class Images:
         return jax.block_until_ready(found)
 
     def similarity(self, texts: Iterable[str]) -> dict[str, float]:
-        """How near the images are to their nearest sentence, and to their k nearest, on average.
+        """Mean similarity of the images to their nearest sentence, and to their k nearest.
 
         Args:
-            texts: this process's part; all processes make this call.
+            texts: this process's part; all processes call this.
         """
         found, texts = self.search.empty(), iter(texts)
         while True:
@@ -65,15 +71,15 @@ class Images:
 
         @jax.jit
         def means(score: Float[Array, "rows k"]) -> tuple[Array, Array]:
-            is_there = (score > -jnp.inf) & (jnp.arange(score.shape[0]) < self.count)[:, None]
-            scores = jnp.where(is_there, score, 0)
+            is_valid = (score > -jnp.inf) & (jnp.arange(score.shape[0]) < self.count)[:, None]
+            scores = jnp.where(is_valid, score, 0)
 
             def total(x: Array, places: int) -> Array:
-                # Of tiles first: float32 does not hold the running sum of very many numbers.
+                # By tiles first, since a running sum of very many numbers is inexact in float32.
                 tiles = x[:, :places].reshape(-1, self.search.tile, places)
                 return tiles.sum(axis=(1, 2), dtype=jnp.float32).sum()
 
-            return tuple(total(scores, n) / total(is_there, n) for n in (1, score.shape[1]))
+            return tuple(total(scores, n) / total(is_valid, n) for n in (1, score.shape[1]))
 
         first, all_k = means(found.score)
         return {"nearest": float(first), "k_nearest": float(all_k)}
@@ -83,7 +89,7 @@ def open_images(config: SelectTextConfig, mesh: Mesh) -> Images:
     """Loads the teacher's text tower, and the features of all images onto the mesh.
 
     Raises:
-        ConfigError: there is no such model, or the features are another one's.
+        ConfigError: the model does not exist, or the features are of another model.
         CacheError: the features are missing or damaged.
     """
     tower = teacher.load(config.checkpoint, mesh)
@@ -92,12 +98,9 @@ def open_images(config: SelectTextConfig, mesh: Mesh) -> Images:
     search = neighbours.build(
         tower.embed, mesh, images=len(ids), k=config.k, block=config.block, tile=config.tile
     )
-    read = teacher.reader_of(cache, ids)
+
+    def read(places: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+        return cache.read(ids[places], np.zeros(len(places), np.int64))["zimg"]
+
     features = teacher.place_features(read, len(ids), search.rows, tower.width, mesh)
     return Images(tower, search, features, len(ids), cache.description.digest)
-
-
-def fingerprints(images: Images) -> Iterator[tuple[str, str]]:
-    """What the choice depends on beside settings and corpus."""
-    yield from ((f"teacher_{name}", value) for name, value in images.teacher.fingerprint.items())
-    yield "features", images.digest

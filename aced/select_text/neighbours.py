@@ -1,14 +1,13 @@
-"""Every image's k nearest sentences, of a stream of sentences: one step takes in one block.
+"""Every image's k nearest sentences in a stream of sentences, block by block.
 
-The images lie on the devices, each with the best k that were seen so far. A block's sentences are
-embedded where they are, by example; their embeddings, which are few, go to all devices; and every
-device holds its own images against them, tile by tile. Nothing of the size images x sentences is
-ever there, and nothing grows with the corpus.
+The images are sharded over the devices, each with its best k sentences so far. A block's sentences
+are embedded by example and their embeddings gathered on all devices, where each device compares its
+own images with them tile by tile. The memory is neither images x sentences nor grows with the
+corpus.
 
-Order is by similarity, and of equals by hash, so that it matters not in which order or in how many
-blocks the sentences come. A sentence that is there already takes no second place: it is enough to
-look at the k best of a tile, since one that belongs into the list has fewer than k better ones in
-its tile, whether or not some of these are in the list.
+Sentences are sorted by similarity, then by hash, so the result does not depend on their order or
+on the blocks. A sentence takes only one place in a list. It is enough to look at the k best of a
+tile: a sentence that belongs in the list has fewer than k better ones in its tile.
 """
 
 import dataclasses
@@ -25,29 +24,29 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 from aced.parallel import mesh as meshes
 from aced.parallel.mesh import EXAMPLES
 
-_LAST = np.uint32(0xFFFFFFFF)  # both halves of the hash in a place that is empty
+_LAST = np.uint32(0xFFFFFFFF)  # both halves of the hash in an empty place
 
 
 @flax.struct.dataclass
 class Neighbours:
-    """The best k sentences of each image, the nearest first; places without one have -inf.
+    """The best k sentences of each image, the nearest first; empty places have -inf.
 
-    Of arrays, or of their shardings.
+    A tree of arrays or of their shardings.
     """
 
     score: PyTree  # cosines, float32 [N k]
     upper: PyTree  # halves of the sentences' hashes, uint32 [N k]
     lower: PyTree
-    broken: PyTree  # how many sentences had an embedding that was not finite, uint32 []
+    broken: PyTree  # number of sentences with a non-finite embedding, uint32 []
 
 
 @flax.struct.dataclass
 class Block:
-    """m sentences: arrays, or what stands for them when the step is compiled."""
+    """m sentences, as arrays or abstract arrays."""
 
     text: PyTree  # ids, int32 [m l]
     hash: PyTree  # uint32 [m 2]
-    valid: PyTree  # bool [m]; False: no sentence, to fill it up
+    valid: PyTree  # bool [m]; False for padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +55,13 @@ class Search:
 
     mesh: Mesh
     k: int
-    rows: int  # images, filled up so that the devices and their tiles have equal shares
-    block: int  # m, ditto
-    tile: int  # images that a device compares at once; divides its share of them
+    rows: int  # images plus padding, a multiple of the devices and their tiles
+    block: int  # m plus padding, a multiple of the devices
+    tile: int  # images that a device compares at once; divides its number of images
     step: Callable[..., Neighbours]  # (Neighbours, params, features, Block); donates the first
 
     def empty(self) -> Neighbours:
-        """The lists before any sentence was seen."""
+        """Empty lists."""
         shape = (self.rows, self.k)
         places = self.shardings
 
@@ -80,7 +79,7 @@ class Search:
 
     @property
     def shardings(self) -> Neighbours:
-        """Where the parts of the state lie."""
+        """Shardings of the state."""
         images = meshes.by_example(self.mesh)
         return Neighbours(images, images, images, meshes.replicated(self.mesh))
 
@@ -94,14 +93,14 @@ def build(
     block: int,
     tile: int,
 ) -> Search:
-    """Returns the search for `k` neighbours of so many images.
+    """Returns the search for the `k` nearest sentences of each image.
 
     Args:
         embed: (parameters, ids) -> L2-normalised embeddings, sharded by example.
         mesh: the devices; all but its tensor axis share the images.
-        images: N, before it is filled up.
+        images: N, without padding.
         k: length of the lists.
-        block: sentences of a step; rounded up to what the devices can share.
+        block: sentences per step; rounded up to a multiple of the shards.
         tile: images and sentences that a device compares at once.
     """
     shards = meshes.example_shards(mesh)
@@ -114,7 +113,7 @@ def build(
     state = Neighbours(spec, spec, spec, PartitionSpec())
 
     def meet(found: Neighbours, z: Float[Array, "n d"], ztxt, upper, lower, valid) -> Neighbours:
-        """Shows a device's own images all sentences of a block."""
+        """Compares a device's images with all sentences of a block."""
         lists = (found.score, found.upper, found.lower)
         tiled = [x.reshape(-1, tile_rows, x.shape[-1]) for x in (*lists, z)]
 
@@ -129,8 +128,8 @@ def build(
                 score = jnp.where(ok, score, -jnp.inf)
                 return merge(tuple(lists), score, *part), None
 
-            # The last slice overlaps its predecessor where the tile does not divide the block:
-            # what is seen twice takes one place.
+            # The last slice overlaps the one before if the tile does not divide the block, which is
+            # harmless, since repeated sentences take one place.
             starts = np.minimum(np.arange(0, block, width), block - width)
             return jax.lax.scan(take, tuple(lists), jnp.asarray(starts))[0]
 
@@ -146,7 +145,7 @@ def build(
         )
         finite = jnp.isfinite(ztxt).all(axis=1)
         broken = jnp.sum(valid & ~finite, dtype=jnp.uint32)
-        # In the order of their hashes, top_k prefers the smaller one of equals.
+        # Sorted by hash, since top_k prefers the first of equals.
         out, high, low, order = jax.lax.sort(
             (~(valid & finite), hashes[:, 0], hashes[:, 1], jnp.arange(block)), num_keys=3
         )
@@ -171,13 +170,13 @@ def merge(
     upper: UInt32[Array, " m"],
     lower: UInt32[Array, " m"],
 ) -> tuple[Float[Array, "n k"], UInt32[Array, "n k"], UInt32[Array, "n k"]]:
-    """Takes the best of m sentences into the lists of n images.
+    """Merges the best of m sentences into the lists of n images.
 
     Args:
-        lists: scores, and halves of hashes.
-        score: of the sentences with each image; -inf: not to be taken.
-        upper: of the sentences' hashes, ascending with `lower`; those that may be taken differ.
-        lower: ditto.
+        lists: scores, and upper and lower halves of hashes.
+        score: scores of the sentences with each image; -inf excludes a sentence.
+        upper: upper halves of the sentences' hashes, which ascend and are distinct unless excluded.
+        lower: lower halves.
     """
     k = lists[0].shape[1]
     best, at = jax.lax.top_k(score, min(k, score.shape[1]))

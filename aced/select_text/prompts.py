@@ -1,4 +1,4 @@
-"""Task-aware texts: the names of the classes of downstream tasks, in sentences."""
+"""Task-aware texts: class names of downstream tasks in prompt templates."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from aced.files import storage
 
 _MAX_BYTES = 1 << 24
 
-# General descriptions of a picture, of ours; CLIP's lists are written for one data set each.
+# Our own general templates; CLIP's lists are written for one data set each.
 TEMPLATES = (
     "a photo of a {}.",
     "a picture of a {}.",
@@ -26,10 +26,10 @@ TEMPLATES = (
 def prompts(
     class_names: Sequence[str], templates: Sequence[str], per_class: int, seed: int
 ) -> list[str]:
-    """Every class name in `per_class` of the templates, chosen at random by `seed`; 0: in all.
+    """Every class name in `per_class` random templates, or in all of them if that is 0.
 
     Raises:
-        ConfigError: a template has no {}, or there are fewer than are asked for.
+        ConfigError: a template has no {}, or `per_class` exceeds the number of templates.
     """
     for template in templates:
         if "{}" not in template:
@@ -50,10 +50,10 @@ def prompts(
 
 
 def read_lines(path: str, flag: str) -> list[str]:
-    """The lines of a small UTF-8 file that are not blank.
+    """The non-blank lines of a small UTF-8 file.
 
     Raises:
-        ConfigError: it is missing, too large, empty or not UTF-8.
+        ConfigError: the file is missing, too large, empty or not UTF-8.
     """
     try:
         data = storage.read(path, 0, _MAX_BYTES + 1)

@@ -1,4 +1,4 @@
-"""A process's sentences in blocks, read ahead, with the position that each block leads to."""
+"""Blocks of sentences of a process, read ahead, with the position after each block."""
 
 import concurrent.futures
 import dataclasses
@@ -21,17 +21,17 @@ class Reading:
 
     @classmethod
     def start(cls, parts: int) -> "Reading":
-        """Before the first sentence."""
+        """The position before the first sentence."""
         return cls(np.zeros(parts, np.int64), np.zeros(parts, bool), Counts())
 
     def copy(self) -> "Reading":
-        """One that does not change when this one does."""
+        """A deep copy."""
         return Reading(self.positions.copy(), self.done.copy(), self.counts.copy())
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentences:
-    """Distinct sentences of one process, and how far it has read with them."""
+    """A block of distinct sentences, and the position after it."""
 
     texts: list[str]
     hashes: UInt64[np.ndarray, " n"]
@@ -40,20 +40,20 @@ class Sentences:
 
 
 def share_of(reading: Reading, index: int, count: int) -> list[int]:
-    """The parts that process `index` of `count` has to read: of those left, every count-th."""
+    """The parts that process `index` of `count` reads: every count-th of the unread ones."""
     return np.flatnonzero(~reading.done)[index::count].tolist()
 
 
 def blocks(
     corpus: Corpus, numbers: Sequence[int], reading: Reading, size: int
 ) -> Iterator[Sentences]:
-    """The sentences of some parts, `size` at a time; what is repeated within a block is left out.
+    """The sentences of some parts in blocks, without repetition within a block.
 
     Args:
-        corpus: what is read.
-        numbers: of the parts.
-        reading: from where on; it is not changed.
-        size: sentences of a block; the last one has fewer, maybe none.
+        corpus: the corpus.
+        numbers: numbers of the parts to read.
+        reading: the starting position, which is not changed.
+        size: sentences per block; the last block has fewer, maybe none.
     """
     reading, texts, before, done = reading.copy(), {}, 0, 0
 
@@ -75,7 +75,7 @@ def blocks(
 
 
 def one_ahead(blocks: Iterator[Sentences]) -> Iterator[Sentences]:
-    """The same blocks; the next one is read while this one is worked on."""
+    """The same blocks, reading the next one in a thread."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, blocks, None)
         while (block := following.result()) is not None:

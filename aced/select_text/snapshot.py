@@ -1,7 +1,7 @@
-"""The state of a selection on disk: each process writes its part, and any number read it again.
+"""The saved state of a selection: each process writes its part, and any number can restore it.
 
-`state.json` names the folder whose files are all there; it changes when they are, in one rename, so
-that a kill at any moment leaves one complete state.
+`state.json` names the folder with the complete state. It is replaced in one rename after all files
+are written, so that a kill at any moment leaves a complete state.
 """
 
 import dataclasses
@@ -17,8 +17,7 @@ from jaxtyping import UInt64
 from aced.select_text.corpus import Counts
 from aced.select_text.neighbours import Neighbours, Search
 from aced.select_text.reading import Reading
-from aced.select_text.sample import Sample
-from aced.select_text.sentences import whole
+from aced.select_text.sentences import Sample, whole
 from aced.select_text.workspace import Workspace
 
 _ABOUT = "state.json"
@@ -27,16 +26,16 @@ _LISTS = ("score", "upper", "lower")
 
 @dataclasses.dataclass
 class State:
-    """All that changes in the pass over the corpus."""
+    """The state of the pass over the corpus."""
 
-    blocks: int  # taken in
+    blocks: int  # number of blocks so far
     reading: Reading
-    sample: Sample  # of what this process has read
-    found: Neighbours | None  # None: the method looks for none
+    sample: Sample  # of the sentences that this process has read
+    found: Neighbours | None  # None: the method does not search neighbours
 
 
 def save(workspace: Workspace, state: State) -> None:
-    """Writes `state`; every process makes this call, after the same block."""
+    """Writes `state`; all processes call this after the same block."""
     name = f"state-{state.blocks}"
     folder = workspace.root / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +52,7 @@ def save(workspace: Workspace, state: State) -> None:
     workspace.wait_for_all(f"{name}-written")
     if jax.process_index() == 0:
         about = {"folder": name, "blocks": state.blocks, "processes": jax.process_count()}
-        about["checked"] = True  # states of before their files had checksums are read without
+        about["checked"] = True  # older states have no checksums
         workspace.write_json(_ABOUT, about)
         for old in workspace.root.glob("state-*"):
             if old != folder:
@@ -62,13 +61,13 @@ def save(workspace: Workspace, state: State) -> None:
 
 
 def restore(workspace: Workspace, state: State, search: Search | None, images: int) -> State:
-    """Returns the saved state, or `state`, a new one, where there is none.
+    """Returns the saved state, or `state` if nothing is saved.
 
     Args:
-        workspace: where it is looked for.
-        state: as at the start.
-        search: whose devices the lists are put on.
-        images: N; rows behind them fill up, and are not taken over.
+        workspace: the workspace with the saved state.
+        state: the initial state, which may be changed.
+        search: the search, on whose devices the lists are placed.
+        images: N; padding rows are not restored.
 
     Raises:
         DatasetError: a file is missing or damaged.
@@ -89,18 +88,18 @@ def restore(workspace: Workspace, state: State, search: Search | None, images: i
 
 
 def sample(workspace: Workspace, empty: Sample) -> Sample:
-    """The saved samples of all processes as one, put into `empty`."""
+    """Merges the saved samples of all processes into `empty`."""
     for file in _files(workspace):
         empty.add(file["sample"])
     return empty
 
 
 def counts(workspace: Workspace) -> Counts:
-    """What all processes have counted; "broken" are sentences without a finite embedding."""
+    """The counts of all processes; "broken" are sentences without a finite embedding."""
     total, broken = Counts(), 0
     for file in _files(workspace):
         total += Counts(json.loads(file["counts"].tobytes()))
-        broken = int(file.get("broken", 0))  # of all processes, in each file
+        broken = int(file.get("broken", 0))  # the total of all processes, in every file
     return total + Counts(broken=broken)
 
 
@@ -119,9 +118,9 @@ def neighbours(
 
 
 def _own_rows(found: Neighbours) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The rows that this process's devices hold, each once; pieces have equal lengths.
+    """The distinct rows on this process's devices, in pieces of equal lengths.
 
-    Of processes that hold the same ones the first is enough, but all write them.
+    Processes with the same rows all write them.
     """
     places = {s.index[0].start or 0: None for s in found.score.addressable_shards}
     starts = sorted(places)

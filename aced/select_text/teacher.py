@@ -1,9 +1,8 @@
-"""The teacher's two halves: its text tower on the mesh, and its features of the training images."""
+"""The teacher's text tower on the mesh, and its cached features of the training images."""
 
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,16 +14,16 @@ from aced.cache import Cache, fingerprint
 from aced.config import ConfigError, flatten
 from aced.data.tokenizers import Tokenizer, get_tokenizer
 from aced.methods.frozen import CheckpointOf, FrozenConfig, load_model
-from aced.models.two_tower import TwoTower, TwoTowerConfig
+from aced.models.two_tower import TwoTower
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 
-_READ = 1 << 16  # rows of features that are read from the cache at once
+_READ = 1 << 16  # rows of features per read
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A text tower that is ready to embed."""
+    """A loaded text tower."""
 
     embed: Callable[[PyTree, Int[Array, "m l"]], Float[Array, "m d"]]
     params: PyTree  # on the mesh
@@ -37,7 +36,7 @@ def load(item: CheckpointOf, mesh: Mesh) -> Teacher:
     """Loads the text tower of a run or model folder.
 
     Raises:
-        ConfigError: there is none, or its tokenizer does not fit it.
+        ConfigError: the model does not exist, or its tokenizer does not fit it.
         CheckpointError: the run has no such checkpoint.
     """
     resolved = FrozenConfig(item.checkpoint, item.which, item.parameters).resolve("")
@@ -45,10 +44,12 @@ def load(item: CheckpointOf, mesh: Mesh) -> Teacher:
     tokenizer = get_tokenizer(model.tokenizer)
     model.check_tokenizer(tokenizer)
     whole = load_model(resolved, None)
+    # The settings that change a sentence's embedding beside weights and tokenizer.
+    settings = flatten({"text": dataclasses.asdict(model.text), "dtype": model.dtype})
     about = {
         "weights": fingerprint.of_weights(whole),
         "tokenizer": fingerprint.of_tokenizer(model.tokenizer),
-        "text": _settings(model),
+        "text": json.dumps(settings, sort_keys=True),
     }
     text_only = {name: value for name, value in whole.items() if name != "image"}
     places = rules.shardings(text_only, mesh)
@@ -65,18 +66,12 @@ def load(item: CheckpointOf, mesh: Mesh) -> Teacher:
     return Teacher(embed, params, tokenizer, model.width, about)
 
 
-def _settings(model: TwoTowerConfig) -> str:
-    """What decides a sentence's embedding beside weights and tokenizer."""
-    settings = flatten({"text": dataclasses.asdict(model.text), "dtype": model.dtype})
-    return json.dumps(settings, sort_keys=True)
-
-
 def open_features(folder: str, teacher: Teacher) -> Cache:
     """Opens the cached image features of the same teacher.
 
     Raises:
-        CacheError: there is no complete cache.
-        ConfigError: it has no image features, or is of another model.
+        CacheError: the cache is missing or incomplete.
+        ConfigError: the cache has no image features, or is of another model.
     """
     cache = Cache(folder)
     plan = cache.description.plan
@@ -96,7 +91,7 @@ def open_features(folder: str, teacher: Teacher) -> Cache:
 
 
 def image_ids(cache: Cache) -> Int[np.ndarray, " N"]:
-    """The examples that have image features, ascending."""
+    """The examples with image features, ascending."""
     ids = np.arange(cache.description.plan.examples)
     missing = np.fromiter(cache.missing, np.int64, len(cache.missing))
     if len(missing):
@@ -111,14 +106,14 @@ def place_features(
     width: int,
     mesh: Mesh,
 ) -> Float[Array, "rows d"]:
-    """Puts the features of `images` images on the mesh by example; zeros fill up to `rows`.
+    """Shards the features of `images` images over the mesh, padded with zeros to `rows`.
 
     Args:
-        read: gives the features of the images at some places (0 to `images`), ascending.
+        read: returns the features of the images with ascending numbers below `images`.
         images: N.
-        rows: N, filled up to what the devices can share.
+        rows: N plus padding, a multiple of the shards.
         width: d.
-        mesh: whose devices share the rows. Each process reads what its devices hold.
+        mesh: the devices; each process reads the rows of its own.
     """
 
     def part(index: tuple[slice, ...]) -> Float[np.ndarray, "n d"]:
@@ -130,8 +125,3 @@ def place_features(
         return out
 
     return jax.make_array_from_callback((rows, width), meshes.by_example(mesh), part)
-
-
-def reader_of(cache: Cache, ids: Int[np.ndarray, " N"]) -> Callable[[Any], Any]:
-    """The `read` of `place_features` for the examples `ids` of a cache."""
-    return lambda places: cache.read(ids[places], np.zeros(len(places), np.int64))["zimg"]

@@ -1,13 +1,12 @@
-"""The folder beside the data set to be, in which a selection is on its way; all processes see it.
+"""The folder beside the data set that holds an unfinished selection, shared by all processes.
 
 .NAME.selecting/
-  settings.json     what it was started with
-  state.json        which state is complete
-  state-12/         a file per process
-  chosen.npz        hashes of what was chosen, in order, once that is known, and of as many
-                    sentences at random
-  chosen-texts/     the sentences themselves, as they are found again; and sample-texts/
-  out/              the data set, which becomes NAME when it is complete
+  settings.json     the settings
+  state.json        names the complete state
+  state-12/         one file per process
+  chosen.npz        hashes of the chosen sentences, in order, and of a random sample
+  chosen-texts/     the texts of the chosen sentences; likewise sample-texts/
+  out/              the data set, renamed to NAME when it is complete
 """
 
 import json
@@ -32,7 +31,7 @@ _CHECKSUM = "crc32"  # of the other arrays in a file
 
 
 class Workspace:
-    """The files of one selection, and how its processes wait for each other."""
+    """The files of a selection, and barriers for its processes."""
 
     def __init__(self, out: str):
         self.out = pathlib.Path(out).expanduser().absolute()
@@ -40,17 +39,17 @@ class Workspace:
         token = np.int32(time.time_ns() % 2**31)
         if jax.process_count() > 1:
             token = multihost_utils.broadcast_one_to_all(token)
-        self._token = int(token)  # marks of an earlier start mean nothing
+        self._token = int(token)  # marks of an earlier start are ignored
 
     def begin(self, settings: Mapping[str, Any]) -> bool:
-        """Takes up what is there of a selection with `settings`, or starts one.
+        """Resumes the selection with `settings`, or starts it.
 
         Returns:
-            Whether the data set is there, complete.
+            Whether the data set is complete already.
 
         Raises:
-            ConfigError: a selection with other settings is there, or something else.
-            DatasetError: what is there is damaged.
+            ConfigError: `out` is a selection with other settings, or no data set.
+            DatasetError: the selection is damaged.
         """
         settings = json.loads(json.dumps(settings))
         finished = self.out.exists()
@@ -59,11 +58,10 @@ class Workspace:
                 raise ConfigError(f"--out={self.out} exists and is no data set; choose another.")
             self._compare(self.out, records.read_description(self.out)["settings"], settings)
         elif (self.root / "settings.json").is_file():
-            there = self.read_json("settings.json")
-            self._compare(self.root, there, settings)
+            self._compare(self.root, self.read_json("settings.json"), settings)
         self.wait_for_all("compared")
         if jax.process_index() == 0:
-            if finished:  # maybe it was killed just before it had removed the rest
+            if finished:  # it may have been killed before it removed the workspace
                 shutil.rmtree(self.root, ignore_errors=True)
             else:
                 self.write_json("settings.json", settings)
@@ -85,7 +83,7 @@ class Workspace:
             )
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes the file `name`, whole or not at all."""
+        """Writes the file `name` atomically."""
         storage.write(str(self.root / name), own_files.dumps(content))
 
     def read_json(self, name: str, fields: Mapping[str, type] | None = None) -> dict[str, Any]:
@@ -95,19 +93,19 @@ class Workspace:
             DatasetError: the file is damaged.
         """
         with own_files.reading(self.root / name, self._advice, DatasetError):
-            found = own_files.loads((self.root / name).read_bytes())
+            content = own_files.loads((self.root / name).read_bytes())
             for field, kind in (fields or {}).items():
-                if type(found[field]) is not kind:
-                    raise ValueError(f"its {field!r} is {found[field]!r}")
-            return found
+                if type(content[field]) is not kind:
+                    raise ValueError(f"its {field!r} is {content[field]!r}")
+            return content
 
     def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes the file `name`, whole or not at all."""
+        """Writes the file `name` atomically, with a checksum."""
         with storage.whole_file(self.root / name) as part, part.open("wb") as file:
             np.savez(file, **arrays, **{_CHECKSUM: _crc(arrays)})
 
     def load_arrays(self, name: str, checked: bool = True) -> dict[str, np.ndarray]:
-        """Reads what `save_arrays` wrote; without a checksum only if it is not `checked`.
+        """Reads what `save_arrays` wrote; `checked` requires a checksum.
 
         Raises:
             DatasetError: the file is missing or damaged.
@@ -119,10 +117,10 @@ class Workspace:
             ):
                 arrays = {key: file[key] for key in file.files}
             written = arrays.pop(_CHECKSUM, None)
-            if written is None and checked:  # a directory that was cut off leaves arrays out
+            if written is None and checked:  # a truncated zip directory lacks arrays
                 raise ValueError("it has no checksum")
             if written is not None and written != _crc(arrays):
-                raise ValueError("its arrays are not those of its checksum: it was changed")
+                raise ValueError("its checksum does not match its arrays: it was changed")
             return arrays
         except Exception as error:  # numpy and zipfile raise errors of many kinds
             raise DatasetError(
@@ -134,9 +132,9 @@ class Workspace:
         return f"remove {self.root} to start anew"
 
     def wait_for_all(self, name: str) -> None:
-        """Returns when all processes have called this with the same `name`, used once a start.
+        """Waits until all processes have called this with the same `name`, used once per start.
 
-        By files: collectives would not wait for long, and some of this work takes long.
+        A barrier of files, because collectives time out during long work.
         """
         if jax.process_count() == 1:
             return
@@ -146,12 +144,12 @@ class Workspace:
                 time.sleep(_POLL_SECONDS)
 
     def leave(self) -> None:
-        """The last thing that every process does; removes the marks."""
+        """Removes the marks; the last call of every process."""
         if jax.process_count() == 1:
             return
         self.wait_for_all("finished")
         if jax.process_index() != 0:
-            self._mark("left", jax.process_index()).touch()  # and nobody is waited for any more
+            self._mark("left", jax.process_index()).touch()
             return
         self.wait_for_all("left")
         shutil.rmtree(self._marks)
@@ -165,13 +163,13 @@ class Workspace:
         return self._marks / f"{self._token}-{name}-{process}"
 
     def publish(self) -> None:
-        """Gives the data set in `out/` its place, and removes the rest."""
+        """Moves the data set in `out/` to its place, and removes the workspace."""
         (self.root / "out").rename(self.out)
         shutil.rmtree(self.root)
 
 
 def _crc(arrays: Mapping[str, np.ndarray]) -> np.uint32:
-    """Of names, types, shapes and bytes."""
+    """The CRC-32 of names, types, shapes and bytes."""
     crc = 0
     for name, array in sorted(arrays.items()):
         crc = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), crc)

@@ -80,9 +80,7 @@ def truth(data, reference):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_entries_are_what_the_model_says_in_any_order(
-    devices, whole, truth, data, reference, tmp_path
-):
+def test_entries_match_the_model_in_any_order(devices, whole, truth, data, reference, tmp_path):
     out = whole
     if devices > 1:
         out = tmp_path / "two"
@@ -101,7 +99,7 @@ def test_entries_are_what_the_model_says_in_any_order(
     assert found.description.captions == sum(len(z) for _, z in truth.values())
 
 
-def test_what_cannot_be_read_is_listed(whole):
+def test_unreadable_examples_are_listed(whole):
     found = Cache(whole)
     assert set(found.missing) == {cached.BROKEN, cached.SILENT}
     assert "picture" in found.missing[cached.BROKEN] or "image" in found.missing[cached.BROKEN]
@@ -112,7 +110,7 @@ def test_what_cannot_be_read_is_listed(whole):
         found.read(np.array([3]), np.array([9]))
 
 
-def test_a_complete_cache_is_left_alone(whole, data, reference):
+def test_complete_cache_is_not_changed(whole, data, reference):
     before = content(whole)
     assert set(before) == {"cache.json"} | {
         f"embeddings-0000{i}-of-00005.array_record" for i in range(5)
@@ -246,7 +244,7 @@ def test_no_checkpoint_no_cache(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_at_a_time_are_refused_but_may_read_what_is_complete(whole, data, reference, tmp_path):
+def test_second_process_is_refused_but_may_read_a_complete_result(whole, data, reference, tmp_path):
     with ownership.owned(str(tmp_path / "out" / ownership.FILE)):
         for force in (False, True):
             with pytest.raises(ownership.OwnedError, match=f"process {os.getpid()} on"):
@@ -273,7 +271,7 @@ def command_line(data, reference, out, *more):
 
 
 @pytest.mark.slow
-def test_killed_five_times_it_is_as_if_undisturbed(data, reference, tmp_path):
+def test_killed_five_times_gives_the_same_result(data, reference, tmp_path):
     out, rng = tmp_path / "out", random.Random(0)
 
     def summaries():

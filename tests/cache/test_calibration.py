@@ -31,7 +31,7 @@ def loss(at, zimg, ztxt, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [4, 60, 32_768])
-def test_the_least_loss_is_the_one_that_scipy_finds(batch_size):
+def test_least_loss_matches_scipy(batch_size):
     zimg, ztxt = pairs()
     found = calibration.fit(zimg, ztxt, batch_size)
     expected = optimize.minimize(
@@ -43,7 +43,7 @@ def test_the_least_loss_is_the_one_that_scipy_finds(batch_size):
     assert (found.pairs, found.batch_size) == (60, batch_size)
 
 
-def test_in_a_batch_of_all_pairs_it_is_the_sigmoid_loss():
+def test_loss_of_all_pairs_is_the_sigmoid_loss():
     zimg, ztxt = pairs(noise=0.5)
     found = calibration.fit(zimg, ztxt, 60)
 
@@ -59,7 +59,7 @@ def test_in_a_batch_of_all_pairs_it_is_the_sigmoid_loss():
         assert training_loss(found.scale, found.bias + bias) > best
 
 
-def test_where_no_scale_is_best_there_is_no_fit():
+def test_no_fit_without_a_best_scale():
     zimg, ztxt = pairs()
     assert calibration.fit(zimg, zimg, 8) is None  # all pairs are told apart
     assert calibration.fit(zimg[:1], ztxt[:1], 8) is None

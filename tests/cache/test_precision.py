@@ -70,7 +70,7 @@ def test_errors_are_those_of_all_rows_however_they_come():
     assert whole.summary()["bfloat16"]["distance"]["max"] < 2**-8
 
 
-def test_of_one_tower_there_is_no_cosine():
+def test_one_tower_has_no_cosine_error():
     errors = precision.Errors()
     errors.add(rows())
     assert set(errors.summary()["int8"]) == {"distance"}

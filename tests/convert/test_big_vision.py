@@ -89,7 +89,7 @@ def assert_equal_outputs(theirs, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["shapes", "sentencepiece"])
-def test_written_it_is_the_same_to_open_clip_and_to_us(tokenizer, tmp_path):
+def test_written_model_is_the_same_in_open_clip_and_here(tokenizer, tmp_path):
     model = MODEL(tokenizer)
     file, settings = written(model, tmp_path / "out")
     assert_equal_outputs(by_open_clip(file, model.config), model)
@@ -145,7 +145,7 @@ def test_a_tokenizer_of_its_own(tmp_path):
     assert settings
 
 
-def test_what_is_wrong_is_said(tmp_path):
+def test_error_messages(tmp_path):
     file, settings = written(MODEL("shapes"), tmp_path / "out")
     with pytest.raises(
         InteropError, match=r"say what they are with --model=NAME .*SigLIP-B/16-256"
@@ -182,7 +182,7 @@ def test_what_is_wrong_is_said(tmp_path):
         (lambda: ours.changed(MODEL(), "image", activation="gelu"), "must be 'gelu_tanh'"),
     ],
 )
-def test_what_big_vision_cannot_express_is_refused_by_name(model, message, tmp_path):
+def test_settings_that_big_vision_cannot_express_are_named(model, message, tmp_path):
     with pytest.raises(InteropError, match=message):
         big_vision.write(model(), tmp_path)
     assert dataclasses.is_dataclass(model())

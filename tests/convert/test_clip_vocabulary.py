@@ -7,7 +7,7 @@ import pathlib
 import foreign
 import pytest
 
-from aced.convert import clip_vocabulary
+from aced.convert import tokenizer_build
 from aced.data import clip_bpe
 
 
@@ -19,7 +19,7 @@ def test_merges_and_ids_are_those_of_open_clips_file():
 
     with gzip.open(default_bpe()) as file:
         lines = file.read().decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    vocabulary, merges = clip_vocabulary.vocabulary()
+    vocabulary, merges = tokenizer_build.clip_vocabulary()
     assert merges == [tuple(line.split()) for line in lines]
     theirs = SimpleTokenizer().encoder
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
@@ -29,13 +29,13 @@ def test_merges_and_ids_are_those_of_open_clips_file():
 def test_the_file_is_whole():
     content = pathlib.Path(clip_bpe.__file__).with_name("merges.txt").read_bytes()
     assert hashlib.sha256(content).hexdigest() in clip_bpe.__doc__
-    vocabulary, merges = clip_vocabulary.vocabulary()
+    vocabulary, merges = tokenizer_build.clip_vocabulary()
     assert (len(vocabulary), len(merges)) == (49408, 48894)
     assert sorted(vocabulary.values()) == list(range(49408))
 
 
 @pytest.mark.parametrize("pair", [("i", "n"), ("t", "h")])
 def test_first_merges(pair):
-    vocabulary, merges = clip_vocabulary.vocabulary()
+    vocabulary, merges = tokenizer_build.clip_vocabulary()
     assert pair in merges[:2]
     assert vocabulary["".join(pair)] == 512 + merges.index(pair)

@@ -112,7 +112,7 @@ def test_from_a_run_to_zero_shot_in_transformers(run, ours, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("target", ["huggingface", "big_vision"])
-def test_there_and_back(target, ours, tmp_path):
+def test_round_trip(target, ours, tmp_path):
     there = tmp_path / target
     command.convert(ConvertConfig(source=str(ours), out=str(there), to=target))
     source, more = str(there), {}
@@ -191,7 +191,7 @@ def test_a_name_of_the_hub(ours, tmp_path):
         np.testing.assert_array_equal(theirs[name], value)
 
 
-def test_output_is_whole_or_not_there(ours, tmp_path):
+def test_output_is_atomic(ours, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InteropError, match="open_clip takes image towers"):
         command.convert(ConvertConfig(source=str(ours), out=str(out), to="open_clip"))
@@ -209,7 +209,7 @@ def test_output_is_whole_or_not_there(ours, tmp_path):
     assert [x.name for x in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_is_no_output_is_never_replaced(run, ours, tmp_path):
+def test_only_earlier_outputs_are_replaced(run, ours, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     wanted = ConvertConfig(source=str(ours), out=str(tmp_path), to="aced", overwrite=True)
     with pytest.raises(InteropError, match="is no earlier output of this command"):

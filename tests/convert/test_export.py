@@ -55,7 +55,7 @@ def test_from_pictures_and_captions_to_equal_logits(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("tokenizer", ours.TOKENIZERS)
-def test_ids_are_ours_but_for_padding_that_is_also_a_word(tokenizer, tmp_path):
+def test_ids_match_except_padding_that_is_also_a_word(tokenizer, tmp_path):
     model = ours.siglip(tokenizer)
     _, processor, notes = exported(model, tmp_path / "out")
     mine = tokenizer_write.opened(model)(foreign.CAPTIONS)
@@ -71,7 +71,7 @@ def test_ids_are_ours_but_for_padding_that_is_also_a_word(tokenizer, tmp_path):
     np.testing.assert_array_equal(theirs["input_ids"], mine)
 
 
-def test_what_is_not_mended_is_said(tmp_path):
+def test_unmended_text_is_noted(tmp_path):
     _, processor, notes = exported(ours.siglip("clip_bpe"), tmp_path / "out")
     assert any("ftfy is no part of transformers" in note for note in notes)
     mine = tokenizer_write.opened(ours.siglip("clip_bpe"))
@@ -117,7 +117,7 @@ def test_pictures_through_torchvision_are_within_a_grey_level(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_can_be_read_again(tmp_path):
+def test_written_model_can_be_read(tmp_path):
     (tmp_path / "out").mkdir()
     huggingface.write(ours.siglip("clip_bpe"), tmp_path / "out")
     again = huggingface.read(tmp_path / "out", "again")
@@ -143,7 +143,7 @@ def test_it_can_be_read_again(tmp_path):
         (lambda: ours.changed(ours.clip(), init_bias=-4.0), "CLIPModel has no bias"),
     ],
 )
-def test_what_transformers_cannot_express_is_refused_by_name(model, message, tmp_path):
+def test_settings_that_transformers_cannot_express_are_named(model, message, tmp_path):
     with pytest.raises(InteropError, match=message):
         huggingface.write(model(), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from aced.convert import clip_vocabulary, huggingface, tokenizer_write
+from aced.convert import huggingface, tokenizer_build, tokenizer_write
 from aced.data.images import decode, transforms
 from aced.models.saved import InteropError, flat
 
@@ -73,7 +73,7 @@ def tokenizer_of(kind, length, folder):
         )
     if kind == "siglip2":
         return gemma_like("GemmaTokenizer", length)
-    vocab, merges = clip_vocabulary.vocabulary()
+    vocab, merges = tokenizer_build.clip_vocabulary()
     return transformers.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
@@ -201,7 +201,7 @@ def test_pixels_are_theirs(kind, name):
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_written_again_it_is_the_same_to_transformers(kind, tmp_path):
+def test_rewritten_model_is_the_same_in_transformers(kind, tmp_path):
     transformers = foreign.transformers()
     model = read(kind)
     notes = write(model, tmp_path / "out")

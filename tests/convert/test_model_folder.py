@@ -38,7 +38,7 @@ def test_round_trip(folder):
     assert stored["text/blocks/mlp/fc1/kernel"].shape == (2, 24, 40)
 
 
-def test_settings_with_the_tokenizer_where_it_is(folder):
+def test_settings_with_the_path_of_the_tokenizer(folder):
     config = model_folder.read_config(str(folder))
     assert config.tokenizer.path == str(folder / "tokenizer.model")
     ids = get_tokenizer(config.tokenizer)(foreign.CAPTIONS)

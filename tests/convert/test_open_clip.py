@@ -12,7 +12,7 @@ import numpy as np
 import ours
 import pytest
 
-from aced.convert import open_clip, open_clip_write, timm_names, tokenizer_write
+from aced.convert import open_clip, open_clip_names, open_clip_write, tokenizer_write
 from aced.data.images import decode, transforms
 from aced.models import presets
 from aced.models.saved import InteropError, flat
@@ -123,7 +123,7 @@ def test_ids_and_pixels_are_theirs(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_written_again_it_is_the_same_to_open_clip(kind, tmp_path):
+def test_rewritten_model_is_the_same_in_open_clip(kind, tmp_path):
     model = read(kind)
     (tmp_path / "out").mkdir()
     if kind == "custom":  # names of the two classes differ; open_clip loads either
@@ -142,14 +142,14 @@ def test_written_again_it_is_the_same_to_open_clip(kind, tmp_path):
     assert again.config == model.config
 
 
-@pytest.mark.parametrize("name", timm_names.TOWERS)
-def test_timm_builds_the_towers_that_the_table_says(name):
+@pytest.mark.parametrize("name", open_clip_names.TOWERS)
+def test_towers_match_timm(name):
     torch = foreign.torch()
     foreign.open_clip()
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         trunk = timm.create_model(name, num_classes=0, global_pool="map")
-    tower = timm_names.TOWERS[name]
+    tower = open_clip_names.TOWERS[name]
     mlp = trunk.blocks[0].mlp
     found = presets.Size(
         trunk.embed_dim, len(trunk.blocks), mlp.fc1.out_features, trunk.blocks[0].attn.num_heads
@@ -253,7 +253,7 @@ def test_models_that_ours_are_not(part, changes, message, tmp_path):
         (lambda: ours.changed(ours.clip(), "text", length=20), "must be text.length = 20"),
     ],
 )
-def test_what_open_clip_cannot_express_is_refused_by_name(model, message, tmp_path):
+def test_settings_that_open_clip_cannot_express_are_named(model, message, tmp_path):
     with pytest.raises(InteropError, match=message):
         open_clip_write.write(model(), tmp_path)
 

@@ -103,7 +103,7 @@ def test_shares_are_the_weights_to_within_one_row(rows):
         assert np.abs(counts - shares).max() <= 1 + 1e-9
 
 
-def test_members_have_epochs_of_their_own_in_an_order_of_their_own():
+def test_members_have_their_own_epochs_and_order():
     source = mixture()
     draws = order.of(source, seed=1, shuffle=True, rows=16)
     ids = [draws[k] for k in range(16 * 20)]

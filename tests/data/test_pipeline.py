@@ -74,7 +74,7 @@ def assert_same(batch, other):
         np.testing.assert_array_equal(batch[name], other[name])
 
 
-def test_a_batch_holds_what_the_source_says():
+def test_batch_matches_the_source():
     source = shapes(wrong=0.5)
     (batch,) = take(source, 1)
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
@@ -138,7 +138,7 @@ def test_any_step_can_be_the_first(start):
         assert_same(batch, other)
 
 
-def test_a_late_start_reads_nothing_of_what_came_before():
+def test_late_start_reads_no_earlier_records():
     source = Pictures(20)
     config = DataConfig(num_threads=0)
     take(source, 1, config, start_step=10**9)
@@ -180,7 +180,7 @@ def test_bad_records_are_counted_once_an_epoch_and_replaced():
     assert list(counters.recent) == events
 
 
-def test_processes_replace_bad_records_alike():
+def test_processes_replace_bad_records_in_the_same_way():
     source = Pictures(20, broken=(4, 5, 13), unreadable=(19,))
     whole = joined(take(source, 5))
     halves = [joined(take(source, 5, rows=rows)) for rows in np.split(np.arange(8), 2)]
@@ -290,7 +290,7 @@ def test_second_pictures_come_beside_the_first():
     assert batch["second/image"] is batch["other/second/image"]
 
 
-def test_a_view_of_second_pictures_may_be_augmented_where_it_is_alone():
+def test_single_view_of_second_pictures_may_be_augmented():
     flipped = AugmentConfig(flip=1.0)
     alone = dataclasses.replace(SECOND, augment=flipped, tokenizer=WORDS)
     (batch,) = take(Pairs(20), 1, views={"": alone})
@@ -300,7 +300,7 @@ def test_a_view_of_second_pictures_may_be_augmented_where_it_is_alone():
         take(Pairs(20), 1, views=views)
 
 
-def test_where_no_record_has_a_second_picture_the_error_says_so():
+def test_error_if_no_record_has_a_second_picture():
     with pytest.raises(InputError, match="no 'second' picture"):
         take(Pictures(200), 1, views={"": VIEW, "second/": SECOND})
 
@@ -392,7 +392,7 @@ def test_evaluation_stops_at_max_examples():
     assert joined(batches, "mask").sum() == 10
 
 
-def test_evaluation_masks_what_cannot_be_read():
+def test_evaluation_masks_unreadable_records():
     counters = InputCounters()
     (batch,) = evaluate(Pictures(8, broken=(0,), silent=(5,)), counters=counters)
     assert np.flatnonzero(~batch["mask"]).tolist() == [0]

@@ -26,7 +26,7 @@ def test_batches_come_in_order_and_sharded():
             prefetch.next(None)
 
 
-def test_what_the_input_raises_reaches_the_loop():
+def test_errors_of_the_input_reach_the_loop():
     def broken():
         yield {"x": np.zeros((8, 1))}
         raise ValueError("record 7")
@@ -37,7 +37,7 @@ def test_what_the_input_raises_reaches_the_loop():
             prefetch.next(None)
 
 
-def test_only_the_time_in_which_a_device_was_idle_counts():
+def test_only_idle_time_of_devices_counts():
     class Busy:
         def is_ready(self):
             return False

@@ -137,7 +137,7 @@ def test_no_flipped_bit_comes_through(tmp_path, seed):
         )
 
 
-def test_records_of_one_picture_are_what_they_were():
+def test_records_of_one_picture_are_unchanged():
     """Data sets from before there were second pictures, and new ones, are the same bytes."""
     record = raw(fields(label=3, is_noisy=True))
     example = records.Example(b"12345", ("a",), "k", label=3, is_noisy=True)
@@ -261,7 +261,7 @@ def damage(path: pathlib.Path, how: str):
         ("count", "has 3 records where dataset.json says 4"),
     ],
 )
-def test_broken_data_sets_are_refused_with_what_to_do(tmp_path, how, message):
+def test_broken_data_sets_are_refused_with_advice(tmp_path, how, message):
     path = write(tmp_path / "d")
     damage(path, how)
     with pytest.raises(records.DatasetError, match=message):

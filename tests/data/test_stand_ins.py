@@ -88,7 +88,7 @@ def assert_uniform(ids, usable):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [array_record, tars, parquet])
-def test_after_a_shard_left_out_all_others_are_drawn_alike(tmp_path, pictures, make):
+def test_replacements_of_a_filtered_shard_are_spread_evenly(tmp_path, pictures, make):
     config = DataConfig(**make(tmp_path, pictures), filters=FILTERS, num_threads=0)
     counters = InputCounters()
     ids = ids_of(config, counters=counters)
@@ -102,7 +102,7 @@ def test_after_a_shard_left_out_all_others_are_drawn_alike(tmp_path, pictures, m
     np.testing.assert_array_equal(ids_of(threads), ids)
 
 
-def test_in_a_mixture_the_others_of_the_member_are_drawn_alike(tmp_path, pictures):
+def test_replacements_in_a_mixture_are_spread_evenly_over_the_member(tmp_path, pictures):
     (tmp_path / "a").mkdir()
     members = {
         "a": MemberConfig(**array_record(tmp_path / "a", pictures), weight=3.0),
@@ -187,7 +187,7 @@ def test_rows_missing_in_a_cache():
 
 
 @pytest.mark.parametrize("usable", [0.9, 0.5, 0.1])
-def test_reading_takes_time_in_proportion_to_what_is_usable(usable):
+def test_reads_are_proportional_to_the_share_of_unusable_records(usable):
     rng = np.random.default_rng(0)
     source = Rows(SIZE, rng.permutation(SIZE)[int(SIZE * usable) :].tolist())
     ids = ids_of(DataConfig(num_threads=0), source=source)
@@ -198,7 +198,7 @@ def test_reading_takes_time_in_proportion_to_what_is_usable(usable):
     assert source.read.total() <= 2 * SIZE + first
 
 
-def test_what_is_remembered_changes_nothing():
+def test_remembered_records_do_not_change_the_result():
     source = Rows(SIZE, range(300, SIZE))
     whole = ids_of(DataConfig(num_threads=0), source=source)
     for start in (1, 7, 24):
@@ -213,7 +213,7 @@ def test_copies_in_a_super_batch_are_those_of_chance():
 
 
 @pytest.mark.parametrize("unusable", [SMALL, range(0, SIZE, 2)])
-def test_the_tries_of_a_draw_are_all_examples_once(unusable):
+def test_tries_cover_all_examples_once(unusable):
     source = Rows(60)
     mixture = Mixture({"a": (Rows(40), 1.0), "b": (Rows(20), 1.0)})
     for of, members in ((source, [range(60)]), (mixture, [range(40), range(40, 60)])):
@@ -224,7 +224,7 @@ def test_the_tries_of_a_draw_are_all_examples_once(unusable):
             assert sorted(tries) in [list(member) for member in members]
 
 
-def test_more_than_half_is_said_once_with_name_counts_and_setting(monkeypatch):
+def test_warns_once_if_more_than_half_is_unusable(monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
     config = DataConfig(num_threads=0)

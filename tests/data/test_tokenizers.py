@@ -297,7 +297,7 @@ def test_decoding_clip_shows_parts_of_characters_and_no_starts():
     assert tokenizer.decode(ids) == ["a \ufffda", "a cat"]
 
 
-def test_decoding_shows_what_the_vocabulary_does_not_know():
+def test_decoding_shows_unknown_words():
     tokenizer = Tokenizer(TokenizerConfig(kind="shapes", length=6))
     assert tokenizer.decode(tokenizer(["a zebra star"])) == ["a <unk> star"]
 
@@ -351,6 +351,6 @@ def test_open_clips_cleaning_before_another_vocabulary(spm_path):
     assert not np.array_equal(plain(["&amp; red"]), plain(["& red"]))
 
 
-def test_what_becomes_of_underscores_needs_canonicalisation():
+def test_underscore_setting_needs_canonicalisation():
     with pytest.raises(ConfigError, match=r"is never read without tokenizer.canonicalize"):
         TokenizerConfig(underscore="space")

@@ -87,7 +87,7 @@ def test_every_flipped_bit_of_other_files_is_found(tmp_path):
         (b"[" * 100_000, "brackets within brackets"),
     ],
 )
-def test_what_is_no_object(data, message):
+def test_json_that_is_not_an_object(data, message):
     with pytest.raises(own_files.UnreadableError) as error:
         own_files.loads(data)
     assert message in str(error.value)

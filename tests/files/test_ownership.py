@@ -133,7 +133,7 @@ def test_an_owner_elsewhere_is_dead_without_a_sign_of_life(path):
         assert 0.9 * ownership._WATCHED_SECONDS < waited < 5 * ownership.STALE_SECONDS
 
 
-def test_an_owner_elsewhere_that_lives_is_left_alone_and_can_be_forced_out(path, caplog):
+def test_live_owner_on_another_host_is_respected_unless_forced(path, caplog):
     there = elsewhere(time.time())
     write(path, there)
     done = threading.Event()
@@ -157,7 +157,7 @@ def test_an_owner_elsewhere_that_lives_is_left_alone_and_can_be_forced_out(path,
         assert read(path)["process"] == os.getpid()
 
 
-def test_who_was_taken_for_dead_ends(path, monkeypatch):
+def test_process_ends_after_its_folder_was_taken_over(path, monkeypatch):
     ended = threading.Event()
 
     def end(message):
@@ -181,7 +181,7 @@ def test_a_damaged_file_stops_no_start(data, tmp_path):
         assert read(str(tmp_path / "owner.json"))["process"] == os.getpid()
 
 
-def test_a_kill_gives_the_folder_free_and_what_lives_is_refused(tmp_path, monkeypatch):
+def test_killed_owner_is_replaced_and_live_owner_respected(tmp_path, monkeypatch):
     monkeypatch.setattr(ownership, "STALE_SECONDS", 1e9)
     file = str(tmp_path / "owner.json")
     command = [sys.executable, "-c", OWNS, file]
@@ -198,7 +198,7 @@ def test_a_kill_gives_the_folder_free_and_what_lives_is_refused(tmp_path, monkey
             assert read(file)["process"] == os.getpid()
 
 
-def test_of_many_that_start_at_once_one_gets_it(path):
+def test_one_of_many_concurrent_starts_becomes_owner(path):
     inside, refused, most = [], [], []
     barrier = threading.Barrier(6)
 
@@ -232,7 +232,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
             pass
 
 
-def test_what_takes_its_place_at_the_end_has_its_file_beside_it():
+def test_owner_file_is_beside_an_output_that_is_moved_at_the_end():
     assert ownership.beside("/data/set/") == "/data/.set.owner.json"
     assert ownership.beside("gs://b/data/set") == "gs://b/data/.set.owner.json"
     assert ownership.beside("set") == ".set.owner.json"
@@ -258,7 +258,7 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["owner.json", "."])
-def test_a_link_to_where_nothing_is(tmp_path, name):
+def test_broken_link(tmp_path, name):
     link = tmp_path / "run" if name == "." else tmp_path / "run" / name
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(tmp_path / "gone" / "away")

@@ -63,7 +63,7 @@ def test_shadow_files_of_macos_are_in_no_folder(tmp_path):
     assert storage.matching(f"{tmp_path}/*.txt") == []
 
 
-def test_a_link_is_the_file_that_it_leads_to(tmp_path):
+def test_links_are_followed(tmp_path):
     """As in the cache of the Hugging Face hub."""
     for name in ("blobs", "snapshot", "more"):
         (tmp_path / name).mkdir()
@@ -110,7 +110,7 @@ def test_a_store_is_listed_and_read_like_a_disk(tmp_path):
             storage.read(f"{place}/x/none", 0, 1)
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     storage.write(f"{tmp_path}/f", b"old")
 
     def full(self, data):
@@ -125,7 +125,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert storage.read(f"{tmp_path}/f", 0, 9) == b"old"
 
 
-def test_names_do_not_depend_on_where_files_are():
+def test_names_do_not_depend_on_the_folder():
     for folder in ("/data/web", "gs://bucket/web", ""):
         paths = [f"{folder}/a/0.tar", f"{folder}/b/0.tar", f"{folder}/b/c/1.tar"]
         assert storage.names(paths) == ["a/0.tar", "b/0.tar", "b/c/1.tar"]
@@ -133,7 +133,7 @@ def test_names_do_not_depend_on_where_files_are():
     assert storage.names(["/data/0.tar"]) == ["0.tar"]
 
 
-def test_stores_that_need_a_package_say_which():
+def test_stores_name_the_missing_package():
     try:
         import s3fs  # noqa: F401
     except ImportError:

@@ -135,7 +135,7 @@ def test_scoring_in_int8_stays_near():
 
 
 @pytest.mark.parametrize("place", range(LENGTH))
-def test_a_word_changes_nothing_before_it_and_everything_after(place):
+def test_decoder_is_causal(place):
     image, text = tiny_coca.batch()
     row = 1  # without end of text: all words are real
     other = text.at[row, place].set((text[row, place] - EOS) % 16 + EOS + 1)
@@ -178,7 +178,7 @@ def test_padding_cut_off_is_padding_unseen():
     np.testing.assert_allclose(coca.logits(cut), coca.logits(whole)[:1, :4], atol=1e-4)
 
 
-def test_the_image_reaches_all_words_but_not_the_text_embedding():
+def test_image_affects_all_words_but_not_the_text_embedding():
     image, text = tiny_coca.batch()
     a, b = forward()(image, text), forward()(image.at[:, 2, 3].set(255 - image[:, 2, 3]), text)
     assert (np.abs(coca.logits(a) - coca.logits(b)).max(axis=-1) > 1e-4).all()
@@ -186,7 +186,7 @@ def test_the_image_reaches_all_words_but_not_the_text_embedding():
     assert (np.abs(a.embeddings.zimg - b.embeddings.zimg).max(axis=-1) > 1e-4).all()
 
 
-def test_unknown_ids_are_not_taken_for_other_words():
+def test_unknown_ids_give_nan():
     image, text = tiny_coca.batch()
     out = forward()(image, text.at[1, 2].set(TINY.text.vocab_size))
     assert np.isnan(out.embeddings.ztxt[1]).all()

@@ -32,7 +32,7 @@ def tower(config, seed=0):
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 8), (3, 5), (16, 32), (8, 4), (7, 3), (5, 5)])
-def test_a_line_is_resized_as_jax_resizes_it(old, new):
+def test_resize_matrix_matches_jax(old, new):
     expected = jax.image.resize(jnp.eye(old), (new, old), "bilinear", antialias=True)
     np.testing.assert_allclose(flexi.resize_matrix(old, new), expected, atol=1e-6)
 
@@ -53,7 +53,7 @@ def test_kernel_is_the_best_for_resized_patches(old, new):
         np.testing.assert_allclose(products, patches @ kernel, rtol=1e-4, atol=1e-4)
 
 
-def test_tower_sees_in_an_enlarged_picture_what_it_saw_in_the_small_one():
+def test_enlarged_picture_with_larger_patches_gives_the_same_embedding():
     """Through the whole tower, from uint8 pixels, with their normalisation in between."""
     rng = np.random.default_rng(2)
     patches = 16 * rng.integers(0, 16, (2, 4, 4, 4, 3))  # enlarged twice, these stay whole numbers

@@ -54,7 +54,7 @@ def test_parameters_of_named_models(name):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-def test_golden_counts_are_what_transformers_gives_now():
+def test_golden_counts_match_transformers():
     foreign.transformers()
     spec = importlib.util.spec_from_file_location("make_counts", GOLDEN / "make_counts.py")
     make_counts = importlib.util.module_from_spec(spec)

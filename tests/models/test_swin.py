@@ -271,7 +271,7 @@ def test_published_sizes(size, parameters, gmacs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resolution", [224, 320])  # maps of 14 and 7; of 20, padded to 21, and 10
-def test_multiply_adds_are_what_xla_counts(resolution):
+def test_multiply_adds_match_xla(resolution):
     settings = {"patch": 16, "width": 384, "depths": (2, 2), "heads": (12, 24)}
     config = tower(resolution, **settings)
     model, b = Swin(config, 64, Compute(scan=False)), 2  # XLA counts the body of a loop once
@@ -351,7 +351,7 @@ def test_uint8_is_normalised_on_the_device():
 
 
 @pytest.mark.slow
-def test_blocks_are_computed_in_8_bits_where_asked_to():
+def test_blocks_are_computed_in_int8_on_request():
     image, eight = images(PADDED), Compute(int8=True)
     z, exact = apply(PADDED, image, eight), apply(PADDED, image)
     cosine = (z * exact).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(exact, axis=1)
@@ -432,7 +432,7 @@ def test_wrong_resolution_names_both_shapes():
         apply(WHOLE, images(SHIFTED))
 
 
-def test_windows_are_joined_as_they_were_cut():
+def test_join_inverts_partition():
     x = jnp.arange(2 * 6 * 6 * 5.0).reshape(2, 6, 6, 5)
     windows = swin.partition(x, 3)
     np.testing.assert_array_equal(windows[1, 2, 5], x[1, 3 + 1, 0 + 2])  # row 1, column 0

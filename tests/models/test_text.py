@@ -74,7 +74,7 @@ def test_longer_texts_name_both_shapes():
         encode(jnp.zeros((2, 9), jnp.int32))
 
 
-def test_unknown_ids_are_not_taken_for_other_words():
+def test_unknown_ids_give_nan():
     encode, _ = build(SIGLIP)
     z = encode(TEXT.at[0, 2].set(20))
     assert np.isnan(z[0]).all()

@@ -157,7 +157,7 @@ def test_half_precision_keeps_float32_parameters_and_close_embeddings():
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(grads))
 
 
-def test_default_implementation_of_attention_may_be_left_to_jax():
+def test_jax_may_choose_the_implementation_of_attention():
     params = init(SIGLIP)
     ours = apply(dataclasses.replace(SIGLIP, attention=None), params, *batch())
     np.testing.assert_allclose(ours.zimg, apply(SIGLIP, params, *batch()).zimg, atol=1e-6)

@@ -131,7 +131,7 @@ def test_sincos_positions_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", ["map", "cls"])
-def test_sincos_tower_equals_learned_one_that_holds_the_table(pool):
+def test_sincos_tower_equals_learned_one_with_the_table(pool):
     learned = dataclasses.replace(TINY, pool=pool)
     fixed = dataclasses.replace(learned, position="sincos2d")
     model, params = build(fixed)

@@ -36,7 +36,7 @@ def test_a_table_that_is_not_csv(tmp_path, text, message):
         from_table(tmp_path, text if isinstance(text, bytes) else text.encode(), "t.csv")
 
 
-def test_a_row_that_does_not_fit_the_header_is_left_out_and_named(tmp_path):
+def test_csv_row_with_wrong_number_of_fields_is_rejected(tmp_path):
     text = (
         "image,caption\n0.jpg,a red square, number 0, on a table\n1.jpg\n\n"
         '2.jpg,"a red square, number 2"\n3.jpg,trailing,\n4.jpg,\n'
@@ -53,7 +53,7 @@ def test_a_row_that_does_not_fit_the_header_is_left_out_and_named(tmp_path):
     assert left_out[1]["detail"].startswith("1 fields, and the header has 2")
 
 
-def test_a_line_of_json_without_a_column_is_left_out_and_named(tmp_path):
+def test_json_line_without_a_column_is_rejected(tmp_path):
     lines = [{"image": "0"}, {"image": "1", "caption": "a"}, {"caption": "b"}, {"image": "2"}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     found, left_out = from_table(tmp_path, text.encode(), "t.jsonl")
@@ -65,7 +65,7 @@ def test_a_line_of_json_without_a_column_is_left_out_and_named(tmp_path):
     ]
 
 
-def test_a_column_that_no_line_of_json_has_is_an_error(tmp_path):
+def test_column_missing_in_all_json_lines_is_an_error(tmp_path):
     text = "not JSON\n" + '{"image": "0", "text": "a"}\n' * 3
     with pytest.raises(PrepareError, match=r"line 2: .*no column 'caption'.*image, text"):
         from_table(tmp_path, text.encode(), "t.jsonl")
@@ -75,7 +75,7 @@ def test_a_column_that_no_line_of_json_has_is_an_error(tmp_path):
         from_table(tmp_path, text.encode(), "t.jsonl")
 
 
-def test_a_field_that_is_there_twice_costs_its_line(tmp_path):
+def test_json_line_with_a_repeated_field_is_rejected(tmp_path):
     lines = b'{"image": "0", "caption": "a", "caption": "b"}\n{"image": "1", "caption": "c"}\n'
     found, (left_out,) = from_table(tmp_path, lines, "t.jsonl")
     assert found == {"1": ["c"]}

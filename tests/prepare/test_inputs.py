@@ -14,10 +14,10 @@ from PIL import Image
 from aced.config import ConfigError
 from aced.data import records
 from aced.data.images.decode import decode
-from aced.data.images.thumbnails import make_thumbnail
 from aced.prepare import inputs
 from aced.prepare.captions import PrepareError
 from aced.prepare.command import PrepareConfig, prepare
+from aced.prepare.images import make_thumbnail
 
 
 def jpeg(seed, size=(40, 30)):
@@ -198,7 +198,7 @@ def test_stores_are_read_and_written(tmp_path):
         ({"tars": "/none/0.tar"}, PrepareError, "/none/0.tar does not exist"),
     ],
 )
-def test_settings_that_contradict_and_inputs_that_are_not_there(tmp_path, settings, error, message):
+def test_contradictory_settings_and_missing_inputs(tmp_path, settings, error, message):
     with pytest.raises(error, match=message):
         prepare(PrepareConfig(**{"out": str(tmp_path / "out")} | settings))
     assert list(tmp_path.iterdir()) == []

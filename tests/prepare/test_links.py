@@ -18,7 +18,7 @@ def hub_cache(tmp_path, count=4):
     return snapshot
 
 
-def test_links_out_of_the_folder_are_followed_where_that_is_allowed(tmp_path):
+def test_links_out_of_the_folder_are_followed_when_allowed(tmp_path):
     snapshot = hub_cache(tmp_path)
     (snapshot / "gone.png").symlink_to("../../../blobs/gone")
     lines = [{"image": f"{i}.png", "caption": f"Caption {i}"} for i in range(4)]
@@ -33,7 +33,7 @@ def test_links_out_of_the_folder_are_followed_where_that_is_allowed(tmp_path):
     assert any("blobs/gone" in entry.get("detail", "") for entry in rejected(tmp_path))
 
 
-def test_links_out_of_the_folder_are_named_with_the_flag_that_allows_them(tmp_path, folder):
+def test_rejected_links_out_of_the_folder_name_the_flag(tmp_path, folder):
     snapshot = hub_cache(tmp_path)
     lines = [{"image": f"{i}.png", "caption": f"Caption {i}"} for i in range(4)]
     with pytest.raises(PrepareError, match="No image is left") as error:

@@ -34,7 +34,7 @@ def test_oklab_has_published_values_but_for_the_flare():
     assert 0 < (dark - black)[0] < 0.004
 
 
-def test_differences_are_those_of_the_places():
+def test_differences_per_cell():
     one, other = np.zeros((2, 1, SIZE), np.uint8)
     one[0, 17] = 51  # lightness of the second row's second place
     other[0, 256] = 102  # a colour's first axis, of the first four places
@@ -70,7 +70,7 @@ def test_other_colours_and_other_details_are_no_copies():
     assert found.tolist() == [False, False, False, True]
 
 
-def test_the_bounds_are_those_that_the_benchmark_measured():
+def test_bounds_match_the_benchmark():
     from benchmarks import table
 
     rows = table.read("near_duplicates.csv")

@@ -10,10 +10,10 @@ from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.testing.util import assert_that, equal_to
 
 from aced.prepare import statistics
+from aced.prepare.blocks import Facts, pack, unpack
 from aced.prepare.config import PrepareConfig
-from aced.prepare.facts import Facts, pack, unpack
+from aced.prepare.duplicates import SIGHT, drop_near_duplicates, earliest, in_words
 from aced.prepare.miniatures import LARGEST, MEAN
-from aced.prepare.near_duplicates import SIGHT, drop_near_duplicates, earliest, in_words
 
 
 def sights(count, seed=0):
@@ -100,7 +100,7 @@ def facts(line, sight):
 
 @pytest.mark.parametrize("cells", [1 << 21, 700])
 def test_the_earliest_copy(monkeypatch, cells):
-    monkeypatch.setattr("aced.prepare.near_duplicates._CELLS", cells)  # 700: a few rows each
+    monkeypatch.setattr("aced.prepare.duplicates._CELLS", cells)  # 700: a few rows each
     values = sights(120)
     wanted = [
         next((j for j in range(i) if is_copy(value, values[j], 4)), -1)
@@ -112,7 +112,7 @@ def test_the_earliest_copy(monkeypatch, cells):
 
 
 @pytest.mark.parametrize("limit", [0, 3, 7])
-def test_what_is_left_out_is_what_all_pairs_say(limit):
+def test_dropped_images_match_a_comparison_of_all_pairs(limit):
     values = sights(80, seed=limit)
     expected = by_all_pairs(values, limit)
     assert 10 < sum(found is not None for found in expected) < 75

@@ -84,6 +84,6 @@ def test_page():
     assert widths[0] == 2 * widths[1] == widths[2]
 
 
-def test_a_picture_that_does_not_decode_is_said_to_be_so():
+def test_undecodable_picture_is_marked():
     text = page(summary(), lambda picture: b"no picture", 10**6)
     assert "not a readable picture" in text

@@ -261,7 +261,7 @@ def test_questions_about_one_picture_stay_separate(tmp_path, folder):
     assert sorted(found) == [("how many", 2), ("how many", 2), ("what color", 5)]
 
 
-def test_held_out_can_be_the_clean_ones_only(tmp_path, folder):
+def test_val_clean_holds_out_clean_examples_only(tmp_path, folder):
     lines = [row | {"noisy": i % 2 == 0} for i, row in enumerate(rows())]
     statistics = run(tmp_path, folder, lines, val=4, val_clean=True, noisy_column="noisy")
     assert sorted(e["is_noisy"] for e in read(tmp_path).values()) == [False] + [True] * 5
@@ -269,7 +269,7 @@ def test_held_out_can_be_the_clean_ones_only(tmp_path, folder):
     assert statistics["splits"]["train"]["noisy"] == 5
 
 
-def test_max_side_shrinks_keeps_small_ones_and_lays_transparent_ones_on_white(tmp_path, folder):
+def test_max_side_shrinks_large_keeps_small_and_flattens_transparent_images(tmp_path, folder):
     ramp = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
     (folder / "photo.jpg").write_bytes(encoded(Image.fromarray(ramp), "JPEG"))
     (folder / "thin.png").write_bytes(encoded(Image.new("L", (500, 1), 7)))
@@ -333,7 +333,7 @@ def test_max_side_shrinks_keeps_small_ones_and_lays_transparent_ones_on_white(tm
         ),
     ],
 )
-def test_errors_say_what_to_do_and_leave_nothing(tmp_path, folder, settings, error, message):
+def test_errors_give_the_next_step_and_leave_no_files(tmp_path, folder, settings, error, message):
     captions = table(tmp_path, rows())
     before = sorted(os.listdir(tmp_path))
     settings = {"images": str(folder), "captions": captions, "out": f"{tmp_path}/out"} | settings
@@ -342,7 +342,7 @@ def test_errors_say_what_to_do_and_leave_nothing(tmp_path, folder, settings, err
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_a_field_that_is_too_long_costs_its_line(tmp_path, folder):
+def test_too_long_field_rejects_only_its_line(tmp_path, folder):
     text = f"image,caption\nsub/0.png,{'x' * 2_000_000}\nsub/1.png,a dog\n"
     (tmp_path / "t.csv").write_text(text)
     run(tmp_path, folder, str(tmp_path / "t.csv"))
@@ -351,14 +351,14 @@ def test_a_field_that_is_too_long_costs_its_line(tmp_path, folder):
     assert (entry["reason"], entry["line"]) == ("malformed_line", 2)
 
 
-def test_done_already_but_pictures_were_missing(tmp_path, folder, capsys):
+def test_second_run_reports_pictures_missing_in_the_first(tmp_path, folder, capsys):
     lines = [*rows(2), {"image": "late.png", "caption": "c"}]
     run(tmp_path, folder, lines)
     capsys.readouterr()
     run(tmp_path, folder, lines)
-    said = capsys.readouterr().out
-    assert "nothing to do" in said
-    assert "Of 1 images there was no file then; --overwrite looks again." in said
+    output = capsys.readouterr().out
+    assert "nothing to do" in output
+    assert "The files of 1 images were missing then; --overwrite looks again." in output
 
 
 def test_nothing_left_is_an_error(tmp_path, folder):
@@ -374,7 +374,7 @@ def test_nothing_left_is_an_error(tmp_path, folder):
 
 
 @pytest.mark.slow
-def test_what_exists_is_replaced_only_when_asked_and_only_a_data_set(tmp_path, folder):
+def test_only_existing_data_sets_are_overwritten_and_only_on_request(tmp_path, folder):
     run(tmp_path, folder, rows(4))
     with pytest.raises(PrepareError, match="--overwrite"):
         run(tmp_path, folder, rows(5))
@@ -389,7 +389,7 @@ def test_what_exists_is_replaced_only_when_asked_and_only_a_data_set(tmp_path, f
     assert sorted(os.listdir(tmp_path)) == ["captions.jsonl", "images", "out"]
 
 
-def test_two_at_a_time_are_refused_but_nothing_is_done_twice(tmp_path, folder):
+def test_second_process_is_refused_or_finds_nothing_to_do(tmp_path, folder):
     owner = ownership.beside(str(tmp_path / "out"))
     with ownership.owned(owner):
         with pytest.raises(ownership.OwnedError, match=f"process {os.getpid()} on"):
@@ -426,7 +426,7 @@ def test_command(tmp_path, folder):
     assert "Not a directory" in nowhere.stderr
 
 
-def test_copies_are_left_out_but_not_what_is_only_alike(tmp_path, folder):
+def test_copies_are_dropped_but_similar_images_kept(tmp_path, folder):
     def drawing(colour, size=(120, 90)):
         image = Image.new("RGB", size, "white")
         box = [round(share * side) for share in (0.2, 0.7) for side in size]

@@ -102,7 +102,7 @@ def test_killed_again_and_again(tmp_path, monkeypatch):
     assert len(records.open_dataset(out, "train")) == 29
 
 
-def test_a_workspace_of_other_settings_is_not_gone_on_with(tmp_path):
+def test_workspace_with_other_settings_is_not_resumed(tmp_path):
     partial = tmp_path / ".out.partial"
     (partial / "blocks").mkdir(parents=True)
     (partial / "blocks" / "00000000.facts").write_bytes(b"of other settings")
@@ -161,7 +161,7 @@ def flip(path, seed):
         ("parts/*", ""),
     ],
 )
-def test_what_has_flipped_bits_is_made_again(stopped, tmp_path, caplog, pattern, again):
+def test_files_with_flipped_bits_are_made_again(stopped, tmp_path, caplog, pattern, again):
     settings, expected = stopped
     kept = tmp_path / "kept"
     shutil.copytree(tmp_path / ".out.partial", kept)
@@ -192,7 +192,7 @@ def test_a_copy_of_a_picture_or_thumbnail_with_flipped_bits_is_refused(stopped, 
     assert contents(tmp_path / "out") == expected
 
 
-def test_damaged_settings_cost_no_work_that_was_done(stopped, tmp_path):
+def test_damaged_settings_keep_completed_work(stopped, tmp_path):
     path = tmp_path / ".out.partial" / "settings.json"
     good = path.read_bytes()
     path.write_bytes(good[:40])

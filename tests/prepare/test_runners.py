@@ -74,7 +74,7 @@ def test_every_runner_gives_the_same_bytes(tmp_path, settings):
         assert {n for n in found | expected if found.get(n) != expected.get(n)} == set()
 
 
-def test_an_error_in_a_worker_elsewhere_says_what_is_wrong_with_the_input(tmp_path, settings):
+def test_error_in_a_remote_worker_names_the_problem_of_the_input(tmp_path, settings):
     settings |= {"val": 24, "out": str(tmp_path / "out"), "runner": "PortableRunner"}
     with pytest.raises(PrepareError, match="--val=24 leaves nothing") as caught:
         prepare(PrepareConfig(**settings), PORTABLE)
@@ -82,7 +82,7 @@ def test_an_error_in_a_worker_elsewhere_says_what_is_wrong_with_the_input(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "images"]
 
 
-def test_options_are_passed_on_and_unknown_ones_refused():
+def test_beam_options_are_passed_on_and_unknown_options_refused():
     pipeline = pipeline_on("DirectRunner", ["--direct_num_workers=3", "--temp_location=x"])
     assert pipeline.options.get_all_options()["direct_num_workers"] == 3
     assert pipeline.options.get_all_options()["temp_location"] == "x"

@@ -31,7 +31,7 @@ def test_of_equals_the_smaller_hash_is_first():
     assert found.tolist() == [5, 6]
 
 
-def test_what_is_kept_of_the_neighbours():
+def test_statistics_of_kept_neighbours():
     found = budget.kept([HASHES], [SCORES], np.array([1, 6, 9], np.uint64))
     assert found == {
         "first_neighbour_kept": pytest.approx(2 / 3),

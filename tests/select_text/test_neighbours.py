@@ -101,7 +101,7 @@ def test_fewer_sentences_than_places_leave_them_empty(problem):
     assert (np.sort(ids[:, :2]) == np.sort(hashes[[3, 7]])).all()
 
 
-def test_sentences_without_finite_embedding_are_counted_and_not_taken(problem):
+def test_sentences_without_finite_embedding_are_counted_and_not_chosen(problem):
     z, table, hashes, stream = problem
     table[4], table[9] = np.nan, np.inf
     search, mesh = search_of(4, images=37, k=5, block=32, tile=16)

@@ -1,7 +1,7 @@
 import numpy as np
 
 from aced.select_text import sentences
-from aced.select_text.sample import Sample
+from aced.select_text.sentences import Sample
 
 # The 99.9 % quantile of chi-square with 59 degrees of freedom.
 CHI_SQUARE = 98.3

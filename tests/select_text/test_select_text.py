@@ -186,7 +186,7 @@ def kill_after(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_selection_goes_on_on_other_devices_and_gives_the_same(
+def test_killed_selection_resumes_on_other_devices_with_the_same_result(
     bench, tmp_path, kill_after
 ):
     config = bench.config(tmp_path / "out", save_minutes=1e-9)
@@ -305,7 +305,7 @@ def test_contradictory_settings_are_refused(bench, changes, message):
         bench.config(**{"out": "out"} | changes)
 
 
-def test_no_sentence_is_an_error_that_says_why(bench, tmp_path):
+def test_no_sentence_is_an_error_with_reasons(bench, tmp_path):
     write_corpus(tmp_path / "corpus", ["", "a", " "])
     config = bench.config(tmp_path / "out", corpus=(f"{tmp_path}/corpus/*.txt",))
     with pytest.raises(DatasetError, match=r"'blank': 2.*'too_short': 1|'too_short': 1.*'blank'"):
@@ -320,7 +320,7 @@ def command_line(config, *more):
 
 
 @pytest.mark.slow
-def test_two_processes_choose_what_one_does_and_survive_signals(bench, tmp_path):
+def test_two_processes_choose_the_same_as_one_and_survive_signals(bench, tmp_path):
     config = bench.config(tmp_path / "out", save_minutes=1e-9, block=16)
     state = tmp_path / ".out.selecting" / "state.json"
 

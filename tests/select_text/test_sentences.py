@@ -30,7 +30,7 @@ def test_hashes_are_the_first_bits_of_blake2b_and_survive_being_cut():
     assert sentences.hashes([]).shape == (0,)
 
 
-def test_splitmix_is_the_published_one():
+def test_splitmix_matches_the_publication():
     # The first numbers of the generator that is seeded with 1234567, as its authors print them.
     state, numbers = 1234567, []
     for _ in range(3):

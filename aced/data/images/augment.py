@@ -1,7 +1,6 @@
-"""Random crops and flips of the pictures that a student sees (DIME-FM, arXiv 2303.18232).
+"""Random crops and flips of the student's pictures (DIME-FM, arXiv 2303.18232).
 
-Selection and caches need none, and have none: what a reference embedded once must be what it would
-embed again. A student that imitates features of whole pictures learns from other crops each time.
+Selection and caches use no augmentation, because cached embeddings must stay valid.
 """
 
 import dataclasses
@@ -43,8 +42,8 @@ class AugmentConfig(Checked):
 def random_box(width: int, height: int, config: AugmentConfig, rng: np.random.Generator) -> Box:
     """A random part of a picture, by the rule of torchvision's RandomResizedCrop.
 
-    An area uniform in its range and a ratio whose logarithm is; after 10 that do not fit into the
-    picture, the middle, cut to the nearest ratio that is allowed.
+    The area and the logarithm of the aspect ratio are uniform in their ranges. After 10 boxes that
+    do not fit into the picture, the box is the centre with the nearest allowed ratio.
     """
     low, high = config.crop_ratio
     for _ in range(_ATTEMPTS):

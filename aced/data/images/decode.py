@@ -1,13 +1,14 @@
 """Encoded pictures to uint8 RGB arrays: formats, limits, orientation, transparency.
 
-JPEG goes through libjpeg-turbo (simplejpeg) and gives Pillow's pixels bit for bit, the other
-formats through Pillow. (OpenCV reads PNG and WebP 10 to 20 % faster, but treats palettes,
-transparency and 16 bits by rules of its own.) Both leave Python's lock while they decode.
+JPEG is decoded by libjpeg-turbo (simplejpeg), which gives Pillow's pixels bit for bit, and other
+formats by Pillow. (OpenCV reads PNG and WebP 10 to 20 % faster, but treats palettes, transparency
+and 16 bits differently.) Both release the GIL while they decode.
 """
 
 import contextlib
 import io
 import itertools
+import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,40 +17,46 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
-from aced.data.images.jpeg_header import JpegHeader, read_jpeg_header
-
 MAX_PIXELS = 89_478_485  # Pillow's own limit; the result has 256 MB
 # Pillow's other readers start programs (EPS), read other files, or are hardly used.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
-# Limits are set per call here; Pillow's own warns through the process-wide filters.
+# Limits are set per call here; Pillow's own limit is process-wide.
 Image.MAX_IMAGE_PIXELS = None
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _AT_ONCE = 1 << 18  # pixels that are converted to RGB at once
-# By what JPEGs are scaled down. libjpeg-turbo has more scales, but no SIMD code for them: they take
+# Factors by which JPEGs are scaled down. libjpeg-turbo has more, but without SIMD code: those take
 # as long as the full picture.
 _REDUCTIONS = (8, 4, 2, 1)
 
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # JPEG: baseline, extended and progressive; others are rare
+_SCAN = 0xDA
+_NOTE = 0xE1  # APP1: EXIF or XMP
+_ALONE = frozenset((0x01, 0xFF, *range(0xD0, 0xDA)))  # markers without a segment, and padding
+_EXAMINED = _FRAMES | _ALONE | {_SCAN, _NOTE}  # all other segments are skipped
+_segment = struct.Struct(">BBH").unpack_from  # 0xFF, the marker, the segment's length
+_frame = struct.Struct(">BHHB").unpack_from  # bits, height, width, components
+
 
 class DecodeError(ValueError):
-    """A picture that cannot be read; the message says why."""
+    """A picture that cannot be read; the message gives the reason."""
 
 
 class Picture(NamedTuple):
-    """A decoded picture as it is stored, which may be lying on its side."""
+    """A decoded picture in its stored orientation."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
-    # What `pixels` cover, in pixels. A scaled picture's last row and column may be partial ones.
+    # Size in pixels, fractional for a scaled picture with a partial last row or column.
     height: float
     width: float
     orientation: int = 1  # EXIF's
 
     def upright(self, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """A view of `pixels`, which lie as the stored ones do, turned and mirrored to be seen."""
+        """A view of `pixels`, given in the stored orientation, rotated and mirrored upright."""
         return _UPRIGHT[self.orientation](pixels)
 
 
-# Which transformation shows the stored picture upright, from the EXIF standard.
+# The transformation from the stored to the upright picture by EXIF orientation.
 _UPRIGHT = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -67,19 +74,18 @@ def decode(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes a picture of one of `FORMATS` to RGB, upright.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit greys are scaled to 8,
-    and of an animation the first frame is shown.
+    Applies the EXIF orientation, composites transparency on white, scales 16-bit greys to 8 bits
+    and takes the first frame of an animation.
 
-    At its peak a picture takes 8 bytes a pixel, beside `data` and 8 MB: Pillow's own has up to 4,
-    the result 3. A progressive JPEG has up to 9 before that, of CMYK 13; a TIFF up to 12, a WebP
-    17. A picture of `MAX_PIXELS` thus stays below 0.8 GB, but for these.
+    The peak memory is 8 bytes per pixel beside `data` and 8 MB, so below 0.8 GB for `MAX_PIXELS`;
+    a progressive JPEG takes up to 9 (CMYK 13), a TIFF up to 12, a WebP 17.
 
     Args:
         data: the encoded picture.
-        max_pixels: refuse larger pictures before decoding them: a small file can unfold to
+        max_pixels: larger pictures are refused before decoding, since a small file can expand to
             gigabytes.
-        at_least: None: the full size. Else a JPEG comes out 8, 4, 2 or 1 times smaller: as much as
-            leaves both sides at least so many pixels (see `load`).
+        at_least: None: the full size. Otherwise a JPEG is scaled down by 8, 4, 2 or 1, as far as
+            both sides keep at least this many pixels (see `load`).
 
     Raises:
         DecodeError: the picture is broken, of another format, or too large.
@@ -89,17 +95,15 @@ def decode(
 
 
 def load(data: bytes, max_pixels: int, at_least: Sequence[int | None]) -> list[Picture]:
-    """Like `decode`, at several sizes; the pictures are not turned yet and say what they cover.
+    """Like `decode`, at several sizes, in the stored orientation.
 
-    A JPEG that comes out k times smaller is the full one's averages over k x k pixels, but for the
-    colours of a subsampled one, which are not smoothed on the way. libjpeg's fast approximations
-    are not used: with SIMD code its fast DCT overflows where saturated colours meet (half of the
-    pixels of such a picture are then far off, on some machines), and all of them together save a
-    percent (benchmarks/input.py).
+    A JPEG scaled down by k is the full one averaged over k x k pixels, except that subsampled
+    colours are not smoothed. libjpeg's fast approximations are not used: with SIMD code its fast
+    DCT overflows where saturated colours meet (half of the pixels of such a picture are then far
+    off, on some machines), and together they save only one percent (benchmarks/input.py).
 
     Returns:
-        One picture for each of `at_least`, which depends on that one alone; the same object where
-        they are alike, so that nothing is decoded twice.
+        One picture for each of `at_least`; the same object for equal sizes, which are decoded once.
 
     Raises:
         DecodeError: see `decode`.
@@ -113,16 +117,15 @@ def load(data: bytes, max_pixels: int, at_least: Sequence[int | None]) -> list[P
     with _opened(data) as picture:
         _check_size(*picture.size, max_pixels)
         picture.load()
-        orientation = _orientation(picture)  # now that PNG's late chunks are read
+        orientation = _orientation(picture)  # after `load`, which reads PNG's late chunks
         pixels = _to_rgb(picture)
         return [Picture(pixels, *map(float, pixels.shape[:2]), orientation)] * len(at_least)
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture as it is seen, from its header alone.
+    """Width and height of the upright picture, from its header alone.
 
-    The EXIF orientation is considered. What follows the header may still be broken. Takes a few
-    microseconds for most JPEGs, some 20 for other pictures.
+    Takes a few microseconds for most JPEGs, some 20 for other pictures.
 
     Raises:
         DecodeError: the header is broken, or of another format.
@@ -135,15 +138,49 @@ def picture_size(data: bytes) -> tuple[int, int]:
         return (height, width) if _orientation(picture) >= 5 else (width, height)
 
 
+class JpegHeader(NamedTuple):
+    """Header of an 8-bit JPEG, grey or in colours that libjpeg-turbo converts to RGB."""
+
+    width: int  # as stored
+    height: int
+    has_note: bool  # has an APP1 segment, which may hold an orientation
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader | None:
+    """Returns the header of an ordinary JPEG, 10 times as fast as Pillow; None for other files."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    frame, has_note, position = None, False, 2
+    end = len(data) - 3
+    while position < end:
+        prefix, marker, length = _segment(data, position)
+        if prefix != 0xFF:
+            return None
+        if marker in _EXAMINED:
+            if marker == _SCAN:
+                return frame and JpegHeader(*frame, has_note)
+            if marker == _NOTE:
+                has_note = True
+            elif marker in _ALONE or frame is not None or position + 10 > len(data):
+                return None
+            else:
+                bits, height, width, components = _frame(data, position + 4)
+                if bits != 8 or components not in (1, 3) or not height or not width:
+                    return None
+                frame = width, height
+        position += 2 + length
+    return None
+
+
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The picture with its header read; every error of its reader is a DecodeError."""
+    """Opens a picture with Pillow; every error becomes a DecodeError."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             yield picture
     except DecodeError:
         raise
-    except Exception as error:  # Pillow's readers let out whatever a broken file provokes
+    except Exception as error:  # Pillow raises nearly anything for broken files
         raise DecodeError(f"not a readable picture: {type(error).__name__}: {error}") from error
 
 
@@ -153,19 +190,19 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF's orientation of what Pillow shows: it turns TIFF by itself, and nothing else."""
+    """The EXIF orientation; Pillow applies that of a TIFF itself."""
     if picture.format == "TIFF":
         return 1
     try:
-        # Not PNG's own method: it decodes the whole picture to look for a chunk behind it.
+        # PNG's own method would decode the whole picture to look for a later chunk.
         orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken note about a picture doesn't make the picture a broken one
+    except Exception:  # the picture may be fine despite broken EXIF data
         return 1
     return orientation if orientation in _UPRIGHT else 1
 
 
 def _reduction(header: JpegHeader, at_least: int | None) -> int:
-    """The largest one that leaves the shorter side, rounded up, long enough."""
+    """The largest factor that keeps at least `at_least` pixels of the shorter side."""
     if at_least is None:
         return 1
     short = min(header.width, header.height)
@@ -176,10 +213,10 @@ def _reduction(header: JpegHeader, at_least: int | None) -> int:
 
 
 def _load_jpeg(data: bytes, header: JpegHeader, reduction: int) -> Picture | None:
-    """The picture by libjpeg-turbo; None where it refuses, and Pillow has to judge.
+    """Decodes with libjpeg-turbo; None where it refuses and Pillow is tried.
 
-    It refuses odd subsamplings, and also what the JPEG library calls recoverable, like bytes too
-    many between two segments. Pillow takes those, but no truncated file.
+    It refuses odd subsamplings and recoverable errors, such as extra bytes between two segments.
+    Pillow accepts those, but no truncated file.
     """
     rows, columns = -(-header.height // reduction), -(-header.width // reduction)
     try:
@@ -196,7 +233,7 @@ def _load_jpeg(data: bytes, header: JpegHeader, reduction: int) -> Picture | Non
 
 
 def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a picture, part by part, since a conversion takes several times its memory."""
+    """Converts part by part, since a conversion takes several times the memory of its result."""
     if picture.mode == "F":
         raise DecodeError("floating-point pictures have no defined range; store 8 or 16 bits")
     width, height = picture.size

@@ -1,8 +1,8 @@
-"""Resizing by OpenCV: three to five times as fast as Pillow's filters, and nearly the same pixels.
+"""Resizing with OpenCV: three to five times as fast as Pillow, with nearly the same pixels.
 
-Pillow's filters widen with the reduction, so that nothing aliases; OpenCV's cubic and linear ones
-do not, and its INTER_AREA is blurred and slow at ratios that are no whole numbers. Here a filter at
-whole pixels comes first, such that the two together are as near as can be to Pillow's filter.
+Pillow's filters widen with the reduction, which avoids aliasing; OpenCV's cubic and linear filters
+do not, and its INTER_AREA is blurred, and slow at fractional ratios. Here a filter at whole pixels
+comes first, fitted so that the two together approximate Pillow's filter.
 """
 
 import functools
@@ -16,27 +16,27 @@ from jaxtyping import Float32, Float64, UInt8
 from aced.data.images.decode import Picture
 from aced.data.images.transforms import ResizeConfig, resize
 
-cv2.setNumThreads(0)  # the input has its own threads; OpenCV's pool would fight with them
+cv2.setNumThreads(0)  # the input has its own threads
 
-_LONGEST = 4  # aspect ratio up to which "crop" resizes the whole, to use the middle
-_REDUCTION = 4  # that the filter before sampling is computed for; what is beyond is averaged first
-_STEPS = 16  # of a pixel: where filters are compared, and by which ratios are told apart
+_LONGEST = 4  # aspect ratio up to which "crop" resizes the whole picture
+_REDUCTION = 4  # largest ratio of the filter; larger reductions average first
+_STEPS = 16  # sampling steps per pixel of filters, and resolution of ratios
 
 
 def resize_fast(
     picture: Picture, resolution: int, config: ResizeConfig
 ) -> UInt8[np.ndarray, "r r 3"]:
-    """Returns nearly what `transforms.resize` makes of the upright picture.
+    """Returns approximately `transforms.resize` of the upright picture.
 
-    On natural pictures the mean difference is about one grey level or less, above a fourfold
-    reduction up to two. The geometry is the same, including the partial last row and column of a
+    On natural pictures the mean difference is at most about one grey level, and up to two above a
+    fourfold reduction. The geometry is the same, including the partial last row and column of a
     scaled JPEG; "crop" resizes as torchvision does.
     """
     shape = picture.pixels.shape[:2]
     if shape == (resolution, resolution) == (picture.height, picture.width):
         return np.ascontiguousarray(picture.upright(picture.pixels))
     short, long = sorted((picture.height, picture.width))
-    if config.mode == "crop" and long > _LONGEST * short:  # Pillow looks at the middle alone
+    if config.mode == "crop" and long > _LONGEST * short:  # Pillow computes the middle only
         upright = np.ascontiguousarray(picture.upright(picture.pixels))
         return resize(upright, resolution, config)
     new_height = new_width = resolution
@@ -48,8 +48,7 @@ def resize_fast(
     )
     kernels = _filter(across, config.interpolation), _filter(down, config.interpolation)
     pixels = cv2.sepFilter2D(pixels, -1, *kernels, borderType=cv2.BORDER_REPLICATE)
-    # Given the factors and no size, OpenCV uses them as they are. The result may have a row or a
-    # column too many, from the partial ones.
+    # Without a size OpenCV uses the exact factors. Partial rows and columns may add one.
     method = cv2.INTER_CUBIC if config.interpolation == "bicubic" else cv2.INTER_LINEAR
     pixels = cv2.resize(pixels, None, fx=1 / across, fy=1 / down, interpolation=method)
     upright = picture.upright(pixels[:new_height, :new_width])
@@ -58,7 +57,7 @@ def resize_fast(
 
 
 def _reduce(pixels: np.ndarray, down: float, across: float) -> tuple[np.ndarray, float, float]:
-    """Averages over rectangles, so that both ratios become at most 4; with the new ratios."""
+    """Averages over rectangles so that both ratios are at most 4; also returns the new ratios."""
     rows, columns = (max(1, math.ceil(ratio / _REDUCTION)) for ratio in (down, across))
     if rows == columns == 1:
         return pixels, down, across
@@ -70,7 +69,7 @@ def _reduce(pixels: np.ndarray, down: float, across: float) -> tuple[np.ndarray,
 
 
 def _filter(ratio: float, interpolation: str) -> Float32[np.ndarray, " taps"]:
-    """What goes before OpenCV's sampling of every `ratio`-th pixel."""
+    """The filter before OpenCV samples every `ratio`-th pixel."""
     if ratio == 1.0:
         return np.ones(1, np.float32)
     return _fit(round(_STEPS * max(ratio, 1.0)), interpolation)
@@ -78,21 +77,21 @@ def _filter(ratio: float, interpolation: str) -> Float32[np.ndarray, " taps"]:
 
 @functools.cache  # a few dozen ratios
 def _fit(sixteenths: int, interpolation: str) -> Float32[np.ndarray, " taps"]:
-    """The weights p, symmetric and of sum 1, with the least squares of sum_k p_k c(x - k) - h(x).
+    """Symmetric weights p with sum 1 that minimise the squares of sum_k p_k c(x - k) - h(x).
 
-    Here c is OpenCV's kernel and h Pillow's, which is stretched by the ratio.
+    Here c is OpenCV's kernel and h is Pillow's, stretched by the ratio.
     """
     ratio = sixteenths / _STEPS
     radius = math.ceil(2 * (ratio - 1)) + 1
-    wanted: Callable = functools.partial(_keys, a=-0.5)
+    pillow: Callable = functools.partial(_keys, a=-0.5)
     kernel: Callable = functools.partial(_keys, a=-0.75)
     if interpolation == "bilinear":
-        wanted = kernel = _triangle
+        pillow = kernel = _triangle
     x = np.arange(-(radius + 2) * _STEPS, (radius + 2) * _STEPS + 1) / _STEPS
-    target = wanted(x / ratio)
+    target = pillow(x / ratio)
     target *= _STEPS / target.sum()
     pairs = [kernel(x)] + [kernel(x - k) + kernel(x + k) for k in range(1, radius + 1)]
-    # The sum's equation is eliminated: p_0 = 1 - 2 (p_1 + ... + p_radius).
+    # Eliminates p_0 = 1 - 2 (p_1 + ... + p_radius).
     free = np.stack([pair - 2 * pairs[0] for pair in pairs[1:]], axis=1)
     half = np.linalg.lstsq(free, target - pairs[0], rcond=None)[0]
     return np.concatenate([half[::-1], [1 - 2 * half.sum()], half]).astype(np.float32)

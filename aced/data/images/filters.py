@@ -1,7 +1,4 @@
-"""Which examples are left out on purpose: by the sizes of the picture and of its captions.
-
-Of a record with two pictures the first one counts.
-"""
+"""Filters that drop examples by the size of their (first) picture and captions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,7 +34,7 @@ class FilterConfig(Checked):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What these filters can leave an example out for."""
+        """The reasons for which these filters can drop an example."""
         limits = {
             "side": (self.min_side,),
             "aspect": (self.max_aspect,),
@@ -46,10 +43,10 @@ class FilterConfig(Checked):
         return tuple(name for name, values in limits.items() if any(values))
 
     def reason(self, image: bytes | np.ndarray) -> str:
-        """Why this picture is left out, one of `reasons`; "" if it is not. Reads its header.
+        """The reason to drop this picture, one of `reasons`, or "". Reads only the header.
 
         Raises:
-            DecodeError: it is not a picture.
+            DecodeError: the data are not a picture.
         """
         if not self.min_side and not self.max_aspect:
             return ""
@@ -60,7 +57,7 @@ class FilterConfig(Checked):
         return "aspect" if self.max_aspect and long > self.max_aspect * short else ""
 
     def captions(self, texts: Sequence[str]) -> tuple[int, ...]:
-        """The places in `texts` of those that are within the limits."""
+        """The indices of the `texts` that are within the limits."""
         return tuple(i for i, text in enumerate(texts) if self._fits(text))
 
     def _fits(self, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""From a record to the pixels that each model sees of its picture."""
+"""Converts a record's pictures to the pixels that each model sees."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -16,7 +16,7 @@ Cut = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h2 w2 3"]]
 
 
 class Look(NamedTuple):
-    """What decides which pixels a model sees of a record."""
+    """The settings that determine the pixels that a model sees of a record."""
 
     resolution: int  # pixels a side
     resize: ResizeConfig  # how the picture gets it
@@ -24,28 +24,27 @@ class Look(NamedTuple):
 
 
 class Viewer:
-    """What several models see of a record's pictures.
+    """Computes the pixels that several models see of a record's pictures.
 
-    What each sees depends on the picture, its own look and the settings alone, never on the other
-    looks. What several need is decoded once.
+    The pixels of a look do not depend on the other looks. Each size is decoded once.
     """
 
     def __init__(
         self, looks: Sequence[Look], decoder: Decoder, max_pixels: int, thumbnails: bool = False
     ):
-        """Everything that records do not change is settled here.
+        """Groups the looks by picture.
 
         Args:
-            looks: which picture, resolution and way to resize, of each model.
+            looks: picture, resolution and resizing of each model.
             decoder: "exact": the full picture, resized by Pillow's filters. "fast": a JPEG at 1/2,
                 1/4 or 1/8 where that has enough pixels, resized by OpenCV (`fast_resize`). Pictures
                 that are arrays are always resized exactly.
             max_pixels: larger pictures are refused.
-            thumbnails: a look that needs no more pixels than the thumbnail has is given that.
-                Second pictures have none.
+            thumbnails: whether looks use the thumbnail if it has enough pixels. Second pictures
+                have no thumbnails.
         """
         self._count = len(looks)
-        self._looks = {  # at each picture, with their places in the answer
+        self._looks = {  # by picture, with their index in the result
             name: chosen
             for name in get_args(PictureName)
             if (chosen := [(i, look) for i, look in enumerate(looks) if look.picture == name])
@@ -55,16 +54,15 @@ class Viewer:
     def __call__(
         self, record: Mapping[str, Any], cut: Cut | None = None
     ) -> list[UInt8[np.ndarray, "r r 3"]]:
-        """What each look sees.
+        """The pixels of each look.
 
         Args:
-            record: `image`, encoded or as a uint8 array [h w 3], and maybe `thumbnail`, encoded, of
-                the same picture, and `second`, another picture.
-            cut: gives the part of the full picture that is resized instead, such as a random crop.
+            record: `image`, encoded or as a uint8 array [h w 3]; optionally `thumbnail`, encoded,
+                and `second`, another picture.
+            cut: returns the part of the full picture to use, such as a random crop.
 
         Raises:
-            DecodeError: the picture, or the thumbnail that is looked at, cannot be read, or there
-                is no second one.
+            DecodeError: a picture that is needed is missing or cannot be read.
         """
         seen: list[Any] = [None] * self._count
         for name, looks in self._looks.items():
@@ -88,7 +86,7 @@ class Viewer:
         return seen
 
     def _decode(self, data: bytes, looks: Sequence[tuple[int, Look]], seen: list[Any]) -> None:
-        """Fills in what `looks` see of an encoded picture."""
+        """Fills in the pixels of `looks` at an encoded picture."""
         if looks:
             at_least = [look.resolution if self._fast else None for _, look in looks]
             pictures = load(data, self._max_pixels, at_least)

@@ -1,4 +1,4 @@
-"""Pictures of any shape to squares of one size. No float: normalising is the tower's work."""
+"""Resizes pictures to squares, in uint8; the towers normalise."""
 
 import dataclasses
 from typing import Literal
@@ -14,10 +14,7 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 
 @dataclasses.dataclass(frozen=True)
 class ResizeConfig(Checked):
-    """How a picture of any shape becomes a square. Belongs to a model, as its tokenizer does.
-
-    Both modes use Pillow's filters, whose support grows with the reduction (anti-aliased).
-    """
+    """How a model resizes pictures to squares, with Pillow's anti-aliasing filters."""
 
     # "squash": both sides to the resolution, the aspect ratio is lost (SigLIP).
     # "crop": the shorter side to the resolution, then the middle of the longer one (CLIP).
@@ -38,10 +35,10 @@ def resize(
 ) -> UInt8[np.ndarray, "r r 3"]:
     """Returns `image` as a square of `resolution` pixels a side; the input itself if it is one.
 
-    "crop" gives what torchvision's Resize(resolution), CenterCrop(resolution) gives on a Pillow
-    image (OpenAI's and open_clip's preprocessing), but computes the middle alone: a picture of
-    20 x 13,000 pixels costs no more than a square one. It may differ by one grey level, since
-    Pillow holds the box in float32.
+    "crop" gives the result of torchvision's Resize(resolution), CenterCrop(resolution) on a Pillow
+    image (OpenAI's and open_clip's preprocessing), but computes the middle only, so that long
+    pictures cost no more than square ones. It may differ by one grey level, since Pillow stores
+    the box in float32.
     """
     height, width = image.shape[:2]
     if height == width == resolution:

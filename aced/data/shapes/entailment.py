@@ -1,14 +1,13 @@
-"""Statements about a picture of which one place is covered: entailment, neutral, contradiction.
+"""Statements about a picture with one covered place: entailment, neutral, contradiction.
 
 The classes are SNLI-VE's (N. Xie et al., "Visual Entailment: A Novel Task for Fine-Grained Image
 Understanding", arXiv:1901.06706). Every statement is about one place, a cell as in the captions.
-Of a place that can be seen it is true or false; of the covered one nobody can tell: what lies there
-is not drawn at all, so that the picture is the same whether the statement holds or not.
+About a visible place it is true or false; about the covered place it is undecidable, because the
+thing below the cover is not drawn.
 
-The class cannot be told from the text: it is drawn first, then the template and which attributes
-it names, alike for all classes; and the rules by which places, colours and shapes are drawn treat
-all of them alike, so that in every class each is as frequent as any other. Nor can it be told from
-the picture: where the cover is does not depend on the class.
+The text alone does not reveal the class: the class is drawn first, then the template and its
+attributes in the same way for all classes, with every place, colour and shape equally frequent in
+each. Neither does the picture: the place of the cover does not depend on the class.
 """
 
 import dataclasses
@@ -25,37 +24,21 @@ CLASSES = ("entailment", "neutral", "contradiction")
 _STRIPES = (70, 200)  # grey levels of the cover, which no background or thing has
 
 
-def _is_something(thing: Thing | None, _: Kind) -> bool:
-    return thing is not None
-
-
-def _is_nothing(thing: Thing | None, _: Kind) -> bool:
-    return thing is None
-
-
-def _fits(thing: Thing | None, kind: Kind) -> bool:
-    return kind.fits(thing)
-
-
-def _fits_not(thing: Thing | None, kind: Kind) -> bool:
-    return not kind.fits(thing)
-
-
-# Statements about a place, and when they are true of the thing that is there (None: nothing).
+# Statements about a place, and whether they are true of the thing at that place (None: empty).
 TEMPLATES: dict[str, Callable[[Thing | None, Kind], bool]] = {
-    "there is {one} {place}": _fits,
-    "{place} there is {one}": _fits,
-    "there is no {kind} {place}": _fits_not,
-    "{place} there is no {kind}": _fits_not,
-    "there is something {place}": _is_something,
-    "there is nothing {place}": _is_nothing,
+    "there is {one} {place}": lambda thing, kind: kind.fits(thing),
+    "{place} there is {one}": lambda thing, kind: kind.fits(thing),
+    "there is no {kind} {place}": lambda thing, kind: not kind.fits(thing),
+    "{place} there is no {kind}": lambda thing, kind: not kind.fits(thing),
+    "there is something {place}": lambda thing, kind: thing is not None,
+    "there is nothing {place}": lambda thing, kind: thing is None,
 }
-_DRAWN = (*tuple(TEMPLATES)[:4], *TEMPLATES)  # as often as they stand here
+_DRAWN = (*tuple(TEMPLATES)[:4], *TEMPLATES)  # drawn uniformly: the first four twice as often
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A statement about a scene that is covered in part."""
+    """A statement about a partly covered scene."""
 
     text: str
     label: int  # position in CLASSES
@@ -66,15 +49,15 @@ def judge(scene: Scene, draws: Draws) -> Judged:
     """Returns a statement about `scene`, its class, and the place that is covered."""
     at = {thing.place: thing for thing in scene.things}
     others = scene.things[1:]
-    # A covered place hides something half of the time where there is something to hide, and never
-    # the main object: a picture without any thing would be told from the others.
+    # If there are other objects, the cover hides one half of the time. It never hides the main
+    # object, since a picture without objects would stand out.
     empty = [place for place in range(len(PLACES)) if place not in at]
     hides = bool(others) and draws.coin()
     covered = draws.pick(others).place if hides else draws.pick(empty)
     label = draws.below(len(CLASSES))
     template, form = draws.pick(_DRAWN), draws.pick(FORMS)
     if CLASSES[label] == "neutral":
-        # True of what is hidden, or not: half of the time it names that.
+        # Half of the time the statement is true of a hidden thing.
         is_true = hides and draws.coin()
         kind = kind_of(at[covered], form) if is_true else _proposed(scene, draws, form)
         return Judged(_text(template, kind, covered), label, covered)
@@ -88,7 +71,7 @@ def judge(scene: Scene, draws: Draws) -> Judged:
 
 
 def _proposed(scene: Scene, draws: Draws, form: tuple[str, ...]) -> Kind:
-    """The kind of a thing of the scene, or nearly so, or any."""
+    """The kind of a thing of the scene, a similar one, or a random one."""
     kind = kind_of(draws.pick(scene.things), form)
     return draws.pick((kind, kind, nearly(draws, kind), any_kind(draws, form)))
 
@@ -98,9 +81,9 @@ def _text(template: str, kind: Kind, place: int) -> str:
 
 
 def draw_covered(scene: Scene, covered: int, resolution: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture of `scene` without what is at `covered`, and a grey-striped square over it.
+    """The picture of `scene` without the thing at `covered`, with a grey-striped square on top.
 
-    The cover lies on top, and hides the rims of large neighbours.
+    The cover may hide the rims of large neighbours.
     """
     things = tuple(thing for thing in scene.things if thing.place != covered)
     image = draw(dataclasses.replace(scene, things=things), resolution)

@@ -1,4 +1,4 @@
-"""Kinds of things in a scene, as questions and statements name them: "a large red star"."""
+"""Kinds of things that questions and statements name, such as "a large red star"."""
 
 import dataclasses
 import itertools
@@ -12,14 +12,14 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Things that have these attributes in common; None: any."""
+    """Things with these attributes; None: any."""
 
     size: str | None = None
     colour: str | None = None
     shape: str | None = None
 
     def fits(self, thing: Thing | None) -> bool:
-        """Whether `thing` is of this kind; nothing never is."""
+        """Whether `thing` is of this kind; False for None."""
         return thing is not None and all(
             value in (None, getattr(thing, name)) for name, value in vars(self).items()
         )
@@ -40,12 +40,12 @@ class Kind:
         return f"{self.text}es" if self.text.endswith("cross") else f"{self.text}s"
 
 
-# What kinds without a size name: a colour and a shape, or one of them.
+# Attributes that kinds without a size name.
 FORMS = (("colour", "shape"), ("colour", "shape"), ("shape",), ("colour",))
 
 
 def kind_of(thing: Thing, names: Sequence[str]) -> Kind:
-    """The kind of all things that are like `thing` in the attributes `names`."""
+    """The kind of all things with the attributes `names` of `thing`."""
     return Kind(**{name: getattr(thing, name) for name in names})
 
 
@@ -56,7 +56,7 @@ def any_kind(draws: Draws, names: Sequence[str]) -> Kind:
 
 
 def nearly(draws: Draws, kind: Kind) -> Kind:
-    """`kind` with its colour or its shape, whichever it names, changed to another."""
+    """`kind` with another colour or shape, whichever it names."""
     named = [name for name in ("colour", "shape") if getattr(kind, name) is not None]
     name = draws.pick(named)
     options = tuple(COLOURS) if name == "colour" else tuple(SHAPES)
@@ -64,7 +64,7 @@ def nearly(draws: Draws, kind: Kind) -> Kind:
 
 
 def telling(things: Sequence[Thing], thing: Thing, names: Sequence[str]) -> Iterator[Kind]:
-    """The kinds that name some of the attributes `names` and that only `thing` is of."""
+    """The kinds by the attributes `names`, or some of them, that identify `thing`."""
     for count in range(1, len(names) + 1):
         for chosen in itertools.combinations(names, count):
             kind = kind_of(thing, chosen)

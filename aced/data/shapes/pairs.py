@@ -1,13 +1,13 @@
 """Statements about two pictures, true or false, after NLVR2 (A. Suhr et al., arXiv:1811.00491).
 
-The truth is drawn first, by a fair coin, so that the text tells nothing of it. Then the scenes are
-changed to have what makes the statement true or false, alike in both cases: things get another
-colour or shape, never are there more or fewer but where their number is what is stated.
+The truth is drawn first, by a fair coin, so that the text does not reveal it. Then the scenes are
+changed to make the statement true or false, in the same way in both cases: things get another
+colour or shape, and their number changes only in statements about numbers.
 
 - Statements of `ALIKE` compare: given either picture alone, they are true half of the time.
-- Those of `BOTH` demand something of each picture, and a picture that lacks it decides the matter.
-  That is so by logic; false ones fail in one picture only, each as often as the other, so that one
-  picture alone is right on at most three quarters of them.
+- Statements of `BOTH` require something of each picture, so a picture that lacks it makes them
+  false. Exactly one picture, either equally often, fails in false ones, so that one picture alone
+  decides at most three quarters of them.
 """
 
 import dataclasses
@@ -75,8 +75,8 @@ def _same_count(pair: Pair, draws: Draws, is_true: bool) -> Made:
 
 def _together(pair: Pair, draws: Draws, is_true: bool) -> Made:
     total = draws.pick(range(3, 2 * _MOST))
-    # Both numbers are drawn from those that can be a part of the total. Where it is not, the second
-    # is moved on around them, so that each picture alone has each of them as often as if it were.
+    # Both counts are drawn from the possible parts of the total. In a false statement the second
+    # one is shifted cyclically, so that each picture alone has the same distribution of counts.
     parts = range(max(1, total - _MOST), min(_MOST, total - 1) + 1)
     count = draws.pick(parts)
     shift = 0 if is_true else 1 + draws.below(len(parts) - 1)
@@ -84,24 +84,21 @@ def _together(pair: Pair, draws: Draws, is_true: bool) -> Made:
     return _with_counts(pair, draws, (count, other)), TEXTS["together"].format(NUMBERS[total])
 
 
-def _exactly_one(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    has = draws.coin()
-    scenes, kind = _having(pair, draws, (has, has != is_true))
-    return scenes, TEXTS["exactly_one"].format(kind.one)
+def _agree(name: str, agree: bool) -> Callable[[Pair, Draws, bool], Made]:
+    def statement(pair: Pair, draws: Draws, is_true: bool) -> Made:
+        has = draws.coin()
+        scenes, kind = _having(pair, draws, (has, has == (is_true == agree)))
+        return scenes, TEXTS[name].format(kind.one)
 
-
-def _both_or_neither(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    has = draws.coin()
-    scenes, kind = _having(pair, draws, (has, has == is_true))
-    return scenes, TEXTS["both_or_neither"].format(kind.one)
+    return statement
 
 
 def _same_main(name: str, options: tuple[str, ...]) -> Callable[[Pair, Draws, bool], Made]:
     def statement(pair: Pair, draws: Draws, is_true: bool) -> Made:
         first, second = pair
-        mine = getattr(first.things[0], name)
+        value = getattr(first.things[0], name)
         main = dataclasses.replace(
-            second.things[0], **{name: mine if is_true else draws.other(options, mine)}
+            second.things[0], **{name: value if is_true else draws.other(options, value)}
         )
         return (first, _with(second, 0, main)), TEXTS[name]
 
@@ -110,10 +107,10 @@ def _same_main(name: str, options: tuple[str, ...]) -> Callable[[Pair, Draws, bo
 
 def _same_place(pair: Pair, draws: Draws, is_true: bool) -> Made:
     first, second = pair
-    mine = first.things[0].place
-    place = mine if is_true else draws.other(range(len(PLACES)), mine)
+    first_place = first.things[0].place
+    place = first_place if is_true else draws.other(range(len(PLACES)), first_place)
     old = second.things[0].place
-    moved = {old: place, place: old}  # what is there changes places with it
+    moved = {old: place, place: old}  # swaps it with the thing at its new place
     things = tuple(
         dataclasses.replace(thing, place=moved.get(thing.place, thing.place))
         for thing in second.things
@@ -121,14 +118,12 @@ def _same_place(pair: Pair, draws: Draws, is_true: bool) -> Made:
     return (first, dataclasses.replace(second, things=things)), TEXTS["place"]
 
 
-def _both(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    scenes, kind = _having(pair, draws, _or_one_fails((True, True), draws, is_true))
-    return scenes, TEXTS["both"].format(kind.one)
+def _each(name: str, has: bool) -> Callable[[Pair, Draws, bool], Made]:
+    def statement(pair: Pair, draws: Draws, is_true: bool) -> Made:
+        scenes, kind = _having(pair, draws, _or_one_fails((has, has), draws, is_true))
+        return scenes, TEXTS[name].format(kind.one)
 
-
-def _neither(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    scenes, kind = _having(pair, draws, _or_one_fails((False, False), draws, is_true))
-    return scenes, TEXTS["neither"].format(kind.one)
+    return statement
 
 
 def _only(pair: Pair, draws: Draws, is_true: bool) -> Made:
@@ -139,7 +134,7 @@ def _only(pair: Pair, draws: Draws, is_true: bool) -> Made:
 
 
 def _more(pair: Pair, draws: Draws, is_true: bool) -> Made:
-    # One more or one less: one or four shapes decide it alone, two and three do not.
+    # Counts differ by one: a picture with one or four shapes decides alone, two or three do not.
     fewer, side = 1 + draws.below(_MOST - 1), draws.below(2)
     counts = (fewer + 1, fewer) if (side == 0) == is_true else (fewer, fewer + 1)
     return _with_counts(pair, draws, counts), TEXTS["more"].format(_SIDES[side])
@@ -158,32 +153,32 @@ def _backgrounds(pair: Pair, draws: Draws, is_true: bool) -> Made:
     return (first, second), TEXTS["backgrounds"].format(background)
 
 
-def _or_one_fails(wanted: tuple[bool, bool], draws: Draws, is_true: bool) -> tuple[bool, bool]:
-    """`wanted`, or, for a false statement, one of the two the other way."""
+def _or_one_fails(required: tuple[bool, bool], draws: Draws, is_true: bool) -> tuple[bool, bool]:
+    """`required`, with one of the two negated if the statement is false."""
     failing = draws.below(2)
-    first, second = (has != (not is_true and i == failing) for i, has in enumerate(wanted))
+    first, second = (has != (not is_true and i == failing) for i, has in enumerate(required))
     return first, second
 
 
 def _having(pair: Pair, draws: Draws, has: tuple[bool, bool]) -> tuple[Pair, Kind]:
-    """Scenes that have a thing of a random kind or not, as `has` says, and the kind."""
+    """Scenes with or without (`has`) a thing of a random kind, and the kind."""
     kind = any_kind(draws, draws.pick(FORMS))
     first, second = (
-        _with_kind(scene, draws, kind) if wanted else _without_kind(scene, draws, kind)
-        for scene, wanted in zip(pair, has, strict=True)
+        _with_kind(scene, draws, kind) if is_there else _without_kind(scene, draws, kind)
+        for scene, is_there in zip(pair, has, strict=True)
     )
     return (first, second), kind
 
 
 def _with_kind(scene: Scene, draws: Draws, kind: Kind) -> Scene:
-    """`scene` with one of its things made one of `kind`."""
+    """`scene` with one of its things changed to `kind`."""
     i = draws.below(len(scene.things))
     named = {name: value for name, value in vars(kind).items() if value is not None}
     return _with(scene, i, dataclasses.replace(scene.things[i], **named))
 
 
 def _without_kind(scene: Scene, draws: Draws, kind: Kind) -> Scene:
-    """`scene` with all things of `kind` changed; often one of them is nearly of that kind."""
+    """`scene` with all things of `kind` changed; half of the time it has a similar thing."""
     if draws.coin():
         scene = _with_kind(scene, draws, nearly(draws, kind))
     names = [name for name, value in vars(kind).items() if value is not None]
@@ -201,7 +196,7 @@ def _with_counts(pair: Pair, draws: Draws, counts: tuple[int, int]) -> Pair:
 
 
 def _with_count(scene: Scene, draws: Draws, count: int) -> Scene:
-    """`scene` with its first `count` things, or with further ones like the others of scenes."""
+    """`scene` with its first `count` things, or with more random ones."""
     things = list(scene.things[:count])
     smaller = tuple(SIZES)[: tuple(SIZES).index(things[0].size)]
     while len(things) < count:
@@ -220,15 +215,15 @@ ALIKE = {
     "background": _same_background,
     "count": _same_count,
     "together": _together,
-    "exactly_one": _exactly_one,
-    "both_or_neither": _both_or_neither,
+    "exactly_one": _agree("exactly_one", False),
+    "both_or_neither": _agree("both_or_neither", True),
     "colour": _same_main("colour", tuple(COLOURS)),
     "shape": _same_main("shape", tuple(SHAPES)),
     "place": _same_place,
 }
 BOTH = {
-    "both": _both,
-    "neither": _neither,
+    "both": _each("both", True),
+    "neither": _each("neither", False),
     "only": _only,
     "more": _more,
     "backgrounds": _backgrounds,

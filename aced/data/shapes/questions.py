@@ -1,9 +1,8 @@
-"""Questions about a scene, each with the one right answer of a closed list.
+"""Questions about a scene, each with exactly one answer from a closed list.
 
-A question names a thing by attributes that no other thing of the scene shares, so that it has one
-answer. A place is one of nine cells, as in the captions: what is in the top left is not "on the
-left". Questions for yes or no are made for an answer that was drawn before, from attributes that
-are drawn alike for both: the text tells nothing of the answer.
+A question names a thing by attributes that identify it. A place is one of nine cells, as in the
+captions: a thing in the top left is not "on the left". For yes-no questions the answer is drawn
+first and the attributes in the same way for both, so the text does not reveal the answer.
 """
 
 from collections.abc import Callable
@@ -26,7 +25,7 @@ TEMPLATES = {
     "is_colored": ("is the {} {}",),
     "relation": ("is the {} {} the {}",),
 }
-# By how much the row and the column change from the second thing to the first.
+# The change of row and column from the second thing to the first.
 _RELATIONS = {
     "above": (-1, 0),
     "below": (1, 0),
@@ -42,7 +41,7 @@ Asked = tuple[str, str]  # question and answer
 def ask(scene: Scene, draws: Draws) -> Asked:
     """Returns a question about `scene` and its answer, one of `ANSWERS`."""
     while (asked := draws.pick(_KINDS)(scene, draws)) is None:
-        pass  # not possible of this scene: another kind
+        pass  # the scene has no question of this kind
     return asked
 
 
@@ -51,11 +50,11 @@ def _make(kind: str, draws: Draws, *parts: str) -> str:
 
 
 def _attribute(kind: str, attribute: str, others: tuple[str, ...]) -> Callable[..., Asked]:
-    """Asks for an attribute of a thing that is named by the `others`, or by its place."""
+    """Asks for an attribute of a thing identified by `others` or by its place."""
 
     def question(scene: Scene, draws: Draws) -> Asked:
         thing = draws.pick(scene.things)
-        names = [found.text for found in telling(scene.things, thing, others)]
+        names = [kind.text for kind in telling(scene.things, thing, others)]
         name = draws.pick([*names, f"thing {PLACES[thing.place]}"])
         return _make(kind, draws, name), getattr(thing, attribute)
 
@@ -64,16 +63,8 @@ def _attribute(kind: str, attribute: str, others: tuple[str, ...]) -> Callable[.
 
 def _place(scene: Scene, draws: Draws) -> Asked | None:
     thing = draws.pick(scene.things)
-    names = [found.text for found in telling(scene.things, thing, ("size", "colour", "shape"))]
+    names = [kind.text for kind in telling(scene.things, thing, ("size", "colour", "shape"))]
     return (_make("place", draws, draws.pick(names)), PLACES[thing.place]) if names else None
-
-
-def _background(scene: Scene, draws: Draws) -> Asked:
-    return _make("background", draws), scene.background
-
-
-def _count(scene: Scene, draws: Draws) -> Asked:
-    return _make("count", draws), NUMBERS[len(scene.things)]
 
 
 def _count_kind(scene: Scene, draws: Draws) -> Asked:
@@ -87,7 +78,7 @@ def _exists(scene: Scene, draws: Draws) -> Asked:
     kind = kind_of(draws.pick(scene.things), form)
     if draws.coin():
         return _make("exists", draws, kind.one), "yes"
-    kind = nearly(draws, kind)  # a thing of this shape, or of this colour, is there
+    kind = nearly(draws, kind)  # the scene has a thing of this shape or of this colour
     while any(map(kind.fits, scene.things)):
         kind = any_kind(draws, form)
     return _make("exists", draws, kind.one), "no"
@@ -95,7 +86,7 @@ def _exists(scene: Scene, draws: Draws) -> Asked:
 
 def _is_at(scene: Scene, draws: Draws) -> Asked | None:
     thing = draws.pick(scene.things)
-    names = [found.text for found in telling(scene.things, thing, ("size", "colour", "shape"))]
+    names = [kind.text for kind in telling(scene.things, thing, ("size", "colour", "shape"))]
     if not names:
         return None
     name, yes = draws.pick(names), draws.coin()
@@ -105,7 +96,7 @@ def _is_at(scene: Scene, draws: Draws) -> Asked | None:
 
 def _is_colored(scene: Scene, draws: Draws) -> Asked | None:
     thing = draws.pick(scene.things)
-    names = [found.text for found in telling(scene.things, thing, ("size", "shape"))]
+    names = [kind.text for kind in telling(scene.things, thing, ("size", "shape"))]
     if not names:
         return None
     name, yes = draws.pick(names), draws.coin()
@@ -131,20 +122,20 @@ def _relation(scene: Scene, draws: Draws) -> Asked | None:
         if down * change[0] + right * change[1] > 0
     ]
     relation, yes = draws.pick(true), draws.coin()
-    relation = relation if yes else _OPPOSITES[relation]  # false however "above" is understood
+    relation = relation if yes else _OPPOSITES[relation]  # false for diagonal places, too
     names = draws.pick(named[first]), draws.pick(named[second])
     return _make("relation", draws, names[0], relation, names[1]), ANSWERS[yes]
 
 
-# A kind is drawn from this list, each as often as it stands here; where the scene has no such
-# question (one thing has no relation), again. Six of sixteen are for yes or no.
+# Kinds are drawn uniformly from this list, again if the scene has no such question (one thing has
+# no relation). Six of sixteen are yes-no questions.
 _KINDS = (
     *[_attribute("color", "colour", ("size", "shape"))] * 2,
     *[_attribute("shape", "shape", ("size", "colour"))] * 2,
     _attribute("size", "size", ("colour", "shape")),
     *[_place] * 2,
-    _background,
-    _count,
+    lambda scene, draws: (_make("background", draws), scene.background),
+    lambda scene, draws: (_make("count", draws), NUMBERS[len(scene.things)]),
     _count_kind,
     *[_exists] * 2,
     _is_at,

@@ -1,11 +1,11 @@
 """The embedded data set: captioned scenes of coloured shapes, drawn from (seed, index).
 
-No download, no state, random access. Which captions are wrong, vague or repeated is known for every
-example, so that a selection method can be checked against the truth.
+No download, no state, random access. The noise of every caption (wrong, vague or repeated) is
+known, so that a selection method can be checked against the truth.
 
 A scene has one main object, the largest, in one of nine places, and up to three smaller ones. The
-caption names the main object, its place and the background first, and then how it lies to the
-others: "a large red star in the top left on a black background, above a tiny blue circle".
+caption names the main object, its place, the background, and the positions of the others: "a large
+red star in the top left on a black background, above a tiny blue circle".
 """
 
 import dataclasses
@@ -21,8 +21,9 @@ from jaxtyping import UInt8
 from aced.bounds import NonNegativeFloat
 from aced.config import Checked, ConfigError
 from aced.data.draws import Draws
+from aced.data.records import check_index
 
-cv2.setNumThreads(0)  # pictures are drawn by many reader threads already
+cv2.setNumThreads(0)  # many reader threads draw pictures already
 
 COLOURS = {
     "red": (214, 39, 40),
@@ -80,7 +81,7 @@ _SPLITS = {"train": 0, "val": 1}
 
 
 def _turn(n: int, radii: tuple[float, ...] = (1.0,), start: float = 0.25) -> np.ndarray:
-    """A closed outline with corners at n equal angles, `radii` taken in turn."""
+    """A closed outline with corners at n equal angles, cycling through `radii`."""
     angle = 2 * np.pi * (np.arange(n) / n - start)
     radius = np.resize(np.asarray(radii), n)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
@@ -163,7 +164,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is in a picture; `things[0]` is the main object."""
+    """The content of a picture; `things[0]` is the main object."""
 
     things: tuple[Thing, ...]
     background: str
@@ -176,13 +177,13 @@ class Scene:
 
 
 class Shapes:
-    """The captions: `len(shapes)` examples, each a function of the config and its index alone."""
+    """The captioned scenes; each is determined by the config and its index."""
 
     def __init__(self, config: ShapesConfig):
         if config.task != "captions":
             raise ConfigError(
-                f"shapes.task={config.task!r} is no data set of captions; it is opened by "
-                "shapes_tasks.open_shapes."
+                f"shapes.task={config.task!r} has no captions; open it with "
+                "aced.data.shapes.tasks.open_shapes."
             )
         self.config = config
         self.name = f"shapes/{config.split}"
@@ -202,9 +203,7 @@ class Shapes:
         Raises:
             IndexError: `index` is outside the data set.
         """
-        index = int(index)
-        if not 0 <= index < self.config.size:
-            raise IndexError(f"{self.name} has {self.config.size} examples, no number {index}.")
+        index = check_index(self, index)
         scene = self.scene(index)
         noise, text = self._caption(index, scene)
         return {
@@ -217,10 +216,10 @@ class Shapes:
         }
 
     def scene(self, index: int) -> Scene:
-        """The scene of example `index`, whatever its caption says."""
+        """The scene of example `index`."""
         raw = _random(self.config.seed, self.config.split, index, 40)
-        # Main objects come in a shuffled order without repetition, so that any 6,912 examples in a
-        # row, a validation set for one, have different captions and balanced classes.
+        # Main objects come in a shuffled order without repetition, so that any 6,912 consecutive
+        # examples, such as a validation set, have distinct captions and balanced classes.
         code = int(_main_order(self.config.seed, self.config.split)[index % _MAINS])
         code, shape = divmod(code, len(SHAPES))
         code, colour = divmod(code, len(COLOURS))
@@ -251,7 +250,7 @@ class Shapes:
         config = self.config
         if config.split == "val":
             return 0, describe(scene)
-        # A stream of its own: changing a share changes no picture.
+        # A separate stream, so that the shares do not change pictures.
         kind, pick = _random(config.seed, "noise", index, 2)
         u = kind / 2**64
         if u < config.wrong and config.size > 1:
@@ -294,7 +293,7 @@ def _noun(thing: Thing) -> str:
 
 
 def _relation(place: int, other: int) -> str:
-    """How something at `place` lies to something at `other`."""
+    """The direction from `other` to `place` in words."""
     (row, column), (other_row, other_column) = divmod(place, 3), divmod(other, 3)
     parts = []
     if row != other_row:
@@ -327,5 +326,5 @@ def _words() -> tuple[str, ...]:
     return tuple(sorted(set(re.findall(r"\w+|,", " ".join(parts)))))
 
 
-# Every word that a caption, class name or template can hold: the vocabulary of the tokenizer.
+# Every word of captions, class names and templates: the vocabulary of the tokenizer.
 WORDS = _words()

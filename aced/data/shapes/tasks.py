@@ -1,7 +1,7 @@
-"""The embedded data set's tasks: what a model is fine-tuned on, exact by construction.
+"""Fine-tuning tasks on the scenes of the embedded data set, with exact answers by construction.
 
-Questions with answers, statements about covered pictures, and statements about two pictures, all of
-the scenes that the captions describe. Each example is a function of (seed, split, index) alone.
+Questions with answers, statements about covered pictures, and statements about two pictures. Each
+example is determined by (seed, split, index).
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from aced.data.draws import Draws
+from aced.data.records import check_index
 from aced.data.shapes import entailment, pairs, questions
 from aced.data.shapes.kinds import NUMBERS, Kind
 from aced.data.shapes.scenes import SHAPES, Scene, Shapes, ShapesConfig, draw
@@ -21,12 +22,12 @@ CLASS_NAMES = {
     "two_pictures": pairs.CLASSES,
 }
 _SPLITS = ("train", "val")
-_SECOND = 2**31  # scenes of second pictures are numbered from here on: no first one is among them
+_SECOND = 2**31  # first number of the scenes of second pictures, beyond those of first pictures
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskExample:
-    """What an example is about, and what is asked of it."""
+    """The scenes, text and label of an example."""
 
     scenes: tuple[Scene, ...]  # of the pictures
     text: str
@@ -43,7 +44,7 @@ class ShapesTask:
         self.fingerprint = f"shapes-{config.task}-v1 {config}"
         self.class_names = CLASS_NAMES[config.task]
         self._scenes = Shapes(dataclasses.replace(config, task="captions"))
-        # A stream for each task and split, and none of the scenes' own.
+        # One stream per task and split, apart from those of the scenes.
         tasks = tuple(CLASS_NAMES)
         self._stream = 0x7A5C + 2 * tasks.index(config.task) + _SPLITS.index(config.split)
 
@@ -70,14 +71,12 @@ class ShapesTask:
         return record | dict(zip(("image", "second"), images, strict=False))
 
     def example(self, index: int) -> TaskExample:
-        """What example `index` is about.
+        """The scenes, text and label of example `index`.
 
         Raises:
             IndexError: `index` is outside the data set.
         """
-        index = int(index)
-        if not 0 <= index < self.config.size:
-            raise IndexError(f"{self.name} has {self.config.size} examples, no number {index}.")
+        index = check_index(self, index)
         draws, scene = Draws(self.config.seed, self._stream, index), self._scenes.scene(index)
         if self.config.task == "questions":
             text, answer = questions.ask(scene, draws)
@@ -105,6 +104,5 @@ def _words() -> tuple[str, ...]:
     return tuple(sorted(words - set(CAPTION_WORDS)))
 
 
-# Further words than those of the captions that a task can hold: the second half of the vocabulary
-# of the tokenizer's kind "scenes".
+# Words of the tasks that captions do not have: the second part of the vocabulary "scenes".
 WORDS = _words()

@@ -1,4 +1,4 @@
-"""What is read, and how: the settings of the input, and the data sets behind one protocol."""
+"""The settings of the input, and the sources of examples behind one protocol."""
 
 import dataclasses
 import re
@@ -164,7 +164,7 @@ class DataConfig(SourceConfig):
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The names of a mixture's members in their order; of other sources none."""
+        """The sorted names of a mixture's members; empty for other sources."""
         return tuple(sorted(self.mixture)) if self.source == "mixture" else ()
 
 
@@ -172,8 +172,8 @@ def open_source(config: SourceConfig) -> Source:
     """Opens the data set that `config` names.
 
     Raises:
-        ConfigError: it is empty, has more examples than an int32 id can tell apart, or lacks a
-            column; or a package is missing.
+        ConfigError: it is empty, has too many examples for int32 ids, or lacks a column; or a
+            package is missing.
         aced.data.records.DatasetError: files are missing or damaged.
         aced.files.storage.StorageError: a path does not exist, or cannot be read.
     """
@@ -183,12 +183,12 @@ def open_source(config: SourceConfig) -> Source:
 
 
 def kind_of(path: str) -> str:
-    """The source that reads `path`: by its ending or, of a folder, by what is in it.
+    """The source that reads `path`, by its ending or the content of the folder.
 
-    What does not exist is taken for a prepared data set, whose reader says how to make one.
+    A path that does not exist counts as a prepared data set, whose error explains how to make one.
 
     Raises:
-        ConfigError: it is, or is full of, compressed tars.
+        ConfigError: `path` is a compressed tar, or a folder with some.
         StorageError: a folder cannot be listed.
     """
     if path.endswith(".tar"):
@@ -206,11 +206,7 @@ def kind_of(path: str) -> str:
 
 
 def check_size(source: Source) -> None:
-    """Refuses a data set that no step can be drawn from, before the first step.
-
-    Raises:
-        ConfigError: it is empty, or has more examples than an int32 id can tell apart.
-    """
+    """Raises a ConfigError if a data set is empty or has too many examples for int32 ids."""
     count = len(source)
     if count == 0:
         raise ConfigError(

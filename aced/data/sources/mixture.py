@@ -3,11 +3,10 @@
 import bisect
 import dataclasses
 import hashlib
-import operator
 from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
-from aced.data.records import Source
+from aced.data.records import Source, check_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,15 +20,15 @@ class Part:
 
     @property
     def end(self) -> int:
-        """Index behind its last example in the mixture."""
+        """Index after its last example in the mixture."""
         return self.start + len(self.source)
 
 
 class Mixture:
-    """The examples of all members, one member after the other; see `Source`.
+    """The examples of all members, one member after another; see `Source`.
 
-    An example's id is its index here, so it depends on the members and their order, and not on
-    weights. The weights are for `order.MixedOrder`.
+    An example's id is its index in the mixture, which does not depend on the weights. Those are
+    used by `order.MixedOrder`.
 
     Attributes:
         parts: the members.
@@ -49,10 +48,8 @@ class Mixture:
         return self.parts[-1].end
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Example `index`, as `Source` says, with the number of its member as `source`."""
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        """Example `index`, see `Source`, with the number of its member as `source`."""
+        index = check_index(self, index)
         number = bisect.bisect_right(self._starts, index) - 1
         part = self.parts[number]
         example = part.source[index - part.start]

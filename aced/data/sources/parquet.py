@@ -1,9 +1,9 @@
-"""Parquet files with pictures in a column, as Hugging Face data sets and img2dataset have them.
+"""Parquet files with pictures in a column, as in Hugging Face data sets and img2dataset.
 
-Parquet is read by row group: to read one row means to read and unpack its whole group, a hundred to
-many thousand rows. Reading in a random order would read every group once per row. So these sources
-give `groups`, and `order.GroupedOrder` shuffles in two levels: groups, and rows within a window of
-several groups. A few groups are kept, each read once an epoch by every process that needs it.
+Reading one row means reading and unpacking its whole row group, a hundred to many thousand rows. A
+random order would read a group once per row. So these sources have `groups`, and
+`order.GroupedOrder` shuffles in two levels: groups, and rows within a window of several groups. A
+few groups are kept in memory, so that every process reads each group that it needs once per epoch.
 """
 
 import bisect
@@ -12,7 +12,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
-import operator
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from aced.bounds import PositiveInt
 from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
-from aced.data.records import RecordError
+from aced.data.records import RecordError, check_index
 from aced.data.sources import parquet_footer, parquet_splits
 from aced.files import encoding, storage
 from aced.files.storage import File
@@ -64,7 +63,7 @@ class _Group:
 
     path: str
     number: int  # in its file
-    name: str  # of the file, alike on every machine
+    name: str  # of the file, the same on every machine
 
 
 class ParquetSource:
@@ -72,20 +71,20 @@ class ParquetSource:
 
     Attributes:
         groups: rows of every row group, in order.
-        group_bytes: of every row group, unpacked.
-        window_bytes: of the window of the shuffle.
-        split: of the folder, which is read; "": it has none, or files are named.
-        class_names: of the labels, or else of captions that are classes; None: there are none.
+        group_bytes: unpacked bytes of every row group.
+        window_bytes: size of the window of the shuffle.
+        split: the split that is read; "" if the folder has none, or `path` names files.
+        class_names: names of the labels, or of captions that are classes; None without classes.
     """
 
     def __init__(self, config: ParquetConfig):
         """Reads the footers of all files.
 
         Raises:
-            ConfigError: pyarrow, the split or a column is missing, or a column has another type,
-                or labels have too many names to be classes.
-            DatasetError: a file is no parquet file, or has other columns than the first.
-            StorageError: no file is there, or one cannot be read.
+            ConfigError: pyarrow, the split or a column is missing, a column has another type, or
+                labels have too many names to be classes.
+            DatasetError: a file is not parquet, or has other columns than the first.
+            StorageError: the files do not exist or cannot be read.
         """
         parquet_footer.pyarrow()
         from aced.data.sources import parquet_classes
@@ -118,7 +117,7 @@ class ParquetSource:
         self._ends = [0, *itertools.accumulate(self.groups)]
         self._names_of = parquet_classes.names_of(full, config.label, config.captions)
         self.class_names = next(iter(self._names_of.values()), None)
-        self._numbers = None  # of labels that are names, which as captions are what they are
+        self._numbers = None  # of labels that are names
         if full and config.label and parquet_classes.are_names(full[0][1].field(config.label)):
             names = self._names_of.pop(config.label)
             self._numbers = {name: number for number, name in enumerate(names)}
@@ -131,16 +130,14 @@ class ParquetSource:
         return self._ends[-1]
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Row `index`, as `Source` says; without caption `texts` is empty.
+        """Row `index`, see `Source`; without caption `texts` is empty.
 
         Raises:
-            IndexError: there is no such row.
-            RecordError: it has no picture, or its row group is damaged.
-            StorageError: the file cannot be read just now.
+            IndexError: `index` is out of range.
+            RecordError: the row has no picture, or its row group is damaged.
+            StorageError: the file cannot be read at the moment.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        index = check_index(self, index)
         number = bisect.bisect_right(self._ends, index) - 1
         group, row = self._groups[number], index - self._ends[number]
         where = f"{group.path}, row group {group.number}"
@@ -164,26 +161,26 @@ class ParquetSource:
         return out | {"key": f"{group.name}/{group.number}/{row}"}
 
     def _table(self, number: int) -> "pa.Table":
-        """A row group, read once however many threads ask for it; damage is kept, too."""
+        """A row group, read once for all threads; errors of damaged groups are kept, too."""
         with self._lock:
             future = self._kept.get(number)
-            is_mine = future is None
-            if is_mine:
+            is_new = future is None
+            if is_new:
                 future = self._kept[number] = concurrent.futures.Future()
-                self._forget()
+                self._evict()
             self._kept.move_to_end(number)
-        if is_mine:
+        if is_new:
             try:
                 future.set_result(_read_group(self._groups[number], self._columns))
-            except BaseException as error:  # those who wait for it would wait for ever
-                if storage.is_passing(error):  # next time it may be read
+            except BaseException as error:  # other threads wait for the future
+                if storage.is_passing(error):  # to be tried again
                     with self._lock:
                         self._kept.pop(number, None)
                 future.set_exception(error)
         return future.result()
 
-    def _forget(self) -> None:
-        """Lets the groups go that were not used for longest, down to two windows."""
+    def _evict(self) -> None:
+        """Evicts the least recently used groups, down to two windows."""
         kept = sum(self.group_bytes[number] for number in self._kept)
         while kept > 2 * self.window_bytes and len(self._kept) > 2:
             oldest, _ = self._kept.popitem(last=False)
@@ -191,7 +188,7 @@ class ParquetSource:
 
 
 def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> None:
-    """Refuses columns that are missing or of a wrong type, with a list of what is there."""
+    """Raises a ConfigError if a column is missing or has a wrong type."""
     from aced.data.sources import parquet_classes
 
     types = parquet_footer.pyarrow().types
@@ -213,19 +210,19 @@ def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> No
     def is_class(field: "pa.Field") -> bool:
         return types.is_integer(field.type) or parquet_classes.are_names(field)
 
-    there = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    wanted = [("image", config.image, is_picture, "bytes, or a struct with `bytes`")]
-    wanted += [("captions", c, is_text, "strings, or lists of strings") for c in config.captions]
+    required = [("image", config.image, is_picture, "bytes, or a struct with `bytes`")]
+    required += [("captions", c, is_text, "strings, or lists of strings") for c in config.captions]
     if config.second:
-        wanted.append(("second", config.second, is_picture, "bytes, or a struct with `bytes`"))
+        required.append(("second", config.second, is_picture, "bytes, or a struct with `bytes`"))
     if config.label:
-        wanted.append(("label", config.label, is_class, "whole numbers, or names"))
-    for key, name, fits, what in wanted:
+        required.append(("label", config.label, is_class, "whole numbers, or names"))
+    for key, name, fits, expected in required:
         index = schema.get_field_index(name)
         if index < 0 or not fits(schema.field(index)):
+            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise ConfigError(
-                f"data.parquet.{key} = {name!r} must be a column of {what}, and in {file.path} it "
-                f"{parquet_footer.described(schema, name)}. There are: {there}."
+                f"data.parquet.{key} = {name!r} must be a column of {expected}, and in {file.path} "
+                f"it {parquet_footer.described(schema, name)}. There are: {columns}."
             )
 
 
@@ -235,7 +232,7 @@ def _read_group(group: _Group, columns: Sequence[str]) -> "pa.Table":
         storage.open_file(group.path) as file,
         parquet.ParquetFile(file, pre_buffer=True, page_checksum_verification=True) as whole,
     ):
-        # Not whole: a group with more than 2 GiB in a struct cannot be one array.
+        # In batches, since an array cannot hold a group with more than 2 GiB in a struct.
         batches = whole.iter_batches(
             _BATCH_ROWS, row_groups=[group.number], columns=list(columns), use_threads=False
         )
@@ -246,20 +243,20 @@ def _picture(value: Any) -> bytes:
     if isinstance(value, dict):
         value = value.get("bytes")
     if not value:
-        raise ValueError("it has no bytes of a picture; a path beside it is not followed")
+        raise ValueError("it has no bytes of a picture; its path is not followed")
     if len(value) > records.MAX_IMAGE_BYTES:
         raise ValueError(f"a picture of {len(value)} bytes; {records.MAX_IMAGE_BYTES} can be")
     return value
 
 
 def _captions(value: Any, names: Sequence[str] | None) -> list[str]:
-    """One or several; `names` are those of classes, by number."""
+    """Captions of one row; `names` are the class names if the column has class numbers."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
     if names is None:
         return [encoding.without_mark(text) for text in texts]
     if texts and max(texts) >= len(names):
         raise ValueError(f"class {max(texts)} has no name; there are {len(names)}")
-    return [names[number] for number in texts if number >= 0]  # -1: not known
+    return [names[number] for number in texts if number >= 0]  # -1: unknown
 
 
 def _label(value: Any, numbers: Mapping[str, int] | None) -> int:

@@ -19,38 +19,38 @@ _THREADS = 16
 def names_of(
     files: Sequence[tuple[File, pa.Schema]], label: str, captions: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Of the columns whose values are classes with names, those names by number; `label` first.
+    """The class names by number of each column that has them; `label` comes first.
 
     Args:
-        files: all of a data set, with their schemas.
-        label: the column of labels; "": there is none.
+        files: all files of a data set, with their schemas.
+        label: the column of labels, or "".
         captions: the columns of captions.
 
     Raises:
         ConfigError, StorageError: see `occurring`.
         DatasetError: see `occurring`; or files disagree on the names.
     """
-    found = {}
+    names_by_column = {}
     for column in filter(None, (label, *captions)):
-        said = {}
+        definitions = {}  # one example file for each
         for file, schema in files:
             named = column == label and are_names(schema.field(column))
-            said[named, described(schema, column)] = file.path
-        if len(said) > 1:
+            definitions[named, described(schema, column)] = file.path
+        if len(definitions) > 1:
             raise DatasetError(
-                f"{' and '.join(said.values())} name the classes of their column {column!r} "
+                f"{' and '.join(definitions.values())} name the classes of their column {column!r} "
                 "differently; write them again, as one data set."
             )
-        for named, names in said:
+        for named, names in definitions:
             if named:
                 names = occurring([file for file, _ in files], column)
             if names is not None:
-                found[column] = names
-    return found
+                names_by_column[column] = names
+    return names_by_column
 
 
 def are_names(field: pa.Field) -> bool:
-    """Whether the values of a column are strings, and may be names of classes."""
+    """Whether the values of a column are strings, which may be class names."""
     kind = field.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -58,7 +58,7 @@ def are_names(field: pa.Field) -> bool:
 
 
 def described(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
-    """By number, the names that Hugging Face's `datasets` has noted for a column of numbers."""
+    """The class names by number in the metadata of Hugging Face's `datasets`, or None."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
         while "feature" in feature:  # of a list
@@ -71,17 +71,17 @@ def described(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
 
 
 def occurring(files: Sequence[File], column: str) -> tuple[str, ...]:
-    """The names in a column of all `files`, sorted: the place of each is its number.
+    """The distinct values of a column of all `files`, sorted; the index of each is its number.
 
-    Reads the column whole, once.
+    Reads the whole column.
 
     Raises:
-        ConfigError: there are more than `MOST`.
+        ConfigError: there are more than `MOST` values.
         DatasetError: a file is damaged.
-        StorageError: a file cannot be read just now.
+        StorageError: a file cannot be read at the moment.
     """
 
-    def of(file: File) -> set[str | None]:
+    def distinct(file: File) -> set[str | None]:
         try:
             with storage.open_file(file.path) as opened:
                 table = pyarrow.parquet.read_table(opened, columns=[column])
@@ -93,8 +93,8 @@ def occurring(files: Sequence[File], column: str) -> tuple[str, ...]:
 
     names: set[str | None] = set()
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for found in pool.map(of, files):
-            names |= found
+        for names_of_file in pool.map(distinct, files):
+            names |= names_of_file
             if len(names) > MOST:
                 raise ConfigError(
                     f"The column {column!r} has more than {MOST:,} different names, which are no "

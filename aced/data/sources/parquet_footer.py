@@ -1,8 +1,8 @@
-"""The end of a parquet file: its columns, and rows and sizes of its row groups.
+"""The footer of a parquet file: its columns, and the rows and sizes of its row groups.
 
-Of statistics that are damaged pyarrow makes an error where it reads rows, but where it is asked for
-the sizes of a column it ends the process (2 in 1,000 flipped bits of a footer). So each column is
-read first, from a file without any pages: damage raises, and what is whole gets as far as a page.
+With damaged statistics pyarrow raises an error when it reads rows, but ends the process when asked
+for the size of a column (2 in 1,000 flipped bits of a footer). So each column is first read from a
+file without pages: damage raises an error, and intact statistics lead to the request of a page.
 """
 
 import contextlib
@@ -26,20 +26,16 @@ _MARK = b"PAR1"
 
 @dataclasses.dataclass(frozen=True)
 class Footer:
-    """What is read from the end of a file."""
+    """The parsed footer of a file."""
 
     schema: "pa.Schema"
     rows: list[int]  # of every row group
-    sizes: list[int]  # of the columns that are read in every row group: bytes, unpacked
-    sha256: str  # of places, sizes and statistics of all columns
+    sizes: list[int]  # of every row group: unpacked bytes of the columns that are read
+    sha256: str  # of the footer: offsets, sizes and statistics of all columns
 
 
 def pyarrow() -> Any:
-    """The library.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """Imports pyarrow; a ConfigError if it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -50,17 +46,17 @@ def pyarrow() -> Any:
 
 
 def read(file: File, columns: Sequence[str]) -> Footer:
-    """Reads the end of a file alone; the sizes are those of `columns`.
+    """Reads the footer of a file, with the sizes of `columns`.
 
     Raises:
-        DatasetError: it is no parquet file, or damaged.
-        StorageError: it cannot be read.
+        DatasetError: the file is damaged or not parquet.
+        StorageError: the file cannot be read.
     """
     try:
         tail = storage.read(file.path, max(0, file.size - 8), 8)
         size = int.from_bytes(tail[:4], "little")
         if tail[4:] != _MARK or not 0 < size <= min(file.size - 8, _MAX_BYTES):
-            raise ValueError("it does not end as a parquet file does; it was cut off or is none")
+            raise ValueError("it does not end as a parquet file does; it was cut off or is another")
         footer = storage.read(file.path, file.size - 8 - size, size)
         return _parse(footer, tail, file.size, columns)
     except storage.StorageError:
@@ -98,7 +94,8 @@ def _parse(footer: bytes, tail: bytes, file_size: int, columns: Sequence[str]) -
     sizes = []
     for number, group in enumerate(groups):
         for leaf in leaves:
-            _check_statistics(without, number, leaf)
+            with contextlib.suppress(_PageError):
+                without.reader.read_row_group(number, column_indices=[leaf], use_threads=False)
         sizes.append(sum(group.column(leaf).total_uncompressed_size for leaf in leaves))
     if min(sizes, default=0) < 0:
         raise ValueError("the sizes of its columns are damaged")
@@ -106,17 +103,12 @@ def _parse(footer: bytes, tail: bytes, file_size: int, columns: Sequence[str]) -
     return Footer(schema, rows, sizes, hashlib.sha256(footer).hexdigest())
 
 
-def _check_statistics(without: Any, group: int, leaf: int) -> None:
-    with contextlib.suppress(_PageError):
-        without.reader.read_row_group(group, column_indices=[leaf], use_threads=False)
-
-
 class _PageError(Exception):
-    """A page was asked for."""
+    """A page was requested."""
 
 
 class _WithoutPages(io.RawIOBase):
-    """A file of `size` bytes that cannot be read."""
+    """A file of `size` bytes whose `read` raises an error."""
 
     def __init__(self, size: int):
         super().__init__()

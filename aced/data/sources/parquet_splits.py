@@ -1,7 +1,8 @@
-"""The splits of a folder of parquet files, found as Hugging Face's `datasets` finds them.
+"""The splits of a folder of parquet files, by the rules of Hugging Face's `datasets`.
 
-By what README.md says (`configs`, `data_files`), or else by names: train-00000-of-00002.parquet,
-data/validation.parquet, test/0000.parquet. Files without such names are all of one split, "train".
+Splits are listed in README.md (`configs`, `data_files`), or follow from names:
+train-00000-of-00002.parquet, data/validation.parquet, test/0000.parquet. Files without such names
+form the split "train".
 """
 
 import re
@@ -29,16 +30,16 @@ def find(path: str, split: str) -> tuple[list[File], str]:
     """The files of `split` in the folder `path`, or all that a pattern or a file names.
 
     Args:
-        path: see `storage.find`; a folder may have its files in data/ or in folders of splits, too.
-        split: its name; "val" finds "validation", and the like.
+        path: see `storage.find`; the files of a folder may be in data/ or in folders of splits.
+        split: name of the split, or a synonym, such as "val" for "validation".
 
     Returns:
-        The files, in order; the name of the split as the folder has it, "" where it has none.
+        The files in order, and the folder's name of the split, "" if it has none.
 
     Raises:
-        ConfigError: there is no such split, or `split` is set where files are named, or README.md
-            names several sets of files and none as the default.
-        StorageError: nothing is there, or it cannot be listed.
+        ConfigError: the split does not exist, `split` is set although `path` names files, or
+            README.md has several sets of files and no default.
+        StorageError: the path does not exist or cannot be listed.
     """
     if not storage.is_folder(path):
         if split != DEFAULT:
@@ -48,35 +49,36 @@ def find(path: str, split: str) -> tuple[list[File], str]:
             )
         return storage.find(path, _SUFFIX), ""
     splits = _splits(path)
-    found = [name for name in splits if name == split] or [
+    matches = [name for name in splits if name == split] or [
         name for name in splits if _WORDS.get(name, name) == _WORDS.get(split, split)
     ]
     if list(splits) == [""] and split == DEFAULT:
         return splits[""], ""
-    if len(found) != 1:  # "validation" may be "val" or "dev", and both may be there
-        there = ", ".join(filter(None, splits))
-        if not there:
-            there = f"none: no file's name begins with that of a split, as in {split}-0.parquet"
+    if len(matches) != 1:  # "val" and "dev" may both exist for "validation"
+        known = ", ".join(filter(None, splits))
+        if not known:
+            known = f"none: no file's name begins with that of a split, as in {split}-0.parquet"
         raise ConfigError(
-            f"{path} has no split {split!r}. Its splits are: {there}. Set data.parquet.split "
+            f"{path} has no split {split!r}. Its splits are: {known}. Set data.parquet.split "
             "(aced.prepare: --split) to one of them, or give the files: "
             f"{path}/NAME-*.parquet"
         )
+    (name,) = matches
     others = [
-        f"{name or 'of no split'} ({len(splits[name])})" for name in splits if name != found[0]
+        f"{other or 'of no split'} ({len(splits[other])})" for other in splits if other != name
     ]
     logging.info(
         "%s: the split %r is read, %d files. Left out are the files of: %s",
         path,
-        found[0],
-        len(splits[found[0]]),
+        name,
+        len(splits[name]),
         ", ".join(others) or "nothing",
     )
-    return splits[found[0]], found[0]
+    return splits[name], name
 
 
 def names(path: str) -> list[str]:
-    """The splits of `path`; none where it is no folder, or its files are of no split.
+    """The splits of `path`; empty if it is not a folder, or its files have no split.
 
     Raises:
         ConfigError, StorageError: see `find`.
@@ -85,13 +87,13 @@ def names(path: str) -> list[str]:
 
 
 def _splits(path: str) -> dict[str, list[File]]:
-    """The files of a folder by split; "": those that are of none."""
+    """The files of a folder by split; "" for files without one."""
     path = path.rstrip("/")
-    return _noted(path) or _by_name(path)
+    return _from_readme(path) or _by_name(path)
 
 
 def _by_name(path: str) -> dict[str, list[File]]:
-    """The files by split, as their names or those of their folders tell it."""
+    """The files by the split in their names or those of their folders."""
     splits: dict[str, list[File]] = {}
     if files := storage.matching(f"{path}/*{_SUFFIX}"):
         for file in files:
@@ -113,11 +115,11 @@ def _by_name(path: str) -> dict[str, list[File]]:
             f"{path} has no *{_SUFFIX} itself, but there are some in {', '.join(sorted(others))}; "
             "give one of these folders, or a pattern."
         )
-    return splits or {"": storage.find(path, _SUFFIX)}  # which says that there is none
+    return splits or {"": storage.find(path, _SUFFIX)}  # which raises if the folder has no files
 
 
 def _split_of(path: str) -> str:
-    """The split that a file's name tells; "": none."""
+    """The split in a file's name, or ""."""
     name = path.rpartition("/")[2].removesuffix(_SUFFIX)
     if (shard := _SHARD.fullmatch(name)) and _word(shard[1]):
         return shard[1]
@@ -125,13 +127,13 @@ def _split_of(path: str) -> str:
 
 
 def _word(name: str) -> str:
-    """The split that a word in `name` stands for; "" if there is no such word."""
+    """The split that a word of `name` stands for, or ""."""
     words = re.split(r"[-._ 0-9]+", name.lower())
     return next((_WORDS[word] for word in words if word in _WORDS), "")
 
 
-def _noted(path: str) -> dict[str, list[File]]:
-    """The files by split as README.md notes them; none where it does not."""
+def _from_readme(path: str) -> dict[str, list[File]]:
+    """The files by split as listed in README.md; empty if it lists none."""
     if (file := storage.stat(f"{path}/README.md")) is None:
         return {}
     text = storage.read(file.path, 0, min(file.size, _MAX_README_BYTES))
@@ -152,19 +154,19 @@ def _noted(path: str) -> dict[str, list[File]]:
         logging.warning("%s is not used, splits go by the names of files: %r", file.path, error)
         return {}
     splits = {}
-    for split, of_split in patterns.items():
-        found = []
-        for pattern in of_split:
+    for split, split_patterns in patterns.items():
+        files = []
+        for pattern in split_patterns:
             if ".." in pattern.split("/") or storage.is_remote(pattern):
                 raise ConfigError(f"{file.path} names {pattern}, which is not in its folder.")
-            found += storage.matching(f"{path}/{pattern}")
-        if found := [f for f in dict.fromkeys(found) if f.path.endswith(_SUFFIX)]:
-            splits[split] = found
+            files += storage.matching(f"{path}/{pattern}")
+        if files := [f for f in dict.fromkeys(files) if f.path.endswith(_SUFFIX)]:
+            splits[split] = files
     return splits
 
 
 def _patterns(configs: list[dict[str, Any]], readme: str) -> dict[str, list[str]]:
-    """Patterns of files by split: of README.md's only set of files, or of its default."""
+    """Patterns of files by split, from the only or default set of files in README.md."""
     configs = [config for config in configs if config.get("data_files")]
     if len(configs) > 1:
         names = [str(config["config_name"]) for config in configs]
@@ -180,7 +182,7 @@ def _patterns(configs: list[dict[str, Any]], readme: str) -> dict[str, list[str]
         for entry in entries if isinstance(entries, list) else [entries]:
             if isinstance(entry, str):
                 entry = {"split": DEFAULT, "path": entry}
-            of_split = entry["path"]
-            of_split = of_split if isinstance(of_split, list) else [of_split]
-            patterns.setdefault(str(entry.get("split", DEFAULT)), []).extend(map(str, of_split))
+            paths = entry["path"]
+            paths = paths if isinstance(paths, list) else [paths]
+            patterns.setdefault(str(entry.get("split", DEFAULT)), []).extend(map(str, paths))
     return patterns

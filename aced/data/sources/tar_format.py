@@ -1,7 +1,7 @@
-"""Where the members of a tar file are: POSIX ustar and pax, GNU long names, damage and all.
+"""Lists the members of a tar file: POSIX ustar and pax, and GNU long names.
 
-Python's `tarfile` ends silently at the first damaged header. Here damage is reported, and the next
-good header is looked for. Nothing is unpacked: a member's name is a name and no path.
+Python's `tarfile` ends silently at the first damaged header. This reader reports damage and
+continues at the next good header. Nothing is unpacked: a member's name is not used as a path.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 BLOCK = 512
 _MAX_NAME_BYTES = 1 << 20  # of a long name or a pax header
-_MAX_END_BYTES = 1 << 16  # of zeros behind the last member
-_PIECE = 1 << 16  # read at once, of zeros
-_COUNT = re.compile(rb"\d{1,19}")  # of bytes; more digits are no size, and too many for `int`
+_MAX_END_BYTES = 1 << 16  # zeros after the last member
+_PIECE = 1 << 16  # bytes read at once in zeros
+_COUNT = re.compile(rb"\d{1,19}")  # a number of bytes; `int` refuses very many digits
 _REGULAR = b"0\x007"
 _ZEROS = bytes(BLOCK)
 
@@ -29,14 +29,14 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
-    """Something in a tar that cannot be used."""
+    """An unusable part of a tar."""
 
-    name: str  # of the member, or the place
+    name: str  # of the member, or the position
     reason: str
 
 
 class TarError(ValueError):
-    """A file that is no tar, or one that cannot be read at random."""
+    """A file that is not a tar or is compressed."""
 
 
 def members(
@@ -45,14 +45,14 @@ def members(
     """The members of a tar in their order.
 
     Args:
-        read: `read(start, length)` gives up to `length` bytes; fewer at the end of the tar.
+        read: `read(start, length)` returns up to `length` bytes; fewer at the end of the tar.
         size: bytes of the tar.
-        digest: is fed all headers: names, sizes, times of change, and their order.
+        digest: a hash that is updated with all headers: names, sizes and times of change.
 
     Raises:
         TarError: it is compressed, or does not begin as a tar does.
     """
-    position, overrides = 0, {}  # None: what is said of the next member cannot be read
+    position, overrides = 0, {}  # None: the header about the next member is damaged
     while position < size:
         block = read(position, BLOCK)
         if block == _ZEROS:
@@ -68,7 +68,8 @@ def members(
         if not _is_header(block):
             if position == 0:
                 _refuse(block)
-            yield Damage(f"byte {position}", _what_is_wrong(block))
+            problem = "cut off in a header" if len(block) < BLOCK else "a damaged header"
+            yield Damage(f"byte {position}", problem)
             position, overrides = _next_header(read, position, size), {}
             continue
         digest.update(block)
@@ -83,12 +84,12 @@ def members(
             continue
         position = start + -(-length // BLOCK) * BLOCK
         if is_about_next:
-            found = None
+            fields = None
             if length <= _MAX_NAME_BYTES:
                 data = read(start, length)
                 digest.update(data)
-                found = _about_next(kind, data)
-            overrides = None if None in (found, overrides) else overrides | found
+                fields = _about_next(kind, data)
+            overrides = None if None in (fields, overrides) else overrides | fields
             continue
         if kind in _REGULAR:
             if overrides is None:
@@ -101,14 +102,14 @@ def members(
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether the sum of the bytes is what the header says it is."""
+    """Whether the header's checksum is right."""
     if len(block) < BLOCK:
         return False
     return _number(block[148:156]) == sum(block) - sum(block[148:156]) + 8 * 0x20
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or GNU's base 256; -1 where it is neither."""
+    """Parses octal digits or GNU's base 256; -1 for anything else."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     try:
@@ -125,15 +126,15 @@ def _name(block: bytes) -> str:
 
 
 def _about_next(kind: bytes, data: bytes) -> dict[str, str] | None:
-    """`path` and `size` of the next member, as far as they are in `data`; None: it is damaged."""
+    """`path` and `size` of the next member, if `data` has them; None if `data` are damaged."""
     if kind == b"L":
         return {"path": data.rstrip(b"\0").decode("utf-8", "replace")}
     return _pax(data) if kind == b"x" else {}
 
 
 def _pax(data: bytes) -> dict[str, str] | None:
-    """`path` and `size` of a pax header: records of "length key=value", a line each."""
-    found, data = {}, data.rstrip(b"\0")
+    """`path` and `size` of a pax header, which has lines of "length key=value"."""
+    fields, data = {}, data.rstrip(b"\0")
     while data:
         length, space, _ = data.partition(b" ")
         if not space or not _COUNT.fullmatch(length):
@@ -144,13 +145,13 @@ def _pax(data: bytes) -> dict[str, str] | None:
         if key == b"size" and value and not _COUNT.fullmatch(value):
             return None
         if key in (b"path", b"size") and value:
-            found[key.decode()] = value.decode("utf-8", "replace")
+            fields[key.decode()] = value.decode("utf-8", "replace")
         data = data[int(length) :]
-    return found
+    return fields
 
 
 def _next_header(read: Callable[[int, int], bytes], position: int, size: int) -> int:
-    """The place of the next header that is surely one, or of the end mark, or the end."""
+    """The position of the next valid header, of the end mark, or of the end."""
     place = position + BLOCK
     while place < size:
         block = read(place, BLOCK)
@@ -166,16 +167,12 @@ def _next_header(read: Callable[[int, int], bytes], position: int, size: int) ->
 
 
 def _end_of_zeros(read: Callable[[int, int], bytes], position: int, size: int) -> int:
-    """The place of the first block from `position` on with something in it, or the end."""
+    """The position of the first block from `position` on that is not all zeros, or the end."""
     for place in range(position, size, _PIECE):
         data = read(place, min(_PIECE, size - place))
         if rest := data.lstrip(b"\0"):
             return place + (len(data) - len(rest)) // BLOCK * BLOCK
     return size
-
-
-def _what_is_wrong(block: bytes) -> str:
-    return "cut off in a header" if len(block) < BLOCK else "a damaged header"
 
 
 def _refuse(block: bytes) -> None:

@@ -1,15 +1,15 @@
-"""The index of a set of WebDataset tars: which bytes of which tar are which example.
+"""The index of a set of WebDataset tars: the position of every example.
 
 A tar can only be read from front to back; with this index, any example is one read. It is built
-once and kept in a file: beside the tars, for every machine, or else in a folder of this machine.
-It is mapped, not loaded, so that 10^8 examples cost no memory; whoever builds it needs twice its
-size once, which is 104 bytes and the name of each example. It holds the size and the stamp
-(time of change, or ETag) of every tar, and is built again when one of them differs. So it is when
-its checksum does, which a start compares: that reads it once, at about 3 GB/s of one core.
+once and kept in a file: beside the tars, for all machines, or else in a local folder. It is
+memory-mapped, so that 10^8 examples cost no memory; building takes twice its size, which is 104
+bytes and the name per example. It holds the size and the stamp (time of change, or ETag) of every
+tar, and is built again when one of them changes or its checksum is wrong. Comparing the checksum at
+a start reads it once, at about 3 GB/s of one core.
 
-While it is built, each tar has a file of its own, of the same form. So whoever was killed goes on
-where it was, and the hosts of a pod, which all start at once, share the tars without a word: each
-takes them in an order of its own, and leaves out those that are done.
+During the build each tar has its own file of the same form. So a killed build is resumed, and the
+hosts of a pod, which all start at once, share the tars without communication: each takes them in
+its own random order and skips those that are done.
 """
 
 import concurrent.futures
@@ -30,10 +30,10 @@ from aced.data.sources.tar_scan import ENTRY, scan
 from aced.files import storage
 from aced.files.storage import File
 
-EXAMPLES = "aced-tar-index-3"  # changes with what is an example, and so do the fingerprints of data
-_MAGIC = b"aced-tar-index-4"  # changes with the form of the file
+EXAMPLES = "aced-tar-index-3"  # version of the definition of an example; part of fingerprints
+_MAGIC = b"aced-tar-index-4"  # version of the file format
 _HEADER = struct.Struct("<16sQQ")  # _MAGIC, CRC-32 of all that follows, bytes of the JSON
-_CHECKED_FROM = 24  # behind the CRC-32
+_CHECKED_FROM = 24  # after the CRC-32
 _THREADS = 16
 
 
@@ -43,29 +43,29 @@ class TarIndex:
 
     entries: np.ndarray  # of ENTRY, mapped from the index's file
     keys: memoryview  # the bytes of all keys
-    digest: str  # of all headers of all tars: the same for every copy of them
+    digest: str  # of all headers of all tars, the same for every copy
 
     def key(self, entry: np.void) -> str:
-        """The name of an example without its ending; of a damaged one, with the reason."""
+        """The name of an example without its ending, or of a damaged one with the reason."""
         start = int(entry["key"])
         return bytes(self.keys[start : start + int(entry["key_size"])]).decode("utf-8", "replace")
 
 
 def load(files: Sequence[File], cache_folder: str) -> TarIndex:
-    """The index of these tars: the one that is kept, or else a new one, which then is.
+    """Loads the index of these tars, or builds and stores it.
 
     Args:
         files: the tars, in order.
-        cache_folder: a local folder for the index where there is no writing beside the tars.
+        cache_folder: a local folder for the index, if the folder of the tars is not writable.
 
     Raises:
-        DatasetError: a file is no tar, or is compressed.
+        DatasetError: a file is not a tar, or is compressed.
         StorageError: a tar cannot be read.
     """
     paths = [file.path for file in files]
     names = storage.names(paths)
     table = [[name, file.size, file.stamp] for name, file in zip(names, files, strict=True)]
-    # Another set of tars in the same folder has an index of its own.
+    # Another set of tars in the same folder has another index.
     file_name = f"INDEX-{_sha256(*names)[:8]}"
     beside = f"{storage.common_folder(paths)}/{file_name}"
     own = os.path.join(os.path.expanduser(cache_folder), f"{file_name}-{_sha256(*paths)[:8]}")
@@ -77,7 +77,7 @@ def load(files: Sequence[File], cache_folder: str) -> TarIndex:
         data = _build(files, table, (beside, own), before)
     except _MadeElsewhereError:
         index = load(files, cache_folder)
-        _remove_parts(beside, own)  # its maker may have done so before the last of ours was written
+        _remove_parts(beside, own)  # this process may have written parts after their removal
         return index
     for place in (beside, own):
         if _keep(place, data) and (index := _read(place, table, own)) is not None:
@@ -87,7 +87,7 @@ def load(files: Sequence[File], cache_folder: str) -> TarIndex:
 
 
 class _MadeElsewhereError(Exception):
-    """Another process has written the index while this one was at it."""
+    """Another process has written the index meanwhile."""
 
 
 def _sha256(*parts: str) -> str:
@@ -95,7 +95,7 @@ def _sha256(*parts: str) -> str:
 
 
 def _parts(place: str) -> str:
-    """The folder of the tars' own files, while the index in `place` is built."""
+    """The folder of the indices of single tars, while the index in `place` is built."""
     return f"{place}.parts"
 
 
@@ -105,7 +105,7 @@ def _remove_parts(*places: str) -> None:
 
 
 def _state(place: str) -> File | None:
-    """What is in `place`, without its content; None also where that cannot be told."""
+    """Size and stamp of the file `place`; None if it does not exist or cannot be read."""
     with contextlib.suppress(Exception):  # stores raise errors of many kinds
         return storage.stat(place)
     return None
@@ -114,7 +114,7 @@ def _state(place: str) -> File | None:
 def _keep(place: str, data: bytes | bytearray) -> bool:
     try:
         storage.write(place, data)
-    except Exception as error:  # stores raise errors of many kinds, and none is worth a run
+    except Exception as error:  # stores raise errors of many kinds; the index is optional
         logging.log_every_n_seconds(
             logging.WARNING, "The index cannot be kept in %s: %s", 60, place, error
         )
@@ -123,7 +123,7 @@ def _keep(place: str, data: bytes | bytearray) -> bool:
 
 
 def _read(place: str, table: list, own: str) -> TarIndex | None:
-    """The index in `place` if it is there, whole, and of these tars; copied to `own` if remote."""
+    """The index in `place` (copied to `own` if remote), or None if that does not fit `table`."""
     try:
         if storage.is_remote(place):
             if (file := storage.stat(place)) is None:
@@ -135,27 +135,23 @@ def _read(place: str, table: list, own: str) -> TarIndex | None:
         return _parse(mapped, table)
     except FileNotFoundError:
         return None
-    except Exception as error:  # of the store, or of what it holds
+    except Exception as error:  # errors of the store or of damaged content
         logging.warning("The index %s is not used and built again: %s", place, error)
         return None
 
 
 def _read_part(place: str, row: list) -> TarIndex | None:
-    """The index of one tar, in memory: so many mapped files would be too many open ones."""
+    """The index of one tar, read into memory: mapping each would open too many files."""
     try:
         if (file := storage.stat(place)) is None:
             return None
         return _parse(memoryview(storage.read(place, 0, file.size)), [row])
-    except Exception:  # as above; the tar is read instead
+    except Exception:  # as in `_read`; the tar is read instead
         return None
 
 
 def _parse(data: memoryview, table: list) -> TarIndex:
-    """The index in `data`.
-
-    Raises:
-        ValueError: it is not whole, or of other tars.
-    """
+    """Parses an index; a ValueError if it is damaged or belongs to other tars."""
     if len(data) < _HEADER.size:
         raise ValueError("it is cut off")
     magic, crc, size = _HEADER.unpack_from(data)
@@ -177,10 +173,10 @@ def _parse(data: memoryview, table: list) -> TarIndex:
 def _build(
     files: Sequence[File], table: list, places: Sequence[str], before: File | None
 ) -> bytearray:
-    """The index of all tars, from what each has, which is kept in the first place that lets it.
+    """Builds the index from those of single tars, which are kept in the first writable place.
 
     Raises:
-        _MadeElsewhereError: an index other than `before` has come to be in the first place.
+        _MadeElsewhereError: another process has replaced the index `before` in the first place.
     """
     logging.info("Indexing %d tars, once; the index will be kept in %s", len(files), places[0])
 
@@ -188,8 +184,8 @@ def _build(
         row = table[number]
         own_places = [f"{_parts(place)}/{_sha256(json.dumps(row))[:16]}" for place in places]
         for place in own_places:
-            if (found := _read_part(place, row)) is not None:
-                return found
+            if (index := _read_part(place, row)) is not None:
+                return index
         if _state(places[0]) not in (None, before):
             raise _MadeElsewhereError
         data = _pack([row], *scan(files[number]))
@@ -199,8 +195,8 @@ def _build(
     order = np.random.default_rng().permutation(len(files)).tolist()
     parts = {}
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for number, one in zip(order, pool.map(part, order), strict=True):
-            parts[number] = one
+        for number, index in zip(order, pool.map(part, order), strict=True):
+            parts[number] = index
             logging.log_every_n_seconds(
                 logging.INFO, "Indexed %d of %d tars", 30, len(parts), len(files)
             )
@@ -208,7 +204,7 @@ def _build(
 
 
 def _join(parts: Sequence[TarIndex], table: list) -> bytearray:
-    """The index of all tars; each part is let into its place, so that nothing is there thrice."""
+    """Joins the indices of single tars, copying each only once, to bound the memory."""
     digest = _sha256(*(f"{row[0]} {part.digest}" for row, part in zip(table, parts, strict=True)))
     sizes = sum(len(part.entries) for part in parts), sum(len(part.keys) for part in parts)
     data, entries, keys = _laid_out(table, *sizes, digest)
@@ -230,7 +226,7 @@ def _pack(table: list, entries: np.ndarray, keys: bytes, digest: str) -> bytearr
 
 
 def _checked(data: bytearray) -> bytearray:
-    """A complete index with its checksum, which is put into its place."""
+    """Writes the checksum into a complete index."""
     crc = zlib.crc32(memoryview(data)[_CHECKED_FROM:])
     struct.pack_into("<Q", data, len(_MAGIC), crc)
     return data
@@ -239,13 +235,13 @@ def _checked(data: bytearray) -> bytearray:
 def _laid_out(
     table: list, entries: int, key_bytes: int, digest: str
 ) -> tuple[bytearray, np.ndarray, memoryview]:
-    """An index with room for entries and keys, and where these go."""
+    """An empty index, and views of its entries and keys."""
     header = {"tars": table, "entries": entries, "key_bytes": key_bytes, "digest": digest}
     text = json.dumps(header).encode()
-    # Arrays are read faster from where a number may begin.
+    # Aligned arrays are read faster.
     text += b" " * (-(_HEADER.size + len(text)) % 64)
     start = _HEADER.size + len(text)
     data = bytearray(start + entries * ENTRY.itemsize + key_bytes)
     data[:start] = _HEADER.pack(_MAGIC, 0, len(text)) + text
-    room = np.frombuffer(data, ENTRY, entries, start)
-    return data, room, memoryview(data)[start + room.nbytes :]
+    view = np.frombuffer(data, ENTRY, entries, start)
+    return data, view, memoryview(data)[start + view.nbytes :]

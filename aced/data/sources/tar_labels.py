@@ -1,10 +1,10 @@
-"""The classes of pictures in tars, as the evaluation sets of CLIP_benchmark have them.
+"""The classes of pictures in tars, in the format of CLIP_benchmark's evaluation sets.
 
-    classnames.txt     the names of the classes, a line each, beside the tars or a folder above them
+    classnames.txt     one class name per line, beside the tars or in the folder above them
     test/0.tar:        s0.cls  s0.webp  s1.cls  s1.webp  ...
 
-KEY.cls is the number of the class, as text. In sets whose pictures show several classes KEY.npy
-stands there instead, a vector with 1 for each class that is shown and 0 for each other.
+KEY.cls is the number of the class, as text. Sets whose pictures show several classes have KEY.npy
+instead, a vector of zeros and ones over the classes.
 """
 
 import io
@@ -23,16 +23,16 @@ _NUMBER = re.compile(r"[+-]?\d{1,10}")
 
 
 def class_names(paths: Sequence[str]) -> tuple[str, ...] | None:
-    """The names of the classes by number; None: there is no list of them beside these tars.
+    """The class names by number, or None if these tars have no `NAMES`.
 
     Raises:
-        DatasetError: the list is not UTF-8, or has an empty line, which would be a class.
-        StorageError: it cannot be read.
+        DatasetError: the list is not UTF-8 or has an empty line.
+        StorageError: the list cannot be read.
     """
     folder = storage.common_folder(paths)
     for place in (folder, folder.rpartition("/")[0]):
         if place.endswith("/") or (file := storage.stat(f"{place}/{NAMES}")) is None:
-            continue  # above a bucket is nothing
+            continue  # a bucket has no folder above
         try:
             lines = encoding.decode(storage.read(file.path, 0, file.size)).splitlines()
         except ValueError as error:
@@ -48,13 +48,10 @@ def class_names(paths: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def number(parts: Mapping[str, bytes]) -> int:
-    """The number of the class in KEY.cls; -1: it is not known.
-
-    Args:
-        parts: the members of an example by kind.
+    """The number of the class in KEY.cls, one of the members `parts` by kind; -1 if unknown.
 
     Raises:
-        ValueError: there is none, or it is no number of a class.
+        ValueError: the member is missing or not a number of a class.
     """
     text = encoding.decode(_part(parts, ".cls")).strip()
     if not _NUMBER.fullmatch(text) or not -1 <= int(text) < 1 << 31:
@@ -63,20 +60,20 @@ def number(parts: Mapping[str, bytes]) -> int:
 
 
 def shown(member: str, parts: Mapping[str, bytes], names: Sequence[str]) -> list[str]:
-    """The names of the classes in a member; of class -1, which is not known, none.
+    """The names of the classes in a member; none for class -1, which is unknown.
 
     Args:
         member: one of `MEMBERS`.
         parts: the members of an example by kind.
-        names: of all classes, by number.
+        names: the names of all classes, by number.
 
     Raises:
-        ValueError: there is no such member, it is damaged, or does not fit the names.
+        ValueError: the member is missing, damaged, or does not fit the names.
     """
     if member == ".cls":
-        if (found := number(parts)) >= len(names):
-            raise ValueError(f"class {found} of its KEY.cls has no name; {NAMES} has {len(names)}")
-        return [names[found]] if found >= 0 else []
+        if (label := number(parts)) >= len(names):
+            raise ValueError(f"class {label} of its KEY.cls has no name; {NAMES} has {len(names)}")
+        return [names[label]] if label >= 0 else []
     vector = _vector(_part(parts, ".npy"))
     if len(vector) != len(names):
         raise ValueError(f"its KEY.npy has {len(vector)} classes; {NAMES} has {len(names)}")
@@ -90,9 +87,9 @@ def _part(parts: Mapping[str, bytes], member: str) -> bytes:
 
 
 def _vector(data: bytes) -> Bool[np.ndarray, " classes"]:
-    """Where the vector of zeros and ones in a .npy file has ones.
+    """Parses a vector of zeros and ones in a .npy file.
 
-    NumPy's own reader takes as much memory as the header asks for: only the header is left to it.
+    NumPy parses only the header; its own reader would allocate as much as a damaged header asks.
     """
     file = io.BytesIO(data)
     try:
@@ -105,6 +102,6 @@ def _vector(data: bytes) -> Bool[np.ndarray, " classes"]:
         vector = np.frombuffer(data, kind, offset=file.tell())
         if len(vector) != shape[0] or not np.isin(vector, (0, 1)).all():
             raise ValueError(f"{len(vector)} of {shape[0]} values, or others than 0 and 1")
-    except Exception as error:  # damaged headers make NumPy's reader raise nearly anything
+    except Exception as error:  # NumPy raises nearly anything for damaged headers
         raise ValueError(f"its KEY.npy is no vector of zeros and ones: {error}") from error
     return vector == 1

@@ -1,4 +1,4 @@
-"""What is in one tar: its examples, where their parts stand, and the hash of its headers."""
+"""Scans a tar for its examples, the positions of their parts, and the hash of its headers."""
 
 import dataclasses
 import hashlib
@@ -16,17 +16,16 @@ from aced.files.storage import File
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _KINDS = dict.fromkeys(PICTURES, "image")
 _KINDS |= {"txt": "text", "json": "json", "cls": "cls", "npy": "npy"}
-_PLACED = ("image", "text", "json", "cls", "npy")  # kinds, as they stand in an entry
-# Where parts of an example are in its tar; start -1: there is none. `key` is a place in the keys;
-# that of a damaged example is its name and the reason, and `damaged` is 1.
+_PLACED = ("image", "text", "json", "cls", "npy")  # kinds, in the order of an entry
+# Start and size of an example's parts in its tar; a start of -1 means that the part is missing.
+# `key` is an offset in the keys; the key of a damaged example is its name and the reason.
 ENTRY = np.dtype(
     [("tar", "<i4"), ("damaged", "<i4"), ("key", "<i8"), ("key_size", "<i8")]
-    + [(f"{kind}{what}", "<i8") for kind in _PLACED for what in ("", "_size")]
+    + [(f"{kind}{suffix}", "<i8") for kind in _PLACED for suffix in ("", "_size")]
 )
-# Read at once: on a disk the few small files between two pictures; from a store everything, since
-# a request takes as long as many megabytes.
+# Bytes read at once: locally the few small files between two pictures; from a store everything,
+# since a request takes as long as many megabytes.
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 23
-
 
 _APART = (
     "other members of the same name stand elsewhere, and which belong together cannot be told; "
@@ -36,7 +35,7 @@ _APART = (
 
 @dataclasses.dataclass(slots=True)
 class _Example:
-    """What stands together under one name; a damaged one's parts are not in the index."""
+    """Adjacent members with one name; the index has no parts of damaged examples."""
 
     key: str
     damage: str | None = None
@@ -44,25 +43,26 @@ class _Example:
 
 
 def scan(file: File) -> tuple[np.ndarray, bytes, str]:
-    """Reads a tar from front to back, but for what is in its pictures on a disk.
+    """Reads a tar from front to back; pictures in local tars are skipped.
 
     Returns:
-        Its entries, of ENTRY, as those of tar 0; the bytes of their keys; the hash of its headers.
+        Its entries (`ENTRY`) with tar number 0, the bytes of their keys, and the hash of its
+        headers.
 
     Raises:
-        DatasetError: it is no tar, or is compressed.
-        StorageError: it cannot be read.
+        DatasetError: the file is not a tar, or is compressed.
+        StorageError: the file cannot be read.
     """
     digest, rows, keys = hashlib.sha256(), [], bytearray()
     window = _Window(file)
     try:
-        found = list(_examples(tar_format.members(window.read, file.size, digest)))
+        examples = list(_examples(tar_format.members(window.read, file.size, digest)))
     except storage.StorageError:
         raise
-    except Exception as error:  # whatever a file has in it that is no tar
-        what = error if isinstance(error, tar_format.TarError) else repr(error)
-        raise DatasetError(f"{file.path} cannot be used: {what}.") from error
-    for example in _joined(found, file.path):
+    except Exception as error:  # any content that is not a tar
+        reason = error if isinstance(error, tar_format.TarError) else repr(error)
+        raise DatasetError(f"{file.path} cannot be used: {reason}.") from error
+    for example in _joined(examples, file.path):
         name, parts = example.key, example.parts
         if is_damaged := example.damage is not None:
             name, parts = f"{name}: {example.damage}", {}
@@ -76,10 +76,10 @@ def scan(file: File) -> tuple[np.ndarray, bytes, str]:
 
 
 def _joined(examples: list[_Example], path: str) -> list[_Example]:
-    """Puts together what stands apart: in some tars all pictures come first, then all captions.
+    """Joins separated members of one name: in some tars all pictures come before all captions.
 
-    Only where it cannot be mistaken: one picture of this name in the tar, and of each other kind
-    one member. Tars that were joined have the same names again, and those are other examples.
+    Only unambiguous members are joined: one picture of this name in the tar, and one member of each
+    other kind. Concatenated tars repeat names for different examples.
     """
     alone: dict[str, list[_Example]] = {}  # without a picture
     for example in examples:
@@ -114,13 +114,13 @@ def _joined(examples: list[_Example], path: str) -> list[_Example]:
 
 
 def _examples(members: Iterator) -> Iterator[_Example]:
-    """What stands together under one name up to its first dot, and what is damaged.
+    """Groups adjacent members by their name up to the first dot, with damaged examples.
 
-    A damaged example is one too: it is met in training, and counted and skipped there like any
-    record that cannot be read. The captions of a picture that was lost belong to the damage. So is
-    a picture with a second dot in its name, unless it is another one of an example (KEY.seg.png).
+    A damaged example is indexed, and counted and skipped in training like any unreadable record.
+    Captions of a lost picture belong to the damage. A picture with a second dot in its name counts
+    as damaged, unless its example has another picture (KEY.seg.png).
     """
-    key: str | None = ""  # None: nothing stands behind the last damage yet
+    key: str | None = ""  # None: no member since the last damage
     parts: dict[str, tuple[int, int]] = {}
     others: list[str] = []
     lost = False  # the damage before this example may have been its picture
@@ -164,7 +164,7 @@ def _finished(
 
 
 class _Window:
-    """The bytes of a file from where they were last asked for on."""
+    """A buffered window of a file."""
 
     def __init__(self, file: File):
         self._path = file.path
@@ -174,8 +174,6 @@ class _Window:
     def read(self, start: int, length: int) -> bytes:
         """Up to `length` bytes from `start` on."""
         if not self._start <= start <= start + length <= self._start + len(self._data):
-            self._start, self._data = (
-                start,
-                storage.read(self._path, start, max(length, self._size)),
-            )
+            self._data = storage.read(self._path, start, max(length, self._size))
+            self._start = start
         return self._data[start - self._start : start - self._start + length]

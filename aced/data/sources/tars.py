@@ -1,15 +1,13 @@
-"""WebDataset tars as img2dataset writes them, read at random.
+"""WebDataset tars as img2dataset writes them, with random access.
 
     00000.tar: 000000000.jpg  000000000.txt  000000000.json  000000001.jpg  ...
 
-The tars stay as they are, on a disk or in an object store; `tar_index` says where in them an
-example is.
+The tars stay unchanged, on a disk or in an object store; `tar_index` has the positions of examples.
 """
 
 import dataclasses
 import hashlib
 import json
-import operator
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -17,14 +15,14 @@ from absl import logging
 
 from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
-from aced.data.records import DatasetError, RecordError
+from aced.data.records import DatasetError, RecordError, check_index
 from aced.data.sources import tar_index, tar_labels
 from aced.files import encoding, storage
 
 _LOOKED_AT = 1000  # first examples that are searched for captions when the data set is opened
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_SEARCHED = 100  # of these, whose KEY.json is searched for fields
-_SLACK = 1 << 16  # bytes between the parts of an example that are read rather than asked for apart
+_SEARCHED = 100  # first examples whose KEY.json is searched for fields
+_SLACK = 1 << 16  # bytes between the parts of an example that are read along in one request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class TarSource:
     """The examples of a set of tars; see `Source`.
 
     Attributes:
-        class_names: those of classnames.txt, by number, where classes are read; else None.
+        class_names: the names in classnames.txt by number, if classes are read; else None.
     """
 
     def __init__(self, config: WebDatasetConfig):
@@ -63,8 +61,8 @@ class TarSource:
         Raises:
             ConfigError: the tars are compressed, or KEY.txt, a field of KEY.json, or another member
                 that the settings name is missing.
-            DatasetError: a file is no tar, or no example has a picture.
-            StorageError: no tar is there, or one cannot be read.
+            DatasetError: a file is not a tar, or no example has a picture.
+            StorageError: the tars do not exist or cannot be read.
         """
         try:
             files = storage.find(config.path, ".tar")
@@ -76,7 +74,7 @@ class TarSource:
         self._names = storage.names(self._paths)
         self._index = tar_index.load(files, config.cache_folder)
         self.name = config.path
-        # The version, too: what is an example may change with it, and with that all numbers.
+        # With the version, since a new definition of an example would change the indices.
         self.fingerprint = (
             f"{tar_index.EXAMPLES} {self._index.digest} {config.captions} {config.label}"
         )
@@ -98,15 +96,13 @@ class TarSource:
         return len(self._index.entries)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Example `index`, as `Source` says; without caption `texts` is empty.
+        """Example `index`, see `Source`; without caption `texts` is empty.
 
         Raises:
-            IndexError: there is no such example.
-            RecordError: it is damaged, or too large.
+            IndexError: `index` is out of range.
+            RecordError: the example is damaged or too large.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        index = check_index(self, index)
         entry = self._index.entries[index]
         tar, key = int(entry["tar"]), self._index.key(entry)
         where = f"{self._paths[tar]}, {key}"
@@ -127,18 +123,18 @@ class TarSource:
 
     @property
     def _fields(self) -> tuple[str, ...]:
-        """What the settings name: fields of KEY.json, and `tar_labels.MEMBERS`."""
+        """Fields of KEY.json and `tar_labels.MEMBERS` that the settings name."""
         return (*self._config.captions, *filter(None, [self._config.label]))
 
-    def _wanted(self) -> tuple[str, ...]:
+    def _kinds(self) -> tuple[str, ...]:
         """The kinds of members that are read beside the picture."""
         kinds = [name[1:] if name in tar_labels.MEMBERS else "json" for name in self._fields]
         return tuple(dict.fromkeys(kinds if self._config.captions else ("text", *kinds)))
 
     def _read(self, path: str, entry: np.void) -> dict[str, bytes]:
-        """The parts of an example: one read where they stand together."""
+        """The parts of an example, in one read if they are close together."""
         spans = {}
-        for kind in ("image", *self._wanted()):
+        for kind in ("image", *self._kinds()):
             start, size = int(entry[kind]), int(entry[f"{kind}_size"])
             limit = records.MAX_IMAGE_BYTES if kind == "image" else records.MAX_STRING_BYTES
             if start >= 0:
@@ -169,11 +165,11 @@ class TarSource:
         texts = [encoding.without_mark(text) for text in texts if isinstance(text, str)]
         texts = tuple(texts[: records.MAX_ITEMS])
         for text in texts:
-            text.encode()  # JSON can hold half a character, which no tokenizer takes
+            text.encode()  # raises for lone surrogates, which JSON can hold but tokenizers refuse
         return texts
 
     def _check_damage(self) -> None:
-        """Refuses a data set that is damaged throughout, and warns of one that is in places."""
+        """Raises an error if all first examples are damaged, and warns if some are."""
         first = self._index.entries[:_LOOKED_AT]
         bad = first[first["damaged"] == 1]
         if len(first) and len(bad) == len(first):
@@ -185,7 +181,7 @@ class TarSource:
             logging.warning("%s They are skipped and counted.", self._left_out(first))
 
     def _left_out(self, entries: np.ndarray) -> str:
-        """How many of the first `entries` are damaged, and why the first of these is."""
+        """How many of `entries` are damaged, with the reason of the first, or ""."""
         bad = entries[entries["damaged"] == 1]
         if not len(bad):
             return ""
@@ -195,15 +191,15 @@ class TarSource:
         )
 
     def _check_members(self) -> None:
-        """Refuses settings that no example fits, and says what there is."""
+        """Raises a ConfigError if no example fits the settings."""
         first = self._index.entries[:_LOOKED_AT]
         whole = first[first["damaged"] == 0]
         if not len(whole):
             return  # the pipeline refuses an empty data set
-        wanted = {name for name in self._fields if name not in tar_labels.MEMBERS}
+        required = {name for name in self._fields if name not in tar_labels.MEMBERS}
         json_at = whole[whole["json"] >= 0][:_SEARCHED]
-        known = self._known_fields(json_at, wanted)
-        there = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
+        known = self._known_fields(json_at, required)
+        listed = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
         problem = ""
         if not self._fields and not (whole["text"] >= 0).any():
             problem = (
@@ -215,14 +211,14 @@ class TarSource:
                 problem += " For classification by its KEY.cls set data.webdataset.label = '.cls'."
             if (whole["npy"] >= 0).any():
                 problem += " Where KEY.npy has the classes, set .captions = ('.npy',)."
-        elif missing := sorted(wanted - known):
+        elif missing := sorted(required - known):
             problem = (
                 f"{self.name} has no field {missing[0]!r} in its first {len(json_at)} examples; "
                 "correct data.webdataset.captions and .label."
             )
-        if problem:  # only then is all of the index looked through
-            besides = self._left_out(self._index.entries)
-            raise ConfigError(f"{problem} KEY.json has: {there}. {besides}".rstrip())
+        if problem:
+            damaged = self._left_out(self._index.entries)
+            raise ConfigError(f"{problem} KEY.json has: {listed}. {damaged}".rstrip())
         without = whole[whole["text"] < 0]
         if not self._fields and len(without):
             logging.warning(
@@ -234,11 +230,11 @@ class TarSource:
                 self._paths[int(without[0]["tar"])],
                 self._index.key(without[0]),
             )
-        if len(wanted) < len(self._fields):
+        if len(required) < len(self._fields):
             self._check_classes(np.flatnonzero(first["damaged"] == 0)[:_SEARCHED])
 
     def _check_classes(self, indices: np.ndarray) -> None:
-        """Refuses KEY.cls and KEY.npy that are missing throughout, or do not fit the names."""
+        """Raises a ConfigError if no example has a KEY.cls or KEY.npy that fits the names."""
         reasons = []
         for index in indices:
             try:
@@ -252,11 +248,11 @@ class TarSource:
             f"correct these, or {tar_labels.NAMES}. {reasons[0]}"
         )
 
-    def _known_fields(self, entries: np.ndarray, wanted: set[str]) -> set[str]:
-        """The fields of the KEY.json of these examples, up to where all that are wanted are met."""
+    def _known_fields(self, entries: np.ndarray, required: set[str]) -> set[str]:
+        """The fields in KEY.json of these examples, until all `required` ones are found."""
         known: set[str] = set()
         for entry in entries:
-            if known and wanted <= known:
+            if known and required <= known:
                 break
             start, size = int(entry["json"]), int(entry["json_size"])
             if 0 <= size <= records.MAX_STRING_BYTES:
@@ -264,7 +260,7 @@ class TarSource:
                 try:
                     known |= _json(data).keys()
                 except (ValueError, RecursionError):
-                    continue  # it is met again, and counted, when it is read
+                    continue  # counted when it is read
         return known
 
 
@@ -283,10 +279,10 @@ def _label(fields: dict[str, Any], name: str) -> int:
 
 
 def refuse_packed(path: str) -> None:
-    """Refuses a compressed tar, and a folder that holds some.
+    """Raises a ConfigError for a compressed tar, or a folder that has some.
 
     Raises:
-        ConfigError: it is one of these.
+        ConfigError: see above.
         StorageError: the folder cannot be listed.
     """
     if path.endswith(_PACKED):

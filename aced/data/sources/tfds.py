@@ -1,12 +1,11 @@
-"""TensorFlow Datasets, read at random and without TensorFlow.
+"""TensorFlow Datasets, with random access and without TensorFlow.
 
 The data set must be prepared as ArrayRecord or parquet (`tfds build --file_format=array_record`);
-nothing is downloaded here. Its own reader does the rest, so that splits are TFDS's: "train[:90%]".
+nothing is downloaded. TFDS's own reader is used, so splits have its syntax: "train[:90%]".
 """
 
 import dataclasses
 import hashlib
-import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
-from aced.data.records import DatasetError, RecordError
+from aced.data.records import DatasetError, RecordError, check_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +42,11 @@ class TfdsSource:
     """The examples of one split; see `Source`."""
 
     def __init__(self, config: TfdsConfig):
-        """Opens a data set that is prepared.
+        """Opens a prepared data set.
 
         Raises:
             ConfigError: tensorflow-datasets or a feature is missing, or a feature has another type.
-            DatasetError: there is no such data set or split, or it is not prepared for this.
+            DatasetError: the data set or split does not exist, or has another file format.
         """
         try:
             import tensorflow_datasets as tfds
@@ -56,7 +55,6 @@ class TfdsSource:
                 "data.source='tfds' needs tensorflow-datasets: `pip install '.[tfds]'`."
             ) from error
         self._config = config
-        what = config.builder_dir or config.name
         try:
             if config.builder_dir:
                 builder = tfds.builder_from_directory(config.builder_dir)
@@ -66,25 +64,28 @@ class TfdsSource:
             skip = tfds.decode.SkipDecoding()
             decoders = _decoders(builder.info.features, tfds.features.Image, skip)
             self._source = builder.as_data_source(config.split, decoders=decoders)
-        except Exception as error:  # TFDS's readers of descriptions raise errors of many kinds
+        except Exception as error:  # TFDS raises errors of many kinds
             reason = str(error).partition("\nAvailable datasets")[0]
             raise DatasetError(
-                f"The TFDS data set {what}, split {config.split!r}, cannot be opened: {reason:.500}"
-                "\nIt must have been prepared with `tfds build --file_format=array_record` or "
-                "parquet; correct data.tfds.name, .data_dir, .builder_dir or .split."
+                f"The TFDS data set {config.builder_dir or config.name}, split {config.split!r}, "
+                f"cannot be opened: {reason:.500}\nIt must have been prepared with `tfds build "
+                "--file_format=array_record` or parquet; correct data.tfds.name, .data_dir, "
+                ".builder_dir or .split."
             ) from error
-        # A reader of a missing file reports 0 records, silently.
+        # The reader silently reports 0 records for a missing file.
         for path in split.filepaths:
             if not path.exists():
                 raise DatasetError(f"{path} is missing; copy it again or prepare it again.")
         self._check_features(builder.info.features, tfds)
         self.name = f"{builder.info.full_name}/{config.split}"
-        self._names_of = {  # of captions that are classes
+        self._names_of = {  # class names of captions that are classes
             name: list(names)
             for name in config.captions
             if (names := _names(_feature(builder.info.features, name)))
         }
-        self.class_names = self._class_names(builder.info.features)
+        label_names = _names(_feature(builder.info.features, config.label)) if config.label else ()
+        self.class_names = list(label_names or ()) or next(iter(self._names_of.values()), None)
+        on_disk = [builder.info.splits[name] for name in builder.info.splits]
         digest = hashlib.sha256()
         for fact in (
             builder.info.full_name,
@@ -94,7 +95,7 @@ class TfdsSource:
             config.captions,
             config.label,
             *filter(None, [config.second]),
-            *(sorted((s.name, s.shard_lengths, int(s.num_bytes)) for s in _whole(builder.info))),
+            *sorted((s.name, s.shard_lengths, int(s.num_bytes)) for s in on_disk),
             repr(builder.info.features),
         ):
             digest.update(f"{fact}\n".encode())
@@ -104,15 +105,13 @@ class TfdsSource:
         return len(self._source)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Example `index`, as `Source` says; without caption `texts` is empty.
+        """Example `index`, see `Source`; without caption `texts` is empty.
 
         Raises:
-            IndexError: there is no such example.
-            RecordError: it cannot be read.
+            IndexError: `index` is out of range.
+            RecordError: the example cannot be read.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Example {index} of {self.name}, which has {len(self)}.")
+        index = check_index(self, index)
         try:
             example = self._source[index]
             out = {"image": _picture(example, self._config.image)}
@@ -126,47 +125,36 @@ class TfdsSource:
             out |= {"texts": tuple(texts[: records.MAX_ITEMS]), "id": index}
             if self._config.label:
                 out["label"] = int(_value(example, self._config.label))
-        except Exception as error:  # of array_record, pyarrow, protobuf and TFDS
+        except Exception as error:  # errors of array_record, pyarrow, protobuf and TFDS
             reason = f"{type(error).__name__}: {error}"
             raise RecordError(f"{self.name}, record {index}: {reason:.500}") from error
         return out | {"key": f"{self._config.split}/{index}"}
 
     def _check_features(self, features: Any, tfds: Any) -> None:
-        """Refuses features that are missing or of a wrong type, with a list of what is there."""
+        """Raises a ConfigError if a feature is missing or has a wrong type."""
         config, types = self._config, tfds.features
-        wanted = [("image", config.image, (types.Image,), "a picture")]
-        wanted += [
+        required = [("image", config.image, (types.Image,), "a picture")]
+        required += [
             ("captions", name, (types.Text, types.ClassLabel), "texts") for name in config.captions
         ]
         if config.second:
-            wanted.append(("second", config.second, (types.Image,), "a picture"))
+            required.append(("second", config.second, (types.Image,), "a picture"))
         if config.label:
-            wanted.append(("label", config.label, (types.ClassLabel, types.Scalar), "a class"))
-        for key, name, classes, what in wanted:
+            required.append(("label", config.label, (types.ClassLabel, types.Scalar), "a class"))
+        for key, name, classes, content in required:
             feature = _feature(features, name)
             if key == "captions":
                 feature = _of_sequence(feature)
             if not isinstance(feature, classes):
-                found = "does not exist" if feature is None else f"is {type(feature).__name__}"
+                problem = "does not exist" if feature is None else f"is {type(feature).__name__}"
                 raise ConfigError(
-                    f"data.tfds.{key} = {name!r} must be a feature with {what}, and it {found}. "
-                    f"There are: {', '.join(_all_names(features))}."
+                    f"data.tfds.{key} = {name!r} must be a feature with {content}, and it "
+                    f"{problem}. There are: {', '.join(_all_names(features))}."
                 )
-
-    def _class_names(self, features: Any) -> list[str] | None:
-        """Those of the labels, or else of the captions that are classes."""
-        if self._config.label and (names := _names(_feature(features, self._config.label))):
-            return list(names)
-        return next(iter(self._names_of.values()), None)
-
-
-def _whole(info: Any) -> list[Any]:
-    """The splits on disk."""
-    return [info.splits[name] for name in info.splits]
 
 
 def _inner(feature: Any) -> dict[str, Any]:
-    """The features of a feature: of a dict, or of a sequence of dicts."""
+    """The features in a dict, or in a sequence of dicts."""
     feature = _of_sequence(feature)
     return dict(feature.items()) if hasattr(feature, "items") else {}
 
@@ -184,14 +172,14 @@ def _all_names(feature: Any, path: str = "") -> list[str]:
 
 
 def _decoders(feature: Any, image: type, skip: Any) -> dict[str, Any]:
-    """Leaves all pictures encoded: ours are decoded as those of every source, others not at all."""
-    found = {}
+    """Decoders that leave all pictures encoded; the pipeline decodes those that it uses."""
+    decoders = {}
     for name, inner in _inner(feature).items():
         if isinstance(inner, image):
-            found[name] = skip
-        elif deeper := _decoders(inner, image, skip):
-            found[name] = deeper
-    return found
+            decoders[name] = skip
+        elif nested := _decoders(inner, image, skip):
+            decoders[name] = nested
+    return decoders
 
 
 def _value(example: Any, name: str) -> Any:
@@ -214,14 +202,14 @@ def _of_sequence(feature: Any) -> Any:
 
 
 def _names(feature: Any) -> Sequence[str] | None:
-    """Of a class, or of each of a sequence of them."""
+    """The class names of a class, or of a sequence of classes."""
     return getattr(_of_sequence(feature), "names", None)
 
 
 def _texts(value: Any, names: Sequence[str] | None) -> list[str]:
-    """One text or several; `names` are those of classes, by number."""
+    """Texts of one example; `names` are the class names if the feature has class numbers."""
     if names is not None:
-        return [names[number] for number in np.ravel(value) if number >= 0]  # -1: not known
+        return [names[number] for number in np.ravel(value) if number >= 0]  # -1: unknown
     if isinstance(value, bytes | str):
         value = [value]
     return [text.decode() if isinstance(text, bytes) else str(text) for text in value]

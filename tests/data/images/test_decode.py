@@ -85,7 +85,7 @@ def test_jpeg_pixels_are_pillows_for_odd_files(settings):
     np.testing.assert_array_equal(decode(data), by_pillow(data))
 
 
-def test_what_libjpeg_calls_recoverable_is_decoded():
+def test_recoverable_errors_of_libjpeg_are_decoded():
     data = encode(smooth(40, 30), "JPEG")
     scan = data.index(b"\xff\xda")
     junk = data[:scan] + bytes(5) + data[scan:] + b"trailer"
@@ -296,7 +296,7 @@ def test_large_pictures_are_put_together_from_their_parts(mode, size):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
-def test_the_first_frame_of_an_animation_is_taken(kind):
+def test_first_frame_of_an_animation_is_used(kind):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
     settings = {"lossless": True} if kind == "WEBP" else {}
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **settings)
@@ -351,7 +351,7 @@ def test_truncated_pictures_are_refused(kind, at_least):
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's remarks about what it reads
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_damage_raises_nothing_else(kind):
+def test_random_damage_raises_only_documented_errors(kind):
     form, settings = KINDS[kind]
     data = bytearray(encode(smooth(32, 32), form, **settings))
     rng = np.random.default_rng(0)
@@ -368,7 +368,7 @@ def test_random_damage_raises_nothing_else(kind):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_random_bytes_raise_nothing_else():
+def test_random_bytes_raise_only_documented_errors():
     rng = np.random.default_rng(1)
     starts = [encode(smooth(4, 4), form, **settings)[:12] for form, settings in KINDS.values()]
     for size in rng.integers(0, 2000, 60):

@@ -75,7 +75,7 @@ def test_the_difference_of_scaled_jpegs(config, resolution):
 
 @pytest.mark.parametrize("name", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 2.7, 5.3])
-def test_what_the_small_picture_cannot_hold_is_taken_away(name, ratio):
+def test_patch_matrix_projects_onto_resizable_pictures(name, ratio):
     """The finest stripes, which would come out as coarse ones, of full contrast."""
     side = round(64 * ratio)
     for stripes in (np.indices((side, side)).sum(0) % 2, np.indices((side, side))[1] % 2):

@@ -6,7 +6,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from aced.data.images.jpeg_header import read_jpeg_header
+from aced.data.images.decode import read_jpeg_header
 
 
 def jpeg(height=40, width=72, mode="RGB", **settings):
@@ -59,7 +59,7 @@ def changed(at, value):
         jpeg()[:2] + jpeg()[(f := jpeg().index(b"\xff\xc0")) : f + 19] + jpeg()[2:],  # two frames
     ],
 )
-def test_whatever_else_is_left_to_pillow(data):
+def test_other_files_are_left_to_pillow(data):
     assert read_jpeg_header(data) is None
 
 

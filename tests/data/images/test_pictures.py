@@ -36,7 +36,7 @@ def grey(value, size=(32, 32)):
 
 @pytest.mark.parametrize("decoder", ["exact", "fast"])
 @pytest.mark.parametrize("thumbnails", [False, True])
-def test_what_a_model_sees_does_not_depend_on_the_others(decoder, thumbnails):
+def test_views_do_not_depend_on_each_other(decoder, thumbnails):
     record = {"image": jpeg(160, 240), "thumbnail": jpeg(64, 96, seed=1)}
     together = Viewer(LOOKS, decoder, 10**6, thumbnails)(record)
     for look, image in zip(LOOKS, together, strict=True):
@@ -68,7 +68,7 @@ def test_arrays_are_resized_exactly():
 
 
 @pytest.mark.parametrize("decoder", ["exact", "fast"])
-def test_thumbnails_are_for_those_who_need_no_more(decoder):
+def test_thumbnails_are_used_if_large_enough(decoder):
     record = {"image": grey(200, (300, 200)), "thumbnail": grey(50, (48, 32))}
     looks = [Look(16, ResizeConfig()), Look(32, ResizeConfig("crop")), Look(33, ResizeConfig())]
     means = [round(image.mean()) for image in Viewer(looks, decoder, 10**6, True)(record)]
@@ -77,7 +77,7 @@ def test_thumbnails_are_for_those_who_need_no_more(decoder):
     assert means == [200, 200, 200]
 
 
-def test_only_what_is_looked_at_is_decoded():
+def test_only_needed_pictures_are_decoded():
     looks = [Look(16, ResizeConfig())]
     good, bad = grey(50), grey(50)[:200]
     assert Viewer(looks, "exact", 10**6, True)({"image": bad, "thumbnail": good})[0].mean() == 50
@@ -113,7 +113,7 @@ def test_looks_at_second_pictures(decoder, how):
         assert np.abs(image.astype(int) - alone).mean() < (0.01 if decoder == "exact" else 12)
 
 
-def test_a_second_picture_that_is_not_there():
+def test_missing_second_picture():
     record = {"image": grey(50)}
     with pytest.raises(DecodeError, match="no 'second' picture, which a model looks at"):
         Viewer([LOOKS[0]._replace(picture="second")], "exact", 10**6)(record)
@@ -138,7 +138,7 @@ VIEWS = {"": View(40, WORDS), "reference/": View(16, WORDS, ResizeConfig("crop")
 
 
 @pytest.mark.parametrize("decoder", ["exact", "fast"])
-def test_batches_hold_what_each_model_sees(decoder):
+def test_batches_have_the_views_of_all_models(decoder):
     config = DataConfig(decode=decoder, num_threads=2)
     counters = InputCounters()
     with train_batches(

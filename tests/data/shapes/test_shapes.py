@@ -105,7 +105,7 @@ def test_relations(place, other, relation):
     assert text.endswith(f"background, {relation} a tiny blue circle")
 
 
-def test_pictures_show_the_objects_where_the_caption_says():
+def test_pictures_match_their_captions():
     image = draw(star_and_circle(0, 8), 96)
     red, blue = scenes.COLOURS["red"], scenes.COLOURS["blue"]
     assert share_of(image[:48, :48], red) > 0.1
@@ -148,7 +148,7 @@ def test_captions_are_many_and_validation_captions_distinct():
 
 def test_bounds_and_bad_settings():
     data = Shapes(ShapesConfig(size=3))
-    with pytest.raises(IndexError, match="3 examples, no number 3"):
+    with pytest.raises(IndexError, match="Example 3 of shapes/train, which has 3"):
         data[3]
     with pytest.raises(ConfigError, match="at most 1"):
         ShapesConfig(wrong=0.7, vague=0.7)

@@ -123,7 +123,7 @@ def test_evaluation_sees_every_record_once(folders, kind):
     assert sorted(np.concatenate([grey(batch) for batch in read])[mask]) == list(range(COUNT))
 
 
-def test_a_mixture_says_which_member_a_row_is_of(folders):
+def test_mixture_gives_the_member_of_a_row(folders):
     config = data_config(folders, "mixture")
     read = batches(config, 12)
     source = np.concatenate([batch["source"] for batch in read])
@@ -221,7 +221,7 @@ def test_in_a_mixture_a_bad_record_is_replaced_in_its_member(tmp_path, folders):
     assert 5 * 4 <= counters.skipped <= 5 * 5  # four epochs of ten; readers may run ahead
 
 
-def test_where_nothing_can_be_read_the_error_names_the_member(folders, tmp_path):
+def test_error_names_the_unreadable_member(folders, tmp_path):
     members = [(f"{i}.{e}", d) for i in range(3) for e, d in (("jpg", b"x"), ("txt", b"red"))]
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
     bad = MemberConfig(source="webdataset", webdataset=WebDatasetConfig(str(tmp_path)))
@@ -270,7 +270,7 @@ def filtered(tmp_path, counters=None, **settings):
         ({"min_chars": 8, "max_chars": 15}, lambda w, h, n: 8 <= 4 * n - 1 <= 15, "caption"),
     ],
 )
-def test_filters_leave_out_what_they_say(tmp_path, settings, passes, reason):
+def test_filters_drop_examples_outside_the_limits(tmp_path, settings, passes, reason):
     facts = varied(tmp_path)
     config, counters = filtered(tmp_path, **settings)
     kept = [i for i, fact in enumerate(facts) if passes(*fact)]
@@ -306,7 +306,7 @@ def test_of_several_captions_those_that_fit_are_drawn(tmp_path):
     assert {int(i) % 4 for batch in read for i in batch["id"]} == {0, 2}
 
 
-def test_where_nothing_passes_the_error_says_why(tmp_path):
+def test_error_if_filters_drop_everything(tmp_path):
     varied(tmp_path)
     config, counters = filtered(tmp_path, min_side=100)
     with pytest.raises(

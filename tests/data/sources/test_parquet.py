@@ -32,7 +32,7 @@ def reads(monkeypatch):
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_every_row_is_what_pyarrow_finds(tmp_path, nested):
+def test_rows_match_pyarrow(tmp_path, nested):
     rows = []
     for number, (first, last) in enumerate([(0, 5), (5, 5), (5, 12)]):
         table = many.parquet_table(range(first, last), nested)
@@ -99,7 +99,7 @@ def test_classified_pictures_need_no_captions(tmp_path):
     ]
 
 
-def test_second_pictures_are_of_a_column_of_their_own(tmp_path):
+def test_second_pictures_have_their_own_column(tmp_path):
     left, right = ([{"bytes": many.jpeg(i), "path": "x"} for i in (k, k + 1)] for k in (0, 10))
     right[1]["bytes"] = None
     table = pa.table({"image": left, "right": right, "caption": ["a", "b"], "label": [1, 0]})
@@ -265,13 +265,13 @@ def test_flipped_bits_are_damage_that_names_the_file(tmp_path):
                 assert "train-00000.parquet" in str(error)  # noqa: PT017
 
 
-def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+def test_byte_order_mark_is_removed_from_captions(tmp_path):
     table = pa.table({"image": [many.jpeg(0)], "caption": ["\ufeffa cat"], "b": [["\ufeffa dog"]]})
     pq.write_table(table, tmp_path / "0.parquet")
     assert source(tmp_path, captions=("caption", "b"))[0]["texts"] == ("a cat", "a dog")
 
 
-def test_a_group_is_read_once_by_many_threads_and_then_let_go(tmp_path, reads):
+def test_group_is_read_once_by_many_threads_and_evicted(tmp_path, reads):
     many.write_parquet(tmp_path, [40], 4)
     read = source(tmp_path)
     threads = [threading.Thread(target=lambda: [read[i] for i in range(8)]) for _ in range(8)]
@@ -356,7 +356,7 @@ def test_flipped_bits_of_the_footer_end_no_process(tmp_path):
     assert "Definition level histogram size mismatch, " in damaged
 
 
-def test_page_checksums_are_verified_where_there_are_some(tmp_path):
+def test_existing_page_checksums_are_verified(tmp_path):
     table = many.parquet_table(range(8))
     file = tmp_path / "0.parquet"
     pq.write_table(

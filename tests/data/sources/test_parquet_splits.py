@@ -96,7 +96,7 @@ A data set.
 """
 
 
-def test_readme_says_which_files_are_a_split(tmp_path):
+def test_readme_lists_the_files_of_a_split(tmp_path):
     write(tmp_path, {"data/a-0.parquet": 2, "data/b-0.parquet": 1, "data/b-1.parquet": 2})
     readme = tmp_path / "README.md"
     readme.write_text(README.format(first="default", more=""))

@@ -20,7 +20,7 @@ def source(path, **settings):
     return TarSource(WebDatasetConfig(path=str(path), **settings))
 
 
-def test_the_index_is_kept_and_built_again_where_a_tar_has_changed(tmp_path, monkeypatch):
+def test_index_is_kept_until_a_tar_changes(tmp_path, monkeypatch):
     many.write_tars(tmp_path, [2, 2])
     first = source(tmp_path)
     (index,) = tmp_path.glob("INDEX-*")
@@ -69,7 +69,7 @@ def test_every_flipped_bit_of_an_index_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_a_damaged_index_is_built_again_and_the_log_says_so(tmp_path, caplog, copied):
+def test_damaged_index_is_built_again_with_a_warning(tmp_path, caplog, copied):
     many.write_tars(tmp_path, [2, 1])
     path = str(tmp_path)
     if copied:
@@ -91,7 +91,7 @@ def test_a_damaged_index_is_built_again_and_the_log_says_so(tmp_path, caplog, co
         assert index.read_bytes() == good
 
 
-def test_an_index_of_before_there_were_checksums_is_built_again_and_the_run_goes_on(tmp_path):
+def test_index_without_checksum_is_built_again_and_the_run_resumes(tmp_path):
     """A run compares the fingerprint of its data, which does not change with the index's form."""
     many.write_tars(tmp_path, [2])
     before = source(tmp_path)
@@ -116,7 +116,7 @@ def test_copies_have_the_same_fingerprint(tmp_path):
     assert source(tmp_path / "a", captions=("caption",)).fingerprint not in prints
 
 
-def test_where_the_tars_are_cannot_be_written_to_the_index_is_elsewhere(tmp_path, monkeypatch):
+def test_index_is_in_the_cache_folder_if_the_tars_are_read_only(tmp_path, monkeypatch):
     many.write_tars(tmp_path, [3])
     write = storage.write
 
@@ -134,7 +134,7 @@ def test_where_the_tars_are_cannot_be_written_to_the_index_is_elsewhere(tmp_path
     assert source(tmp_path, cache_folder=str(cache))[1]["texts"] == ("green circle",)
 
 
-def test_an_index_that_lies_reads_nothing_else(tmp_path):
+def test_wrong_index_reads_no_bytes_outside_the_tar(tmp_path):
     many.write_tars(tmp_path, [2])
     source(tmp_path)
     (path,) = tmp_path.glob("INDEX-*")
@@ -166,7 +166,7 @@ def test_tars_in_a_store_are_read_in_parts(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_the_index_of_a_store_is_fetched_and_not_built(tmp_path, monkeypatch):
+def test_index_in_a_store_is_fetched(tmp_path, monkeypatch):
     many.write_tars(tmp_path, [3])
     storage.write("memory://fetched/00000.tar", (tmp_path / "00000.tar").read_bytes())
     first = source("memory://fetched", cache_folder=str(tmp_path / "one"))
@@ -227,7 +227,7 @@ def test_a_tar_that_changed_in_between_is_read_again(tmp_path, monkeypatch):
     assert read[2 * int(tar.stem)]["image"] == many.jpeg(7)
 
 
-def test_an_index_that_another_host_finished_first_is_taken(tmp_path, monkeypatch):
+def test_index_finished_by_another_host_is_used(tmp_path, monkeypatch):
     many.write_tars(tmp_path, [2, 2, 2])
     scan, scanned = tar_index.scan, []
 
@@ -247,7 +247,7 @@ def test_an_index_that_another_host_finished_first_is_taken(tmp_path, monkeypatc
     assert [read[i]["image"] for i in range(6)] == [many.jpeg(i) for i in range(6)]
 
 
-def test_an_error_that_passes_costs_no_other_hosts_work(tmp_path, monkeypatch):
+def test_temporary_error_keeps_the_parts_of_other_hosts(tmp_path, monkeypatch):
     """What a store says once, in an error of its own, about an index that is there and old."""
     many.write_tars(tmp_path, [2, 2, 2, 2])
     source(tmp_path)

@@ -60,7 +60,7 @@ def test_pictures_with_a_class_and_no_caption(tmp_path):
         (b"1" * 2_000_000, "cls of 2000000 bytes"),
     ],
 )
-def test_a_class_that_is_missing_or_damaged_costs_its_record(tmp_path, label, reason):
+def test_missing_or_damaged_class_rejects_its_record(tmp_path, label, reason):
     read = source(write(tmp_path, [b"2", label, b"1"]), label=".cls")
     assert [read[i]["label"] for i in (0, 2)] == [2, 1]
     with pytest.raises(RecordError, match=rf"0.tar, s1: .*{reason}"):
@@ -90,7 +90,7 @@ def test_a_vector_of_several_classes_gives_their_names(tmp_path, kind):
     assert "label" not in read[0]
 
 
-def test_the_name_of_a_class_can_be_the_caption(tmp_path):
+def test_class_name_as_caption(tmp_path):
     folder = write(tmp_path, [b"2", b"-1", b"3", b"0"])
     read = source(folder, captions=(".cls",), label=".cls")
     assert [read[i]["texts"] for i in (0, 1, 3)] == [("hot air balloon",), (), ("cat",)]
@@ -122,7 +122,7 @@ ASKS_FOR_MUCH = npy([0, 1, 0]).replace(b"(3,), }           ", b"(999999999999,),
         npy(1),
     ],
 )
-def test_a_vector_that_is_missing_or_damaged_costs_its_record(tmp_path, data):
+def test_missing_or_damaged_vector_rejects_its_record(tmp_path, data):
     labels = [npy([0, 1, 0]), data, npy([1, 0, 0])]
     read = source(write(tmp_path, labels, ending="npy"), captions=(".npy",))
     assert [read[i]["texts"] for i in (0, 2)] == [("dog",), ("cat",)]
@@ -137,7 +137,7 @@ def test_an_array_alone_is_no_example(tmp_path):
     assert [read[i]["texts"] for i in range(len(read))] == [("red circle",)]
 
 
-def test_labels_that_stand_apart_from_their_pictures_are_put_together(tmp_path):
+def test_separated_labels_are_joined_with_their_pictures(tmp_path):
     members = [(f"{i}.webp", many.jpeg(i)) for i in range(3)]
     members += [(f"{i}.cls", str(2 - i).encode()) for i in range(3)]
     members += [(f"{i}.npy", npy(np.eye(3)[i])) for i in range(3)]
@@ -148,7 +148,7 @@ def test_labels_that_stand_apart_from_their_pictures_are_put_together(tmp_path):
     assert [read[i]["texts"] for i in range(3)] == [(name,) for name in NAMES]
 
 
-def test_settings_that_do_not_fit_say_which_do(tmp_path):
+def test_settings_errors_list_valid_values(tmp_path):
     folder = write(tmp_path, [b"0", b"1"], names=None)
     with pytest.raises(ConfigError, match=r"no KEY.txt.*set data.webdataset.label = '.cls'"):
         source(folder)

@@ -26,7 +26,7 @@ def by_tarfile(path):
         return {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
 
 
-def test_every_example_is_what_tarfile_finds(tmp_path):
+def test_examples_match_tarfile(tmp_path):
     many.write_tars(tmp_path, [3, 0, 5])
     read = source(tmp_path)
     expected = []
@@ -115,7 +115,7 @@ def damaged(tmp_path, change, count=4):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "txt", "json"])
-def test_a_damaged_header_costs_one_example(tmp_path, ending):
+def test_damaged_header_loses_one_example(tmp_path, ending):
     def change(data, members):
         data[members[f"000000001.{ending}"].offset] ^= 0xFF
         return data
@@ -133,7 +133,7 @@ def test_a_damaged_header_costs_one_example(tmp_path, ending):
 
 @pytest.mark.parametrize("length", [512, 4096, 1 << 17])
 @pytest.mark.parametrize("where", ["000000003.jpg", "000000003.json", "000000000.jpg"])
-def test_zeros_in_the_middle_cost_what_they_cover_and_are_named(tmp_path, where, length):
+def test_zeros_in_the_middle_lose_the_covered_examples(tmp_path, where, length):
     """Of a file that was preallocated and written in part, or after a crash."""
     covered = set()
 
@@ -155,7 +155,7 @@ def test_zeros_in_the_middle_cost_what_they_cover_and_are_named(tmp_path, where,
     assert len(whole) < 40 or where.endswith("json")
 
 
-def test_a_tar_of_nothing_but_zeros_was_never_written(tmp_path):
+def test_tar_of_zeros_is_damaged(tmp_path):
     (tmp_path / "0.tar").write_bytes(bytes(3 << 20))
     with pytest.raises(DatasetError, match="byte 0: 3145728 bytes of zeros"):
         source(tmp_path)
@@ -189,7 +189,7 @@ def test_damage_leaves_the_next_example_its_captions(tmp_path):
         read[1]
 
 
-def test_pictures_whose_names_have_two_dots_are_named_or_are_second_ones(tmp_path):
+def test_pictures_with_two_dots_are_damaged_or_ignored(tmp_path):
     members = [("IMG.06.3.jpg", many.jpeg(0)), ("IMG.06.3.txt", b"a"), ("IMG.06.4.png", b"x")]
     members += [("1.depth.png", b"x"), *many.sample(1, key="1"), ("1.seg.PNG", b"x")]
     members += [("2.gif", many.jpeg(2)), ("2.txt", b"c"), ("3.tiff", many.jpeg(3)), ("3.txt", b"d")]
@@ -233,7 +233,7 @@ def test_captions_without_a_picture_are_named(tmp_path):
     assert read[2]["image"] == many.jpeg(2)
 
 
-def test_what_is_no_tar_is_refused(tmp_path):
+def test_files_that_are_not_tars_are_refused(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
     with pytest.raises(DatasetError, match=r"0.tar cannot be used: it is compressed"):
         source(tmp_path)
@@ -291,7 +291,7 @@ def test_shadow_files_of_macos_are_no_pictures_and_part_no_examples(tmp_path):
     assert [x["texts"] for x in found] == [(many.caption(i),) for i in range(3)]
 
 
-def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+def test_byte_order_mark_is_removed_from_captions(tmp_path):
     mark = b"\xef\xbb\xbf"
     fields = json.dumps({"caption": "a cat", "alt": ["\ufeffa dog"]}).encode()
     members = [("0.jpg", many.jpeg(0)), ("0.txt", mark + b"a cat\r\n"), ("0.json", mark + fields)]
@@ -300,7 +300,7 @@ def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
     assert source(tmp_path, captions=("caption", "alt"))[0]["texts"] == ("a cat", "a dog")
 
 
-def test_members_that_do_not_stand_together_are_put_together(tmp_path, caplog):
+def test_separated_members_are_joined(tmp_path, caplog):
     """As `tar cf 0.tar *.jpg *.json *.txt` writes them."""
     samples = [m for i in range(20) for m in many.sample(i)]
     apart = sorted(samples, key=lambda member: member[0].rpartition(".")[2])
@@ -314,7 +314,7 @@ def test_members_that_do_not_stand_together_are_put_together(tmp_path, caplog):
     assert [labels[i]["label"] for i in range(20)] == [i % 3 for i in range(20)]
 
 
-def test_members_that_may_belong_to_several_examples_belong_to_none(tmp_path, caplog):
+def test_ambiguous_members_are_not_joined(tmp_path, caplog):
     again = [
         (name, many.jpeg(9)) if name.endswith("jpg") else (name, b"9") for name, _ in many.sample(0)
     ]
@@ -329,9 +329,7 @@ def test_members_that_may_belong_to_several_examples_belong_to_none(tmp_path, ca
 
 @pytest.mark.parametrize("count", [79, 1200])  # more than are looked at when the tars are opened
 @pytest.mark.parametrize("reason", ["other members of the same name", "it has no picture in this"])
-def test_captions_that_belong_to_no_picture_are_counted_where_there_is_no_other(
-    tmp_path, count, reason
-):
+def test_captions_without_a_picture_are_counted(tmp_path, count, reason):
     pictures = [(f"{i}.jpg", many.jpeg(i % 250)) for i in range(count)]
     texts = [(f"{i}.txt", b"c") for i in range(count)]
     members = [pictures, texts]
@@ -345,7 +343,7 @@ def test_captions_that_belong_to_no_picture_are_counted_where_there_is_no_other(
         source(tmp_path)
 
 
-def test_pictures_of_one_name_are_counted_with_their_captions(tmp_path, caplog):
+def test_repeated_names_are_counted_with_their_captions(tmp_path, caplog):
     """79 pictures and then 79 captions, all of the same name: one pair stands together."""
     members = [("img.jpg", many.jpeg(i)) for i in range(79)] + [("img.txt", b"c")] * 79
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
@@ -387,7 +385,7 @@ def with_pax(name, data, record):
         b"99 path=short.jpg\n",
     ],
 )
-def test_a_pax_header_that_cannot_be_read_costs_its_member(tmp_path, record):
+def test_damaged_pax_header_loses_its_member(tmp_path, record):
     hostile = with_pax("000000001.jpg", many.jpeg(1), record)
     rest = many.tar_bytes([m for i in (1, 2) for m in many.sample(i)][1:])
     first = many.tar_bytes(many.sample(0))

@@ -29,7 +29,7 @@ def source(folder, **settings):
     return TfdsSource(TfdsConfig(builder_dir=folder, **{"captions": ("title",), **settings}))
 
 
-def test_every_example_is_what_tfds_finds(folder):
+def test_examples_match_tfds(folder):
     read = source(folder, captions=("title", "captions.text"), label="label")
     own = tfds.builder_from_directory(folder).as_data_source("train")
     assert len(read) == len(own) == COUNT
@@ -81,7 +81,7 @@ def test_by_name(folder):
     assert read.name == "drawings/1.0.0/train"
 
 
-def test_what_cannot_be_opened(folder, tmp_path):
+def test_unreadable_data_sets(folder, tmp_path):
     for settings in ({"split": "nope"}, {"builder_dir": str(tmp_path)}):
         with pytest.raises(DatasetError, match=r"cannot be opened: .*\n.*--file_format=array_rec"):
             TfdsSource(TfdsConfig(**{"builder_dir": folder, "captions": ("title",), **settings}))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced.data.images.thumbnails import make_thumbnail
+from aced.prepare.images import make_thumbnail
 
 
 def ramp(height, width):
@@ -27,5 +27,5 @@ def test_the_whole_picture_with_its_aspect_ratio(size, expected):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 100), (32, 5000), (66, 140_000)])
-def test_none_where_it_would_be_no_smaller_or_no_jpeg(size):
+def test_no_thumbnail_if_not_smaller_or_too_long_for_jpeg(size):
     assert make_thumbnail(np.zeros((*size, 3), np.uint8), 32) is None
