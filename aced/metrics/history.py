@@ -64,3 +64,35 @@ def last_values(workdir: epath.PathLike) -> dict[str, int | float]:
     for line in read(workdir):
         values |= line
     return values
+
+
+def lost_lines(workdir: epath.PathLike, step: int | None = None) -> list[str]:
+    """Compares the files of a run with their sizes at a checkpoint, as `Writer.claim` wrote them.
+
+    Args:
+        workdir: of the run.
+        step: of the checkpoint, the newest that has a claim; None: whichever that is.
+
+    Returns:
+        A sentence for each file that has lost lines.
+    """
+    folder = epath.Path(workdir)
+    claims = folder / CLAIMS_FILE
+    claimed = jsonl.at(claims, 1.0, ("step",)) or {}
+    if not claimed and (step is None or not jsonl.size(claims)):
+        return []  # the run is older than claims
+    if step not in (None, claimed.get("step")):
+        return [
+            f"{claims} does not say how many lines checkpoint {step} came with, so that some of "
+            f"{FILE} and {PICKS_FILE} may be lost."
+        ]
+    messages = []
+    for name in (FILE, PICKS_FILE):
+        if (lost := claimed.get(name, 0) - jsonl.size(folder / name)) > 0:
+            last = (jsonl.at(folder / name, 1.0, ("step",)) or {"step": "none"})["step"]
+            messages.append(
+                f"{folder / name} has lost lines: {lost} bytes fewer than when checkpoint "
+                f"{claimed['step']} was saved; its last line is of step {last}. A full disk, a "
+                "power cut or another process may have done that."
+            )
+    return messages

@@ -9,6 +9,8 @@ import contextlib
 import json
 import mmap
 import os
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ Line = dict[str, Any]
 _PART_BYTES = 4_000_000  # size at which a part is complete
 _BLOCK_BYTES = 1 << 20
 _SHOWN_BYTES = 80  # of a skipped line, in the warning
+_CHECKSUM = b', "crc32": "'  # of the line without this entry
+_ENDING = re.compile(rb'"[0-9a-f]{8}"}$')  # of a line with a checksum, whatever its name has become
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -37,6 +41,11 @@ def parts(path: epath.Path) -> list[epath.Path]:
     while files and _part(path, len(files)).exists():
         files.append(_part(path, len(files)))
     return files
+
+
+def size(path: epath.Path) -> int:
+    """The bytes in all parts of a file."""
+    return sum(part.stat().length for part in parts(path))
 
 
 def _part(path: epath.Path, number: int) -> epath.Path:
@@ -61,11 +70,24 @@ def _lines(part: epath.Path, keys: Sequence[str]) -> Iterator[Line]:
 
 
 def _parse(data: bytes, keys: Sequence[str]) -> Line:
-    line = own_files.parse(data)
+    line = own_files.parse(_checked(data))
     for key in keys:
         if key not in line:
             raise own_files.UnreadableError(f"it has no {key!r}")
     return line
+
+
+def _checked(data: bytes) -> bytes:
+    """The line without its checksum; older lines have none."""
+    start, mark, checksum = data.rpartition(_CHECKSUM)
+    content = start + b"}" if mark else data
+    if checksum != _ending(content) if mark else _ENDING.search(data):
+        raise own_files.UnreadableError("its content is not that of its checksum: it was changed")
+    return content
+
+
+def _ending(content: bytes) -> bytes:
+    return b'%08x"}' % zlib.crc32(content)
 
 
 def _warn_skipped(
@@ -179,9 +201,14 @@ def _cut(part: epath.Path, size: int) -> None:
         os.truncate(part, size)
 
 
-def dumps(lines: Sequence[Line]) -> str:
-    """`lines` as JSON Lines. Raises a ValueError for non-finite numbers, which JSON lacks."""
-    return "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines)
+def dumps(lines: Sequence[Line]) -> bytes:
+    """`lines`, none of them empty, as JSON Lines; the last entry of each is its checksum.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot express.
+    """
+    contents = [json.dumps(line, allow_nan=False).encode() for line in lines]
+    return b"".join(x[:-1] + _CHECKSUM + _ending(x) + b"\n" for x in contents)
 
 
 class Lines:
@@ -214,7 +241,7 @@ class Lines:
         Raises:
             OSError: the lines could not be written.
         """
-        added = dumps(lines).encode()
+        added = dumps(lines)
         if self._remote:
             is_done = len(self._data) >= _PART_BYTES
             data = added if is_done else self._data + added

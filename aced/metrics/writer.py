@@ -19,7 +19,7 @@ from absl import logging
 from etils import epath
 from jaxtyping import Int
 
-from aced.metrics import jsonl
+from aced.metrics import history, jsonl
 from aced.metrics.history import CLAIMS_FILE, FILE, PICKS_FILE
 
 _REMOTE_SECONDS = 30.0  # between uploads to an object store, each of which rewrites a part
@@ -81,7 +81,8 @@ class Writer:
         self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)
         self._sinks = {name: jsonl.Lines(folder / name) for name in names}
         if step is not None:
-            self._report_lost(folder, step)
+            for message in history.lost_lines(folder, step):
+                logging.error("%s The run continues; what is missing stays missing.", message)
         # Imported here because tensorboardX is slow to import.
         from aced.metrics import tensorboard
 
@@ -149,36 +150,11 @@ class Writer:
         line = {"step": int(step)}
         for name in (FILE, PICKS_FILE):
             waiting = jsonl.dumps(self._pending[name])
-            line[name] = self._sinks[name].size + len(waiting.encode())
+            line[name] = self._sinks[name].size + len(waiting)
             self._succeeds(name, self._sinks[name].sync)
         self._pending[CLAIMS_FILE].append(line)
         self.flush()
         self._succeeds(CLAIMS_FILE, self._sinks[CLAIMS_FILE].sync)
-
-    def _report_lost(self, folder: epath.Path, step: int) -> None:
-        """Compares the files with their sizes at the checkpoint of `step`."""
-        claimed = jsonl.at(folder / CLAIMS_FILE, 1.0, ("step",)) or {}
-        if not claimed and not self._sinks[CLAIMS_FILE].size:
-            return  # the run is older than claims
-        if claimed.get("step") != step:
-            logging.error(
-                "%s does not say how many lines checkpoint %d came with, so that some of %s and %s "
-                "may be lost.", folder / CLAIMS_FILE, step, FILE, PICKS_FILE,
-            )  # fmt: skip
-            return
-        for name in (FILE, PICKS_FILE):
-            lost = claimed.get(name, 0) - self._sinks[name].size
-            if lost > 0:
-                last = (jsonl.at(folder / name, 1.0, ("step",)) or {"step": "none"})["step"]
-                logging.error(
-                    "%s has lost lines: %d bytes fewer than when checkpoint %d was saved; its last "
-                    "line is of step %s. A full disk, a power cut or another process may have done "
-                    "that. The run continues; what is missing stays missing.",
-                    folder / name,
-                    lost,
-                    step,
-                    last,
-                )
 
     def _succeeds(self, name: str, work: Callable[[], None]) -> bool:
         """Whether `work` on the file `name` succeeds. Logs errors instead of raising them."""

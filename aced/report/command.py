@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from aced.bounds import NonNegativeInt
@@ -71,6 +72,9 @@ def report(folders: Sequence[str], config: ReportConfig) -> str:
     parts = [page.table("Runs", ["run", *titles], [[name, *row] for name, row in cells.items()])]
     if others:
         parts.append(f"<p>No workdirs of runs: {page.escape(', '.join(others))}</p>")
+    for message in (m for run in runs.values() for m in history.lost_lines(run.folder)):
+        logging.warning("%s", message)
+        parts.append(f"<p>{page.escape(message)}</p>")
     parts.append(page.table("Settings that differ", ["setting", *runs], _differing(runs)))
     parts.append("<h2>Curves</h2>")
     lines = {name: run.lines for name, run in runs.items()}

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -60,6 +61,7 @@ def test_lines_hold_the_step_its_costs_and_the_values(tmp_path):
     writer.close()
     (line,) = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert line.pop("wall/seconds") >= 0
+    assert re.fullmatch("[0-9a-f]{8}", line.pop("crc32"))
     assert line == {
         "step": 3,
         "examples_trained": 12,
@@ -117,6 +119,25 @@ def test_the_picks_of_a_step_are_written_once(tmp_path):
             writer.flush()
     picks = jsonl.read(epath.Path(tmp_path / history.PICKS_FILE))
     assert picks == [{"step": step, "ids": [step, 7]} for step in (1, 2, 5)]
+
+
+def test_every_flipped_bit_of_a_line_is_found_or_changes_nothing(tmp_path):
+    path = epath.Path(tmp_path / "picks.jsonl")
+    lines = [{"step": 1, "ids": [3, 141]}, {"step": 2, "ids": [59, 2]}]
+    data = jsonl.dumps(lines)
+    for place in range(len(data)):
+        for bit in range(8):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+            kept = jsonl.read(path)
+            assert len(kept) < 2
+            assert all(line in lines for line in kept)
+
+
+def test_lines_without_checksums_are_read(tmp_path):
+    lines = [{"step": 1, "ids": [3]}, {"step": 2, "note": "Infinity"}]
+    path = epath.Path(tmp_path / "picks.jsonl")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert jsonl.read(path) == lines
 
 
 def test_new_run_drops_all_lines(tmp_path):

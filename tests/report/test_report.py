@@ -1,6 +1,7 @@
 """The page of several runs: its numbers, its curves, and that its pictures are the ones chosen."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from aced.checkpoints import record
 from aced.config import ConfigError
 from aced.data import pipeline
 from aced.data.sources import open_source
+from aced.files import own_files
 from aced.metrics import history
 from aced.report import chosen, command, curves
 from aced.report.command import ReportConfig
@@ -123,14 +125,26 @@ def test_page_without_images_if_data_are_missing(runs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [history.FILE, history.PICKS_FILE])
+def test_page_names_files_that_lost_lines(runs, tmp_path, name):
+    shutil.copytree(runs / "hard", tmp_path / "run")
+    file = tmp_path / "run" / name
+    assert "has lost lines" not in command.report([str(file.parent)], ReportConfig(pictures=0))
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:2]))
+    page = Reader(command.report([str(file.parent)], ReportConfig(pictures=0))).text
+    assert re.search(rf"{file} has lost lines: \d+ bytes fewer than when checkpoint 5 was", page)
+    assert "its last line is of step 2." in page
+
+
+@pytest.mark.slow
 def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     for file in (record.FILE, history.FILE, history.PICKS_FILE):
         (folder / file).write_text((runs / "hard" / file).read_text())
-    text = (folder / record.FILE).read_text()
-    fingerprint = record.read(epath.Path(folder)).data
-    (folder / record.FILE).write_text(text.replace(fingerprint, "of other data"))
+    content = own_files.loads((folder / record.FILE).read_bytes())
+    content["data_fingerprint"] = "of other data"
+    (folder / record.FILE).write_bytes(own_files.dumps(content))
     page = Reader(command.report([str(folder)], ReportConfig())).text
     assert "No pictures: shapes/train is not what the run of" in page
     (folder / history.PICKS_FILE).write_text("")
