@@ -95,8 +95,8 @@ def test_a_run_that_ends_before_the_first_traced_step_warns(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"profile.steps": -1}, r"config.profile: profile.steps must be .* got -1"),
-        ({"profile.skip": 0}, r"config.profile: profile.skip must be at least 1"),
+        ({"profile.steps": -1}, r"config.profile.steps must be at least 0, got -1"),
+        ({"profile.skip": 0}, r"config.profile.skip must be at least 1, got 0"),
         ({"profile.steps": "100:110"}, r"config.profile.steps must be int, got '100:110'"),
     ],
 )
