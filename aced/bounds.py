@@ -1,5 +1,6 @@
 """Types of settings that have bounds, and the check of a value by its type."""
 
+import itertools
 import math
 import operator
 import types
@@ -19,6 +20,10 @@ ProperFraction = Annotated[float, Interval(ge=0, lt=1)]
 Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
 NonEmpty = Annotated[str, MinLen(1)]
 
+PositiveOrInfinite = Annotated[float, Interval(gt=0, le=math.inf)]
+NonNegativeOrInfinite = Annotated[float, Interval(ge=0, le=math.inf)]
+
+_INFINITE = (math.inf, -math.inf)
 _BOUNDS = {  # the name of the bound in its class, what it asks of a value, in words
     Gt: ("gt", operator.gt, "above"),
     Ge: ("ge", operator.ge, "at least"),
@@ -28,15 +33,20 @@ _BOUNDS = {  # the name of the bound in its class, what it asks of a value, in w
 
 
 class OneOf:
-    """The names in a table, as the table is when a value is checked: users may add to it."""
+    """The names in tables, as these are when a value is checked: users may add to them."""
 
-    def __init__(self, table: Iterable[str]):
-        self.table = table
+    def __init__(self, *tables: Iterable[str]):
+        self._tables = tables
+
+    def names(self) -> tuple[str, ...]:
+        """All names, in their order."""
+        return tuple(itertools.chain(*self._tables))
 
 
 def describe(hint: Any) -> str:
     """Returns the bounds of a type in words, "at least 0 and below 1"; "" where it has none."""
-    return " and ".join(f"{words} {bound}" for words, _, bound in _bounds(hint))
+    finite = (f"{words} {bound}" for words, _, bound in _bounds(hint) if bound not in _INFINITE)
+    return " and ".join(finite)
 
 
 def wrong(hint: Any, value: Any, name: str) -> str | None:
@@ -55,19 +65,19 @@ def wrong(hint: Any, value: Any, name: str) -> str | None:
     if origin is Annotated:
         if any(isinstance(item, MinLen) and len(value) < item.min_length for item in args[1:]):
             return f"{name} is empty; set it."
-        for names in (tuple(item.table) for item in args[1:] if isinstance(item, OneOf)):
+        for names in (item.names() for item in args[1:] if isinstance(item, OneOf)):
             if value not in names:
                 return f"{name} must be {' or '.join(map(repr, names))}, got {value!r}."
         bounds = list(_bounds(hint))
         if not all(holds(value, bound) for _, holds, bound in bounds):
             return f"{name} must be {describe(hint)}, got {value!r}."
-        if bounds and math.isinf(value) and all(value != bound for *_, bound in bounds):
+        if bounds and value in _INFINITE and all(value != bound for *_, bound in bounds):
             return f"{name} must be {describe(hint)} and finite, got {value!r}."
         return wrong(args[0], value, name)
     if origin in (typing.Union, types.UnionType):
         found = [wrong(inner, value, name) for inner in args if inner is not types.NoneType]
         return found[0] if all(found) else None
-    if origin is Literal and value not in args:
+    if origin is Literal and not any(value == x and type(value) is type(x) for x in args):
         return f"{name} must be {' or '.join(map(repr, args))}, got {value!r}."
     if origin is tuple:
         inner = args[:1] * len(value) if args[-1] is Ellipsis else args

@@ -26,7 +26,9 @@ def running(place: str) -> Iterator[None]:
     except KeyboardInterrupt:
         from aced.parallel.preemption import INTERRUPTED  # imports JAX, which takes seconds
 
-        logging.warning("Interrupted; start the same command again to resume from what was saved.")
+        logging.warning(
+            "Interrupted; the same command resumes from what was saved, if anything was."
+        )
         sys.exit(INTERRUPTED)
     except Exception as error:
         if (message := errors.message(error, place)) is None:

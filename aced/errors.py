@@ -35,7 +35,8 @@ _NEXT = {
     errno.EMFILE: "Allow this process more open files: ulimit -n 65536",
     errno.ENFILE: "Close other programs, or let the system have more open files: fs.file-max",
 }
-_PHRASES = {os.strerror(number): number for number in _NEXT}
+# Messages of a missing file are not searched for: libraries quote those of their own files.
+_PHRASES = {os.strerror(number): number for number in _NEXT if number != errno.ENOENT}
 
 
 def message(error: BaseException, place: str) -> str | None:
@@ -59,7 +60,9 @@ def message(error: BaseException, place: str) -> str | None:
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error with its causes, and the members of a group with theirs."""
-    while error is not None:
+    seen: set[int] = set()  # an error may be its own cause
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         if isinstance(error, BaseExceptionGroup):
             for member in error.exceptions:
@@ -75,7 +78,16 @@ def _number(error: BaseException) -> int | None:
 
 
 def _quoted(error: BaseException) -> int | None:
-    text = str(error)
+    """The errno that an input or output library quotes at the end of its message.
+
+    Errors of other kinds, and those of XLA, are left alone: their text may quote a system's message
+    about a file that is not the user's.
+    """
+    library = type(error).__module__.partition(".")[0]
+    is_quoting = isinstance(error, RuntimeError | ValueError | OSError) or library == "safetensors"
+    if not is_quoting or library in ("jax", "jaxlib"):
+        return None
+    text = str(error).strip().rpartition("\n")[2]
     return next((number for phrase, number in _PHRASES.items() if phrase in text), None)
 
 

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     """Flags -> config -> loop.run."""
     import jax
 
-    from aced.report import command
+    from aced.report.command import write_pictures
     from aced.train import loop, summary
     from aced.train.config import parse
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         if jax.process_index() == 0:
             print(summary.table(folder))
             if parse(_CONFIG.value).method.selects:
-                print(f"What was chosen, in pictures: {command.write_pictures(folder)}")
+                print(f"What was chosen, in pictures: {write_pictures(folder)}")
             print(f"The run is in {folder}. Curves: python -m aced.report {folder}")
 
 

@@ -17,10 +17,11 @@ from jaxtyping import Float
 
 from aced import command, flag_settings
 from aced.checkpoints import record
-from aced.config import ConfigError, expand, flatten, from_config
+from aced.config import ConfigError, expand, flatten
 from aced.evaluators import suites
 from aced.files import storage
 from aced.flag_settings import FlagSettings, setting
+from aced.methods import METHODS
 from aced.metrics import history
 from aced.train import summary
 from aced.train.config import TrainConfig
@@ -116,10 +117,11 @@ def _check_alike(runs: Sequence[epath.Path], records: Sequence[record.Record]) -
         | {"the data's fingerprint": item.data, "the frozen models and tokenizers": item.models}
         for item in records
     ]
-    first, changeable = everything[0], from_config(TrainConfig, records[0].settings)
+    first = everything[0]
+    method = METHODS[first["method.name"]][0]
     for run, settings in zip(runs, everything, strict=True):
         for key in sorted(settings.keys() | first.keys()):
-            counts = key.startswith("evals.") or not record.may_change(changeable, key)
+            counts = key.startswith("evals.") or not record.may_change(TrainConfig, method, key)
             if counts and key != "seed" and settings.get(key) != first.get(key):
                 raise ConfigError(
                     f"{run} differs from {runs[0]} in more than the seed: {key} is "

@@ -39,12 +39,13 @@ class Bounded(Checked):
         ({"every": -3}, "every must be at least 1, got -3."),
         ({"rate": math.nan}, "rate must be at least 0, got nan."),
         ({"rate": math.inf}, "rate must be at least 0 and finite, got inf."),
-        ({"limit": math.nan}, "limit must be above 0 and at most inf, got nan."),
+        ({"limit": math.nan}, "limit must be above 0, got nan."),
         ({"share": 1.0}, "share must be at least 0 and below 1, got 1.0."),
         ({"std": (1.0, 0.0)}, "std[1] must be above 0, got 0.0."),
         ({"rules": (("x", 1.0), ("y", -1.0))}, "rules[1][1] must be at least 0, got -1.0."),
         ({"names": ()}, "names is empty; set it."),
         ({"kind": "c"}, "kind must be 'a' or 'b', got 'c'."),
+        ({"steps": -(10**400)}, f"steps must be at least 1, got {-(10**400)}."),
         ({"rate": 2.0}, "rate must be at most steps."),
     ],
 )
@@ -64,6 +65,12 @@ def test_values_within_bounds():
     made = Bounded(steps=1, every=None, limit=math.inf, share=0.0, kind=None)
     assert (made.limit, made.kind) == (math.inf, None)
     assert from_config(Bounded, {"every": 2, "limit": math.inf}).every == 2
+
+
+def test_a_choice_has_the_type_of_its_alternative():
+    assert bounds.wrong(Literal[1, 2], True, "pictures") == "pictures must be 1 or 2, got True."
+    assert bounds.wrong(Literal[1, 2], 2.0, "pictures") == "pictures must be 1 or 2, got 2.0."
+    assert bounds.wrong(Literal[1, 2], 2, "pictures") is None
 
 
 @dataclasses.dataclass(frozen=True)

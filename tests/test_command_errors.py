@@ -211,18 +211,43 @@ def test_the_message_names_place_reason_and_next_step(error, message):
     assert errors.message(error, "--out=here").startswith(message)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("No such luck"), KeyError("device")])
+class JaxRuntimeError(RuntimeError):
+    __module__ = "jax.errors"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("No such luck"),
+        KeyError("device"),
+        KeyError("Permission denied"),
+        AssertionError("a mistake: File exists"),
+        JaxRuntimeError("INTERNAL: Permission denied: ptxas"),
+        RuntimeError("OSError: [Errno 17] File exists\n  in a worker\nTypeError: None + 1"),
+    ],
+)
 def test_other_errors_show_where_they_happened(error):
     assert errors.message(error, "--out=here") is None
     with pytest.raises(type(error)), command.running("--out=here"):
         raise error
 
 
+def test_libraries_that_are_missing_are_not_files_of_the_user():
+    error = OSError("libcudnn.so.9: cannot open shared object file: No such file or directory")
+    assert errors.message(error, "--out=here") == f"--out=here: {error}"
+
+
+def test_an_error_that_is_its_own_cause():
+    error = KeyError("a")
+    error.__cause__ = error
+    assert errors.message(error, "--out=here") is None
+
+
 def test_ctrl_c_ends_with_its_code(caplog):
     with pytest.raises(SystemExit) as stop, command.running("--out=here"):
         raise KeyboardInterrupt
     assert stop.value.code == 130
-    assert "start the same command again" in caplog.text
+    assert "the same command resumes from what was saved, if anything was" in caplog.text
 
 
 @pytest.mark.parametrize("name", [*WRITERS, *READERS])

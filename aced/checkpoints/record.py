@@ -48,8 +48,9 @@ def check(
     lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
     # A setting that there was not yet, and that is not used: what it leaves alone is as it was.
     unset = set(_unset(settings)) - then.keys()
+    classes = type(settings), type(settings.method)
     serious = [
-        line for key, line in lines.items() if key not in unset and not may_change(settings, key)
+        line for key, line in lines.items() if key not in unset and not may_change(*classes, key)
     ]
     if serious:
         raise ConfigError(
@@ -95,7 +96,7 @@ def read(folder: epath.Path) -> Record:
     return Record(found, data, models)
 
 
-def may_change(settings: Any, key: str) -> bool:
+def may_change(cls: type, method: type, key: str) -> bool:
     """Whether a setting may differ when a run goes on: its field, or one that holds it, has that.
 
     `MayChange` is for what changes neither the examples of a step nor what is made of them, for
@@ -103,17 +104,17 @@ def may_change(settings: Any, key: str) -> bool:
     moves the learning rate from there on, but extending a run is what people do.
 
     Args:
-        settings: the dataclass of the present settings.
-        key: the path of a setting; that of a mapping's member need not be there now.
+        cls: the dataclass of a run's settings.
+        method: the dataclass of the settings of its method, which is the type of `cls.method`.
+        key: the path of a setting.
     """
-    hint, value = type(settings), settings
+    hint: Any = cls
     for name in key.split("."):
         hint = optional(hint) or hint
         if typing.get_origin(hint) is dict:
-            hint, value = typing.get_args(hint)[1], value.get(name) if value else None
+            hint = typing.get_args(hint)[1]
         elif dataclasses.is_dataclass(hint):
-            cls = type(value) if dataclasses.is_dataclass(value) else hint  # a method's own class
-            hint, value = types_of(cls).get(name), getattr(value, name, None)
+            hint = method if (hint, name) == (cls, "method") else types_of(hint).get(name)
         if MAY_CHANGE in getattr(hint, "__metadata__", ()):
             return True
     return False

@@ -115,7 +115,7 @@ PAIRWISE: dict[str, Callable[..., Float[Array, ""]]] = {
     "softmax": softmax_kd,
     "sigmoid": sigmoid_kd,
 }
-KD = (*PAIRWISE, "feature")
+FEATURE = "feature"  # which has projections, and so a form of its own
 
 
 def distillation_loss(
@@ -129,7 +129,7 @@ def distillation_loss(
     """The average over `teachers` (name to embeddings) of the distillation loss `kind`.
 
     Args:
-        kind: one of `KD`.
+        kind: a name in `PAIRWISE`, or `FEATURE`.
         student: the learner's embeddings of n examples.
         teachers: each teacher's embeddings of the same n examples.
         projections: for "feature", each teacher's projection, from `init_projection`.
@@ -141,8 +141,9 @@ def distillation_loss(
     """
     if kind in PAIRWISE:
         return PAIRWISE[kind](student, *teachers.values(), precision=precision, form=form)
-    if kind != "feature":
-        raise ConfigError(f"Distillation kind {kind!r} is unknown; use one of {', '.join(KD)}.")
+    if kind != FEATURE:
+        known = ", ".join((*PAIRWISE, FEATURE))
+        raise ConfigError(f"Distillation kind {kind!r} is unknown; use one of {known}.")
     projections = projections or {}
     missing = [name for name in teachers if name not in projections]
     if missing or not teachers:

@@ -13,19 +13,15 @@ g = 1 and tau_max = inf give ordinary Gaussian Thompson sampling. The other poli
 
 import dataclasses
 import itertools
-import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Interval
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from aced.bounds import Fraction, NonNegativeInt, PositiveFraction, PositiveInt
+from aced.bounds import Fraction, NonNegativeInt, PositiveFraction, PositiveInt, PositiveOrInfinite
 from aced.config import Checked
-
-Limit = Annotated[float, Interval(gt=0, le=math.inf)]  # inf: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +33,14 @@ class BanditConfig(Checked):
     policy: Literal["thompson", "uniform", "fixed", "epsilon_greedy"] = "thompson"
     discount: PositiveFraction = 0.98  # g of the past at every pull; 1: stationary
     # Largest width of a posterior, for arms long not played; inf: no limit.
-    tau_max: Limit = 1.0
+    tau_max: PositiveOrInfinite = 1.0
     warm_up: PositiveInt = 1  # pulls of every arm, in turn, before anything is chosen
     epsilon: Fraction = 0.1  # epsilon_greedy: how often an arm is random
     fixed_arm: NonNegativeInt = 0  # fixed: the number of the arm
     rms_discount: PositiveFraction = 0.98  # of the running mean square that rewards are divided by
-    reward_limit: Limit = 1.0  # what they are clipped to then, both ways; inf: no limit
+    reward_limit: PositiveOrInfinite = (
+        1.0  # what they are clipped to then, both ways; inf: no limit
+    )
 
 
 @struct.dataclass

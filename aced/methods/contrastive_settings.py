@@ -8,7 +8,7 @@ from annotated_types import Interval
 from aced.bounds import NonNegativeFloat, NonNegativeInt, OneOf
 from aced.config import Checked, ConfigError, MayChange
 from aced.losses import LOSSES
-from aced.losses.distillation import KD
+from aced.losses.distillation import FEATURE, PAIRWISE
 from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
@@ -33,7 +33,7 @@ class DistillationConfig(Checked):
     """The second term of the loss. Its defaults are our choice."""
 
     weight: NonNegativeFloat = 0.0  # lambda; 0 leaves the term out
-    loss: Annotated[str, OneOf(KD)] = "softmax"
+    loss: Annotated[str, OneOf(PAIRWISE, (FEATURE,))] = "softmax"
     batch: Literal["selected", "iid"] = "selected"  # B_KD: ACIDistill or IIDistill
     # Names in method.teachers, or "reference". The losses of several are averaged, which for
     # softmax- and sigmoid-KD is the loss against their average probabilities.

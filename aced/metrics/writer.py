@@ -75,7 +75,7 @@ class Writer:
         folder = epath.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         names = (FILE, PICKS_FILE, CLAIMS_FILE)
-        for name in names:
+        for name in reversed(names):  # claims first: the files are never smaller than claimed
             jsonl.drop_after(folder / name, step)
         kept = jsonl.read(folder / FILE, ("step",))
         self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from aced.bounds import NonNegativeFloat, PositiveFloat, ProperFraction
+from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveOrInfinite, ProperFraction
 from aced.config import Checked, ConfigError
 from aced.optim import schedules
 
@@ -29,7 +29,7 @@ Rules = tuple[tuple[str, NonNegativeFloat], ...]
 
 # Matrices are recognised by name: blocks are stacked for scan, so a bias has two axes as well,
 # [layers, width]. Projections and tables of token embeddings are matrices; biases, norm scales,
-# positions, class tokens, probes, temperature and logit bias are not.
+# positions, class tokens, probes, temperature and logit bias are not., PositiveOrInfinite
 # (big_vision decays kernels alone: decay_rules = ((".*/kernel", 1.0),).)
 MATRICES = r"projections/(?!.*bias$).*|(.*/)?(kernel|embedding|token)"
 
@@ -55,7 +55,7 @@ class OptimizerConfig(Checked):
     adafactor_min_factored: int = 32  # matrices narrower than this keep their whole second moment
     adafactor_clip_rms: PositiveFloat | None = None  # clip every parameter's update to this RMS
     # Global norm of the gradient, frozen parameters left out (JEST)
-    clip_norm: PositiveFloat | None = 1.0
+    clip_norm: PositiveOrInfinite | None = 1.0
     weight_decay: NonNegativeFloat = 1e-4  # JEST, section 3
     # "schedule": decay is multiplied by lr(s) / peak, as in big_vision, where JEST's 1e-4 belongs;
     # "lr": by the learning rate, as in optax.adamw and PyTorch, where the same decay is 0.1.

@@ -15,7 +15,7 @@ from aced.prepare.captions import Columns
 
 EMBEDDED = "DirectRunner"  # in this process, without a server: see runner.py
 
-# Above, the bands of the search (near_duplicates.py) are so short that all are compared with all.
+# Above, the bands of the search (duplicates.py) are so short that all are compared with all.
 _MOST_BITS = 7
 
 

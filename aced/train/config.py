@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from aced import evaluators, methods
-from aced.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, ProperFraction
+from aced.bounds import NonNegativeInt, NonNegativeOrInfinite, PositiveInt, ProperFraction
 from aced.cache.config import CacheConfig
 from aced.checkpoints.checkpointer import CheckpointConfig
 from aced.config import Checked, ConfigError, MayChange, Settings, from_config
@@ -50,7 +50,7 @@ class TrainConfig(Checked):
     profile: MayChange[ProfileConfig] = ProfileConfig()  # steps to trace
     max_skipped_in_a_row: MayChange[PositiveInt] = 20  # non-finite steps that stop the run
     # Without a step, an evaluation or a save end the run; 0: never.
-    watchdog_minutes: MayChange[NonNegativeFloat] = 30.0
+    watchdog_minutes: MayChange[NonNegativeOrInfinite] = 30.0
     before: MayChange[dict[str, Any]] = dataclasses.field(default_factory=dict)  # finished first
     # Then embeddings to make, for caches that the method reads.
     before_caches: MayChange[dict[str, CacheConfig]] = dataclasses.field(default_factory=dict)

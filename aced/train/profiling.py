@@ -51,13 +51,20 @@ class Profiler:
             return
         if self._is_open:
             self._close()
-        else:
+            return
+        try:
             jax.profiler.start_trace(str(self._folder))
             self._is_open = True
+        except Exception as error:  # of the profiler or the disk; the run is worth more
+            logging.error("No step is traced in %s: %s", self._folder, error)
 
     def _close(self) -> None:
         self._is_open = False
-        jax.profiler.stop_trace()
+        try:
+            jax.profiler.stop_trace()
+        except Exception as error:
+            logging.error("The trace in %s could not be written: %s", self._folder, error)
+            return
         logging.info(
             "Steps from %d on are traced in %s. To look at them: pip install xprof, then "
             "xprof --logdir=%s",

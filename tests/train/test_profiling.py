@@ -73,6 +73,14 @@ def test_an_error_ends_the_trace(tmp_path):
         fail_in_step(profiler)
 
 
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "profile").write_text("a file")
+    profiler = Profiler(parse(profiled()).profile, epath.Path(tmp_path), start=0, total_steps=6)
+    with pytest.raises(RuntimeError, match="the step failed"):
+        fail_in_step(profiler)
+    assert f"{tmp_path}/profile" in caplog.text
+
+
 def test_a_trace_ends_with_the_run(tmp_path):
     settings = parse(profiled()).profile
     profiler = Profiler(settings, epath.Path(tmp_path), start=0, total_steps=3)

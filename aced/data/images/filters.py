@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aced.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
+from aced.bounds import NonNegativeInt, NonNegativeOrInfinite, PositiveInt
 from aced.config import Checked, ConfigError, MayChange
 from aced.data.images.decode import picture_size
 
@@ -16,7 +16,7 @@ class FilterConfig(Checked):
 
     min_side: NonNegativeInt = 0  # pixels of the shorter side
     # Longer side / shorter side; 3 is what img2dataset's users take.
-    max_aspect: NonNegativeFloat = 0.0
+    max_aspect: NonNegativeOrInfinite = 0.0
     min_chars: NonNegativeInt = 0  # of a caption, without space around it
     max_chars: NonNegativeInt = 0
     min_words: NonNegativeInt = 0  # of a caption, divided by space

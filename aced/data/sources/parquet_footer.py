@@ -70,17 +70,18 @@ def described(schema: "pa.Schema", column: str) -> str:
     indices = schema.get_all_field_indices(column)
     if not indices:
         return "does not exist"
-    return (
-        f"is {schema.field(indices[0]).type}"
-        if len(indices) == 1
-        else (f"is there {len(indices)} times; rename all but one of them")
-    )
+    if len(indices) > 1:
+        return f"is the name of {len(indices)} columns; rename all but one of them"
+    return f"is {schema.field(indices[0]).type}"
 
 
 def _parse(footer: bytes, tail: bytes, file_size: int, columns: Sequence[str]) -> Footer:
     library = pyarrow()
     metadata = library.parquet.read_metadata(library.BufferReader(_MARK + footer + tail))
-    without = library.parquet.ParquetFile(_WithoutPages(file_size), metadata=metadata)
+    # Looks up all columns of all groups before the first page.
+    pages = library.parquet.ParquetFile(
+        _WithoutPages(file_size), metadata=metadata, pre_buffer=True
+    )
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
     leaves = [
         number
@@ -91,12 +92,11 @@ def _parse(footer: bytes, tail: bytes, file_size: int, columns: Sequence[str]) -
     rows = [group.num_rows for group in groups]
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise ValueError("its numbers of rows are damaged")
-    sizes = []
-    for number, group in enumerate(groups):
-        for leaf in leaves:
-            with contextlib.suppress(_PageError):
-                without.reader.read_row_group(number, column_indices=[leaf], use_threads=False)
-        sizes.append(sum(group.column(leaf).total_uncompressed_size for leaf in leaves))
+    if groups:
+        with contextlib.suppress(_PageError):
+            every = list(range(len(groups)))
+            pages.reader.read_row_groups(every, column_indices=leaves, use_threads=False)
+    sizes = [sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups]
     if min(sizes, default=0) < 0:
         raise ValueError("the sizes of its columns are damaged")
     schema = metadata.schema.to_arrow_schema()

@@ -218,7 +218,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     columns = [[many.jpeg(0)], ["a circle"], ["a square"]]
     table = pa.table(columns, names=["image", "caption", "caption"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"in .*a.parquet it is there 2 times; rename all but"):
+    with pytest.raises(ConfigError, match="it is the name of 2 columns; rename all but one"):
         source(tmp_path, captions=("caption",))
 
 
