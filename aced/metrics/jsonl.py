@@ -106,7 +106,8 @@ def _warn_skipped(
 def at(path: epath.Path, place: float, keys: Sequence[str] = ()) -> Line | None:
     """The complete line at a relative position, or else the nearest one before it, or None.
 
-    The file is not read as a whole: the picks of a long run are gigabytes.
+    Lines that are skipped are named in a warning. The file is not read as a whole: the picks of a
+    long run are gigabytes.
 
     Args:
         path: the file; parts are treated as one.
@@ -118,9 +119,7 @@ def at(path: epath.Path, place: float, keys: Sequence[str] = ()) -> Line | None:
     for part, size in sizes.items():
         if 0 <= offset < size:
             with _bytes(part) as data:
-                end = (
-                    data.find(b"\n", offset) + 1 or data.rfind(b"\n") + 1
-                )  # the last line may be cut off
+                end = data.find(b"\n", offset) + 1 or len(data)  # the last line may be cut off
                 return next((line for _, line in _backwards(part, data, end, keys)), None)
         offset -= size
     return None

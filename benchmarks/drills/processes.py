@@ -12,6 +12,7 @@ import os
 import pathlib
 import pickle
 import runpy
+import shutil
 import signal
 import sys
 import tempfile
@@ -124,13 +125,16 @@ def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
         RuntimeError: it raised; the message has its traceback.
     """
-    # Not beside the arguments: the disk there may be full.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        started = Started(lambda: function(*arguments), pathlib.Path(folder) / "log")
+    # Not beside the arguments, where the disk may be full. Forks would remove a TemporaryDirectory.
+    folder = pathlib.Path(tempfile.mkdtemp())
+    try:
+        started = Started(lambda: function(*arguments), folder / "log")
         done = started.wait()
         if done.code != 0:
             raise RuntimeError(f"{function.__name__} ended with {done.code}:\n{done.text[-3000:]}")
         return started.result()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _child(work: Callable[[], Any], log: pathlib.Path, result: pathlib.Path) -> None:

@@ -133,6 +133,16 @@ def test_every_flipped_bit_of_a_line_is_found_or_changes_nothing(tmp_path):
             assert all(line in lines for line in kept)
 
 
+def test_a_last_line_that_is_cut_off_is_named(tmp_path, caplog):
+    path = epath.Path(tmp_path / "picks.jsonl")
+    data = jsonl.dumps([{"step": 1, "ids": [3]}, {"step": 2, "ids": [4]}])
+    for missing in (1, 2, 9):
+        caplog.clear()
+        path.write_bytes(data[:-missing])
+        assert jsonl.at(path, 1.0) == {"step": 1, "ids": [3]}
+        assert f"{path}, line 2 is not complete or damaged" in caplog.text
+
+
 def test_lines_without_checksums_are_read(tmp_path):
     lines = [{"step": 1, "ids": [3]}, {"step": 2, "note": "Infinity"}]
     path = epath.Path(tmp_path / "picks.jsonl")
@@ -332,7 +342,7 @@ def test_a_line_at_a_place_of_a_long_file(tmp_path, monkeypatch, torn, cuts):
     real = json.loads
     monkeypatch.setattr(jsonl.json, "loads", lambda text: parsed.append(text) or real(text))
     assert list(history.some_picks(tmp_path, (0.0, 1.0))) == [0, 29]
-    assert len(parsed) == 2
+    assert len(parsed) == 2 + bool(torn)  # one is tried, and named
     assert jsonl.at(epath.Path(tmp_path / "none.jsonl"), 0.5) is None
     (tmp_path / "empty.jsonl").write_text(torn)
     assert jsonl.at(epath.Path(tmp_path / "empty.jsonl"), 1.0) is None
