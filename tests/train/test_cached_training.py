@@ -14,6 +14,7 @@ from aced.cache import CacheError, command, description
 from aced.cache.config import CacheConfig
 from aced.config import ConfigError, to_config
 from aced.data import sources
+from aced.files import own_files
 from aced.methods.frozen import FrozenConfig
 from aced.metrics import history
 from aced.parallel import mesh as meshes
@@ -176,7 +177,7 @@ def other_settings(config, models, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(models["reference"], folder)
     file = folder / "model.json"
-    settings = json.loads(file.read_text())
+    settings = own_files.loads(file.read_bytes())
     settings["model"]["resize.mode"] = "crop"
     settings["model"]["tokenizer.length"] -= 1
     file.write_text(json.dumps(settings))
