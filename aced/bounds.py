@@ -65,9 +65,9 @@ def wrong(hint: Any, value: Any, name: str) -> str | None:
     if origin is Annotated:
         if any(isinstance(item, MinLen) and len(value) < item.min_length for item in args[1:]):
             return f"{name} is empty; set it."
-        for names in (item.names() for item in args[1:] if isinstance(item, OneOf)):
-            if value not in names:
-                return f"{name} must be {' or '.join(map(repr, names))}, got {value!r}."
+        choices = (wrong_choice(x.names(), value, name) for x in args[1:] if isinstance(x, OneOf))
+        if message := next(filter(None, choices), None):
+            return message
         bounds = list(_bounds(hint))
         if not all(holds(value, bound) for _, holds, bound in bounds):
             return f"{name} must be {describe(hint)}, got {value!r}."
@@ -77,8 +77,8 @@ def wrong(hint: Any, value: Any, name: str) -> str | None:
     if origin in (typing.Union, types.UnionType):
         found = [wrong(inner, value, name) for inner in args if inner is not types.NoneType]
         return found[0] if all(found) else None
-    if origin is Literal and not any(value == x and type(value) is type(x) for x in args):
-        return f"{name} must be {' or '.join(map(repr, args))}, got {value!r}."
+    if origin is Literal:
+        return wrong_choice(args, value, name)
     if origin is tuple:
         inner = args[:1] * len(value) if args[-1] is Ellipsis else args
         each = (
@@ -86,6 +86,13 @@ def wrong(hint: Any, value: Any, name: str) -> str | None:
         )
         return next(filter(None, each), None)
     return None
+
+
+def wrong_choice(choices: Iterable[Any], value: Any, name: str) -> str | None:
+    """Returns a message unless `value` equals one of `choices` and has its type; None: it does."""
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return None
+    return f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}."
 
 
 def _bounds(hint: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -21,7 +21,7 @@ class FlagSettings(Checked):
 
 
 def setting(default: Any, text: str) -> Any:
-    """A field with what `--help` says of it, besides the bounds and choices of its type."""
+    """A field with its help text, to which `define` adds the bounds and choices of its type."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 

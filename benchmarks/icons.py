@@ -13,8 +13,7 @@ fixed versions; nothing of them is run or installed). It draws each icon once, a
 
 A caption is the icon's name in words ("account arrow left outline") or an alias of it. Icons of one
 colour get one of `COLOURS` on another one, by a hash of family and name; others a light ground.
-Tabler, Lucide, MingCute and Noto are not trained on: they test whether a model recognises a thing
-in a drawing style that it has not seen.
+Tabler, Lucide, MingCute and Noto are held out, to test on drawing styles that were not trained on.
 
 Nothing is cleaned. Names hold sizes and styles ("book 48 filled"), numbers of variants ("nav 3"),
 brands, misspellings and names that were withdrawn, and one thing has many names. What can be told
@@ -69,7 +68,7 @@ class Icon:
 
     @property
     def image(self) -> str:
-        """Where its picture is in the folder of pictures."""
+        """The path of the picture in the folder of pictures."""
         return f"{self.family}/{self.name}.png"
 
     @property

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from aced.metrics import history, jsonl
 from aced.metrics.history import CLAIMS_FILE, FILE, PICKS_FILE
 
-_REMOTE_SECONDS = 30.0  # between uploads to an object store, each of which rewrites a part
+_REMOTE_SECONDS = 30.0  # between uploads to an object store; every upload rewrites a part
 
 
 @dataclasses.dataclass(frozen=True)

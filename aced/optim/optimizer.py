@@ -40,11 +40,11 @@ class OptimizerConfig(Checked):
 
     name: Literal["adamw", "lion", "adafactor"] = "adamw"
     schedule: schedules.ScheduleConfig = dataclasses.field(default_factory=schedules.ScheduleConfig)
-    # Decay of the first moment (remembered, unverified); adafactor: 0 for none
+    # Decay of the first moment (our choice, not from the paper); adafactor: 0 for none
     b1: ProperFraction = 0.9
     # adamw, lion: decay of the second; JEST needs it at filter_ratio >= 0.8
     b2: ProperFraction = 0.95
-    # adamw: added to the root of the second moment (remembered, unverified)
+    # adamw: added to the root of the second moment (our choice, not from the paper)
     eps: NonNegativeFloat = 1e-8
     # Type of the stored first moment. optax multiplies by b1 in it too: bfloat16(0.9) is 0.8984.
     mu_dtype: Literal["float32", "bfloat16"] = "float32"

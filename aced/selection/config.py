@@ -32,8 +32,8 @@ class SelectionConfig(Checked):
     # w in loss(learner) - w * loss(reference), of score "learnability". 1 is the paper's;
     # "easy_reference" is the limit of a large w. Ours: see docs/selection.md.
     reference_weight: PositiveFloat = 1.0
-    # Factor on the scores before sampling, an inverse temperature. 100 is printed in JEST; for
-    # ACID a "temperature 10" is remembered, unverified.
+    # Factor on the scores before sampling, an inverse temperature. 100 is printed in JEST. The
+    # value of ACID is not known to us; a "temperature 10" could not be verified.
     gain: PositiveFloat = 100.0
     # The same for the softmax loss, whose scores are averages; None: as `gain`.
     softmax_gain: PositiveFloat | None = None

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from aced import bounds
 from aced.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from aced.config import Checked, ConfigError, MayChange, expand
 from aced.data import records
@@ -34,11 +35,11 @@ def _open_prepared(config: ArrayRecordConfig) -> Source:
 
 
 class Kind(NamedTuple):
-    """What there is to know of a kind of source beside its settings."""
+    """How a kind of source is opened, and the settings that it needs."""
 
     open: Callable[[Any], Source]
-    needed: tuple[str, ...]  # settings of which one has to be given
-    advice: str  # what to set the first of them to
+    needed: tuple[str, ...]  # at least one of these settings has to be given
+    advice: str  # the value to suggest for the first of them
 
 
 def _kind(
@@ -84,10 +85,8 @@ class SourceConfig(Checked):
 
     def _check(self) -> None:
         kinds = self.kinds()
-        if self.source not in kinds:
-            raise ConfigError(
-                f"data.source must be {' or '.join(map(repr, kinds))}, got {self.source!r}."
-            )
+        if message := bounds.wrong_choice(kinds, self.source, "data.source"):
+            raise ConfigError(message)
         name, kind = self.source, kinds[self.source]
         settings = getattr(self, name)
         if kind.needed and not any(getattr(settings, key) for key in kind.needed):
