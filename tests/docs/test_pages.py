@@ -153,3 +153,11 @@ def test_every_page_is_in_the_site():
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     for page in (ROOT / "docs").rglob("*.md"):
         assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in text
+
+
+def test_tests_that_ci_names_exist():
+    names = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", (ROOT / ".ci" / "run").read_text())
+    assert len(names) > 1
+    for path, test in names:
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
+        assert (ROOT / path).exists()
