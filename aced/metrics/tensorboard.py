@@ -1,13 +1,16 @@
-"""Writes metrics as TensorBoard event files."""
+"""Writes what is shown of a run as TensorBoard event files."""
 
 import contextlib
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from aced.metrics.history import NOT_FINITE
+from absl import logging
+
+from aced.metrics.shown import Line, Outcome, RunCard, numbers, pictures
 
 
 @contextlib.contextmanager
@@ -28,22 +31,38 @@ with _hidden("torch"):
     from tensorboardX import record_writer, summary
     from tensorboardX.proto import event_pb2
 
+_LONGEST = 200  # characters of a setting in the table of hyper-parameters
 
-def can_write_to(folder: str) -> bool:
-    """Whether the packages needed to write to `folder` are installed."""
-    return not folder.startswith("gs://") or record_writer.GCS_ENABLED
+
+def open_events(card: RunCard) -> "Events | None":
+    """The event files of a run; None, with a warning, if a package for its folder is missing."""
+    if str(card.folder).startswith("gs://") and not record_writer.GCS_ENABLED:
+        logging.warning(
+            "No TensorBoard files: tensorboardX needs the package google-cloud-storage to write "
+            "to %s. All numbers are in metrics.jsonl.",
+            card.folder,
+        )
+        return None
+    return Events(card)
 
 
 class Events:
     """TensorBoard's event files, written synchronously.
 
+    Scalars, pictures, the hyper-parameters (HParams), and at the end a table of the last values
+    (Text). HParams shows the scalars of the same folder as metrics.
+
     `SummaryWriter` is not used: its thread dies on a full disk, and then its full queue blocks the
     run.
     """
 
-    def __init__(self, folder: str, first_step: int):
-        self._folder = folder
-        self._first_step = first_step
+    def __init__(self, card: RunCard):
+        self._folder = str(card.folder / "tensorboard")
+        self._first_step = card.first_step
+        self._settings = {name: _setting(value) for name, value in card.settings.items()}
+        self._last: dict[str, int | float] = {}  # the last value of every metric
+        for line in card.earlier:
+            self._last |= numbers(line)
         self._file: record_writer.RecordWriter | None = None
 
     def _open(self) -> record_writer.RecordWriter:
@@ -54,17 +73,32 @@ class Events:
         version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
         # TensorBoard then hides the values of earlier files from this step on.
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        for event in (version, event_pb2.Event(step=self._first_step, session_log=restart)):
+        events = [version, event_pb2.Event(step=self._first_step, session_log=restart)]
+        if self._settings:
+            # Without an experiment, TensorBoard makes its columns of all runs, and not of one.
+            _, hyper_parameters, _ = summary.hparams(self._settings, {})
+            events.append(_event(self._first_step, hyper_parameters.value))
+        for event in events:
             file.write(event.SerializeToString())
         return file
 
-    def write(self, lines: list[dict]) -> None:
-        """Writes and flushes lines of metrics."""
+    def write(self, lines: Sequence[Line]) -> None:
+        """Writes and flushes `lines`.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        self._write([_event(line["step"], _values(line)) for line in lines])
+        self._first_step = max(self._first_step, *(line["step"] + 1 for line in lines))
+        for line in lines:
+            self._last |= numbers(line)
+
+    def _write(self, events: Sequence[event_pb2.Event]) -> None:
         file = self._file or self._open()
         self._file = None  # after a failed write the rest of the file would be unreadable
         try:
-            for line in lines:
-                file.write(_event(line).SerializeToString())
+            for event in events:
+                file.write(event.SerializeToString())
             file.flush()
         except OSError:
             # If left open, Python would warn about unwritten data on deletion.
@@ -72,23 +106,56 @@ class Events:
                 file.close()
             raise
         self._file = file
-        self._first_step = lines[-1]["step"] + 1
 
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def close(self, outcome: Outcome) -> None:
+        """Writes the table of a finished run, and closes the file.
+
+        Raises:
+            OSError: the table could not be written.
+        """
+        if self._file is None:
+            return
+        if outcome == "finished":
+            last = [summary.text("results", _table(self._last))]
+            if self._settings:
+                _, _, end = summary.hparams({}, {})
+                last.append(end)
+            step = max(self._first_step - 1, 0)
+            self._write([_event(step, values.value) for values in last])
+        self._file.close()
+        self._file = None
 
 
-def _event(line: dict) -> event_pb2.Event:
-    """A line of metrics as TensorBoard scalars."""
+def _event(step: int, values: Sequence[summary.Summary.Value]) -> event_pb2.Event:
+    return event_pb2.Event(
+        step=step, wall_time=time.time(), summary=summary.Summary(value=list(values))
+    )
+
+
+def _values(line: Line) -> list[summary.Summary.Value]:
+    """A line as TensorBoard's scalars and images."""
     values = [
         value
-        for name, number in line.items()
-        if name != "step"
-        for value in summary.scalar(name, NOT_FINITE.get(number, number)).value
+        for name, number in numbers(line).items()
+        for value in summary.scalar(name, number).value
     ]
-    return event_pb2.Event(
-        step=line["step"], wall_time=time.time(), summary=summary.Summary(value=values)
-    )
+    for name, picture in pictures(line).items():
+        image = summary.Summary.Image(
+            height=picture.height,
+            width=picture.width,
+            colorspace=3,
+            encoded_image_string=picture.jpeg,
+        )
+        values.append(summary.Summary.Value(tag=name, image=image))
+    return values
+
+
+def _setting(value: Any) -> Any:
+    """A setting as HParams has them: a number, a boolean or a text."""
+    return value if isinstance(value, bool | int | float) else str(value)[:_LONGEST]
+
+
+def _table(values: dict[str, int | float]) -> str:
+    """The last values as a table in Markdown."""
+    rows = [f"| {name} | {value:,.6g} |" for name, value in values.items()]
+    return "\n".join(["| metric | last value |", "| --- | ---: |", *rows])

@@ -1,4 +1,4 @@
-"""The writer of all metrics of a run, to metrics.jsonl and to TensorBoard.
+"""The writer of all metrics of a run, to metrics.jsonl and to the sinks where people look at runs.
 
 A line of metrics.jsonl is one JSON object: step, examples_trained, examples_scored, flops and the
 values measured at that step. Names that start with "wall/" depend on the clock; apart from these, a
@@ -8,7 +8,9 @@ a resumed run notices lost lines.
 """
 
 import dataclasses
+import functools
 import math
+import queue
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,9 +21,12 @@ from absl import logging
 from etils import epath
 from jaxtyping import Int
 
-from aced.metrics import history, jsonl
+from aced.metrics import history, jsonl, sinks
+from aced.metrics.config import ONLY_FILES, MetricsConfig
 from aced.metrics.history import CLAIMS_FILE, FILE, PICKS_FILE
+from aced.metrics.shown import Line, Outcome, Picture, RunCard
 
+_FILES = (FILE, PICKS_FILE, CLAIMS_FILE)
 _REMOTE_SECONDS = 30.0  # between uploads to an object store; every upload rewrites a part
 
 
@@ -39,7 +44,7 @@ class Budget:
 
 
 class Writer:
-    """Appends metrics to a run's files, on process 0 only.
+    """Appends metrics to a run's files, and hands them to its sinks, on process 0 only.
 
     A failed write (a full disk) does not stop the run: it is logged once and counted, and the lines
     are written again with the next ones.
@@ -50,7 +55,14 @@ class Writer:
         failed_writes: writes that failed so far.
     """
 
-    def __init__(self, workdir: epath.PathLike, budget: Budget, step: int | None = None):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        budget: Budget,
+        step: int | None = None,
+        config: MetricsConfig = ONLY_FILES,
+        settings: Mapping[str, Any] | None = None,
+    ):
         """Opens the files of `workdir`.
 
         Args:
@@ -59,6 +71,8 @@ class Writer:
             step: of the checkpoint that the run resumes from. Later lines are dropped, as they
                 will be written again; earlier lines that were lost are logged as errors. None: a
                 new run, all lines are dropped.
+            config: where metrics go besides the files.
+            settings: of the run, by their dotted paths, for the sinks.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -68,32 +82,30 @@ class Writer:
         self._sinks: dict[str, Any] = {}
         self._pending: dict[str, list[dict]] = {}
         self._broken: set[str] = set()
+        self._shown: queue.SimpleQueue[Line] = queue.SimpleQueue()
         self._picked: int | None = None  # the last step of `write_picks`
         self._start = time.time()
         if jax.process_index() != 0:
             return
         folder = epath.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        names = (FILE, PICKS_FILE, CLAIMS_FILE)
-        for name in reversed(names):  # claims first: the files are never smaller than claimed
+        for name in reversed(_FILES):  # claims first: the files are never smaller than claimed
             jsonl.drop_after(folder / name, step)
         kept = jsonl.read(folder / FILE, ("step",))
         self._start -= max((line.get("wall/seconds", 0.0) for line in kept), default=0.0)
-        self._sinks = {name: jsonl.Lines(folder / name) for name in names}
+        self._sinks = {name: jsonl.Lines(folder / name) for name in _FILES}
         if step is not None:
             for message in history.lost_lines(folder, step):
                 logging.error("%s The run continues; what is missing stays missing.", message)
-        # Imported here because tensorboardX is slow to import.
-        from aced.metrics import tensorboard
-
-        if tensorboard.can_write_to(str(folder)):
-            first = 0 if step is None else step + 1
-            self._sinks["tensorboard"] = tensorboard.Events(str(folder / "tensorboard"), first)
-        else:
-            logging.warning(
-                "No TensorBoard files: tensorboardX needs the package google-cloud-storage to "
-                "write to %s. All numbers are in %s.", folder, FILE,
-            )  # fmt: skip
+        card = RunCard(
+            folder=folder,
+            project=config.project,
+            name=config.name or "/".join(folder.absolute().parts[-2:]),
+            settings=settings or {},
+            first_step=0 if step is None else step + 1,
+            earlier=kept,
+        )
+        self._sinks |= sinks.build(config.to, card)
         self._pending = {name: [] for name in self._sinks}
         self._seconds = _REMOTE_SECONDS if jsonl.is_remote(folder) else 0.0
         self._flushed = -math.inf
@@ -114,9 +126,8 @@ class Writer:
         added = {**self._budget.at(step), "wall/seconds": time.time() - self._start}
         line = {"step": int(step)}
         line |= {name: _number(name, value) for name, value in {**added, **values}.items()}
-        for name, pending in self._pending.items():
-            if name not in (PICKS_FILE, CLAIMS_FILE):
-                pending.append(line)
+        self._pending[FILE].append(line)
+        self._show(line)
         if time.monotonic() - self._flushed >= self._seconds:
             self.flush()
 
@@ -130,9 +141,20 @@ class Writer:
             self._picked = step
             self._pending[PICKS_FILE].append({"step": int(step), "ids": ids.tolist()})
 
+    def show(self, step: int, name: str, picture: Picture) -> None:
+        """Shows a picture in the sinks, with the next flush. May be called from any thread."""
+        self._shown.put({"step": int(step), name: picture})
+
+    def _show(self, line: Line) -> None:
+        for name, pending in self._pending.items():
+            if name not in _FILES:
+                pending.append(line)
+
     def flush(self) -> None:
-        """Hands all lines to the operating system, or to the object store."""
+        """Hands all lines to the operating system, or to the object store, and to the sinks."""
         self._flushed = time.monotonic()
+        while not self._shown.empty():
+            self._show(self._shown.get())
         for name, sink in list(self._sinks.items()):
             pending = self._pending[name]
             if pending and self._succeeds(name, lambda: sink.write(pending)):  # noqa: B023
@@ -175,7 +197,7 @@ class Writer:
             logging.info("Metrics are written to %s again, none is missing.", name)
         return True
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """Flushes a last time, and logs which lines are lost."""
         self.flush()
         for name, pending in self._pending.items():
@@ -185,15 +207,19 @@ class Writer:
                     "%d lines of metrics are lost, steps %d to %d: %s could not be written.",
                     len(pending), steps[0], steps[-1], name,
                 )  # fmt: skip
-        if events := self._sinks.get("tensorboard"):
-            events.close()
+        for name in self._sinks.keys() - set(_FILES):
+            self._succeeds(name, functools.partial(self._sinks[name].close, outcome))
         self._sinks, self._pending = {}, {}
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self.close("finished")
+        else:
+            is_signal = issubclass(error, SystemExit | KeyboardInterrupt)
+            self.close("stopped" if is_signal else "failed")
 
 
 def _number(name: str, value: Any) -> int | float | str:

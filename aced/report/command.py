@@ -15,8 +15,8 @@ from aced.data.records import DatasetError
 from aced.files import storage
 from aced.flag_settings import FlagSettings, setting
 from aced.metrics import history
-from aced.report import chosen, curves, page
-from aced.train import summary
+from aced.report import curves, page
+from aced.train import chosen, summary
 from aced.train.config import TrainConfig, parse
 
 PICTURES = "picks.html"
@@ -150,8 +150,7 @@ def _curves(lines: Mapping[str, curves.Run]) -> list[str]:
 def _pictures(run: Run, count: int) -> list[str]:
     try:
         settings = parse(run.settings)
-        batches = chosen.super_batches(run.folder, settings, run.fingerprint, _PLACES, count)
-        shown = list(batches)
+        shown = chosen.of_run(run.folder, settings, run.fingerprint, _PLACES, count)
     except (OSError, ConfigError, DatasetError) as error:  # the page is useful without images
         return [f"<p>No pictures: {page.escape(str(error))}</p>"]
     parts = []

@@ -9,11 +9,12 @@ from aced import evaluators, methods
 from aced.bounds import NonNegativeInt, NonNegativeOrInfinite, PositiveInt, ProperFraction
 from aced.cache.config import CacheConfig
 from aced.checkpoints.checkpointer import CheckpointConfig
-from aced.config import Checked, ConfigError, MayChange, Settings, from_config
+from aced.config import Checked, ConfigError, MayChange, Settings, flatten, from_config, to_config
 from aced.data import sources
 from aced.evaluators import suites
 from aced.methods.base import MethodConfig
 from aced.methods.frozen import CheckpointOf
+from aced.metrics.config import MetricsConfig
 from aced.optim import durations
 from aced.optim.optimizer import OptimizerConfig
 from aced.parallel.mesh import MeshConfig
@@ -47,6 +48,7 @@ class TrainConfig(Checked):
     log_steps: MayChange[PositiveInt] = 50  # a line of metrics every so many steps
     # A line of picks.jsonl (ids trained on) every so many; 0: none.
     picks_steps: MayChange[NonNegativeInt] = 100
+    metrics: MayChange[MetricsConfig] = MetricsConfig()  # where people look at the run
     profile: MayChange[ProfileConfig] = ProfileConfig()  # steps to trace
     max_skipped_in_a_row: MayChange[PositiveInt] = 20  # non-finite steps that stop the run
     # Without a step, an evaluation or a save end the run; 0: never.
@@ -101,9 +103,19 @@ def parse(config: Settings) -> TrainConfig:
             durations.steps(evaluation, "every", **sizes, total_steps=total, default=total)
         except ConfigError as error:
             raise ConfigError(f"config.evals.{name}: {error}") from error
+    try:
+        durations.steps(settings.metrics, "pictures", total_steps=total, default=0)
+    except ConfigError as error:
+        raise ConfigError(f"config.metrics: {error}") from error
     for name, earlier in settings.before.items():
         try:
             parse(earlier)
         except ConfigError as error:
             raise ConfigError(f"In config.before.{name}: {error}") from error
     return settings
+
+
+def hyper_parameters(settings: TrainConfig) -> dict[str, Any]:
+    """The settings that are not None by their dotted paths, without those of the runs before."""
+    own = dataclasses.replace(settings, before={}, before_caches={})
+    return {k: v for k, v in flatten(to_config(own).to_dict()).items() if v is not None}

@@ -24,7 +24,7 @@ from aced.data.prefetch import DevicePrefetch
 from aced.errors import UserError
 from aced.evaluators import suites
 from aced.files import ownership, storage
-from aced.metrics import history, progress
+from aced.metrics import history, progress, sinks
 from aced.metrics.skipped import SkippedRecords
 from aced.metrics.writer import Budget, Writer
 from aced.optim import state
@@ -33,7 +33,8 @@ from aced.parallel import mesh as meshes
 from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
 from aced.train import caches, overlap, program
-from aced.train.config import TrainConfig, parse
+from aced.train.config import TrainConfig, hyper_parameters, parse
+from aced.train.gallery import Gallery
 from aced.train.profiling import Profiler
 from aced.train.setup import Run, input_batches, set_up
 
@@ -88,6 +89,7 @@ def _train(
     """Trains this run and those before it. Returns the exit code if preempted in the last step."""
     mesh = meshes.make_mesh(devices, settings.mesh)
     program.check_batch(settings, mesh)
+    sinks.check(settings.metrics.to)
     for wanted in settings.before_caches.values():  # check now, before earlier runs spend hours
         wanted.folder(str(folder))
     with distributed.entered_by_first(ownership.owned(str(folder / ownership.FILE), force)):
@@ -131,17 +133,19 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         flops=prog.method.flops_per_step(settings.batch_size),
     )
     peak = hardware.peak_flops(prog.mesh.devices.flat[0].device_kind)
+    shown = hyper_parameters(settings)
     skipped = SkippedRecords(run.folder, jax.process_index())
     counters = pipeline.InputCounters(on_skip=skipped)
     with (
         Preemption() as preemption,
         run.checkpoints as checkpoints,
-        Writer(run.folder, budget, run.start) as writer,
+        Writer(run.folder, budget, run.start, settings.metrics, shown) as writer,
         progress.Progress(prog.total_steps) as line,
         skipped,
         input_batches(run, start, counters) as host_batches,
         DevicePrefetch(host_batches, prog.mesh) as batches,
         Profiler(settings.profile, run.folder, start, prog.total_steps) as profiler,
+        Gallery(settings, run.sources[""], prog.total_steps, writer) as gallery,
     ):
         meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
         train_state, previous = run.state, None
@@ -172,6 +176,8 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
                 }
             if settings.picks_steps and (step % settings.picks_steps == 0 or last):
                 writer.write_picks(step, np.asarray(out["picks"]))
+            if gallery.is_due(step):
+                gallery.show(step, np.asarray(out["picks"]).tolist())
             due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
             preempted = preemption.reached(step)
             if due:

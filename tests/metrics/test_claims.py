@@ -97,7 +97,7 @@ def test_lines_lost_to_a_full_disk_are_reported_at_the_next_start(tmp_path, capl
     writer.write(2, {"loss": 0.5})
     writer.claim(2)
     assert writer.failed_writes >= 1
-    writer._sinks["tensorboard"].close()
+    writer._sinks["tensorboard"].close("stopped")
     # Killed here. The next start has no line of step 2.
     train(tmp_path, 3, 3, 2)
     assert LOST in caplog.text

@@ -16,9 +16,9 @@ from aced.data import pipeline
 from aced.data.sources import open_source
 from aced.files import own_files
 from aced.metrics import history
-from aced.report import chosen, command, curves
+from aced.report import command, curves
 from aced.report.command import ReportConfig
-from aced.train import loop
+from aced.train import chosen, loop
 from aced.train.config import parse
 from tests import commands, many_processes
 from tests.data.sources.test_every_source import VIEW
@@ -45,7 +45,7 @@ def settings_of(folder):
 
 def super_batches(folder, places, count):
     fingerprint = record.read(epath.Path(folder)).data
-    return chosen.super_batches(folder, settings_of(folder), fingerprint, places, count)
+    return chosen.of_run(folder, settings_of(folder), fingerprint, places, count)
 
 
 @pytest.mark.slow
@@ -53,7 +53,7 @@ def test_super_batch_of_a_step_is_rebuilt(runs):
     settings = settings_of(runs / "hard")
     size = settings.method.super_batch_size(settings.batch_size)
     picks = history.read_picks(runs / "hard")
-    found = list(super_batches(runs / "hard", (0.0, 0.5, 1.0), 10**6))
+    found = super_batches(runs / "hard", (0.0, 0.5, 1.0), 10**6)
     assert [batch.step for batch in found] == [1, 3, STEPS]
     source = open_source(settings.data)
     for batch in found:

@@ -1,7 +1,7 @@
-"""Samples of the chosen and the rejected examples of a run, read again from its data."""
+"""Samples of the chosen and the rejected examples of a step, read again from the data."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,14 @@ class SuperBatch:
     left: list[Example]  # empty if everything is trained on
 
 
-def super_batches(
+def of_run(
     workdir: epath.PathLike,
     settings: TrainConfig,
     fingerprint: str,
     places: Sequence[float],
     count: int,
-) -> Iterator[SuperBatch]:
-    """Yields samples of the chosen and the rejected examples at some steps of a run.
-
-    Row i of super-batch t follows from the seed and t alone, so the super-batch can be rebuilt from
-    the step. Unusable records that were replaced by others count as rejected.
+) -> list[SuperBatch]:
+    """Samples of some recorded steps of a run, in the order of the steps.
 
     Args:
         workdir: of the run.
@@ -65,18 +62,44 @@ def super_batches(
     source = open_source(settings.data)
     if source.fingerprint != fingerprint:
         raise DatasetError(f"{source.name} is not what the run of {workdir} has seen.")
+    return [of_step(source, settings, step, ids, count) for step, ids in sorted(picks.items())]
+
+
+def of_step(
+    source: Source, settings: TrainConfig, step: int, picks: Sequence[int], count: int
+) -> SuperBatch:
+    """A sample of a step.
+
+    Row i of super-batch t follows from the seed and t alone, so the super-batch can be rebuilt from
+    the step, without the state of the input. Unusable records that were replaced by others count as
+    rejected.
+
+    Args:
+        source: of the training data.
+        settings: of the run.
+        step: whose super-batch; metrics count completed steps, so step 1 is of super-batch 0.
+        picks: the ids of the examples trained on in this step.
+        count: the maximal number of examples of either kind.
+    """
     size = settings.method.super_batch_size(settings.batch_size)
     order = orders.of(source, seed=settings.seed, shuffle=settings.data.shuffle, rows=size)
-    for step, ids in sorted(picks.items()):
-        # Metrics count completed steps, so step 1 was chosen from super-batch 0.
-        draws = range((step - 1) * size, step * size)
-        left = np.setdiff1d([order[draw] for draw in draws], ids).tolist()
-        rng = np.random.default_rng(step)  # makes the page reproducible
-        samples = (rng.permutation(np.asarray(x, np.int64))[:count].tolist() for x in (ids, left))
-        yield SuperBatch(step, size, *([_read(source, i) for i in sample] for sample in samples))
+    rng = np.random.default_rng(step)  # the same sample every time
+    taken = set(picks)
+    chosen = rng.permutation(np.asarray(picks, np.int64))[:count].tolist()
+    rejected: dict[int, None] = {}  # an ordered set; large super-batches are not looked up whole
+    for row in rng.permutation(size).tolist() if len(taken) < size else ():
+        if len(rejected) == count:
+            break
+        if (number := order[(step - 1) * size + row]) not in taken:
+            rejected[number] = None
+    return SuperBatch(step, size, _read(source, chosen), _read(source, rejected))
 
 
-def _read(source: Source, number: int) -> Example:
+def _read(source: Source, numbers: Iterable[int]) -> list[Example]:
+    return [_example(source, number) for number in numbers]
+
+
+def _example(source: Source, number: int) -> Example:
     try:
         record: Mapping[str, Any] = source[number]
     except RecordError as error:
