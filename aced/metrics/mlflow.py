@@ -47,7 +47,7 @@ class MLflow:
         for part in _pieces(params, _PARAMS):
             self._client.log_batch(run_id, params=part)
 
-    def write(self, lines: Sequence[Line]) -> None:
+    def write(self, lines: Sequence[Line]) -> int:
         """As in `Service`."""
         from mlflow.entities import Metric
         from PIL import Image
@@ -66,6 +66,7 @@ class MLflow:
             for name, picture in pictures(line).items():
                 pixels = Image.open(io.BytesIO(picture.jpeg))
                 self._client.log_image(self._run_id, pixels, key=_key(name), step=line["step"])
+        return max(line["step"] for line in lines)
 
     def close(self, outcome: Outcome) -> None:
         """As in `Service`."""

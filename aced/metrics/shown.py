@@ -60,8 +60,12 @@ class Service(Protocol):
     def open(self, run_id: str | None) -> str:
         """Begins a run, or goes on with the run `run_id`. Returns its id."""
 
-    def write(self, lines: Sequence[Line]) -> None:
-        """As for `Sink`."""
+    def write(self, lines: Sequence[Line]) -> int:
+        """Shows `lines`. Returns the last step that the service has even if the process is killed.
+
+        Raises:
+            Exception: any; the lines are written again.
+        """
 
     def close(self, outcome: Outcome) -> None:
         """As for `Sink`; returns when all lines have arrived, or raises."""

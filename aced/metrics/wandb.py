@@ -3,6 +3,7 @@
 import io
 import secrets
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from aced.metrics import jsonl
 from aced.metrics.shown import Line, Outcome, RunCard, numbers, pictures
 
 _FINISH_SECONDS = 20.0  # for what its process still has to send
+_FLUSH_SECONDS = 1.0  # until its process has stored what it received
 
 
 class WeightsAndBiases:
@@ -24,13 +26,17 @@ class WeightsAndBiases:
 
     def __init__(self, card: RunCard):
         self._card = card
-        self._step = 0  # steps may not decrease
+        self._step = self._stored = -1  # steps may not decrease
 
     def open(self, run_id: str | None) -> str:
         """As in `Service`."""
         import wandb  # takes seconds
 
-        settings = wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS)
+        settings = wandb.Settings(
+            console="off",
+            finish_timeout=_FINISH_SECONDS,
+            x_transaction_log_flush_interval=_FLUSH_SECONDS,
+        )
         is_online = wandb.setup().settings.mode == "online"
         if is_online and not wandb.login(prompt=False):  # it would ask on the terminal
             raise PermissionError("there is no API key; wandb login, or set WANDB_MODE=offline")
@@ -48,7 +54,7 @@ class WeightsAndBiases:
         logging.info("Metrics are sent to Weights & Biases: %s", self._run.url or self._run.dir)
         return self._run.id
 
-    def write(self, lines: Sequence[Line]) -> None:
+    def write(self, lines: Sequence[Line]) -> int:
         """As in `Service`."""
         import wandb
         from PIL import Image
@@ -58,8 +64,11 @@ class WeightsAndBiases:
             for name, picture in pictures(line).items():  # of earlier steps than the last line
                 pixels = Image.open(io.BytesIO(picture.jpeg))
                 values[name] = wandb.Image(pixels, caption=f"step {line['step']:,}")
-            self._step = max(self._step, line["step"])
+            if line["step"] > self._step:  # the lines of a step are stored when the next one begins
+                self._step, self._stored = line["step"], self._step
             self._run.log(values, step=self._step)
+        time.sleep(2 * _FLUSH_SECONDS)
+        return self._stored
 
     def close(self, outcome: Outcome) -> None:
         """As in `Service`."""

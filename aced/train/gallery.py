@@ -5,13 +5,13 @@ order nor a random state is touched, and no step waits for them.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import logging
 
 from aced.data.records import Source
-from aced.metrics.writer import Writer
+from aced.metrics.shown import Picture
 from aced.optim import durations
 from aced.train import chosen, sheet
 from aced.train.config import TrainConfig
@@ -23,16 +23,22 @@ _LAST_SECONDS = 10.0  # that the end of a run waits for the last picture
 class Gallery:
     """Draws a contact sheet every `metrics.pictures_`, on process 0, if the method selects."""
 
-    def __init__(self, settings: TrainConfig, source: Source, total_steps: int, writer: Writer):
+    def __init__(
+        self,
+        settings: TrainConfig,
+        source: Source,
+        total_steps: int,
+        show: Callable[[int, str, Picture], None],
+    ):
         """Nothing is drawn yet.
 
         Args:
             settings: of the run.
             source: of the training data, read from two threads.
             total_steps: length of the run.
-            writer: takes the pictures.
+            show: takes the step, the name and the picture, on a thread.
         """
-        self._settings, self._source, self._writer = settings, source, writer
+        self._settings, self._source, self._take = settings, source, show
         self._every = 0
         if settings.method.selects and jax.process_index() == 0:
             self._every = durations.steps(
@@ -58,7 +64,7 @@ class Gallery:
     def _show(self, step: int, picks: Sequence[int]) -> None:
         try:
             batch = chosen.of_step(self._source, self._settings, step, picks, sheet.EXAMPLES)
-            self._writer.show(step, NAME, sheet.draw(batch, self._settings.data.max_pixels))
+            self._take(step, NAME, sheet.draw(batch, self._settings.data.max_pixels))
         except Exception as error:  # of the source or a picture; the run is worth more
             logging.warning("No picture of what step %d chose: %s", step, error)
 

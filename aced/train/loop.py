@@ -145,7 +145,7 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         input_batches(run, start, counters) as host_batches,
         DevicePrefetch(host_batches, prog.mesh) as batches,
         Profiler(settings.profile, run.folder, start, prog.total_steps) as profiler,
-        Gallery(settings, run.sources[""], prog.total_steps, writer) as gallery,
+        Gallery(settings, run.sources[""], prog.total_steps, writer.show) as gallery,
     ):
         meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
         train_state, previous = run.state, None

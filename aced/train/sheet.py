@@ -26,9 +26,11 @@ def draw(batch: SuperBatch, max_pixels: int) -> Picture:
         batch: the samples.
         max_pixels: larger encoded pictures are not decoded.
     """
+    is_labelled = any(x.is_noisy is not None for x in (*batch.chosen, *batch.left))
+    note = " (framed in red: labelled as wrong by the data)" if is_labelled else ""
     parts = [
-        (f"Step {batch.step:,}, chosen of {batch.size:,}:", batch.chosen),
-        (f"Step {batch.step:,}, rejected:", batch.left),
+        (f"Step {batch.step:,}, chosen of {batch.size:,}{note}", batch.chosen),
+        ("Rejected", batch.left),
     ]
     heights = [_HEADING + _CELL_HEIGHT * -(-len(examples) // _COLUMNS) for _, examples in parts]
     sheet = Image.new("RGB", (_CELL_WIDTH * _COLUMNS, sum(heights)), "white")
@@ -57,7 +59,7 @@ def _draw_examples(
         else:
             sheet.paste(small, (x, y + _SIDE - small.height))  # captions are right below
             if example.is_noisy:
-                corner = x + small.width, y + _SIDE
+                corner = x + small.width + 2, y + _SIDE + 2
                 pen.rectangle(((x - 3, y + _SIDE - small.height - 3), corner), None, _RED, 3)
         lines = textwrap.wrap(text, _LETTERS, max_lines=_LINES, placeholder=" ...")
         place = x, y + _SIDE + 4

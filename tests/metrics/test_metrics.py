@@ -16,8 +16,10 @@ import pytest
 from etils import epath
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from aced.metrics import history, jsonl, writer
+from aced.metrics.shown import Picture
 from aced.metrics.writer import Budget, Writer
 
 BUDGET = Budget(examples_trained=4, examples_scored=20, flops=1e9)
@@ -164,19 +166,35 @@ def test_wall_time_continues_after_resumption(tmp_path):
     assert 100.0 <= history.read(tmp_path)[-1]["wall/seconds"] < 160.0
 
 
-def events(workdir):
-    """(name, step, value) in TensorBoard's files, read by the format's own definition."""
-    out, restarts = [], []
+def raw_events(workdir):
+    """TensorBoard's events in the order of writing, read by the format's own definition."""
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:  # TFRecord: length u64, its CRC u32, data, its CRC u32
             length = int.from_bytes(data[:8], "little")
-            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            yield event_pb2.Event.FromString(data[12 : 12 + length])
             data = data[12 + length + 4 :]
-            out += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
-            if event.HasField("session_log"):
-                restarts.append(event.step)
+
+
+def events(workdir):
+    """(name, step, value) of TensorBoard's scalars, and the steps of restarts."""
+    out, restarts = [], []
+    for event in raw_events(workdir):
+        values = [v for v in event.summary.value if v.HasField("simple_value")]
+        out += [(v.tag, event.step, v.simple_value) for v in values]
+        if event.HasField("session_log"):
+            restarts.append(event.step)
     return out, restarts
+
+
+def pictures(workdir):
+    """(step, encoded) of TensorBoard's pictures."""
+    return [
+        (event.step, value.image.encoded_image_string)
+        for event in raw_events(workdir)
+        for value in event.summary.value
+        if value.HasField("image")
+    ]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
@@ -189,6 +207,44 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert sorted(restarts) == [0, 5]  # step 5 of the first file is hidden
     assert [(n, s) for n, s, _ in found if n == "eval/top1"] == [("eval/top1", 4)]
     assert {n for n, _, _ in found} >= {"examples_trained", "examples_scored", "flops"}
+
+
+def test_tensorboard_has_the_settings_pictures_and_a_table_of_results(tmp_path):
+    settings = {"batch_size": 64, "schedule.peak": 0.1, "scan": True, "layers": (1, 2), "name": "x"}
+    with Writer(tmp_path, BUDGET, settings=settings) as writer:
+        writer.write(1, {"loss": 2.0})
+        writer.show(1, "picks", Picture(b"encoded", 6, 4))
+        writer.write(2, {"loss": 0.25, "eval/top1": 0.5})
+    assert pictures(tmp_path) == [(1, b"encoded")]
+    plugins = {}
+    for event in raw_events(tmp_path):
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name:
+                plugins[value.tag] = (event.step, value)
+    _, start = plugins["_hparams_/session_start_info"]
+    found = HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info
+    assert found.hparams["batch_size"].number_value == 64
+    assert found.hparams["schedule.peak"].number_value == 0.1
+    assert found.hparams["scan"].bool_value
+    assert found.hparams["layers"].string_value == "(1, 2)"
+    assert found.hparams["name"].string_value == "x"
+    assert "_hparams_/session_end_info" in plugins
+    step, table = plugins["results/text_summary"]
+    assert step == 2
+    rows = table.tensor.string_val[0].decode().splitlines()
+    assert {"| loss | 0.25 |", "| eval/top1 | 0.5 |", "| examples_trained | 8 |"} < set(rows)
+
+
+def test_stopped_and_resumed_runs_have_the_table_at_the_end(tmp_path):
+    writer = Writer(tmp_path, BUDGET)
+    writer.write(1, {"eval/top1": 0.5})
+    writer.close("stopped")
+    tables = [v for e in raw_events(tmp_path) for v in e.summary.value if "results" in v.tag]
+    assert tables == []
+    with Writer(tmp_path, BUDGET, 1) as writer:
+        writer.write(2, {"loss": 0.25})
+    (table,) = [v for e in raw_events(tmp_path) for v in e.summary.value if "results" in v.tag]
+    assert "| eval/top1 | 0.5 |" in table.tensor.string_val[0].decode()  # of the first start
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
