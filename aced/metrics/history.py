@@ -1,7 +1,8 @@
 """Reads the metrics and picks of a run from its workdir."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from etils import epath
 
@@ -22,8 +23,30 @@ def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
     Raises:
         FileNotFoundError: `workdir` holds no metrics.
     """
-    lines = jsonl.read(_file(workdir, FILE), ("step",))
-    return [{name: NOT_FINITE.get(v, v) for name, v in line.items()} for line in lines]
+    return [_parsed(line) for line in jsonl.read(_file(workdir, FILE), ("step",))]
+
+
+def read_some(
+    workdir: epath.PathLike, most: int, numbers: Iterable[str]
+) -> list[dict[str, int | float]]:
+    """`read` for long runs: evenly spaced lines, the last line, and those of evaluations.
+
+    Args:
+        workdir: of the run.
+        most: runs of so many lines are read whole, and of others so many lines.
+        numbers: all lines are read that have a metric EVALUATION/NUMBER with one of these names.
+
+    Raises:
+        FileNotFoundError: `workdir` holds no metrics.
+    """
+    pattern = b'/(?:%s)"' % b"|".join(re.escape(name).encode() for name in numbers)
+    lines = jsonl.some(_file(workdir, FILE), most, pattern, ("step",))
+    return [_parsed(line) for line in lines]
+
+
+def _parsed(line: jsonl.Line) -> dict[str, int | float]:
+    """A line with its numbers that are not finite, which are written as texts."""
+    return {name: NOT_FINITE.get(v, v) for name, v in line.items()}
 
 
 def read_picks(workdir: epath.PathLike) -> dict[int, list[int]]:

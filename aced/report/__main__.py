@@ -6,6 +6,8 @@ runs; if these are unavailable, the page has the reason instead. Curves need mat
 (`pip install '.[plots]'`).
 """
 
+import time
+
 from absl import app, flags
 from etils import epath
 
@@ -15,12 +17,24 @@ from aced.report.command import ReportConfig, report
 
 
 def main(argv: list[str]) -> None:
-    """Flags -> page."""
+    """Flags -> page, once or while the runs go on."""
     with command.running(f"--out={flags.FLAGS.out}"):
         config = flag_settings.read(ReportConfig)
-        text = report(argv[1:], config)
-        epath.Path(expand(config.out)).write_text(text, encoding="utf-8")
-    print(f"{config.out}: {len(text) / 1e6:.1f} MB")
+        is_finished = write(argv[1:], config)
+        while config.watch and not is_finished:
+            time.sleep(config.watch)
+            is_finished = write(argv[1:], config)
+
+
+def write(folders: list[str], config: ReportConfig) -> bool:
+    """Writes the page, whole at any time. Returns whether all runs are finished."""
+    text, is_finished = report(folders, config)
+    out = epath.Path(expand(config.out))
+    part = out.with_name(f"{out.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(out)
+    print(f"{config.out}: {len(text) / 1e6:.1f} MB", flush=True)
+    return is_finished
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Creates the page that compares runs, and the page of a run's choices."""
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,28 +10,18 @@ from absl import logging
 from etils import epath
 
 from aced.bounds import NonNegativeInt
-from aced.checkpoints import record
-from aced.config import ConfigError, expand, flatten
-from aced.data.records import DatasetError
+from aced.config import ConfigError, flatten
 from aced.files import storage
 from aced.flag_settings import FlagSettings, setting
 from aced.metrics import history
-from aced.report import curves, page
-from aced.train import chosen, summary
-from aced.train.config import TrainConfig, parse
+from aced.report import curves, galleries, page, panels, runs, seeds
+from aced.report.runs import Run
+from aced.train import summary
 
 PICTURES = "picks.html"
-_PLACES = (0.0, 0.5, 1.0)  # relative positions in the file of picks
-_CURVES = (  # besides the scores of evaluations
-    "loss",
-    "selection/noisy_share",
-    "selection/variety",
-    "selection/perplexity",
-    "selection/near_copies",
-    "selection/easy_overlap",
-)
 _MOST_SETTINGS = 60  # rows in the table of settings that differ
 _EARLIER = ("before", "before_caches")  # settings of earlier runs
+_NONE = "-"  # a setting that a run does not have, or that is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,50 +32,50 @@ class ReportConfig(FlagSettings):
     pictures: NonNegativeInt = setting(
         12, "Of either kind, at each of three steps of a run; 0: none."
     )
+    watch: NonNegativeInt = setting(
+        0,
+        "Write the page again every so many seconds, until all runs are finished; an open page "
+        "shows the new one by itself. 0: write it once.",
+    )
 
     def _check(self) -> None:
         storage.check_scheme(self.out, "--out", ("gs",))
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The data of a run, read from its workdir."""
-
-    folder: epath.Path
-    settings: dict[str, Any]
-    fingerprint: str  # of its data
-    lines: list[dict[str, int | float]]
-
-
-def report(folders: Sequence[str], config: ReportConfig) -> str:
+def report(folders: Sequence[str], config: ReportConfig) -> tuple[str, bool]:
     """Returns the page of the runs in `folders`, with a list of the folders that hold no run.
+
+    Returns:
+        The page, and whether all runs are finished.
 
     Raises:
         ConfigError: no folder holds a run, or matplotlib is not installed.
     """
-    runs, others = _open(folders)
-    if not runs:
+    found, others = runs.open_all(folders)
+    if not found:
         raise ConfigError(
             f"None of {', '.join(folders) or 'no folders'} is the workdir of a run; give some, "
             "such as runs/*."
         )
-    titles, cells = summary.rows({name: summary.values(run.folder) for name, run in runs.items()})
-    parts = [page.table("Runs", ["run", *titles], [[name, *row] for name, row in cells.items()])]
+    now = datetime.datetime.now(datetime.UTC)
+    parts = [f"<p>Written at {now:%Y-%m-%d %H:%M:%S} UTC.</p>"]
+    values = {run.name: summary.values_of(run.lines) for run in found}
+    titles, cells = summary.rows(values)
+    rows = [[run.name, run.method, *cells[run.name]] for run in found]
+    parts.append(page.table("Runs", ["run", "method", *titles], rows))
     if others:
         parts.append(f"<p>No workdirs of runs: {page.escape(', '.join(others))}</p>")
-    for message in (m for run in runs.values() for m in history.lost_lines(run.folder)):
+    for message in (m for run in found for m in history.lost_lines(run.folder)):
         logging.warning("%s", message)
         parts.append(f"<p>{page.escape(message)}</p>")
-    parts.append(page.table("Settings that differ", ["setting", *runs], _differing(runs)))
-    parts.append("<h2>Curves</h2>")
-    lines = {name: run.lines for name, run in runs.items()}
-    for name in _curves(lines):
-        url = page.data_url(curves.draw(name, lines), "image/svg+xml")
-        parts.append(f'<img class="curve" alt="{page.escape(name)}" src="{url}">')
+    parts.append(page.table("How they ran", runs.COLUMNS, map(runs.how, found)))
+    names = [run.name for run in found]
+    parts.append(page.table("Settings that differ", ["setting", *names], _differing(found)))
+    groups = seeds.groups(found)
+    parts += _curves(found, groups)
     if config.pictures:
-        for name, run in runs.items():
-            parts += [f"<h2>What {page.escape(name)} chose</h2>", *_pictures(run, config.pictures)]
-    return page.document("Runs", parts)
+        parts += galleries.of_runs([members[0] for members in groups.values()], config.pictures)
+    return page.document("Runs", parts, refresh=config.watch), all(x.is_finished for x in found)
 
 
 def write_pictures(workdir: epath.PathLike) -> epath.Path:
@@ -94,41 +85,24 @@ def write_pictures(workdir: epath.PathLike) -> epath.Path:
         Path of the page. If the data cannot be read, the page has the reason instead.
     """
     folder = epath.Path(workdir)
-    runs, _ = _open([str(folder)])
-    parts = [part for run in runs.values() for part in _pictures(run, ReportConfig.pictures)]
+    found, _ = runs.open_all([str(folder)])
+    parts = [part for run in found[-1:] for part in galleries.of_run(run, ReportConfig.pictures)]
     out = folder / PICTURES
     out.write_text(page.document(f"What {folder.name} chose", parts), encoding="utf-8")
     return out
 
 
-def _open(folders: Sequence[str]) -> tuple[dict[str, Run], list[str]]:
-    """The runs by their shortest unique names, and the folders that hold no run."""
-    runs, others = {}, []
-    for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
-        path = expand(name)
-        storage.check_scheme(path, "The run", ("gs",))
-        folder = epath.Path(path)
-        if summary.is_run(folder):
-            runs[name] = Run(folder, *record.read(folder)[:2], history.read(folder))
-        else:
-            others.append(name)
-    short = {name: name.rpartition("/")[2] for name in runs}
-    if len(set(short.values())) == len(short):
-        runs = {short[name]: run for name, run in runs.items()}
-    return runs, others
-
-
-def _differing(runs: Mapping[str, Run]) -> list[list[str]]:
+def _differing(found: Sequence[Run]) -> list[list[str]]:
     """A row for each setting that differs between runs, without those of earlier runs."""
-    settings = {name: flatten(run.settings) for name, run in runs.items()}
-    keys = sorted({key for values in settings.values() for key in values})
+    settings = [flatten(run.settings) for run in found]
+    keys = sorted({key for values in settings for key in values})
     rows = []
     for key in keys:
         # A key that is a setting in one run and a group in another gets a single row.
         parents = [".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 1)]
         if parents and (parents[0] in _EARLIER or not set(parents).isdisjoint(keys)):
             continue
-        values = [_text(run_settings.get(key, ...)) for run_settings in settings.values()]
+        values = [_text(run_settings.get(key)) for run_settings in settings]
         if len(set(values)) > 1:
             rows.append([key, *values])
     more = len(rows) - _MOST_SETTINGS
@@ -136,43 +110,31 @@ def _differing(runs: Mapping[str, Run]) -> list[list[str]]:
 
 
 def _text(value: Any) -> str:
-    if value is ...:
-        return "..."
+    if value is None:
+        return _NONE
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _curves(lines: Mapping[str, curves.Run]) -> list[str]:
-    """The names of the metrics to draw: losses, noisy picks, and scores of evaluations."""
-    names = dict.fromkeys(name for run in lines.values() for line in run for name in line)
-    return [name for name in names if name in _CURVES or name in summary.scores(names)]
-
-
-def _pictures(run: Run, count: int) -> list[str]:
-    try:
-        settings = parse(run.settings)
-        shown = chosen.of_run(run.folder, settings, run.fingerprint, _PLACES, count)
-    except (OSError, ConfigError, DatasetError) as error:  # the page is useful without images
-        return [f"<p>No pictures: {page.escape(str(error))}</p>"]
-    parts = []
-    for batch in shown:
-        parts.append(
-            f"<h3>Step {batch.step:,}: {settings.batch_size:,} of {batch.size:,}</h3>"
-            f"<p>Chosen:</p>{_figures(batch.chosen, settings)}"
-        )
-        if batch.left:
-            parts.append(f"<p>Left:</p>{_figures(batch.left, settings)}")
-    if any(x.is_noisy is not None for batch in shown for x in (*batch.chosen, *batch.left)):
-        parts.append("<p>Framed in red: pairs that the data set labels as wrong.</p>")
+def _curves(found: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    """The panels, each over examples and over FLOPs, with a legend for all of them."""
+    colours = curves.colours(list(groups))
+    parts = ["<h2>Curves</h2>", page.legend(colours)]
+    if any(len(members) > 1 for members in groups.values()):
+        parts.append("<p>n: seeds of otherwise equal runs; mean, lowest and highest.</p>")
+    for panel in panels.of(found):
+        shown = {run.name for run in panel.runs}
+        drawn = []
+        for cost in curves.AXES:
+            lines, baselines = {}, {}
+            for label, members in groups.items():
+                metrics = [run.lines for run in members if run.name in shown]
+                if curve := curves.curve(metrics, cost, panel.metric):
+                    lines[label] = curve
+                if panel.baseline and (curve := curves.curve(metrics, cost, panel.baseline)):
+                    baselines[label] = curve
+            if lines:
+                drawn.append(curves.draw(lines, baselines, colours, cost, is_share=panel.is_share))
+        if drawn:
+            note = "Dotted: of the whole super-batch." if panel.baseline else ""
+            parts.append(page.panel(panel.title, note, drawn))
     return parts
-
-
-def _figures(examples: Sequence[chosen.Example], settings: TrainConfig) -> str:
-    figures = []
-    for example in examples:
-        text = f"{example.id}: {'; '.join(example.texts)}"
-        if example.picture is None:
-            figures.append(f"<figure>{page.escape(text)}</figure>")
-        else:
-            limit = settings.data.max_pixels
-            figures.append(page.figure(example.picture, text, limit, marked=bool(example.is_noisy)))
-    return "".join(figures)

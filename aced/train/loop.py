@@ -32,7 +32,7 @@ from aced.parallel import distributed
 from aced.parallel import mesh as meshes
 from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
-from aced.train import caches, overlap, program
+from aced.train import caches, overlap, program, starts
 from aced.train.config import TrainConfig, hyper_parameters, parse
 from aced.train.gallery import Gallery
 from aced.train.profiling import Profiler
@@ -127,6 +127,7 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         )
         run.checkpoints.close()
         return None
+    starts.write(run.folder, prog, run.sources[""], start)
     budget = Budget(
         examples_trained=settings.batch_size,
         examples_scored=prog.candidates if settings.method.selects else 0,

@@ -40,7 +40,7 @@ def draw(batch: SuperBatch, max_pixels: int) -> Picture:
         _draw_examples(sheet, top + _HEADING, examples, max_pixels)
         top += height
     out = io.BytesIO()
-    sheet.save(out, "JPEG", quality=90)
+    sheet.save(out, "JPEG", quality=90, subsampling=0)  # frames stay red
     return Picture(out.getvalue(), *sheet.size)
 
 

@@ -1,6 +1,6 @@
 """The table at the end of a run: the cost and the scores of each run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -16,7 +16,7 @@ COLUMNS = {
     "selection/noisy_share": ("noisy picks", "{:.1%}"),
 }
 # Numbers of evaluations that the table shows.
-_SCORES = {"mean_r1": "{:.1%}", "top1": "{:.1%}", "accuracy": "{:.1%}", "cider": "{:.2f}"}
+SCORES = {"mean_r1": "{:.1%}", "top1": "{:.1%}", "accuracy": "{:.1%}", "cider": "{:.2f}"}
 
 
 def table(workdir: epath.PathLike) -> str:
@@ -56,9 +56,9 @@ def scores(names: Iterable[str]) -> dict[str, str]:
     """The format of each metric in `names` that is the main number of an evaluation."""
     parts = {name: name.rpartition("/") for name in names}
     return {
-        name: _SCORES[number]
+        name: SCORES[number]
         for name, (evaluation, _, number) in parts.items()
-        if evaluation and number in _SCORES
+        if evaluation and number in SCORES
     }
 
 
@@ -68,10 +68,17 @@ def is_run(folder: epath.Path) -> bool:
 
 
 def values(workdir: epath.PathLike) -> dict[str, int | float]:
+    """`values_of` all lines of a run."""
+    return values_of(history.read(workdir))
+
+
+def values_of(lines: Sequence[Mapping[str, int | float]]) -> dict[str, int | float]:
     """The last value of every metric; for the share of noisy picks, the last quarter's mean."""
-    metrics = history.last_values(workdir)
+    metrics: dict[str, int | float] = {}
+    for line in lines:
+        metrics |= line
     name = "selection/noisy_share"
-    noisy = [line[name] for line in history.read(workdir) if name in line]
+    noisy = [line[name] for line in lines if name in line]
     if noisy:
         metrics[name] = float(np.mean(noisy[-max(1, len(noisy) // 4) :]))
     return metrics

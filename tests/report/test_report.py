@@ -27,7 +27,7 @@ from tests.train.test_train import config
 
 STEPS = 5
 # Beside the loss, of a run that selects by the learner alone.
-DRAWN = ("near_copies", "noisy_share", "perplexity", "variety")
+DRAWN = ("noisy_share", "perplexity", "variety", "near_copies")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,10 @@ def runs(tmp_path_factory):
     for method in ("hard", "iid"):
         loop.run(config(method, STEPS), str(folder / method), jax.devices()[:1])
     return folder
+
+
+def page_of(*folders, **changes):
+    return command.report([str(folder) for folder in folders], ReportConfig(**changes))[0]
 
 
 def settings_of(folder):
@@ -88,40 +92,44 @@ def test_samples_are_limited_and_reproducible(runs):
 
 @pytest.mark.slow
 def test_the_page(runs, tmp_path):
-    page = Reader(
-        command.report([str(runs / "hard"), f"{runs}/iid/", str(tmp_path)], ReportConfig())
-    )
+    page = Reader(page_of(runs / "hard", f"{runs}/iid/", tmp_path))
     text = " ".join(page.text.split())
     assert f"No workdirs of runs: {tmp_path}" in text
     # 5 steps of 32, of 160 candidates where there is a choice.
-    assert "hard160800" in text
-    assert "iid1600" in text
+    assert "hardHard learner160800" in text
+    assert "iidIID1600" in text
     differing = text[text.index("Settings that differ") : text.index("Curves")]
     assert "method.selection.scorehard_learnerlearnability" in differing
     assert "batch_size" not in differing
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     drawn = [x["alt"] for x in images if x["src"].startswith("data:image/svg+xml;base64,")]
-    assert drawn == ["loss", *(f"selection/{x}" for x in DRAWN)]
-    assert sum(x["src"].startswith("data:image/jpeg;base64,") for x in images) == 3 * 12 * 3
+    panels = ["loss/contrastive, sigmoid", *(f"selection/{x}" for x in DRAWN)]
+    assert drawn == [panel for panel in panels for _ in range(2)]  # over examples and over FLOPs
+    # Of the run that selects, both kinds at three steps.
+    assert sum(x["src"].startswith("data:image/jpeg;base64,") for x in images) == 3 * 12 * 2
+    assert "What hard chose" in text
+    assert "What iid chose" not in text
     assert any(tag == "figure" and x.get("class") == "marked" for tag, x in page.tags)
-    assert command.report([str(runs / "hard")], ReportConfig()) == command.report(
-        [str(runs / "hard")], ReportConfig()
-    )
+    assert "cpu" in text
+    assert "shapes/train, 100,000 examples" in text
+    assert f"{STEPS} of {STEPS}" in text
+    first, second = (re.sub("Written at [^<]*", "", page_of(runs / "hard")) for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.slow
 def test_page_without_images_if_data_are_missing(runs, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    settings = config("iid", STEPS)
+    settings = config("hard", STEPS)
     settings.data.source = "array_record"
     settings.data.array_record.path = str(tmp_path / "gone")
     record.write(epath.Path(folder), parse(settings), "print")
-    (folder / history.FILE).write_text((runs / "iid" / history.FILE).read_text())
-    (folder / history.PICKS_FILE).write_text((runs / "iid" / history.PICKS_FILE).read_text())
-    text = Reader(command.report([str(folder)], ReportConfig())).text
+    (folder / history.FILE).write_text((runs / "hard" / history.FILE).read_text())
+    (folder / history.PICKS_FILE).write_text((runs / "hard" / history.PICKS_FILE).read_text())
+    text = Reader(page_of(folder)).text
     assert re.search(r"No pictures: .*gone", text)
-    assert "No pictures" not in command.report([str(folder)], ReportConfig(pictures=0))
+    assert "No pictures" not in page_of(folder, pictures=0)
 
 
 @pytest.mark.slow
@@ -129,9 +137,9 @@ def test_page_without_images_if_data_are_missing(runs, tmp_path):
 def test_page_names_files_that_lost_lines(runs, tmp_path, name):
     shutil.copytree(runs / "hard", tmp_path / "run")
     file = tmp_path / "run" / name
-    assert "has lost lines" not in command.report([str(file.parent)], ReportConfig(pictures=0))
+    assert "has lost lines" not in page_of(file.parent, pictures=0)
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:2]))
-    page = Reader(command.report([str(file.parent)], ReportConfig(pictures=0))).text
+    page = Reader(page_of(file.parent, pictures=0)).text
     assert re.search(rf"{file} has lost lines: \d+ bytes fewer than when checkpoint 5 was", page)
     assert "its last line is of step 2." in page
 
@@ -145,10 +153,10 @@ def test_other_data_at_the_same_place_and_no_picks(runs, tmp_path):
     content = own_files.loads((folder / record.FILE).read_bytes())
     content["data_fingerprint"] = "of other data"
     (folder / record.FILE).write_bytes(own_files.dumps(content))
-    page = Reader(command.report([str(folder)], ReportConfig())).text
+    page = Reader(page_of(folder)).text
     assert "No pictures: shapes/train is not what the run of" in page
     (folder / history.PICKS_FILE).write_text("")
-    page = Reader(command.report([str(folder)], ReportConfig())).text
+    page = Reader(page_of(folder)).text
     assert "has no picks on file; see picks_steps" in page
 
 
@@ -158,7 +166,7 @@ def test_names_of_runs_are_escaped(runs, tmp_path):
     evil.mkdir()
     for file in (record.FILE, history.FILE, history.PICKS_FILE):
         (evil / file).write_text((runs / "iid" / file).read_text())
-    page = Reader(command.report([str(evil), str(runs / "iid")], ReportConfig(pictures=1)))
+    page = Reader(page_of(evil, runs / "hard", pictures=1))
     assert {tag for tag, _ in page.tags}.isdisjoint({"script"})
     assert all("onerror" not in attributes for _, attributes in page.tags)
     assert EVIL.replace("/", "") in page.text
@@ -168,8 +176,8 @@ def test_curves_of_long_runs_are_the_means_of_neighbours():
     lines = [{"flops": 2.0 * i, "loss": float(i % 2)} for i in range(4000)]
     lines += [{"flops": 1.0}, {"flops": 8000.0, "loss": float("nan")}]
     x, y = curves.points(lines, "flops", "loss")
-    assert (len(x), set(y)) == (1000, {0.5})
-    np.testing.assert_allclose(x, 2.0 * (4 * np.arange(1000) + 1.5))
+    assert (len(x), set(y)) == (250, {0.5})
+    np.testing.assert_allclose(x, 2.0 * (16 * np.arange(250) + 7.5))
 
 
 @pytest.mark.slow
@@ -196,4 +204,4 @@ def test_the_command(runs, tmp_path):
 def test_without_matplotlib(runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"Curves need `pip install '.\[plots\]'`"):
-        command.report([str(runs / "iid")], ReportConfig())
+        page_of(runs / "iid")

@@ -25,7 +25,7 @@ def opened(jpeg):
 
 
 def near(pixels, colour):
-    return (np.abs(pixels - colour) < 40).all(-1)
+    return (np.abs(pixels - colour) < 60).all(-1)
 
 
 def example(colour, *, noisy=None, side=32):

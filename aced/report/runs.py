@@ -1,0 +1,102 @@
+"""The runs of a page: their settings, some of their metrics, and how they ran."""
+
+import dataclasses
+import datetime
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from aced import methods
+from aced.checkpoints import record
+from aced.config import expand
+from aced.files import storage
+from aced.metrics import history
+from aced.train import starts, summary
+
+MOST_LINES = 2000  # runs with more lines of metrics are not read whole
+COLUMNS = ("run", "began", "step", "time", "device", "data", "commit")  # of `how`
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The data of a run, read from its workdir."""
+
+    name: str  # on the page
+    folder: epath.Path
+    settings: dict[str, Any]
+    fingerprint: str  # of its data
+    lines: list[dict[str, int | float]]  # of metrics; all that have scores of evaluations
+    starts: list[dict[str, Any]]  # lines of starts.jsonl
+
+    @property
+    def method(self) -> str:
+        """The name of the method in the papers."""
+        return methods.parse(self.settings["method"]).title
+
+    @property
+    def step(self) -> int:
+        """The last step with metrics."""
+        return self.lines[-1]["step"] if self.lines else 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step is reached; of runs of earlier versions this is not known."""
+        return bool(self.starts) and self.step >= self.starts[-1]["total_steps"]
+
+
+def open_all(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs in `folders`, each after the runs before it, and the folders that hold none.
+
+    Runs have their shortest unique names; a run before another one is "RUN/NAME".
+    """
+    paths: dict[str, epath.Path] = {}
+    others = []
+    for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
+        path = expand(name)
+        storage.check_scheme(path, "The run", ("gs",))
+        if summary.is_run(folder := epath.Path(path)):
+            for before in record.read(folder).settings.get("before", {}):
+                if summary.is_run(folder / before):
+                    paths[f"{name}/{before}"] = folder / before
+            paths[name] = folder
+        else:
+            others.append(name)
+    names = _short(list(paths))
+    return [_open(names[name], path) for name, path in paths.items()], others
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """The names without the folders that all of them are in."""
+    above = [name.split("/")[:-1] for name in names]
+    depth = min(map(len, above), default=0)
+    levels = (len({parts[i] for parts in above}) == 1 for i in range(depth))
+    shared = sum(itertools.takewhile(bool, levels))
+    return {name: "/".join(name.split("/")[shared:]) for name in names}
+
+
+def _open(name: str, folder: epath.Path) -> Run:
+    settings, fingerprint, _ = record.read(folder)
+    lines = history.read_some(folder, MOST_LINES, summary.SCORES)
+    return Run(name, folder, settings, fingerprint, lines, starts.read(folder))
+
+
+def how(run: Run) -> list[str]:
+    """When, where, on what and with which code a run ran, in `COLUMNS`; "-": not recorded."""
+    first, last = (run.starts[0], run.starts[-1]) if run.starts else ({}, {})
+    seconds = max((line.get("wall/seconds", 0) for line in run.lines), default=0)
+    began = first.get("time", "-")[:16].replace("T", " ")
+    devices = f"{last['devices']} x {last['device']}" if last else "-"
+    data = f"{last['data']}, {last['examples']:,} examples" if last else "-"
+    total = f" of {last['total_steps']:,}" if last else ""
+    commits = dict.fromkeys(start["commit"] for start in run.starts if start["commit"])
+    return [
+        run.name,
+        began,
+        f"{run.step:,}{total}",
+        str(datetime.timedelta(seconds=round(seconds))),
+        devices,
+        data,
+        ", ".join(commits) or "-",
+    ]
