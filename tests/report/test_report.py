@@ -96,7 +96,7 @@ def test_the_page(runs, tmp_path):
     text = " ".join(page.text.split())
     assert f"No workdirs of runs: {tmp_path}" in text
     # 5 steps of 32, of 160 candidates where there is a choice.
-    assert "hardHard learner160800" in text
+    assert "hardhard learner160800" in text
     assert "iidIID1600" in text
     differing = text[text.index("Settings that differ") : text.index("Curves")]
     assert "method.selection.scorehard_learnerlearnability" in differing
