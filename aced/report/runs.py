@@ -10,7 +10,7 @@ from etils import epath
 
 from aced import methods
 from aced.checkpoints import record
-from aced.config import expand
+from aced.config import ConfigError, expand
 from aced.files import storage
 from aced.metrics import history
 from aced.train import starts, summary
@@ -33,7 +33,11 @@ class Run:
     @property
     def method(self) -> str:
         """The name of the method in the papers."""
-        return methods.parse(self.settings["method"]).title
+        method = self.settings["method"]
+        try:
+            return methods.parse(method).title
+        except ConfigError:  # settings of another version
+            return method["name"]
 
     @property
     def step(self) -> int:

@@ -15,6 +15,8 @@ from aced.config import ConfigError, from_config
 from aced.data import sources
 from aced.data.sources import DataConfig
 from aced.evaluators import EvalConfig
+from aced.metrics import sinks
+from aced.metrics.writer import Budget, Writer
 from aced.models import model_folder
 from aced.models.saved import Model
 from aced.train import loop
@@ -28,6 +30,7 @@ def _examples_leave_no_names_behind(monkeypatch):
         (evaluators.KINDS, "uniformity"),
         (losses.LOSSES, "hinge"),
         (methods.METHODS, "locked_image"),
+        (sinks.SINKS, "best"),
     ):
         monkeypatch.setitem(table, name, None)  # at the end it is removed again
 
@@ -51,6 +54,15 @@ def write_model(folder: pathlib.Path, width: int, seed: int) -> None:
     params = jax.device_get(model.init(jax.random.key(seed)))
     folder.mkdir(parents=True)
     model_folder.write(Model(model, params), folder)
+
+
+def test_sink(tmp_path):
+    names = run("docs/extend/sink.md")
+    for first, resume in ((1, None), (4, 3)):
+        with Writer(tmp_path, Budget(1, 1, 1), resume, names["config"]) as writer:
+            for step in range(first, first + 3):
+                writer.write(step, {"loss": 9.0, "retrieval/mean_r1": 0.5 - abs(step - 2) / 8})
+    assert json.loads((tmp_path / "best.json").read_text()) == {"retrieval/mean_r1": 0.5}
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def steps(sent):
 
 
 def background(service, *args, patience=5.0, **more):
-    return Background("service", service, card(*args, **more), seconds=0.0, patience=patience)
+    return Background("service", service, card(*args, **more), seconds=0.01, patience=patience)
 
 
 def test_lines_arrive_in_order_and_the_run_is_ended(tmp_path, service):
@@ -117,7 +117,7 @@ def test_a_service_that_does_not_answer_delays_nothing(tmp_path, service, caplog
 
 
 def test_lines_are_tried_again_after_errors(tmp_path, service, caplog, monkeypatch):
-    monkeypatch.setattr("aced.metrics.background._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("aced.metrics.background._RETRY_SECONDS", 0.01)
     service.errors += [
         OSError("no network"),
         TimeoutError("no answer"),
