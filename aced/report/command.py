@@ -135,6 +135,6 @@ def _curves(found: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> list[s
             if lines:
                 drawn.append(curves.draw(lines, baselines, colours, cost, is_share=panel.is_share))
         if drawn:
-            note = "Dotted: of the whole super-batch." if panel.baseline else ""
+            note = "Dotted: of the whole super-batch." if baselines else ""
             parts.append(page.panel(panel.title, note, drawn))
     return parts

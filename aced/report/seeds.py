@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from aced.config import flatten
 from aced.report.runs import Run
 
-_NUMBER = re.compile(r"(seed\W?_?|(?<![a-zA-Z])s)\d+")  # of a seed in a name: seed1, seed=1, _s1
+_NUMBER = re.compile(r"(seed[\W_]?)\d+")  # of a seed in a name: seed1, seed=1, seed_1
 
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -16,9 +16,13 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
         found.setdefault(_key(run), []).append(run)
     labels: dict[str, list[Run]] = {}
     for members in found.values():
-        name = _shared([run.name for run in members])
-        label = members[0].name if len(members) == 1 else f"{name}, n = {len(members)}"
-        labels[label if label not in labels else f"{members[0].name} and others"] = members
+        first = members[0].name
+        label = first
+        if len(members) > 1:
+            label = f"{_shared([run.name for run in members])}, n = {len(members)}"
+        if label in labels:  # groups whose names differ in nothing else
+            label = f"{first}, n = {len(members)}"
+        labels[label] = members
     return labels
 
 

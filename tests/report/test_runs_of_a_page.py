@@ -133,10 +133,11 @@ def test_references_of_other_seeds_do_not_separate_runs_but_other_references_do(
 
     folders = [reference(1, "refs/big_seed1"), reference(2, "refs/big_seed2")]
     folders += [reference(3, str(tmp_path / "run3" / "reference"))]
-    folders += [reference(4, str(tmp_path / "run4" / "reference")), reference(5, "refs/small")]
+    folders += [reference(4, str(tmp_path / "run4" / "reference"))]
+    folders += [reference(5, "refs/vit_s16"), reference(6, "refs/vit_s32")]
     groups = seeds.groups(opened(*folders))
     assert [[run.name for run in members] for members in groups.values()] == [
-        ["run1", "run2"], ["run3", "run4"], ["run5"],
+        ["run1", "run2"], ["run3", "run4"], ["run5"], ["run6"],
     ]  # fmt: skip
 
 
