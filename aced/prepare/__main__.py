@@ -1,4 +1,4 @@
-"""`python -m aced.prepare`: images and captions -> a prepared data set.
+"""Makes a prepared data set of images and captions: `python -m aced.prepare ...`.
 
     python -m aced.prepare --images=photos --captions=captions.jsonl --out=data/photos --val=800
     python -m aced.prepare --images=pics --captions=c.csv --out=data --val=800 --clean_column=src=me
@@ -26,9 +26,9 @@ unfinished. Until the data set is complete, `.NAME.partial` beside it holds a co
 
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from aced import command, flag_settings
+from aced import command, command_line, flag_settings
 from aced.files import ownership
 from aced.prepare.command import PAGE, REJECTED, prepare
 from aced.prepare.config import PrepareConfig
@@ -63,5 +63,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flag_settings.define(PrepareConfig)
     flags.DEFINE_boolean("force", False, ownership.FORCE)
-    # Unknown flags are passed on to Beam.
-    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))
+    command_line.run(
+        main, lambda argv: flags.FLAGS(argv, known_only=True), takes="flags of Apache Beam"
+    )

@@ -1,0 +1,202 @@
+"""Help, and what commands print about flags, recipes, arguments and settings that do not exist."""
+
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from aced import __main__ as aced
+from tests import commands, many_processes
+
+ROOT = pathlib.Path(__file__).parents[1]
+OF_A_RUN = ("main", "cache", "evaluate", "preflight")
+SMOKE = "--config=configs/smoke.py"
+
+
+def refused(command, *arguments):
+    """The message of a command that ends before it does anything."""
+    done = commands.call(command, *arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith(f"\nSee python -m aced.{command} --help.\n")
+    assert not done.stdout
+    return done.stderr
+
+
+@pytest.mark.parametrize("command", [*OF_A_RUN, "convert", "select_text", "report"])
+def test_flag_that_resembles_another(command):
+    flag, meant = ("--wrkdir", "--workdir") if command in OF_A_RUN else ("--ot", "--out")
+    assert f"There is no flag {flag}; did you mean {meant}?" in refused(command, f"{flag}=x")
+
+
+def test_flags_are_checked_before_the_recipe_is_loaded(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("raise RuntimeError('loaded')")
+    message = refused("main", f"--config={recipe}", "--wrkdir=x")
+    assert "loaded" not in message
+    message = refused("main", f"--config={recipe}")
+    assert f"{recipe}, line 1: RuntimeError: loaded" in message
+
+
+def test_setting_given_as_a_flag():
+    assert "no flag --lr; did you mean --config.optimizer.schedule.peak?" in refused(
+        "main", "--lr=1"
+    )
+    message = refused("evaluate", SMOKE, "lr=3")
+    assert "'lr=3' is no flag" in message
+    assert "did you mean --config.optimizer.schedule.peak?" in message
+
+
+def test_flag_without_dashes():
+    message = refused("convert", "out=x")
+    assert "'out=x' is no flag, and the command takes nothing else; did you mean --out?" in message
+
+
+@pytest.mark.parametrize("command", OF_A_RUN)
+def test_recipe_that_resembles_another(command):
+    message = refused(command, "--config=configs/smal.py")
+    assert "There is no config file configs/smal.py in " in message
+    assert "; did you mean configs/small.py?" in message
+    assert "  small               ACED on your own pairs" in message
+    assert "  methods " not in message  # not a recipe
+
+
+def test_recipe_without_its_folder():
+    assert "did you mean configs/acid_b16.py?" in refused("main", "--config=acid_b16")
+
+
+def test_no_recipes_outside_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    message = refused("main", "--config=configs/small.py")
+    assert f"There are no recipes in {tmp_path}. Start from the root of the repository" in message
+
+
+def test_argument_that_resembles_another():
+    message = refused("main", "--config=configs/small.py:stepz=3")
+    assert "The config has no argument 'stepz'; did you mean steps?" in message
+    assert "  reference_steps = 0\n" in message
+
+
+@pytest.mark.parametrize("command", OF_A_RUN)
+def test_setting_that_resembles_another(command):
+    message = refused(command, SMOKE, "--config.optimizer.lr=3")
+    assert "no setting optimizer.lr; did you mean --config.optimizer.schedule.peak?" in message
+    message = refused(command, SMOKE, "--config.optimizer.schedule.peek=None")
+    assert "did you mean --config.optimizer.schedule.peak" in message
+
+
+def test_evaluations_are_added_in_a_config_file():
+    message = refused("main", SMOKE, "--config.evals.imagenet.kind=zeroshot")
+    assert "There is no setting evals.imagenet.kind; did you mean --config.evals." in message
+    assert "are added in a config file: see configs/mine.py in docs/guides/runs.md." in message
+
+
+@pytest.mark.parametrize("command", OF_A_RUN)
+def test_missing_recipe(command):
+    assert "--config is missing: give a recipe.\nRecipes" in refused(command)
+
+
+def test_help_lists_the_recipes_and_the_most_used_flags_first():
+    done = commands.call("main", "--help")
+    assert done.returncode == 0
+    found = re.findall(r"^  --(?:\[no\])?(\w+): ", done.stdout, re.MULTILINE)
+    assert found == ["config", "workdir", "distributed", "force"]
+    assert "\n  smoke               ACED on a laptop: a reference on clean pairs" in done.stdout
+    assert commands.call("main", "-h").stdout == done.stdout
+
+
+def test_full_help_exits_with_0():
+    done = commands.call("report", "--helpfull")
+    assert done.returncode == 0
+    assert "--out:" in done.stdout
+    assert "--verbosity:" in done.stdout
+
+
+@pytest.mark.parametrize("recipe", ["small", "coca_large"])  # one of its own, one of another file
+def test_help_of_a_recipe(recipe):
+    done = commands.call("main", f"--config=configs/{recipe}.py:help")
+    assert done.returncode == 0
+    assert "\nCost:     " in done.stdout
+    assert "Arguments, with their defaults:\n" in done.stdout
+    assert "\n  tiny\n" in done.stdout
+    assert ("  lr              = 0.001\n" in done.stdout) == (recipe == "small")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--config=configs/smal.py"], ["--wrkdir=x", SMOKE]]
+)
+def test_no_heavy_import_before_a_mistake_is_found(arguments):
+    code = (
+        "import runpy, sys\n"
+        "try: runpy.run_module('aced.main', run_name='__main__', alter_sys=True)\n"
+        "finally: print('jax' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT, capture_output=True, text=True, env=many_processes.environment(1),
+    )  # fmt: skip
+    assert done.stdout.endswith("False False\n"), done.stderr
+
+
+def run_aced(monkeypatch, *arguments):
+    """Runs the console command in this process; returns the module that it started, if any."""
+    started = []
+    monkeypatch.setattr(runpy, "run_module", lambda name, **_: started.append(name))
+    monkeypatch.setattr(sys, "argv", ["/bin/aced", *arguments])
+    monkeypatch.setattr(sys, "path", ["/bin", *sys.path[1:]])
+    aced.main()
+    return started, sys.argv, sys.path[0]
+
+
+def test_console_command_starts_a_module(monkeypatch):
+    started, argv, first = run_aced(monkeypatch, "select-text", "--k=3")
+    assert started == ["aced.select_text"]
+    assert argv[1:] == ["--k=3"]
+    assert first == os.getcwd()  # where configs/ is
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
+def test_console_command_lists_the_commands(monkeypatch, capsys, arguments):
+    assert run_aced(monkeypatch, *arguments)[0] == []
+    out = capsys.readouterr().out
+    assert "\n  train        Trains and evaluates any method.\n" in out
+    assert len(re.findall(r"^  [\w-]+ +[A-Z].*\.$", out, re.MULTILINE)) == len(aced.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("tarin", "train"),
+        ("main", "train"),
+        ("select_text", "select-text"),
+        ("evalute", "evaluate"),
+    ],
+)
+def test_command_that_resembles_another(monkeypatch, name, meant):
+    with pytest.raises(
+        SystemExit, match=f"There is no command '{name}'; did you mean aced {meant}"
+    ):
+        run_aced(monkeypatch, name)
+
+
+def test_every_command_is_in_the_table():
+    files = [*(ROOT / "aced").glob("*.py"), *(ROOT / "aced").glob("*/__main__.py")]
+    names = {
+        path.parent.name if path.stem == "__main__" else path.stem
+        for path in files
+        if "command_line.run(" in path.read_text()
+    }
+    assert names == set(aced.COMMANDS.values())
+
+
+def test_console_command_in_a_process_of_its_own():
+    done = subprocess.run(
+        [sys.executable, "-c", "from aced.__main__ import main; main()", "train", "--help"],
+        cwd=ROOT, capture_output=True, text=True, env=many_processes.environment(1),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == commands.call("main", "--help").stdout
