@@ -108,12 +108,12 @@ def _recorded(file: str) -> ml_collections.ConfigDict:
     from aced.train.config import recorded
 
     path = epath.Path(file)
+    if path.name != record.FILE or not path.exists():
+        raise UserError(
+            f"{file} is no {record.FILE} of a run; it is in the workdir of every run, such as "
+            f"runs/smoke/{record.FILE}."
+        )
     try:
-        if path.name != record.FILE:
-            raise ConfigError(
-                f"--config={file}: a run's settings are in its {record.FILE}; other files of "
-                "settings are Python, such as configs/smoke.py."
-            )
         return recorded(record.read(path.parent).settings)
     except ConfigError as error:
         raise UserError(str(error)) from error

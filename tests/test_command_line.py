@@ -8,8 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from etils import epath
 
 from aced import __main__ as aced
+from aced.checkpoints import record
+from aced.train.config import parse
+from configs import smoke
 from tests import commands, many_processes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -124,6 +128,59 @@ def test_help_of_a_recipe(recipe):
     assert "Arguments, with their defaults:\n" in done.stdout
     assert "\n  tiny\n" in done.stdout
     assert ("  lr              = 0.001\n" in done.stdout) == (recipe == "small")
+
+
+@pytest.fixture
+def a_record(tmp_path):
+    """The config.json of a run."""
+    settings = parse(smoke.get_config("tiny,method=iid"))
+    record.write(epath.Path(tmp_path / "run"), settings, "shapes")
+    return tmp_path / "run" / "config.json"
+
+
+def test_new_run_is_beside_the_one_with_its_settings(a_record):
+    again = a_record.parent.with_name("run-again")
+    again.write_text("a file, where the run would be")
+    done = commands.call("main", f"--config={a_record}")
+    assert done.returncode == 1
+    assert f"{again}" in done.stderr
+    assert os.listdir(a_record.parent) == ["config.json"]  # only read
+
+
+@pytest.mark.slow
+def test_run_with_the_settings_of_another(a_record):
+    done = commands.call("main", f"--config={a_record}", "--config.total_steps=1")
+    assert done.returncode == 0, done.stderr
+    again = epath.Path(f"{a_record.parent}-again")
+    then, now = (record.read(folder).settings for folder in (epath.Path(a_record).parent, again))
+    assert now == then | {"total_steps": 1}
+    assert f"The run is in {again}." in done.stdout
+    assert os.listdir(a_record.parent) == ["config.json"]  # only read
+
+
+@pytest.mark.parametrize("command", OF_A_RUN)
+def test_settings_of_a_run_are_checked_as_those_of_a_recipe(a_record, command):
+    message = refused(command, f"--config={a_record}", "--config.optimizer.lr=3")
+    assert "did you mean --config.optimizer.schedule.peak?" in message
+    message = refused(command, f"--config={a_record.parent}")
+    assert f"did you mean the settings of the run there, {a_record}?" in message
+
+
+@pytest.mark.parametrize("command", OF_A_RUN)
+def test_damaged_settings_of_a_run(a_record, command):
+    text = a_record.read_text()
+    a_record.write_text(text.replace('"batch_size": 16', '"batch_size": 17', 1))
+    message = refused(command, f"--config={a_record}")
+    assert f"{a_record} is not readable (its content is not that of its sha256: it was changed" in message
+    missing = a_record.with_name("missing") / "config.json"
+    message = refused(command, f"--config={missing}")
+    assert f"{missing} is no config.json of a run; it is in the workdir of every run" in message
+
+
+def test_evaluate_takes_the_folder_of_the_settings(a_record):
+    done = commands.call("evaluate", f"--config={a_record}")
+    assert done.returncode == 1  # the run has no checkpoint
+    assert f"{a_record.parent}/checkpoints" in done.stderr
 
 
 @pytest.mark.parametrize(

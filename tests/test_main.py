@@ -57,11 +57,32 @@ def test_one_config_trains_a_reference_and_a_learner_and_prints_both(first):
 
 def test_a_run_is_evaluated_by_the_command(first):
     workdir, _ = first
-    done = aced(TINY, f"--workdir={workdir}", "--json", command="evaluate")
+    done = aced(f"--config={workdir}/config.json", "--json", command="evaluate")
     assert done.returncode == 0, done.stderr
     found, logged = json.loads(done.stdout), history.last_values(workdir)
     assert "retrieval/mean_r1" in found
     assert found == pytest.approx({name: logged[name] for name in found}, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_starts_anew_from_the_settings_of_another(first):
+    workdir, _ = first
+    done = aced(f"--config={workdir}/config.json")
+    assert done.returncode == 0, done.stderr
+    again = workdir.with_name("learner-again")
+    assert f"The run is in {again}." in done.stdout
+    # Its reference and cache are its own.
+    assert (again / "config.json").read_bytes() == (workdir / "config.json").read_bytes()
+    assert (again / "reference/checkpoints/2").is_dir()
+    assert measured(again) == measured(workdir)
+
+
+def measured(workdir):
+    """The metrics of a run, without those that depend on the clock."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith("wall/")}
+        for line in history.read(workdir)
+    ]
 
 
 def test_a_run_is_reported_by_the_command(first, tmp_path):
