@@ -171,7 +171,10 @@ def test_damaged_settings_of_a_run(a_record, command):
     text = a_record.read_text()
     a_record.write_text(text.replace('"batch_size": 16', '"batch_size": 17', 1))
     message = refused(command, f"--config={a_record}")
-    assert f"{a_record} is not readable (its content is not that of its sha256: it was changed" in message
+    assert (
+        f"{a_record} is not readable (its content is not that of its sha256: it was changed"
+        in message
+    )
     missing = a_record.with_name("missing") / "config.json"
     message = refused(command, f"--config={missing}")
     assert f"{missing} is no config.json of a run; it is in the workdir of every run" in message

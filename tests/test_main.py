@@ -46,13 +46,18 @@ def test_one_config_trains_a_reference_and_a_learner_and_prints_both(first):
     assert [line.split()[:4] for line in done.stdout.splitlines() if "160" in line] == [
         ["learner", "ACED-ACIDistill", "32", "160"]
     ]
-    assert "step 2/2" in done.stderr
+    assert "learner 2/2" in done.stderr
+    plan = [line.split() for line in done.stderr.partition("The plan of ")[2].splitlines()[1:5]]
+    assert [line[0] for line in plan] == ["phase", "reference", "reference's", "learner"]
+    assert plan[3][1:4] == [*rows["learner"][:1], "2", "32"]
+    assert [plan[1][4], plan[3][4]] == [rows["reference"][3], rows["learner"][3]]  # FLOPs
     assert f"What was chosen, in pictures: {workdir}/picks.html" in done.stdout
     assert (workdir / "picks.html").read_text().count("<figure") == 2 * 2 * 12
     again = aced(TINY, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout  # finished: nothing is trained again
-    assert "step 2/2" not in again.stderr
+    assert "learner 2/2" not in again.stderr
+    assert again.stderr.partition("The plan of ")[2].count("100%") == 4
 
 
 def test_a_run_is_evaluated_by_the_command(first):
