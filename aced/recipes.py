@@ -15,7 +15,7 @@ from aced.config import ArgumentHelp, ConfigError, listed
 from aced.errors import UserError
 
 FOLDER = "configs"
-_ROOT = f"Start from the root of the repository, where {FOLDER}/ is."
+_ROOT = "Start from the root of the repository, where configs/ is."
 
 
 class Parser(flags.ArgumentParser):

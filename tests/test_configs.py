@@ -12,7 +12,7 @@ from etils import epath
 
 from aced import methods
 from aced.checkpoints import record
-from aced.config import ConfigError
+from aced.config import ArgumentHelp, ConfigError
 from aced.cost import flops as costs
 from aced.methods.frozen import FrozenConfig
 from aced.metrics import history
@@ -170,6 +170,27 @@ def flops(config):
     steps = durations.steps(settings, "total", batch_size=settings.batch_size)
     own = steps * methods.METHODS[method.name][1](method).flops_per_step(settings.batch_size)
     return own + cache + sum(flops(run) for run in settings.before.values())
+
+
+@pytest.mark.parametrize("name", ["small", "smoke"])
+def test_header_explains_every_argument(name):
+    with pytest.raises(ArgumentHelp) as request:
+        load(name).get_config("help")
+    header = load(name).__doc__.partition("Arguments:\n")[2]
+    explained = re.findall(r"^  ([\w, ]+?)  ", header, re.MULTILINE)
+    assert sorted(", ".join(explained).split(", ")) == sorted(request.value.defaults)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("width=48", "width = 48 must be a multiple of 32"),
+        ("batch=0", "batch = 0 must be at least"),
+    ],
+)
+def test_arguments_that_make_no_model(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        load("small").get_config(argument)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -38,7 +38,7 @@ def make(
     watchdog: Watchdog,
     *,
     force: bool = False,
-    later_flops: float = 0,
+    later_flops: int | float = 0,
 ) -> Description:
     """Makes a cache, or continues an unfinished one. All processes make the same call.
 

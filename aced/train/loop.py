@@ -126,7 +126,7 @@ def _train(
             return loop(set_up(settings, mesh, folder, source), watchdog, later)
 
 
-def loop(run: Run, watchdog: Watchdog, later_flops: float = 0) -> int | None:
+def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | None:
     """Trains the remaining steps. Returns the exit code if preempted after the last one.
 
     `later_flops` is the cost of the phases of the plan after this run.
