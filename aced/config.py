@@ -205,9 +205,9 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
 
     Raises:
         ConfigError: a name is unknown or a value does not fit its type.
-        ArgumentHelp: `arg` is "help".
+        ArgumentHelp: one of the names is "help".
     """
-    if arg == "help":
+    if "help" in arg.split(","):
         raise ArgumentHelp(defaults)
     settings = dict(defaults)
     for part in filter(None, arg.split(",")):

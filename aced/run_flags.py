@@ -19,6 +19,7 @@ from aced.errors import UserError
 
 flags.disclaim_key_flags()  # those defined here are the command's, whose --help lists them
 
+_CONFIG = re.compile(r"--?(config|flagfile)(=|$)")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(=None)?.*", re.DOTALL)
 _MAPPINGS = ("evals", "mixture", "teachers", "suites", "before", "before_caches")
 _ADDED = (
@@ -93,15 +94,15 @@ def parse(argv: list[str]) -> list[str]:
         flags.Error: a value is not of the type of its flag.
     """
     command_line.check_names(argv)
+    if not any(_CONFIG.match(argument) for argument in argv):
+        raise UserError("--config is missing: give a recipe.\n" + recipes.summaries())
     overrides = [match for argument in argv if (match := _OVERRIDE.fullmatch(argument))]
     nones = {match[0]: match[1] for match in overrides if match[2]}
     try:
         rest = flags.FLAGS([argument for argument in argv if argument not in nones])
-        if flags.FLAGS.config is None and len(rest) == 1:
-            raise UserError("--config is missing: give a recipe.\n" + recipes.summaries())
         for path in nones.values():
             _set_to_none(flags.FLAGS.config, path)
-    except (KeyError, AttributeError) as error:
+    except (KeyError, AttributeError, IndexError, TypeError) as error:
         config = flags.FLAGS["config"].parser.config
         unknown = [match[1] for match in overrides if not _has(config, match[1])]
         raise UserError(_unknown(unknown[0], config) if unknown else str(error)) from error

@@ -102,6 +102,7 @@ def test_evaluations_are_added_in_a_config_file():
 @pytest.mark.parametrize("command", OF_A_RUN)
 def test_missing_recipe(command):
     assert "--config is missing: give a recipe.\nRecipes" in refused(command)
+    assert "--config is missing: give a recipe." in refused(command, "--config.seed=1")
 
 
 def test_help_lists_the_recipes_and_the_most_used_flags_first():
@@ -111,6 +112,23 @@ def test_help_lists_the_recipes_and_the_most_used_flags_first():
     assert found == ["config", "workdir", "distributed", "force"]
     assert "\n  smoke               ACED on a laptop: a reference on clean pairs" in done.stdout
     assert commands.call("main", "-h").stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.seed", "Missing value for flag --config.seed"),
+        ("--config.seed=x", "base 10: 'x'"),
+        ("--config.method.selection.gain=x", "could not convert string to float: 'x'"),
+        ("--config.optimizer=3", "is not a dict"),
+        (
+            "--config.evals.retrieval.class_names[0]=x",
+            "did you mean --config.evals.retrieval.class_n",
+        ),
+    ],
+)
+def test_values_that_a_setting_cannot_have(override, message):
+    assert message in refused("main", SMOKE, override)
 
 
 def test_full_help_exits_with_0():
