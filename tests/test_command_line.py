@@ -123,7 +123,7 @@ def test_help_lists_the_recipes_and_the_most_used_flags_first():
         ("--config.optimizer=3", "is not a dict"),
         (
             "--config.evals.retrieval.class_names[0]=x",
-            "did you mean --config.evals.retrieval.class_n",
+            "did you mean --config.evals.retrieval.",
         ),
     ],
 )
