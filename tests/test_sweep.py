@@ -94,7 +94,9 @@ def test_command_lists_runs_and_refuses_what_it_cannot_do():
     assert len(lines) == 2
     assert lines[1].startswith(f"python -m aced.main --config={RECIPE} --workdir=")
     assert lines[1].endswith("--config.total_steps=4 --config.log_steps=1")
-    assert commands.call("sweep", *flags, "--index=1").stdout.splitlines() == [lines[1].removesuffix(" --config.log_steps=1")]
+    assert commands.call("sweep", *flags, "--index=1").stdout.splitlines() == [
+        lines[1].removesuffix(" --config.log_steps=1")
+    ]
     for wrong, message in (
         ("--index=2", "the sweep has 2 runs, from 0"),
         ("--sett=3", "--sett=3 is neither a flag of this command nor --config.KEY=VALUE"),
