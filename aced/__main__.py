@@ -10,6 +10,7 @@ from aced import nearest
 
 COMMANDS = {  # the module of each command
     "train": "main",
+    "sweep": "sweep",
     "evaluate": "evaluate",
     "report": "report",
     "prepare": "prepare",

@@ -22,6 +22,11 @@ def parsed(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
 
 
+def passing_on(argv: list[str]) -> list[str]:
+    """Parses the command's own flags; returns its name, and all else, to be passed on."""
+    return flags.FLAGS(argv, known_only=True)
+
+
 def run(
     main: Callable[[list[str]], None],
     parse: Callable[[list[str]], list[str]] = parsed,
@@ -71,7 +76,7 @@ def check_names(argv: list[str]) -> None:
         name = argument.removeprefix("--").partition("=")[0]
         is_setting = name.removeprefix("no").startswith(f"{_CONFIG}.") and _CONFIG in flags.FLAGS
         if argument.startswith("--") and not is_setting and not _is_flag(name):
-            raise UserError(f"There is no flag --{name}{nearest.did_you_mean(_alike(name))}")
+            raise UserError(f"There is no flag --{name}{nearest.did_you_mean(alike(name))}")
 
 
 def _is_flag(name: str) -> bool:
@@ -80,8 +85,8 @@ def _is_flag(name: str) -> bool:
     return name in flags.FLAGS
 
 
-def _alike(name: str) -> list[str]:
-    """The flags that resemble `name`, with the settings that are commonly called so."""
+def alike(name: str) -> list[str]:
+    """Returns the flags that resemble `name`, or the settings that are commonly called so."""
     found = nearest.names(name, [flag.name for flag in _own_flags()])
     if _CONFIG in flags.FLAGS:
         found = [f"{_CONFIG}.{path}" for path in nearest.usual(name)] or found
@@ -91,7 +96,7 @@ def _alike(name: str) -> list[str]:
 def _unknown_argument(argument: str) -> str:
     """The message about an argument that is no flag, where a command takes only flags."""
     name = argument.partition("=")[0]
-    found = [f"--{name}"] if _is_flag(name) else _alike(name)
+    found = [f"--{name}"] if _is_flag(name) else alike(name)
     hint = nearest.did_you_mean(found) if "=" in argument else "."
     return f"{argument!r} is no flag, and the command takes nothing else{hint}"
 

@@ -26,6 +26,7 @@ LAYERS = (
 COMMANDS = (
     "__main__",
     "main",
+    "sweep",
     "evaluate",
     "suite",
     "prepare",

@@ -34,6 +34,7 @@ from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
 from aced.train import caches, overlap, plan, program
 from aced.train.config import TrainConfig, parse
+from aced.train.early_stop import EarlyStop
 from aced.train.profiling import Profiler
 from aced.train.setup import Run, input_batches, set_up
 
@@ -135,12 +136,14 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
     for the devices. All processes take the same branches.
     """
     settings, prog, start = run.settings, run.program, run.start or 0
-    if start >= prog.total_steps:
+    early_stop = EarlyStop.resumed(settings.early_stop, run.folder, run.start)
+    if start >= prog.total_steps or early_stop.reached:
         logging.warning(
             "%s is finished: it has %d steps. Nothing is trained or evaluated again; raise "
-            "config.total_steps to continue it.",
+            "config.%s to continue it.",
             run.folder,
             start,
+            "early_stop.patience" if early_stop.reached else "total_steps",
         )
         run.checkpoints.close()
         return None
@@ -205,6 +208,11 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
                     measured = {}
                 with meter.paused(), _saving_after_failure(None if saved else save):
                     measured |= evaluate(run, due, train_state, watchdog)
+                    early_stop.update(measured)
+                    if early_stop.reached and not last:
+                        rest = [name for name in run.evals if name not in due]
+                        measured |= evaluate(run, rest, train_state, watchdog)
+                        last = True
             if measured:
                 writer.write(step, measured)
                 line.show(step, measured)
@@ -221,8 +229,10 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
                 logging.warning("Step %d is saved; start the same command again.", step)
                 sys.exit(preemption.exit_code)
             watchdog.alive()
+            if last:
+                break
         if previous is not None:
-            _check_finite(prog.total_steps, previous, settings, writer)
+            _check_finite(step, previous, settings, writer)
     return preemption.exit_code if preempted else None
 
 
