@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax
-from absl import app, flags
+from absl import flags
 from etils import epath
 
-from aced import evaluators, flag_settings
-from aced import main as training
+from aced import command_line, evaluators, flag_settings, run_flags
 from aced.checkpoints import record
 from aced.config import ConfigError, Settings
 from aced.data.tokenizers import get_tokenizer
@@ -92,10 +91,11 @@ def _parameters(folder: str, choice: str) -> Literal["params", "ema"]:
 
 def main(argv: list[str]) -> None:
     """Flags -> config -> numbers."""
-    values = flags.FLAGS
-    with training.running(argv, f"--workdir={training.workdir()}"):
+    del argv
+    folder = run_flags.workdir()
+    with run_flags.running(f"--workdir={folder}"):
         config = flag_settings.read(EvaluateConfig)
-        numbers = run(values.config, config, training.workdir())
+        numbers = run(flags.FLAGS.config, config, folder)
         if jax.process_index() == 0:
             print(json.dumps(numbers, indent=2) if config.json else table(numbers))
 
@@ -107,7 +107,6 @@ def table(numbers: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(training)
+    run_flags.define()
     flag_settings.define(EvaluateConfig)
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=training.parse_flags)
+    command_line.run(main, run_flags.parse)

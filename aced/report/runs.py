@@ -10,10 +10,11 @@ from etils import epath
 
 from aced import methods
 from aced.checkpoints import record
-from aced.config import ConfigError, expand
+from aced.config import ConfigError, expand, from_config
 from aced.files import storage
 from aced.metrics import history
 from aced.train import starts, summary
+from aced.train.early_stop import EarlyStop, EarlyStopConfig
 
 MOST_LINES = 2000  # runs with more lines of metrics are not read whole
 COLUMNS = ("run", "began", "step", "time", "device", "data", "commit")  # of `how`
@@ -46,8 +47,12 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step is reached; of runs of earlier versions this is not known."""
-        return bool(self.starts) and self.step >= self.starts[-1]["total_steps"]
+        """Whether nothing is left to train; of runs of earlier versions this is not known."""
+        if self.starts and self.step >= self.starts[-1]["total_steps"]:
+            return True
+        early = from_config(EarlyStopConfig, self.settings.get("early_stop", {}))
+        scores = [line[early.metric] for line in self.lines if early.metric in line]
+        return EarlyStop(early, scores).reached
 
 
 def open_all(folders: Sequence[str]) -> tuple[list[Run], list[str]]:

@@ -7,6 +7,8 @@ import numpy as np
 from etils import epath
 
 from aced.checkpoints import record
+from aced.config import to_config
+from aced.evaluators import EvalConfig
 from aced.metrics import history, jsonl
 from aced.report import command, curves, page, panels, runs, seeds
 from aced.report.command import ReportConfig
@@ -19,11 +21,13 @@ from tests.train.test_train import config
 BUDGET = {"examples_trained": 32, "examples_scored": 160, "flops": 1e6}
 
 
-def write(folder, method="hard", lines=(), seed=0, total=10, before=(), **changes):
+def write(folder, method="hard", lines=(), seed=0, total=10, before=(), evaluated=False, **changes):
     """A workdir with these lines of metrics, given without step and costs."""
     folder.mkdir(parents=True)
     settings = config(method, total, seed=seed, **changes)
     settings.before = {}
+    if evaluated:
+        settings.evals.val = to_config(EvalConfig(kind="zeroshot"))
     for name in before:
         settings.before[name] = config("iid", total, seed=1000 + seed)
     record.write(epath.Path(folder), parse(settings), "print")
@@ -256,6 +260,14 @@ def test_runs_of_before_there_were_starts_have_a_header(tmp_path):
     (run,) = opened(write(tmp_path / "a", lines=[{"loss": 1.0}]))
     assert runs.how(run)[1:] == ["-", "1", "0:00:00", "-", "-", "-"]
     assert not run.is_finished
+
+
+def test_runs_that_stopped_early_are_finished(tmp_path):
+    changes = {"early_stop.metric": "val/top1", "early_stop.patience": 2}
+    for name, scores, expected in (("a", (0.5, 0.4, 0.3), True), ("b", (0.3, 0.4, 0.4), False)):
+        lines = [{"val/top1": score} for score in scores]
+        folder = write(tmp_path / name, "iid", lines, evaluated=True, **changes)
+        assert opened(folder)[0].is_finished == expected
 
 
 def test_page_is_written_again_until_the_runs_are_finished(tmp_path, monkeypatch):
