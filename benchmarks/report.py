@@ -1,8 +1,9 @@
-"""What a report of many long runs costs: `python -m benchmarks.report --runs=50 --steps=100000`.
+"""What a report of many long runs costs: `python -m benchmarks.report --log_steps 50 10 1`.
 
 Writes the files of runs that were not trained: metrics with a line every `--log_steps` steps, an
 evaluation every 1,000 steps and picks of some steps; runs of five seeds each. Then the page is made
-by `python -m aced.report`, in a process of its own. On CPU.
+by `python -m aced.report`, in a process of its own. On CPU; the committed wall times are from a
+machine that was busy with other work. With a line a step the files of 50 runs take 5 GB.
 
 Columns: `metrics_mb`, the size of all metrics.jsonl; `read_seconds`, the wall time of reading them;
 `seconds` and `cpu_seconds`, wall and CPU time of the whole process; `page_mb`.
