@@ -32,10 +32,15 @@ from aced.parallel import distributed
 from aced.parallel import mesh as meshes
 from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
-from aced.train import caches, overlap, program
+from aced.train import caches, overlap, program, summary
 from aced.train.config import TrainConfig, parse
 from aced.train.profiling import Profiler
-from aced.train.setup import Run, input_batches, set_up
+from aced.train.setup import Run, input_batches, opened, set_up
+
+_WAITS = (
+    "Step %d: the devices waited for data in %.0f%% of the time. If processor cores are idle, "
+    "raise data.num_threads (now %d); docs/guides/troubleshooting.md has what else helps."
+)
 
 
 class TrainingError(UserError, RuntimeError):
@@ -99,7 +104,7 @@ def _train(
                 sys.exit(exit_code)
 
         # Before the watchdog starts: indexing tars in a store for the first time may take hours.
-        source = sources.open_source(settings.data)
+        source = opened(settings.data)
         program.check_data(settings, source)
         with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
             for name, wanted in settings.before_caches.items():
@@ -137,7 +142,9 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         Preemption() as preemption,
         run.checkpoints as checkpoints,
         Writer(run.folder, budget, run.start) as writer,
-        progress.Progress(prog.total_steps) as line,
+        progress.Progress(
+            prog.total_steps, name=run.folder.name, start=start, flops=budget.flops
+        ) as line,
         skipped,
         input_batches(run, start, counters) as host_batches,
         DevicePrefetch(host_batches, prog.mesh) as batches,
@@ -145,11 +152,14 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
     ):
         meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
         train_state, previous = run.state, None
+        is_resumed = run.start is not None and jax.process_index() == 0
+        last_scores = history.last_values(run.folder) if is_resumed else {}
         for step in range(start + 1, prog.total_steps + 1):
             with contextlib.ExitStack() as around:
                 around.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
                 batch = batches.next(previous and previous["loss"])
                 if previous is None:  # the first call compiles
+                    batches.take_waited()  # until the input had started
                     around.enter_context(meter.compiling())
                 train_state, out = prog.step(train_state, run.frozen, batch)
             if profiler.is_due(step):
@@ -159,9 +169,10 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
             if previous is not None:
                 _check_finite(step - 1, previous, settings, writer)
             previous, last, measured = out, step == prog.total_steps, {}
+            due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
 
             # Numbers.
-            if step % settings.log_steps == 0 or last:
+            if step % settings.log_steps == 0 or due or last:
                 measured = jax.device_get(out)
                 del measured["picks"]
                 meter.spend("data", batches.take_waited())
@@ -170,9 +181,9 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
                     **left_out(settings.data, counters),
                     **meter.measure(step),
                 }
+            line.show(step, measured, always=bool(due))
             if settings.picks_steps and (step % settings.picks_steps == 0 or last):
                 writer.write_picks(step, np.asarray(out["picks"]))
-            due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
             preempted = preemption.reached(step)
             if due:
                 jax.block_until_ready(out)  # steps in flight count as training time
@@ -183,10 +194,18 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
                     save()
                     measured = {}
                 with meter.paused(), _saving_after_failure(None if saved else save):
-                    measured |= evaluate(run, due, train_state, watchdog)
+                    found = evaluate(run, due, train_state, watchdog)
+                if scores := summary.evaluation(found, last_scores):
+                    line.write(step, scores)
+                measured |= found
+                last_scores |= found
             if measured:
                 writer.write(step, measured)
-                line.show(step, measured)
+                if progress.waits_for_data(measured):
+                    share, threads = measured["wall/data_share"], settings.data.num_threads
+                    logging.log_every_n_seconds(
+                        logging.WARNING, _WAITS, 600, step, 100 * share, threads
+                    )
                 if warning := prog.method.warning(measured):
                     logging.log_every_n_seconds(logging.WARNING, "Step %d: %s", 600, step, warning)
 
@@ -211,7 +230,8 @@ def evaluate(
     """Runs the evaluations `names`. Returns their numbers, as "NAME/NUMBER", and suite averages."""
     found = {}
     for name in names:
-        values = run.evals[name][1](train_state.eval_params["model"])
+        with progress.announced(f"Evaluating {name}", seconds=10.0):
+            values = run.evals[name][1](train_state.eval_params["model"])
         watchdog.alive()
         found |= {f"{name}/{key}": value for key, value in values.items()}
     return found | suites.averages(found, run.settings.suites)
