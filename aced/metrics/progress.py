@@ -106,8 +106,8 @@ class Progress:
         *,
         name: str,
         start: int = 0,
-        flops: float = 0.0,
-        later_flops: float = 0.0,
+        flops: int | float = 0.0,
+        later_flops: int | float = 0.0,
         stream: TextIOBase | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
