@@ -154,8 +154,7 @@ class Maker:
         logging.info("%s: %d of %d examples are done.", self._folder, done, self._plan.examples)
         meter = progress.Meter(Budget(self._batch_size, 0, 0))
         shard: _OpenShard | None = None
-        line = progress.Progress(total, name=self._folder.name)
-        with Preemption() as preemption, line, batches:
+        with Preemption() as preemption, progress.Progress(total) as line, batches:
             for step, (batch, embedded) in enumerate(self._embedded(batches), 1):
                 wave = waves[(step - 1) // steps]
                 if (step - 1) % steps == 0:

@@ -104,7 +104,7 @@ class Progress:
         self,
         total_steps: int,
         *,
-        name: str,
+        name: str = "step",
         start: int = 0,
         flops: int | float = 0.0,
         later_flops: int | float = 0.0,

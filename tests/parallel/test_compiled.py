@@ -180,16 +180,17 @@ def test_other_numbers_of_cores_have_programs_of_their_own(cache, monkeypatch):
     assert cache.get("a") is None
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="limits the instructions of x86")
 def test_key_of_jax_covers_the_instruction_set():
-    """A home folder may be shared by machines with different processors.
-
-    JAX hashes this description of the devices.
-    """
-    topology = xla_client.get_topology_for_devices(jax.devices()[:1])
-    description = topology.serialize().decode("latin-1")
-    machine = os.uname().machine
-    assert machine in description
-    assert machine != "x86_64" or "sse4.2" in description
+    """A home folder may be shared by machines with different processors."""
+    program = (
+        "import jax; from jax._src.lib import xla_client as xla;"
+        "print(xla.get_topology_for_devices(jax.devices()).fingerprint())"
+    )
+    env = many_processes.environment(1, XLA_FLAGS="--xla_cpu_max_isa=SSE4_2")
+    older = subprocess.check_output([sys.executable, "-c", program], env=env, text=True)
+    this = xla_client.get_topology_for_devices(jax.devices()[:1]).fingerprint()
+    assert int(older) != this
 
 
 def test_least_recently_used_programs_are_deleted(cache, tmp_path):
