@@ -5,6 +5,12 @@
 #   launch/slurm.sh [submit] --nodes=4 --gpus-per-node=8 --time=24:00:00 --partition=gpu \
 #       --config=configs/acid_b16.py --workdir=/shared/acid_b16
 #
+# The runs of a sweep as an array of jobs; --workdir is their folder, and what follows -- belongs to
+# aced.sweep:
+#
+#   launch/slurm.sh --sweep=6 --nodes=1 --config=configs/acid_b16.py --workdir=/shared/gains \
+#       -- --set=method.selection.gain=1,10,100 --seeds=2
+#
 # Commands: submit; status --job=ID; logs --job=ID; stop --job=ID (cancels: SIGTERM, then SIGKILL
 # after the cluster's KillWait).
 # Paths are relative to the root of the repository, which all nodes must see, as the workdir.
@@ -26,11 +32,28 @@ flag qos "" "quality of service"
 flag grace 120 "seconds between SIGTERM and the end of the time"
 flag max-restarts 50 "how often it is queued again"
 flag logs runs/slurm "folder of the logs"
+flag sweep "" "number of runs of a sweep, an array of jobs of --nodes each"
+flag parallel "" "jobs of a sweep that run at the same time; empty: all"
 flag job "" "job, for status, logs and stop"
 parse "submit status logs stop" "$@"
 need_count nodes gpus-per-node grace max-restarts
+if [[ -n ${FLAG[sweep]} ]]; then need_count sweep; fi
+if [[ -n ${FLAG[parallel]} ]]; then need_count parallel; fi
 if [[ $COMMAND != submit ]]; then need job; fi
 LOG=${FLAG[logs]}/aced_${FLAG[job]:-%j}.log
+if [[ -n ${FLAG[sweep]} ]]; then LOG=${FLAG[logs]}/aced_%A_%a.log; fi
+
+# Asks aced.sweep for the number of its runs, before anything is submitted.
+check_sweep() {
+  local listed count
+  if [[ ${FLAG[dry-run]} == true ]]; then return; fi
+  listed=$("${FLAG[python]}" -m aced.sweep --list "--config=${FLAG[config]}" \
+    "--out=${FLAG[workdir]}" "${ARGS[@]}") ||
+    fail 2 "aced.sweep refuses its arguments (its error is above)" "correct what follows --"
+  count=$(wc -l <<< "$listed")
+  ((count == FLAG[sweep])) ||
+    fail 2 "--sweep=${FLAG[sweep]}, but the sweep has $count runs" "give --sweep=$count"
+}
 
 submit() {
   local words tasks name
@@ -51,7 +74,13 @@ submit() {
   for name in cpus-per-task time partition account qos; do
     if [[ -n ${FLAG[$name]} ]]; then words+=("--$name=${FLAG[$name]}"); fi
   done
-  words+=(launch/slurm.sbatch "--config=${FLAG[config]}" "--workdir=${FLAG[workdir]}" "${ARGS[@]}")
+  local folder=--workdir
+  if [[ -n ${FLAG[sweep]} ]]; then
+    check_sweep
+    words+=("--array=0-$((FLAG[sweep] - 1))${FLAG[parallel]:+%${FLAG[parallel]}}")
+    folder=--out
+  fi
+  words+=(launch/slurm.sbatch "--config=${FLAG[config]}" "$folder=${FLAG[workdir]}" "${ARGS[@]}")
   run mkdir -p "${FLAG[logs]}"
   # sbatch hands its environment to the job.
   local code=0 job
@@ -65,7 +94,7 @@ submit() {
   if [[ ${FLAG[dry-run]} == true ]]; then job=JOB; fi
   job=${job%%;*} # --parsable: job;cluster
   say "Job $job."
-  say "  logs    $(quoted "$SCRIPT" logs "--job=$job" "--logs=${FLAG[logs]}")"
+  say "  logs    $(quoted "$SCRIPT" logs "--job=$job${FLAG[sweep]:+_0}" "--logs=${FLAG[logs]}")"
   say "  status  $(quoted "$SCRIPT" status "--job=$job")"
   say "  stop    $(quoted "$SCRIPT" stop "--job=$job")"
 }
@@ -77,6 +106,7 @@ case $COMMAND in
 esac
 table job "${FLAG[job]}" \
   nodes "${FLAG[nodes]}, ${FLAG[gpus-per-node]} GPUs each, one process per ${FLAG[per]}" \
+  sweep "${FLAG[sweep]:+${FLAG[sweep]} runs, a job each}" \
   config "${FLAG[config]}" workdir "${FLAG[workdir]}" arguments "$(quoted "${ARGS[@]}")" \
   costs "GPU time, where the cluster accounts for it"
 case $COMMAND in

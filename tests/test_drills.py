@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from benchmarks import table
 from benchmarks.drills import damage, hostile_tables, interrupted, verdicts
+from benchmarks.drills.__main__ import KINDS
 from benchmarks.drills.processes import HANGS, Done
 from tests import many_processes
 
@@ -65,6 +67,14 @@ def test_a_line_goes_between_others():
     assert found.count(b"x") == 1
     assert found[0] == b"image,caption"
     assert [line for line in found if line != b"x"] == whole.split(b"\n")
+
+
+def test_committed_table_has_no_silent_error_and_no_trace():
+    rows = table.read("drills.csv")
+    sums = {name: sum(int(row[name]) for row in rows) for name in ("tried", *verdicts.OUTCOMES)}
+    assert sums["tried"] >= 1000
+    assert sums["tried"] == sums["held"] + sums["clear_error"]
+    assert {row["kind"] for row in rows} == set(KINDS)
 
 
 @pytest.mark.slow

@@ -21,7 +21,10 @@ LAYERS = (
     ("train",),
     ("commands",),
 )
-COMMANDS = ("main", "evaluate", "suite", "prepare", "select_text", "convert", "preflight", "report")
+COMMANDS = (
+    "main", "sweep", "evaluate", "suite",
+    "prepare", "select_text", "convert", "preflight", "report",
+)  # fmt: skip
 
 
 def layer_of(module):

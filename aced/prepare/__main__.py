@@ -24,44 +24,36 @@ table again and repeats only the blocks (256 images, or a row group of parquet) 
 unfinished. Until the data set is complete, `.NAME.partial` beside it holds a copy of the images.
 """
 
-from typing import Any
+import contextlib
+import json
+import sys
 
 from absl import app, flags
 
 from aced import command, flag_settings
 from aced.files import ownership
-from aced.prepare.command import PAGE, REJECTED, prepare
+from aced.prepare import summary
+from aced.prepare.command import prepare
 from aced.prepare.config import PrepareConfig
-
-
-def _report(statistics: dict[str, Any], out: str) -> None:
-    print(f"{statistics['images']} images with {statistics['captions']} captions are kept,")
-    print(f"{statistics['stored_anew']} of them stored anew. Left out:")
-    for reason, count in statistics["rejected"].items():
-        print(f"  {reason:20} {count:9}")
-    if not statistics["rejected"]:
-        print("  nothing")
-    if "outside_link" in statistics["rejected"]:
-        print("  (--follow_links reads what is behind links that lead out of --images)")
-    for split, counts in statistics["splits"].items():
-        print(f"{out}, split {split}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    print(f"What was left out, line by line: {out}/{REJECTED}")
-    print(f"What is in it: {out}/{PAGE}")
 
 
 def main(argv: list[str]) -> None:
     """Prepares the data set, then prints a summary and the next command."""
-    out = flags.FLAGS.out
+    out, as_json = flags.FLAGS.out, flags.FLAGS.json
     with command.running(f"--out={out}"):
         config = flag_settings.read(PrepareConfig)
-        _report(prepare(config, argv[1:], force=flags.FLAGS.force), out)
-    if not flags.FLAGS.val:
-        print("The recipes evaluate on a split 'val': prepare again with --val=N to hold some out.")
-    print(f"Next: python -m aced.main --config=configs/small.py:method=iid,data={out}")
+        with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+            statistics = prepare(config, argv[1:], force=flags.FLAGS.force)
+    if as_json:
+        print(json.dumps(statistics, indent=2))
+    else:
+        print(summary.text(statistics, config))
+        print(f"Next: python -m aced.main --config=configs/small.py:method=iid,data={out}")
 
 
 if __name__ == "__main__":
     flag_settings.define(PrepareConfig)
     flags.DEFINE_boolean("force", False, ownership.FORCE)
+    flags.DEFINE_boolean("json", False, "Print the statistics as JSON, alone on standard output.")
     # Unknown flags are passed on to Beam.
     app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

@@ -76,7 +76,8 @@ def prepare(
 
 
 def _beam() -> tuple[Any, Any, Any]:
-    """Imports the modules that need Beam."""
+    """Imports the modules that need Beam, which takes seconds."""
+    print("Loading Apache Beam ...", flush=True)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # about Google's packages, which are not used here
     try:

@@ -74,6 +74,7 @@ def _lines(path: str, config: PrepareConfig) -> Iterator[Any]:
             key = str(image.line) if config.separate else f"{image.key}\0{image.second or ''}"
             yield key, pack(image)
             yield from tagged(rejects)
+            progress.advance("read")
     except PrepareError as error:
         raise Workspace(config.out).refuse(str(error)) from error
     yield from tagged(rejects)

@@ -28,7 +28,8 @@ def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: i
     statistics = summary["statistics"]
     names = ("images", "captions", "noisy", "image_bytes")
     splits = [
-        [split, *(counts[name] for name in names)] for split, counts in statistics["splits"].items()
+        [split, *(counts.get(name, "unknown") for name in names)]
+        for split, counts in statistics["splits"].items()
     ]
     totals = [
         [name, statistics[name]] for name in ("images", "captions", "stored_anew", "thumbnails")

@@ -32,7 +32,8 @@ def _counts(part: str, packed: bytes) -> Iterator[tuple[Counter, int]]:
     facts = unpack(packed)
     yield ("images", part), 1
     yield ("captions", part), len(facts.texts)
-    yield ("noisy", part), int(bool(facts.is_noisy))
+    if facts.is_noisy is not None:
+        yield ("noisy", part), int(facts.is_noisy)
     yield ("image_bytes", part), facts.image_bytes
     if part == CLEAN:  # the same images are counted in "train"
         return
@@ -143,7 +144,7 @@ def first_rejected(rejected: beam.PCollection) -> beam.PCollection:
 def as_statistics(
     counted: Iterable[tuple[Counter, int]], rejected: dict[str, int]
 ) -> dict[str, Any]:
-    """The statistics of `dataset.json`."""
+    """The statistics of `dataset.json`; "noisy" is left out where the input does not tell."""
     by_name: dict[str, dict[str, int]] = {}
     for (name, split_or_bin), count in sorted(counted):
         by_name.setdefault(name, {})[split_or_bin] = count
@@ -159,7 +160,11 @@ def as_statistics(
         "second_pictures": by_name["second_pictures"][""],
         "rejected": dict(sorted(rejected.items())),
         "splits": {
-            part: {name: by_name[name][part] for name in split_counters}
+            part: {
+                name: by_name[name][part]
+                for name in split_counters
+                if part in by_name.get(name, {})
+            }
             for part in by_name["images"]
         },
         "histograms": {

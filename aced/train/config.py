@@ -17,6 +17,7 @@ from aced.methods.frozen import CheckpointOf
 from aced.optim import durations
 from aced.optim.optimizer import OptimizerConfig
 from aced.parallel.mesh import MeshConfig
+from aced.train.early_stop import EarlyStopConfig
 from aced.train.profiling import ProfileConfig
 
 
@@ -43,6 +44,7 @@ class TrainConfig(Checked):
     # Numbers of evaluations, EVALUATION/NUMBER, by the name of their average, suite/NAME, which is
     # there at steps with all of them
     suites: MayChange[dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
+    early_stop: MayChange[EarlyStopConfig] = EarlyStopConfig()
     checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
     log_steps: MayChange[PositiveInt] = 50  # a line of metrics every so many steps
     # A line of picks.jsonl (ids trained on) every so many; 0: none.
@@ -64,13 +66,17 @@ class TrainConfig(Checked):
             )
         suites.check(self.suites, tuple(self.evals))
         averages = {f"{suites.PREFIX}/{name}" for name in self.suites}
-        best = self.checkpoint.best_metric
-        if best is not None and best.partition("/")[0] not in self.evals and best not in averages:
-            raise ConfigError(
-                f"checkpoint.best_metric = {best!r} is no number of an evaluation; set it to "
-                f"NAME/NUMBER, such as retrieval/mean_r1, with NAME one of {sorted(self.evals)}, "
-                f"or to the average of one of config.suites: {sorted(averages)}."
-            )
+        for setting, metric in (
+            ("checkpoint.best_metric", self.checkpoint.best_metric),
+            ("early_stop.metric", self.early_stop.metric),
+        ):
+            if metric and metric.partition("/")[0] not in self.evals and metric not in averages:
+                raise ConfigError(
+                    f"{setting} = {metric!r} is not a number of an evaluation; set it to "
+                    "NAME/NUMBER, such as retrieval/mean_r1, with NAME one of "
+                    f"{sorted(self.evals)}, or to the average of one of config.suites: "
+                    f"{sorted(averages)}."
+                )
         taken = {"loss", "selection", "sources", "wall", suites.PREFIX} & set(self.evals)
         if taken:
             raise ConfigError(f"An evaluation may not be called {taken.pop()!r}; rename it.")

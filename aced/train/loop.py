@@ -34,6 +34,7 @@ from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
 from aced.train import caches, overlap, program, summary
 from aced.train.config import TrainConfig, parse
+from aced.train.early_stop import EarlyStop
 from aced.train.profiling import Profiler
 from aced.train.setup import Run, input_batches, opened, set_up
 
@@ -121,12 +122,14 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
     for the devices. All processes take the same branches.
     """
     settings, prog, start = run.settings, run.program, run.start or 0
-    if start >= prog.total_steps:
-        logging.warning(
+    early_stop = EarlyStop.resumed(settings.early_stop, run.folder, run.start)
+    if start >= prog.total_steps or early_stop.reached:
+        logging.info(
             "%s is finished: it has %d steps. Nothing is trained or evaluated again; raise "
-            "config.total_steps to continue it.",
+            "config.%s to continue it.",
             run.folder,
             start,
+            "early_stop.patience" if early_stop.reached else "total_steps",
         )
         run.checkpoints.close()
         return None
@@ -152,8 +155,9 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
     ):
         meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
         train_state, previous = run.state, None
-        is_resumed = run.start is not None and jax.process_index() == 0
-        last_scores = history.last_values(run.folder) if is_resumed else {}
+        last_scores = {}
+        if run.start is not None and jax.process_index() == 0 and summary.is_run(run.folder):
+            last_scores = history.last_values(run.folder)
         for step in range(start + 1, prog.total_steps + 1):
             with contextlib.ExitStack() as around:
                 around.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
@@ -195,19 +199,18 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
                     measured = {}
                 with meter.paused(), _saving_after_failure(None if saved else save):
                     found = evaluate(run, due, train_state, watchdog)
+                    early_stop.update(found)
+                    if early_stop.reached and not last:
+                        rest = [name for name in run.evals if name not in due]
+                        found |= evaluate(run, rest, train_state, watchdog)
+                        last = True
                 if scores := summary.evaluation(found, last_scores):
                     line.write(step, scores)
                 measured |= found
                 last_scores |= found
             if measured:
                 writer.write(step, measured)
-                if progress.waits_for_data(measured):
-                    share, threads = measured["wall/data_share"], settings.data.num_threads
-                    logging.log_every_n_seconds(
-                        logging.WARNING, _WAITS, 600, step, 100 * share, threads
-                    )
-                if warning := prog.method.warning(measured):
-                    logging.log_every_n_seconds(logging.WARNING, "Step %d: %s", 600, step, warning)
+                _warn(step, measured, run)
 
             # Checkpoints. Metrics reach the disk before the checkpoint that claims them.
             force = last or preempted or bool(due and settings.checkpoint.keep_best)
@@ -219,8 +222,10 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
                 logging.warning("Step %d is saved; start the same command again.", step)
                 sys.exit(preemption.exit_code)
             watchdog.alive()
+            if last:
+                break
         if previous is not None:
-            _check_finite(prog.total_steps, previous, settings, writer)
+            _check_finite(step, previous, settings, writer)
     return preemption.exit_code if preempted else None
 
 
@@ -278,6 +283,15 @@ def left_out(data: sources.DataConfig, counters: pipeline.InputCounters) -> dict
     reasons = data.filters.reasons
     counts |= {f"wall/records_filtered/{name}": counters.filtered[name] for name in reasons}
     return {name: distributed.total(count) for name, count in counts.items()}
+
+
+def _warn(step: int, measured: dict[str, Any], run: Run) -> None:
+    """Logs what the numbers of a step give reason to change, at most every ten minutes."""
+    if progress.waits_for_data(measured):
+        share, threads = measured["wall/data_share"], run.settings.data.num_threads
+        logging.log_every_n_seconds(logging.WARNING, _WAITS, 600, step, 100 * share, threads)
+    if warning := run.program.method.warning(measured):
+        logging.log_every_n_seconds(logging.WARNING, "Step %d: %s", 600, step, warning)
 
 
 def _check_finite(

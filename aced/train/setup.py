@@ -101,7 +101,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         train_state = starting_model.with_given_parts(train_state, prog.method.given)
     else:
         train_state, start = restored
-        logging.info("%s resumes after step %d of %d.", folder, start, prog.total_steps)
+        if start < prog.total_steps:
+            logging.info("%s resumes after step %d of %d.", folder, start, prog.total_steps)
     if start is None or start < prog.total_steps:  # the record of a finished run stays as it is
         record.write(folder, settings, source.fingerprint, digests)
 

@@ -5,6 +5,7 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -36,6 +37,44 @@ def test_submit(world):
     assert "Job 1234.\n" in result.text
     assert "launch/slurm.sh stop --job=1234" in result.text
     assert "# costs money" in result.text
+
+
+def test_a_sweep_is_an_array_of_jobs(world):
+    world.answer("sbatch", "1234;cluster")
+    flags = ["--sweep=4", "--parallel=2", f"--python={sys.executable}"]
+    settings = ["--set=method.selection.gain=1,10", "--seeds=2"]
+    result = world.launch("slurm.sh", *FLAGS, *flags, "--", *settings)
+    assert result.code == 0, result.text
+    (call,) = world.calls("launch/slurm.sbatch")
+    assert {"--array=0-3%2", "--output=runs/slurm/aced_%A_%a.log"} < set(call)
+    script = call.index("launch/slurm.sbatch")
+    assert call[script + 1 :] == [FLAGS[0], "--out=/shared/run", *settings]
+    assert "launch/slurm.sh logs --job=1234_0" in result.text
+
+    for wrong, message in (
+        (["--sweep=5", *flags[1:], "--", *settings], "--sweep=5, but the sweep has 4 runs"),
+        ([*flags, "--", "--sett=1"], "aced.sweep refuses its arguments"),
+        (["--sweep=x"], "--sweep=x is not a whole number"),
+    ):
+        refused = world.launch("slurm.sh", *FLAGS, *wrong)
+        assert refused.code == 2
+        assert message in refused.text
+    assert len(world.calls("launch/slurm.sbatch")) == 1
+
+
+def test_a_job_of_an_array_trains_its_run(world):
+    result = world.finish(start_batch(world, SLURM_ARRAY_TASK_ID="3"))
+    assert result.code == 0, result.text
+    (call,) = world.calls()
+    assert call[2:] == [
+        "python",
+        "-m",
+        "aced.sweep",
+        "--index=3",
+        "--distributed",
+        *FLAGS,
+        "--x=a b",
+    ]
 
 
 def test_one_process_per_node_sees_all_gpus(world):

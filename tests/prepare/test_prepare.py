@@ -414,7 +414,10 @@ def test_command(tmp_path, folder):
         [sys.executable, "-m", "aced.prepare", *flags, f"--out={tmp_path}/out", "--val=2"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "10 images with 10 captions are kept" in done.stdout
+    assert f"{tmp_path}/out has 10 images with 10 captions:" in done.stdout
+    lines = done.stderr.splitlines()
+    for step in ("1/3 Reading the table: 10 images", "2/3 Examining", "3/3 Writing: 100%"):
+        assert any(line.startswith(step) for line in lines)
     assert "Next: python -m aced.main" in done.stdout
     again = commands.call("prepare", *flags, f"--out={tmp_path}/out")
     assert again.returncode == 1
