@@ -46,13 +46,17 @@ def test_one_config_trains_a_reference_and_a_learner_and_prints_both(first):
     assert [line.split()[:4] for line in done.stdout.splitlines() if "160" in line] == [
         ["learner", "ACED-ACIDistill", "32", "160"]
     ]
-    assert "step 2/2" in done.stderr
+    assert "Data: shapes, split train, " in done.stderr
+    assert re.search(r"learner 2/2 100%  loss [\d.]+  [\d,]+ examples/s", done.stderr)
+    assert re.search(r"learner 1/2  50%  .*retrieval/mean_r1 [\d.]+%(  |\n)", done.stderr)
+    assert re.search(r"learner 2/2 100%  .*retrieval/mean_r1 [\d.]+% \([+-]", done.stderr)
+    assert "watchdog" not in done.stderr
     assert f"What was chosen, in pictures: {workdir}/picks.html" in done.stdout
     assert (workdir / "picks.html").read_text().count("<figure") == 2 * 2 * 12
     again = aced(TINY, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout  # finished: nothing is trained again
-    assert "step 2/2" not in again.stderr
+    assert "2/2" not in again.stderr
 
 
 def test_a_run_is_evaluated_by_the_command(first):

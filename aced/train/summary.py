@@ -62,7 +62,7 @@ def scores(names: Iterable[str]) -> dict[str, str]:
     }
 
 
-def evaluation(found: Mapping[str, float], earlier: Mapping[str, float]) -> str:
+def evaluation(found: Mapping[str, int | float], earlier: Mapping[str, int | float]) -> str:
     """The main numbers of an evaluation, each with its change since `earlier` if it has it.
 
     The result is empty if `found` has no main number.
