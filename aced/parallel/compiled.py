@@ -42,6 +42,8 @@ def keep_programs() -> None:
         return
     compilation_cache.get_file_cache = _open
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # XLA's own caches for GPUs are without digest and limit, and the programs do without.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     logging.debug("Compiled programs are kept in %s.", folder)
 

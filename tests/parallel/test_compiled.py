@@ -29,6 +29,7 @@ def settings(monkeypatch, tmp_path):
         "jax_compilation_cache_dir",
         "jax_enable_compilation_cache",
         "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_enable_xla_caches",
     )
     before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setattr(compilation_cache, "get_file_cache", compilation_cache.get_file_cache)

@@ -1,5 +1,6 @@
 """What a run logs while it trains."""
 
+import contextlib
 import logging
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from aced import evaluators
 from aced.data.prefetch import DevicePrefetch
 from aced.metrics import history, progress
+from aced.train import setup
 from configs import smoke
 from tests.train.test_train import run
 
@@ -34,6 +36,12 @@ def logged(tmp_path_factory):
     lines, records = [], []
     handler = logging.Handler()
     handler.emit = lambda record: records.append((record.levelno, record.getMessage()))
+
+    @contextlib.contextmanager
+    def announced(part):
+        records.append((logging.NOTSET, part))
+        yield
+
     logger = logging.getLogger("absl")
     logger.addHandler(handler)
     level = logger.level
@@ -43,6 +51,7 @@ def logged(tmp_path_factory):
             evaluators.retrieval.Retrieval, "__call__", lambda *_: {"mean_r1": next(values)}
         )
         patch.setattr(DevicePrefetch, "take_waited", lambda self: 1e6)
+        patch.setattr(setup, "announced", announced)
         patch.setattr(progress.tqdm.tqdm, "write", lambda line, file: lines.append(line))
         run(evaluated(4), folder)
         run(evaluated(6), folder)
@@ -74,6 +83,23 @@ def test_wait_for_data_is_logged_with_what_helps(logged):
     (message,) = [text for level, text in records if "waited for data" in text]
     assert message.startswith("Step 2: the devices waited for data in ")
     assert "raise data.num_threads (now 2); docs/guides/troubleshooting.md" in message
+
+
+def test_parts_of_the_start_are_announced_if_they_take_long(logged):
+    _, records, _ = logged
+    started = [text for level, text in records if level == logging.NOTSET]
+    assert started == [
+        "Opening shapes, split train",
+        "Building the program",
+        "Restoring the newest checkpoint",
+        "Initializing the model and the optimizer",
+        "Preparing the evaluation retrieval",
+        # resumed
+        "Opening shapes, split train",
+        "Building the program",
+        "Restoring the newest checkpoint",
+        "Preparing the evaluation retrieval",
+    ]
 
 
 def test_watchdog_is_logged_once_for_debugging(logged):
