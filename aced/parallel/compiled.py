@@ -89,9 +89,13 @@ class _Checked(lru_cache.LRUCache):
     """
 
     def get(self, key: str) -> bytes | None:
-        """Returns a program; None: it is not kept, or damaged."""
+        """Returns a program; None: it is not kept, damaged, or cannot be read."""
         key = _with_cores(key)
-        kept = super().get(key)
+        try:
+            kept = super().get(key)
+        except OSError as error:  # also if another process holds JAX's lock for long
+            _warn("read", error)
+            return None
         if kept is None:
             return None
         program, digest = kept[:-_DIGEST_BYTES], kept[-_DIGEST_BYTES:]
@@ -102,9 +106,18 @@ class _Checked(lru_cache.LRUCache):
         return None
 
     def put(self, key: str, value: bytes) -> None:
-        """Keeps a program."""
+        """Keeps a program, if it can be written."""
         key = _with_cores(key)
-        super().put(key, value + _digest(key, value))
+        try:
+            super().put(key, value + _digest(key, value))
+        except OSError as error:
+            _warn("written", error)
+
+
+def _warn(what: str, error: OSError) -> None:
+    logging.log_first_n(
+        logging.WARNING, "A compiled program could not be %s: %s. The run goes on.", 1, what, error
+    )
 
 
 def _with_cores(key: str) -> str:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src import compilation_cache
+from jax._src import compilation_cache, lru_cache
 from jax._src.lib import xla_client
 
 from aced.checkpoints import checkpointer
@@ -164,6 +165,23 @@ def test_damaged_program_is_removed_and_kept_anew(cache, tmp_path, damage):
     file.write_bytes(damage(file.read_bytes()))
     assert cache.get("a") is None
     assert not file.exists()
+    cache.put("a", b"program")
+    assert cache.get("a") == b"program"
+
+
+def test_full_disk_or_a_held_lock_does_not_end_a_run(cache, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lru_cache.LRUCache, "put", full)
+        cache.put("a", b"program")
+        cache.put("b", b"program")
+    assert caplog.text.count("A compiled program could not be written: [Errno 28]") == 1
+    cache.lock_timeout_secs = 0.01
+    with filelock.FileLock(tmp_path / ".lockfile"):
+        assert cache.get("a") is None
+        cache.put("a", b"program")
     cache.put("a", b"program")
     assert cache.get("a") == b"program"
 
