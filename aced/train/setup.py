@@ -88,17 +88,12 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
             digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
     record.check(folder, settings, source.fingerprint, digests)
 
-    # The initial state: from the newest checkpoint, another run's model, or random.
+    # The state: from the newest checkpoint, or a new one.
     checkpoints = Checkpointer(folder, settings.checkpoint)
     with announced("Restoring the newest checkpoint"):
         restored = checkpoints.restore_or(prog.state)
     if restored is None:
-        start = None
-        with announced("Initializing the model and the optimizer"):
-            train_state = prog.new_state(jax.random.key(settings.seed), frozen)
-            jax.block_until_ready(train_state)
-        train_state = starting_model.with_initial_model(train_state, settings, folder)
-        train_state = starting_model.with_given_parts(train_state, prog.method.given)
+        train_state, start = _new_state(prog, settings, frozen, folder), None
     else:
         train_state, start = restored
         if start < prog.total_steps:
@@ -123,6 +118,17 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         checkpoints=checkpoints,
         evals=evals,
     )
+
+
+def _new_state(
+    prog: program.Program, settings: TrainConfig, frozen: dict[str, PyTree], folder: epath.Path
+) -> state.TrainState:
+    """The state of a new run: random, or with the model of another run."""
+    with announced("Initializing the model and the optimizer"):
+        train_state = prog.new_state(jax.random.key(settings.seed), frozen)
+        jax.block_until_ready(train_state)
+    train_state = starting_model.with_initial_model(train_state, settings, folder)
+    return starting_model.with_given_parts(train_state, prog.method.given)
 
 
 def opened(data: sources.DataConfig) -> sources.Source:
