@@ -29,6 +29,7 @@ CORE = [
     "tokenizers>=0.22,<0.24",
     "tensorboardX>=2.6.4,<3",
     "tqdm>=4.66,<5",
+    "filelock>=3.12,<4",  # jax limits its cache of compiled programs only with it
 ]
 
 PARQUET = ["pyarrow>=18,<27"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from aced import errors
+from aced import errors, terminal
 
 
 @contextlib.contextmanager
@@ -45,17 +45,20 @@ def running_together(place: str, wanted: bool | None) -> Iterator[None]:
         place: as for `running`.
         wanted: the flag --distributed; see `distributed.begin`.
     """
-    from aced.parallel import distributed
+    from aced.parallel import compiled, distributed
 
     quiet_libraries()
     with distributed.ending_together(), running(place):
         distributed.begin(wanted)
+        compiled.keep_programs()
         yield
 
 
 def quiet_libraries() -> None:
-    """Hides the info lines of libraries, which would drown those of a run."""
-    logging.get_absl_handler().addFilter(_shown)
+    """Hides the info lines of libraries, which would drown those of a run, and formats the rest."""
+    handler = logging.get_absl_handler()
+    handler.addFilter(_shown)
+    handler.setFormatter(terminal.Formatter(handler.python_handler))
     sys.unraisablehook = _show_unraisable
 
 

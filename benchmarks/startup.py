@@ -9,9 +9,10 @@ labels, so that two checkouts of this repository can be compared in it. The case
 `help`        `python -m aced.main --help`
 `wrong flag`  a flag's name is misspelt
 `wrong value` a setting's name is misspelt, which takes the config and so all imports to find out
-`run`         the reference and the learner of the config, in a new workdir
-`resumed`     that run goes on for two more steps
-`cached`      as `run`, with a compilation cache that a run before it has filled
+`run`         the reference and the learner of the config, in a new workdir and without programs
+              that were compiled before
+`resumed`     that run again, from its first step: the checkpoint of its second and last is removed
+`cached`      as `run`, in another workdir, with the compiled programs that `run` has kept
 
 Columns, medians of the repeats: `wall_s` and `cpu_s` of the whole process, all threads; `first_s`,
 the wall time to the first line about a step, the evaluations of that step included.
@@ -22,6 +23,7 @@ import csv
 import os
 import pathlib
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,21 +35,24 @@ from benchmarks import table
 
 CONFIG = "--config=configs/smoke.py:tiny"
 COLUMNS = ("label", "case", "repeats", "first_s", "wall_s", "cpu_s")
-_STEP = re.compile(r"step \d+/\d+")
+_STEP = re.compile(r"(^|\s)\w+ \d+/\d+\s")
 
 Times = dict[str, float]
 
 
 def measure(
-    checkout: pathlib.Path, arguments: Sequence[str], fails: bool = False, cache: str = ""
+    checkout: pathlib.Path,
+    arguments: Sequence[str],
+    cache: pathlib.Path,
+    fails: bool | None = False,
 ) -> Times:
     """Starts `aced.main` once.
 
     Args:
         checkout: of the repository, whose code runs.
         arguments: of the command.
-        fails: whether it is meant to.
-        cache: folder of the compilation cache; empty: none.
+        cache: folder of the user's caches.
+        fails: whether it is meant to; None: either way.
     """
     command = [sys.executable, "-m", "aced.main", *arguments]
     start, first, said = time.perf_counter(), {}, []
@@ -61,32 +66,39 @@ def measure(
     ) as process:
         for line in process.stderr:
             said.append(line)
-            if not first and _STEP.match(line):
+            if not first and _STEP.search(line):
                 first["first_s"] = time.perf_counter() - start
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start
-    if (process.returncode != 0) != fails:
+    if fails is not None and (process.returncode != 0) != fails:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(said)}")
     return {**first, "wall_s": wall, "cpu_s": used.ru_utime + used.ru_stime}
 
 
-def _environment(checkout: pathlib.Path, cache: str) -> dict[str, str]:
+def _environment(checkout: pathlib.Path, cache: pathlib.Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    kept |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(checkout)}
-    return kept | ({"JAX_COMPILATION_CACHE_DIR": cache} if cache else {})
+    return kept | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(checkout),
+        "XDG_CACHE_HOME": str(cache),
+    }
 
 
-def once(checkout: pathlib.Path, folder: pathlib.Path, cache: str) -> dict[str, Times]:
+def once(checkout: pathlib.Path, folder: pathlib.Path) -> dict[str, Times]:
     """Every case once, by name, in an empty folder."""
-    run, cached = (f"--workdir={folder / name}" for name in ("run", "cached"))
-    return {
-        "help": measure(checkout, ["--help"], fails=True),  # absl's exit code is 1
-        "wrong flag": measure(checkout, ["--confg=configs/smoke.py:tiny"], fails=True),
-        "wrong value": measure(checkout, [CONFIG, "--config.batch_siez=8"], fails=True),
-        "run": measure(checkout, [CONFIG, run]),
-        "resumed": measure(checkout, [CONFIG, run, "--config.total_steps=4"]),
-        "cached": measure(checkout, [CONFIG, cached], cache=cache),
+    cache, run, other = folder / "cache", folder / "run", folder / "other"
+    training = [CONFIG, "--config.checkpoint.every_steps=1"]
+    times = {
+        "help": measure(checkout, ["--help"], cache, fails=None),  # older checkouts end with 1
+        "wrong flag": measure(checkout, ["--confg=configs/smoke.py:tiny"], cache, fails=True),
+        "wrong value": measure(checkout, [CONFIG, "--config.batch_siez=8"], cache, fails=True),
+        "run": measure(checkout, [*training, f"--workdir={run}"], cache),
+    }
+    shutil.rmtree(run / "checkpoints" / "2")
+    return times | {
+        "resumed": measure(checkout, [*training, f"--workdir={run}"], cache),
+        "cached": measure(checkout, [*training, f"--workdir={other}"], cache),
     }
 
 
@@ -108,11 +120,8 @@ def main() -> None:
     options = parser.parse_args()
     checkout, found = options.checkout.resolve(), []
     with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        cache = str(folder / "compiled")
-        measure(checkout, [CONFIG, f"--workdir={folder / 'fills the cache'}"], cache=cache)
         for i in range(options.repeats):
-            found.append(once(checkout, folder / str(i), cache))
+            found.append(once(checkout, pathlib.Path(name) / str(i)))
             print(*(f"{case}: {times}" for case, times in found[-1].items()), sep="\n", flush=True)
     rows = rows_of_others(options.out, options.label)
     for case in found[0]:

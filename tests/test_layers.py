@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "aced"
 # From the lowest to the highest. Modules of one layer do not import each other's packages.
 LAYERS = (
-    ("bounds", "errors", "nearest"),
+    ("bounds", "errors", "nearest", "terminal"),
     ("config", "outputs"),
     ("files", "flag_settings", "command_line"),
     ("parallel",),

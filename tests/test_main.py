@@ -46,11 +46,15 @@ def test_one_config_trains_a_reference_and_a_learner_and_prints_both(first):
     assert [line.split()[:4] for line in done.stdout.splitlines() if "160" in line] == [
         ["learner", "ACED-ACIDistill", "32", "160"]
     ]
-    assert "learner 2/2" in done.stderr
     plan = [line.split() for line in done.stderr.partition("The plan of ")[2].splitlines()[1:5]]
     assert [line[0] for line in plan] == ["phase", "reference", "reference's", "learner"]
     assert plan[3][1:4] == [*rows["learner"][:1], "2", "32"]
     assert [plan[1][4], plan[3][4]] == [rows["reference"][3], rows["learner"][3]]  # FLOPs
+    assert "Data: shapes, split train, " in done.stderr
+    assert re.search(r"learner 2/2 100%  loss [\d.]+  [\d,]+ examples/s", done.stderr)
+    assert re.search(r"learner 1/2  50%  .*retrieval/mean_r1 [\d.]+%(  |\n)", done.stderr)
+    assert re.search(r"learner 2/2 100%  .*retrieval/mean_r1 [\d.]+% \([+-]", done.stderr)
+    assert "watchdog" not in done.stderr
     assert f"What was chosen, in pictures: {workdir}/picks.html" in done.stdout
     assert (workdir / "picks.html").read_text().count("<figure") == 2 * 2 * 12
     again = aced(TINY, f"--workdir={workdir}")

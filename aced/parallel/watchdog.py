@@ -37,9 +37,11 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
-            logging.info(
+            logging.log_first_n(  # every run before this one has a watchdog, too
+                logging.DEBUG,
                 "A step, evaluation or checkpoint that takes more than %.1f minutes (the first "
                 "step: %.1f) ends the process: watchdog_minutes.",
+                1,
                 self._seconds / 60,
                 _START * self._seconds / 60,
             )

@@ -32,12 +32,17 @@ from aced.parallel import distributed
 from aced.parallel import mesh as meshes
 from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
-from aced.train import caches, overlap, plan, program, starts
+from aced.train import caches, overlap, plan, program, starts, summary
 from aced.train.config import TrainConfig, hyper_parameters, parse
 from aced.train.early_stop import EarlyStop
 from aced.train.gallery import Gallery
 from aced.train.profiling import Profiler
-from aced.train.setup import Run, input_batches, set_up
+from aced.train.setup import Run, input_batches, opened, set_up
+
+_WAITS = (
+    "Step %d: the devices waited for data in %.0f%% of the time. If processor cores are idle, "
+    "raise data.num_threads (now %d); docs/guides/troubleshooting.md has what else helps."
+)
 
 
 class TrainingError(UserError, RuntimeError):
@@ -109,7 +114,7 @@ def _train(
                 sys.exit(exit_code)
 
         # Before the watchdog starts: indexing tars in a store for the first time may take hours.
-        source = sources.open_source(settings.data)
+        source = opened(settings.data)
         program.check_data(settings, source)
         with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
             for name, wanted in settings.before_caches.items():
@@ -140,7 +145,7 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
     settings, prog, start = run.settings, run.program, run.start or 0
     early_stop = EarlyStop.resumed(settings.early_stop, run.folder, run.start)
     if start >= prog.total_steps or early_stop.reached:
-        logging.warning(
+        logging.info(
             "%s is finished: it has %d steps. Nothing is trained or evaluated again; raise "
             "config.%s to continue it.",
             run.folder,
@@ -164,7 +169,11 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
         run.checkpoints as checkpoints,
         Writer(run.folder, budget, run.start, settings.metrics, shown) as writer,
         progress.Progress(
-            prog.total_steps, name=run.folder.name, flops=budget.flops, later_flops=later_flops
+            prog.total_steps,
+            name=run.folder.name,
+            start=start,
+            flops=budget.flops,
+            later_flops=later_flops,
         ) as line,
         skipped,
         input_batches(run, start, counters) as host_batches,
@@ -174,11 +183,15 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
     ):
         meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
         train_state, previous = run.state, None
+        last_scores = {}
+        if run.start is not None and jax.process_index() == 0 and summary.is_run(run.folder):
+            last_scores = history.last_values(run.folder)
         for step in range(start + 1, prog.total_steps + 1):
             with contextlib.ExitStack() as around:
                 around.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
                 batch = batches.next(previous and previous["loss"])
                 if previous is None:  # the first call compiles
+                    batches.take_waited()  # until the input had started
                     around.enter_context(meter.compiling())
                 train_state, out = prog.step(train_state, run.frozen, batch)
             if profiler.is_due(step):
@@ -188,9 +201,10 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
             if previous is not None:
                 _check_finite(step - 1, previous, settings, writer)
             previous, last, measured = out, step == prog.total_steps, {}
+            due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
 
             # Numbers.
-            if step % settings.log_steps == 0 or last:
+            if step % settings.log_steps == 0 or due or last:
                 measured = jax.device_get(out)
                 del measured["picks"]
                 meter.spend("data", batches.take_waited())
@@ -199,11 +213,11 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
                     **left_out(settings.data, counters),
                     **meter.measure(step),
                 }
+            line.show(step, measured, always=bool(due))
             if settings.picks_steps and (step % settings.picks_steps == 0 or last):
                 writer.write_picks(step, np.asarray(out["picks"]))
             if gallery.is_due(step):
                 gallery.show(step, np.asarray(out["picks"]).tolist())
-            due = [name for name, (every, _) in run.evals.items() if step % every == 0 or last]
             preempted = preemption.reached(step)
             if due:
                 jax.block_until_ready(out)  # steps in flight count as training time
@@ -214,17 +228,19 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
                     save()
                     measured = {}
                 with meter.paused(), _saving_after_failure(None if saved else save):
-                    measured |= evaluate(run, due, train_state, watchdog)
-                    early_stop.update(measured)
+                    found = evaluate(run, due, train_state, watchdog)
+                    early_stop.update(found)
                     if early_stop.reached and not last:
                         rest = [name for name in run.evals if name not in due]
-                        measured |= evaluate(run, rest, train_state, watchdog)
+                        found |= evaluate(run, rest, train_state, watchdog)
                         last = True
+                if scores := summary.evaluation(found, last_scores):
+                    line.write(step, scores)
+                measured |= found
+                last_scores |= found
             if measured:
                 writer.write(step, measured)
-                line.show(step, measured)
-                if warning := prog.method.warning(measured):
-                    logging.log_every_n_seconds(logging.WARNING, "Step %d: %s", 600, step, warning)
+                _warn(step, measured, run)
 
             # Checkpoints. Metrics reach the disk before the checkpoint that claims them.
             force = last or preempted or bool(due and settings.checkpoint.keep_best)
@@ -249,7 +265,8 @@ def evaluate(
     """Runs the evaluations `names`. Returns their numbers, as "NAME/NUMBER", and suite averages."""
     found = {}
     for name in names:
-        values = run.evals[name][1](train_state.eval_params["model"])
+        with progress.announced(f"Evaluating {name}", seconds=10.0):
+            values = run.evals[name][1](train_state.eval_params["model"])
         watchdog.alive()
         found |= {f"{name}/{key}": value for key, value in values.items()}
     return found | suites.averages(found, run.settings.suites)
@@ -296,6 +313,15 @@ def left_out(data: sources.DataConfig, counters: pipeline.InputCounters) -> dict
     reasons = data.filters.reasons
     counts |= {f"wall/records_filtered/{name}": counters.filtered[name] for name in reasons}
     return {name: distributed.total(count) for name, count in counts.items()}
+
+
+def _warn(step: int, measured: dict[str, Any], run: Run) -> None:
+    """Logs what the numbers of a step give reason to change, at most every ten minutes."""
+    if progress.waits_for_data(measured):
+        share, threads = measured["wall/data_share"], run.settings.data.num_threads
+        logging.log_every_n_seconds(logging.WARNING, _WAITS, 600, step, 100 * share, threads)
+    if warning := run.program.method.warning(measured):
+        logging.log_every_n_seconds(logging.WARNING, "Step %d: %s", 600, step, warning)
 
 
 def _check_finite(

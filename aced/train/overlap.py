@@ -19,6 +19,7 @@ from aced.config import ConfigError, expand
 from aced.data import records
 from aced.data.sources import DataConfig, SourceConfig
 from aced.evaluators import EvalConfig
+from aced.metrics.progress import announced
 from aced.train.config import TrainConfig, parse
 
 _NAMED = 3  # examples listed in a message
@@ -54,7 +55,8 @@ def checked(settings: TrainConfig) -> Iterator[None]:
         DatasetError: a data set is missing, or its hashes are damaged.
     """
     if settings.overlap != "allow":
-        _check(list(_comparisons(settings, {}, "")), settings.overlap)
+        with announced("Comparing the evaluations' images with those trained on"):
+            _check(list(_comparisons(settings, {}, "")), settings.overlap)
     yield
 
 

@@ -18,6 +18,7 @@ from aced.data import pipeline, sources
 from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
 from aced.methods.frozen import FrozenConfig, load_model
+from aced.metrics.progress import announced
 from aced.models.vit import ImageConfig
 from aced.optim import durations, state
 from aced.parallel import mesh as meshes
@@ -50,16 +51,17 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         CacheError: embeddings are missing, damaged, or of another model or other data.
         CheckpointError: a checkpoint is missing, or its shapes differ.
     """
-    prog = program.build(settings, mesh, len(source))
-    opened = {
-        prefix: sources.open_source(stream.data) if prefix else source
-        for prefix, stream in prog.streams.items()
+    with announced("Building the program"):
+        prog = program.build(settings, mesh, len(source))
+    by_stream = {
+        prefix: opened(stream.data) if prefix else source for prefix, stream in prog.streams.items()
     }
     for prefix, stream in prog.streams.items():
-        stream.check(opened[prefix])
+        stream.check(by_stream[prefix])
     caches = {
         prefix: {
-            name: _open(item, opened[prefix], stream.data) for name, item in stream.caches.items()
+            name: _open(item, by_stream[prefix], stream.data)
+            for name, item in stream.caches.items()
         }
         for prefix, stream in prog.streams.items()
     }
@@ -71,9 +73,10 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         except ConfigError as error:
             raise ConfigError(f"The model {name}: {error}") from error
 
-    frozen = {
-        name: load_model(item, prog.frozen[name]) for name, item in prog.method.frozen.items()
-    }
+    frozen = {}
+    for name, item in prog.method.frozen.items():
+        with announced(f"Loading {name} from {item.checkpoint}"):
+            frozen[name] = load_model(item, prog.frozen[name])
 
     # The record of the run, which a resumed run must match.
     digests = {f"{name}'s weights": fingerprint.of_placed(p) for name, p in frozen.items()}
@@ -85,32 +88,29 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
             digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
     record.check(folder, settings, source.fingerprint, digests)
 
-    # The initial state: from the newest checkpoint, another run's model, or random.
+    # The state: from the newest checkpoint, or a new one.
     checkpoints = Checkpointer(folder, settings.checkpoint)
-    restored = checkpoints.restore_or(prog.state)
+    with announced("Restoring the newest checkpoint"):
+        restored = checkpoints.restore_or(prog.state)
     if restored is None:
-        start = None
-        train_state = prog.new_state(jax.random.key(settings.seed), frozen)
-        train_state = starting_model.with_initial_model(train_state, settings, folder)
-        train_state = starting_model.with_given_parts(train_state, prog.method.given)
+        train_state, start = _new_state(prog, settings, frozen, folder), None
     else:
         train_state, start = restored
-        logging.info("%s resumes after step %d of %d.", folder, start, prog.total_steps)
+        if start < prog.total_steps:
+            logging.info("%s resumes after step %d of %d.", folder, start, prog.total_steps)
     if start is None or start < prog.total_steps:  # the record of a finished run stays as it is
         record.write(folder, settings, source.fingerprint, digests)
 
-    evals = {
-        name: (
-            durations.steps(item, "every", **prog.sizes, default=prog.total_steps),
-            evaluators.build(item, prog.method.config.model, mesh),
-        )
-        for name, item in settings.evals.items()
-    }
+    evals = {}
+    for name, item in settings.evals.items():
+        every = durations.steps(item, "every", **prog.sizes, default=prog.total_steps)
+        with announced(f"Preparing the evaluation {name}"):
+            evals[name] = every, evaluators.build(item, prog.method.config.model, mesh)
     return Run(
         settings=settings,
         program=prog,
         folder=folder,
-        sources=opened,
+        sources=by_stream,
         caches=caches,
         start=start,
         state=train_state,
@@ -120,10 +120,31 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     )
 
 
+def _new_state(
+    prog: program.Program, settings: TrainConfig, frozen: dict[str, PyTree], folder: epath.Path
+) -> state.TrainState:
+    """The state of a new run: random, or with the model of another run."""
+    with announced("Initializing the model and the optimizer"):
+        train_state = prog.new_state(jax.random.key(settings.seed), frozen)
+        jax.block_until_ready(train_state)
+    train_state = starting_model.with_initial_model(train_state, settings, folder)
+    return starting_model.with_given_parts(train_state, prog.method.given)
+
+
+def opened(data: sources.DataConfig) -> sources.Source:
+    """Opens the data set that `data` names, and logs how many examples it has."""
+    place = data.place
+    with announced(f"Opening {place}"):
+        source = sources.open_source(data)
+    logging.info("Data: %s, %s examples.", place, f"{len(source):,}")
+    return source
+
+
 def _open(item: FrozenConfig, source: sources.Source, data: sources.DataConfig) -> Cache:
     """Opens a frozen model's cache. If a checkpoint is set too, its weights are compared."""
     weights = functools.partial(load_model, item, None) if item.checkpoint else None
-    return open_for(item.cache, source, data, weights)
+    with announced(f"Opening the embeddings in {item.cache}"):
+        return open_for(item.cache, source, data, weights)
 
 
 def _warn_of_rest(name: str, tower: ImageConfig) -> None:

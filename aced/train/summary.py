@@ -1,4 +1,4 @@
-"""The table at the end of a run: the cost and the scores of each run."""
+"""The scores of a run: a line for each evaluation, and the table at its end, with the cost."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -64,6 +64,21 @@ def scores(names: Iterable[str]) -> dict[str, str]:
         for name, (evaluation, _, number) in parts.items()
         if evaluation and number in SCORES
     }
+
+
+def evaluation(found: Mapping[str, int | float], earlier: Mapping[str, int | float]) -> str:
+    """The main numbers of an evaluation, each with its change since `earlier` if it has it.
+
+    The result is empty if `found` has no main number.
+    """
+    texts = []
+    for name, form in scores(found).items():
+        text = f"{name} {form.format(found[name])}"
+        if name in earlier:
+            change = form.replace(":", ":+").format(found[name] - earlier[name])
+            text += f" ({change.rstrip('%')})"
+        texts.append(text)
+    return "  ".join(texts)
 
 
 def is_run(folder: epath.Path) -> bool:

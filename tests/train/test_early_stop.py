@@ -87,6 +87,7 @@ def test_run_ends_early_and_once(tmp_path, caplog):
     run(config(), resumed)
     assert numbers(resumed, "retrieval/mean_r1") == numbers(once, "retrieval/mean_r1")
 
+    caplog.set_level("INFO")
     run(config(), once)
     assert "raise config.early_stop.patience to continue it" in caplog.text
     assert list(numbers(once, "loss")) == [1, 2, 3, 4, 5, 6]

@@ -98,6 +98,14 @@ class SourceConfig(Checked):
             path = expand(getattr(settings, key))
             storage.check_scheme(path, f"data.{name}.{key}", storage.STORES, storage.DOWNLOAD)
 
+    @property
+    def place(self) -> str:
+        """What to call the data set in messages: its path or name, and its split."""
+        settings, kind = getattr(self, self.source), self.kinds()[self.source]
+        place = next(filter(None, (getattr(settings, key) for key in kind.needed)), self.source)
+        split = getattr(settings, "split", "")
+        return f"{place}, split {split}" if split else place
+
     @classmethod
     def kinds(cls) -> dict[str, Kind]:
         """The kinds of sources by name: the fields that `_kind` made."""

@@ -8,6 +8,8 @@ from aced.config import ConfigError, from_config, to_config
 from aced.data import records
 from aced.data.shapes.scenes import ShapesConfig
 from aced.data.sources import ArrayRecordConfig, DataConfig, MemberConfig, check_size, open_source
+from aced.data.sources.tars import WebDatasetConfig
+from aced.data.sources.tfds import TfdsConfig
 
 
 def test_shapes_are_opened_with_their_settings():
@@ -34,6 +36,31 @@ def test_prepared_files_are_opened(tmp_path):
         ("number 2",),
     ]
     assert source[1]["id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        (DataConfig(), "shapes, split train"),
+        (
+            DataConfig(
+                source="array_record", array_record=ArrayRecordConfig(path="/data/a", split="clean")
+            ),
+            "/data/a, split clean",
+        ),
+        (
+            DataConfig(source="webdataset", webdataset=WebDatasetConfig(path="/data/{0..9}.tar")),
+            "/data/{0..9}.tar",
+        ),
+        (
+            DataConfig(source="tfds", tfds=TfdsConfig(name="coco", split="val")),
+            "coco, split val",
+        ),
+        (DataConfig(source="mixture", mixture={"web": MemberConfig()}), "mixture"),
+    ],
+)
+def test_messages_name_the_data_set(config, place):
+    assert config.place == place
 
 
 class Sized:
