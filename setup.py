@@ -34,6 +34,7 @@ CORE = [
 PARQUET = ["pyarrow>=18,<27"]
 BEAM = ["apache-beam>=2.70,<3", *PARQUET]
 PLOTS = ["matplotlib>=3.9,<4"]
+CAPTIONS = ["pycocoevalcap>=1.2,<2"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources"]
 
@@ -58,6 +59,7 @@ setuptools.setup(
         "gcs": GCS,  # gs:// workdirs and data, TensorBoard files
         "s3": ["s3fs>=2025.3"],
         "plots": PLOTS,  # python -m aced.report
+        "captions": CAPTIONS,  # words of the Penn Treebank in evaluations; needs Java, too
         "icons": ["resvg-py>=0.5,<0.6"],  # python -m benchmarks.icons; a newer one may draw anew
         "docs": [  # mkdocs serve, with mkdocs.yml
             "mkdocs>=1.6,<2",
@@ -88,7 +90,7 @@ setuptools.setup(
             "transformers>=5.20,<6",
             "open_clip_torch>=3.3,<4",
             "nltk>=3.9,<4",
-            "pycocoevalcap>=1.2,<2",
+            *CAPTIONS,
             "sacrebleu>=2.5,<3",
         ],
     },

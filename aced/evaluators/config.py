@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
-from aced.bounds import OneOf, PositiveFloat, PositiveInt
+from aced.bounds import NonNegativeInt, OneOf, PositiveFloat, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.data.sources import DataConfig
 from aced.models.generation import GenerationConfig
@@ -60,6 +60,13 @@ class EvalConfig(Checked):
     templates: tuple[str, ...] = ("a photo of a {}.",)  # prompts, averaged per class
     probe: ProbeConfig = ProbeConfig()  # linear_probe
     generation: GenerationConfig = GenerationConfig()  # captioning: how captions are written
+    # captioning: also CIDEr-D and BLEU-4 by the words of the Penn Treebank tokenizer, as published
+    # for COCO. Needs Java and the extra `captions`
+    penn_treebank: bool = False
+    # How often the examples are resampled for intervals of 95 %, NAME_low and NAME_high of every
+    # number (1000 is usual); 0: no intervals. Retrieval resamples pictures, and keeps all of them
+    # as candidates
+    bootstrap: NonNegativeInt = 0
     # How often; none set: at the end only.
     every_steps: PositiveInt | None = None
     every_examples: PositiveInt | None = None  # examples trained
