@@ -120,8 +120,9 @@ def train_batches(
     Every batch is a dict of arrays with n rows: `image` uint8 [n h w 3], `text`
     int32 [n l], `id` int32 [n], `<prefix>image` and `<prefix>text` of the views that differ from
     the learner's, `<prefix>zimg` and `<prefix>ztxt` float32 [n d] of the caches, and, where the
-    source has them, `label` int32 [n], `is_noisy` bool [n] and `source` int32 [n], the number of
-    the member of a mixture.
+    source has them, `label` int32 [n], `is_noisy` bool [n], `source` int32 [n], the number of the
+    member of a mixture, and `answer_ids` int32 [n 10] and `answer_scores` float32 [n 10], see
+    `answers.Targets`.
 
     A record that cannot be read, has no caption, is dropped by the filters or is missing in a cache
     is replaced by a random one of the data set, or of the same member of a mixture, which is
@@ -203,7 +204,7 @@ def eval_batches(
     int32 [n l], the first caption; `texts` int32 [n k l], the first k captions, and `texts_mask`
     bool [n k], whether there are so many; `id` int32 [n]; `mask` bool [n], False where the data set
     is at its end or a record cannot be read (such a row is zeros, `id` and `label` -1); `label` and
-    `is_noisy` [n] where the source has them.
+    other fields of `train_batches` [n ...] where the source has them.
 
     Args:
         source: the examples.

@@ -31,7 +31,9 @@ class Stream:
     def shapes(self) -> dict[str, Shape]:
         """Shape and type of a row of each array, without optional fields of the source."""
         shapes: dict[str, Shape] = {"id": ((), jnp.int32)}
-        shapes |= {name: ((), OPTIONAL_FIELDS[name].dtype) for name in self.needs}
+        shapes |= {
+            name: (OPTIONAL_FIELDS[name].shape, OPTIONAL_FIELDS[name].dtype) for name in self.needs
+        }
         for look, names in image_arrays(self.views).items():
             pixels = (look.resolution, look.resolution, 3), jnp.uint8
             shapes |= dict.fromkeys(names, pixels)

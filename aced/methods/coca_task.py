@@ -2,7 +2,8 @@
 
 - answers: a head chooses one of `model.classes`. VQA: 3,129 answers to questions; visual
   entailment: 3 classes for a statement about an image; NLVR2: 2 classes for a statement about
-  `model.pictures` = 2 images. The data are images with a text and a label.
+  `model.pictures` = 2 images. The data are images with a text and a label, or with the answers of
+  several people, which are then soft targets.
 - captioning: predicts the next word of a caption, without the contrastive loss.
 
 OPTIMA shares the functions of this module.
@@ -103,7 +104,7 @@ class TaskLosses:
     """Averages over the labelled examples, or over the words that are not padding."""
 
     task: Float[Array, ""]
-    accuracy: Float[Array, ""]
+    accuracy: Float[Array, ""]  # of answers by several people, VQA's soft accuracy
     kl: Float[Array, ""] | None = None  # times T^2; None without a teacher
 
 
@@ -117,9 +118,13 @@ def losses(
 ) -> TaskLosses:
     """The task's cross-entropy and, with a teacher, KL(teacher || student) at a temperature.
 
+    With several right answers, the targets of the cross-entropy are their degrees, divided by the
+    sum of these.
+
     Args:
         student: outputs of the model.
-        batch: `label` [b], -1 where unknown; or `text` [b l], the captions.
+        batch: `label` [b], -1 where unknown, and maybe `answer_ids` [b k] and `answer_scores`
+            [b k], see `aced.data.answers.Targets`; or `text` [b l], the captions.
         real: mask of the words that are not padding.
         teacher: the teacher's outputs for the same batch; it gets no gradient.
         temperature: T of both softmaxes; the divergence is multiplied by T^2.
@@ -130,8 +135,9 @@ def losses(
             words[0], batch["text"], real, *words[1:], temperature=temperature
         )
         return TaskLosses(averages.cross_entropy, averages.accuracy, averages.kl)
-    label = batch["label"]
-    known = (label >= 0).astype(jnp.float32)
+    ids, degrees = targets(batch)
+    total = degrees.sum(axis=1)
+    known = (total > 0).astype(jnp.float32)
 
     def mean(x: Float[Array, " b"]) -> Float[Array, ""]:
         return (known * x).sum() / jnp.maximum(known.sum(), 1)
@@ -139,10 +145,31 @@ def losses(
     kl = None
     if teacher is not None:
         kl = mean(captioning.divergence(student.logits, teacher.frozen().logits, temperature))
-    # A label outside the classes gives NaN, which stops the run.
-    nll = captioning.cross_entropy(student.logits, jnp.maximum(label, 0))
-    right = student.logits.argmax(axis=-1) == label
-    return TaskLosses(mean(nll), mean(right.astype(jnp.float32)), kl)
+    share = degrees / jnp.where(total > 0, total, 1)[:, None]
+    nll = sum(
+        # A class outside the model's gives NaN, which stops the run.
+        share[:, i] * captioning.cross_entropy(student.logits, jnp.maximum(ids[:, i], 0))
+        for i in range(ids.shape[1])
+    )
+    chosen = ids == student.logits.argmax(axis=-1)[:, None]
+    return TaskLosses(mean(nll), mean(jnp.where(chosen, degrees, 0).sum(axis=1)), kl)
+
+
+def targets(batch: Batch) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+    """The right answers of each example, and the degree in [0, 1] to which each is right.
+
+    These are the classes among the answers that people gave. For an example without such classes it
+    is the label, to the degree 1. Without a label, too, all degrees are 0.
+    """
+    label = batch["label"][:, None]
+    own = (label >= 0).astype(jnp.float32)
+    if "answer_ids" not in batch:
+        return label, own
+    ids, degrees = batch["answer_ids"], batch["answer_scores"]
+    is_given = degrees.sum(axis=1, keepdims=True) > 0
+    return jnp.concatenate([ids, label], axis=1), jnp.concatenate(
+        [degrees, jnp.where(is_given, 0.0, own)], axis=1
+    )
 
 
 def unused(task: Task) -> str:

@@ -67,6 +67,32 @@ def test_answers_average_over_known_labels():
     assert found.kl == pytest.approx(9 * (p * np.log(p / q)).sum(axis=1)[known].mean(), rel=1e-5)
 
 
+def test_several_right_answers_are_soft_targets():
+    """By hand; an example without answers has its label, one without both is left out."""
+    rng = np.random.default_rng(0)
+    logits = np.float32(rng.normal(size=(B, CLASSES)))
+    batch = batch_of(ONE)
+    ids, degrees = np.full((B, 3), -1, np.int32), np.zeros((B, 3), np.float32)
+    ids[0, :3], degrees[0, :3] = (2, 0, 1), (1.0, 0.6, 0.3)
+    ids[4, 0], degrees[4, 0] = 3, 0.9  # its label is unknown
+    batch |= {"answer_ids": jnp.asarray(ids), "answer_scores": jnp.asarray(degrees)}
+    real = coca.real_words(batch["text"], tiny_coca.EOS)
+    found = coca_task.losses(Answers(jnp.asarray(logits)), batch, real)
+    targets = np.zeros((B, CLASSES))
+    for i, label in enumerate(np.asarray(batch["label"])):
+        for answer, degree in zip(ids[i], degrees[i], strict=True):
+            targets[i, answer] += degree
+        if not degrees[i].any() and label >= 0:
+            targets[i, label] = 1
+    known = targets.any(axis=1)
+    assert known.sum() == B - 1
+    log_p = np.float64(logits) - np.log(np.exp(np.float64(logits)).sum(axis=1, keepdims=True))
+    share = targets[known] / targets[known].sum(axis=1, keepdims=True)
+    assert found.task == pytest.approx(-(share * log_p[known]).sum(axis=1).mean(), rel=1e-5)
+    right = targets[np.arange(B), logits.argmax(axis=1)][known]
+    assert found.accuracy == pytest.approx(right.mean())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
