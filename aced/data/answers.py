@@ -83,6 +83,14 @@ def _stripped(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+def answers_of(record: Mapping[str, Any], class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """People's answers to the question of a record, or else the name of its label; or none."""
+    if given := tuple(text for text in record.get("answers", ()) if text.strip()):
+        return given
+    label = record.get("label", -1)
+    return (class_names[label],) if class_names and 0 <= label < len(class_names) else ()
+
+
 class Targets:
     """The fields `answer_ids` and `answer_scores` of a batch, by the classes of a data set."""
 

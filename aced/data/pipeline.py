@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from aced.config import ConfigError
 from aced.data import order as orders
+from aced.data.answers import answers_of
 from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
@@ -124,6 +125,9 @@ def train_batches(
     member of a mixture, and `answer_ids` int32 [n 10] and `answer_scores` float32 [n 10], see
     `answers.Targets`.
 
+    If a view has `answers`, the caption is a question: `text` is the question and a random one of
+    its answers, and `given` int32 [n] the number of the question's words.
+
     A record that cannot be read, has no caption, is dropped by the filters or is missing in a cache
     is replaced by a random one of the data set, or of the same member of a mixture, which is
     determined by the seed and the row.
@@ -154,7 +158,9 @@ def train_batches(
     caches = caches or {}
     render = _Render(views)
     missing = [cache.missing for cache in caches.values()]
-    reader = Reader(source, config, counters, render.looks, missing)
+    answered = any(view.answers for view in views.values())
+    reader = Reader(source, config, counters, render.looks, missing, need_answer=answered)
+    class_names = getattr(source, "class_names", None)
     known = known_fields(source, config)
     _warn_of_copies(source, batch_size)
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)
@@ -170,8 +176,13 @@ def train_batches(
         if captions:
             is_random = config.caption == "random" and len(captions) > 1
             caption = Draws(seed, 0, draw).pick(captions) if is_random else captions[0]
-        row = render(example.images, example.texts[caption] if captions else "")
-        return row | example.fields(known) | {"caption": np.int32(caption)}
+        text = example.texts[caption] if captions else ""
+        row = example.fields(known) | {"caption": np.int32(caption)}
+        if answered:
+            possible = answers_of(example.record, class_names)
+            row |= {"given": render.words(text)}
+            text = f"{text} {Draws(seed, 1, draw).pick(possible)}"
+        return render(example.images, text) | row
 
     def stack(rows: Sequence[Row]) -> Batch:
         batch = render.stack(rows)
@@ -308,6 +319,12 @@ class _Render:
         for tokenizer, (name, *_) in self._texts:
             row[name] = tokenizer([text])[0]
         return row
+
+    def words(self, text: str) -> np.int32:
+        """Ids of the learner's text up to its end, which is not counted."""
+        tokenizer, _ = self._texts[0]
+        ids = tokenizer([text])[0].tolist()
+        return np.int32(ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids))
 
     def stack(self, rows: Sequence[Row]) -> Batch:
         """A batch of `rows`; equal views share an array."""

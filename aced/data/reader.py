@@ -156,15 +156,17 @@ class Reader:
         counters: InputCounters,
         looks: Sequence[Look],
         missing: Sequence[Mapping[int, str]] = (),
+        need_answer: bool = False,
     ):
-        """Reads `source`; examples in `missing` (id to reason) count as unreadable. Without `looks`
-        nothing is decoded.
+        """Reads `source`; examples in `missing` (id to reason) count as unreadable and, with
+        `need_answer`, those without an answer. Without `looks` nothing is decoded.
         """
         check_size(source)
         self._source, self._config, self._counters = source, config, counters
         self._view = Viewer(looks, config.decode, config.max_pixels, config.thumbnails)
         self._missing = missing
-        names = getattr(source, "class_names", None)
+        self._need_answer = need_answer
+        self._class_names = names = getattr(source, "class_names", None)
         self._targets = answers.Targets(names) if names else None
         self._parts = [
             _Part(part.name, part.start, part.end) for part in getattr(source, "parts", ())
@@ -258,6 +260,8 @@ class Reader:
                 return f"it is missing in a cache: {reasons[index]}"
         if need_caption and not texts:
             return "it has no caption"
+        if self._need_answer and not answers.answers_of(record, self._class_names):
+            return "it has no answer, and no label with a name"
         return Example(index, images, texts, record, captions)
 
 

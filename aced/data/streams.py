@@ -39,6 +39,8 @@ class Stream:
             shapes |= dict.fromkeys(names, pixels)
         for tokenizer, names in text_arrays(self.views).items():
             shapes |= dict.fromkeys(names, ((tokenizer.length,), jnp.int32))
+        if any(view.answers for view in self.views.values()):
+            shapes["given"] = (), jnp.int32
         for prefix, item in self.caches.items():
             for tower in self.towers:
                 shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.model.width,), jnp.float32

@@ -5,6 +5,7 @@
   `model.pictures` = 2 images. The data are images with a text and a label, or with the answers of
   several people, which are then soft targets.
 - captioning: predicts the next word of a caption, without the contrastive loss.
+- words: predicts the next word of an answer, after the question; any answer can be written.
 
 OPTIMA shares the functions of this module.
 """
@@ -31,7 +32,7 @@ from aced.optim.state import TrainState
 from aced.outputs import Words
 from aced.parallel.micro_batch import map_micro_batches
 
-Task = Literal["answers", "captioning"]
+Task = Literal["answers", "captioning", "words"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,8 @@ def check(task: Task, model: CoCaConfig) -> None:
             f"method.task = 'answers' chooses from method.model.classes = {model.classes}; set it "
             "to the number of answers (VQA 3129, visual entailment 3, NLVR2 2)."
         )
-    if task == "captioning" and model.classes:
-        raise ConfigError("method.task = 'captioning' never reads method.model.classes; set it 0.")
+    if task != "answers" and model.classes:
+        raise ConfigError(f"method.task = '{task}' never reads method.model.classes; set it 0.")
 
 
 @struct.dataclass
@@ -77,6 +78,7 @@ class Answers:
 def streams(task: Task, model: CoCaConfig, data: DataConfig, rows: int) -> dict[str, Stream]:
     """The streams that a step of the task reads."""
     views = View.of(model).of_pictures(model.pictures)
+    views[""] = dataclasses.replace(views[""], answers=task == "words")
     return {"": Stream(data, rows, views, {}, needs=("label",) if task == "answers" else ())}
 
 
@@ -97,6 +99,14 @@ def run(
         return Answers(logits=logits), states
     out = coca.forward(model, params, *images, text, hidden=hidden)
     return Answers(states=out.words.states, kernel=out.words.kernel), out.hidden
+
+
+def predicted(model: CoCaConfig, batch: Batch) -> Bool[Array, "b l"]:
+    """Mask of the words to predict: no padding and, of a question and its answer, the answer."""
+    real = coca.real_words(batch["text"], model.text.eos_id)
+    if "given" not in batch:
+        return real
+    return real & (jnp.arange(real.shape[1]) >= batch["given"][:, None])
 
 
 @struct.dataclass
@@ -125,7 +135,7 @@ def losses(
         student: outputs of the model.
         batch: `label` [b], -1 where unknown, and maybe `answer_ids` [b k] and `answer_scores`
             [b k], see `aced.data.answers.Targets`; or `text` [b l], the captions.
-        real: mask of the words that are not padding.
+        real: mask of the words to predict, from `predicted`.
         teacher: the teacher's outputs for the same batch; it gets no gradient.
         temperature: T of both softmaxes; the divergence is multiplied by T^2.
     """
@@ -174,7 +184,7 @@ def targets(batch: Batch) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
 
 def unused(task: Task) -> str:
     """Regex of the parameters that the task does not train; they are frozen, not decayed."""
-    words = "" if task == "captioning" else "|text/softmax/.*"
+    words = "|text/softmax/.*" if task == "answers" else ""
     return f"model/({coca.CONTRASTIVE_ONLY}{words})"
 
 
@@ -205,13 +215,13 @@ class CoCaTask(Method):
     ) -> Stepped:
         """Returns the state after one step, and its metrics; see `Method`.
 
-        `batch` holds `image`, `text`, `id` and, by the task, `label` and `second/image`.
+        `batch` holds `image`, `text`, `id` and, by the task, `label`, `given`, `second/image`.
         """
         del frozen
         config = self.config
 
         def loss_fn(params: PyTree) -> Loss:
-            real = coca.real_words(batch["text"], config.model.text.eos_id)
+            real = predicted(config.model, batch)
             values = losses(self._outputs(params["model"], batch), batch, real)
             return values.task, {"loss/task": values.task, "accuracy": values.accuracy}
 

@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from aced.data import answers, records
+from aced.data import answers, pipeline, records
 from aced.data.answers import Targets, soft_accuracy
+from aced.data.batch_spec import View
 from aced.data.reader import InputCounters, Reader, known_fields
+from aced.data.shapes.scenes import Shapes, ShapesConfig
 from aced.data.sources import DataConfig
 from aced.data.sources.parquet import ParquetConfig, ParquetSource
+from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from tests.commands import call
 from tests.data import many
 
@@ -105,6 +108,35 @@ def test_a_table_of_answers_is_prepared_and_read(tmp_path):
     assert source.class_names == ["blue", "red"]
     assert row["answer_ids"].tolist()[:3] == [1, 0, -1]
     assert row["answer_scores"][:2] == pytest.approx([1, 1])
+
+
+def test_a_question_is_read_with_one_of_its_answers():
+    """Another one in another epoch; without people's answers it is the label's name."""
+    view = View(16, TokenizerConfig(kind="shapes", length=8), answers=True)
+    source = Shapes(ShapesConfig(resolution=16, size=4))
+    tokenizer = get_tokenizer(view.tokenizer)
+
+    class Asked:
+        name, fingerprint, class_names = "asked", "asked", ("red star",)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            answer = [{"answers": ("blue", "large")}, {"label": 0}, {"label": -1}][i]
+            return {"image": source[0]["image"], "texts": ("a small square",), "id": i} | answer
+
+    config, seen = DataConfig(num_threads=0), set()
+    with pipeline.train_batches(Asked(), config, {"": view}, batch_size=2, seed=0) as batches:
+        for _ in range(12):
+            batch = next(batches)
+            assert batch["given"].tolist() == [3, 3]
+            seen |= set(zip(batch["id"].tolist(), tokenizer.decode(batch["text"]), strict=True))
+    assert seen == {
+        (0, "a small square blue"),
+        (0, "a small square large"),
+        (1, "a small square red star"),
+    }
 
 
 @pytest.mark.parametrize("structs", [False, True])
