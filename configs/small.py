@@ -16,7 +16,9 @@ The method is the papers'; all settings are our choice, for speed. Arguments: `d
 (each a path or pattern of tars or parquet files, a folder of these, or a prepared folder; without
 `val`, the split of that name in `data`), `:method=iid` (or kd, hard, i_acid, h_acid, aced,
 aced_iid), `steps`, `seed`, `reference=PATH` (a finished run, instead of training one), `cache=PATH`
-(its embeddings, made by python -m aced.cache with this config), `tiny`.
+(its embeddings, made by python -m aced.cache with this config), `teacher=PATH` (a finished run or a
+converted model to distil from), `tiny`. In ACED reference and teacher are two models, trained on
+curated and on more diverse pairs; without `teacher` the reference is also the teacher.
 """
 
 import os
@@ -27,6 +29,7 @@ from aced.config import ConfigError, parse_arg, to_config
 from aced.data import records, sources, tokenizers
 from aced.data.sources import parquet_splits
 from aced.evaluators import EvalConfig
+from aced.methods.frozen import FrozenConfig
 from configs import methods, smoke
 
 DATA, CLEAN = "/data/all", "/data/clean"  # as in the command above
@@ -45,6 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         seed=0,
         reference="",
         cache="",
+        teacher="",
         tiny=False,
     )
     val = arg.val or arg.data
@@ -63,6 +67,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             f"method={arg.method} uses no reference: leave out {sources[0]}=, or choose another "
             "method, such as method=aced."
         )
+    if arg.teacher and not methods.distils(arg.method):
+        raise ConfigError(
+            f"method={arg.method} uses no teacher: leave out teacher=, or choose another method, "
+            "such as method=aced."
+        )
+    if arg.teacher:
+        config.method.teachers.teacher = to_config(FrozenConfig(checkpoint=arg.teacher))
+        config.method.distillation.teachers = ("teacher",)
     smoke.select(config.method.selection)
     if methods.uses_reference(arg.method) and arg.cache:
         config.method.reference.cache = arg.cache

@@ -4,8 +4,8 @@ The image tower of a trained two-tower model stays frozen. A text decoder reads 
 cross-attention and learns to write captions or to answer questions; arXiv 2411.18674 compares
 encoders by the CIDEr of the captions and the accuracy of the answers. The decoder is CoCa's, so the
 evaluations are shared; CoCa's pooler is left out unless `model.queries` is set. We had no access to
-the paper's decoder size, vocabulary, schedule and form of answers, so these are settings: answers are
-chosen by CoCa's head, or written.
+the paper's decoder size, vocabulary, schedule and form of answers, so these are settings: answers
+are chosen by CoCa's head, or written.
 """
 
 import dataclasses
