@@ -38,6 +38,7 @@ WANDB = ["wandb>=0.31,<1"]
 # A server needs only the first. Newer releases of SQLAlchemy warn about what MLflow does.
 MLFLOW = ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2,<2.1", "alembic>=1.13,<2"]
 PLOTS = ["matplotlib>=3.9,<4"]
+CAPTIONS = ["pycocoevalcap>=1.2,<2"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources"]
 
@@ -65,6 +66,7 @@ setuptools.setup(
         "plots": PLOTS,  # python -m aced.report
         "wandb": WANDB,  # metrics.to
         "mlflow": MLFLOW,
+        "captions": CAPTIONS,  # words of the Penn Treebank in evaluations; needs Java, too
         "icons": ["resvg-py>=0.5,<0.6"],  # python -m benchmarks.icons; a newer one may draw anew
         "docs": [  # mkdocs serve, with mkdocs.yml
             "mkdocs>=1.6,<2",
@@ -97,7 +99,7 @@ setuptools.setup(
             "transformers>=5.20,<6",
             "open_clip_torch>=3.3,<4",
             "nltk>=3.9,<4",
-            "pycocoevalcap>=1.2,<2",
+            *CAPTIONS,
             "sacrebleu>=2.5,<3",
         ],
     },

@@ -1,12 +1,15 @@
-"""ACED-F2: ViT-B/24 at 240 px with an S text tower, selected by and distilled from a g/16.
+"""ACED-F2: ViT-B/24 at 240 px, S text tower, selected by one g/16, distilled from another.
 
 Command:  python -m aced.main --config=configs/aced_f2.py --workdir=gs://BUCKET/aced_f2 \\
               --config.data.array_record.path=/data/pairs \\
-              --config.method.reference.checkpoint=gs://BUCKET/reference
+              --config.method.reference.checkpoint=gs://BUCKET/reference \\
+              --config.method.teachers.teacher.checkpoint=gs://BUCKET/teacher
+          The reference is trained on curated pairs, the teacher on more diverse ones.
 Hardware: 256 TPU v5e chips (assumed: JEST's).
-Cost:     4.53e22 FLOPs, 128,000 v5e chip-hours at 50 % MFU (assumed).
-          Derived by aced/cost/flops.py. 2.15e21 FLOPs with `:cache=PATH`, the reference's
-          embeddings of all pairs, which python -m aced.cache makes once with this config.
+Cost:     5.40e22 FLOPs, 152,000 v5e chip-hours at 50 % MFU (assumed).
+          Derived by aced/cost/flops.py. 1.08e22 FLOPs with `:cache=PATH`, the reference's
+          embeddings of all pairs, and 2.15e21 with `teacher_cache=PATH` as well, which
+          python -m aced.cache makes once with this config.
 Expect:   ImageNet 0-shot 76.9, COCO 58.3, Flickr 85.3, 70.9 on average of 27 evaluations
           (arXiv 2411.18674, from secondary summaries).
 
@@ -16,11 +19,8 @@ As configs/aced_f0.py, which has the source of every number; the model's size is
 
 import ml_collections
 
-from aced.config import parse_arg
-from configs import aced_f0, acid_b16
+from configs import aced_f0
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arg = parse_arg(arg, tiny=False, method="aced", cache="")
-    config = aced_f0.base("ACED-F2", reference="g", method=arg.method, cache=arg.cache)
-    return acid_b16.shrink(config) if arg.tiny else config
+    return aced_f0.recipe("ACED-F2", "g", arg)

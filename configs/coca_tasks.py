@@ -1,7 +1,8 @@
 """CoCa's fine-tuning (arXiv 2205.01917): `apply(config, "vqa")`.
 
 Adafactor, weight decay 0.1, gradients clipped at 1, cosine to 0 after 1,000 steps of warm-up.
-Assumed: the decay follows the learning rate, and the resolution stays that of pretraining.
+Assumed: the decay follows the learning rate, and the resolution stays that of pretraining. Our
+choice: `vqa_words`, VQA with answers that the decoder writes, with the settings of `vqa`.
 """
 
 import dataclasses
@@ -25,10 +26,13 @@ class Task:
     classes: int
     pictures: int
     embedded: str  # see `aced.data.shapes.scenes.tasks`
+    words: bool = False  # whether answers are written, without a head
 
     @property
-    def kind(self) -> Literal["answers", "captioning"]:
-        """The task of the method `coca_task`: answers or captioning."""
+    def kind(self) -> Literal["answers", "captioning", "words"]:
+        """The task of the method `coca_task`."""
+        if self.words:
+            return "words"
         return "answers" if self.classes else "captioning"
 
     @property
@@ -39,6 +43,7 @@ class Task:
 
 TASKS = {
     "vqa": Task(100_000, 64, 2e-5, 5e-4, 3129, 1, "questions"),
+    "vqa_words": Task(100_000, 64, 2e-5, None, 0, 1, "questions", words=True),
     "snli_ve": Task(50_000, 128, 5e-5, 1e-3, 3, 1, "entailment"),
     "nlvr2": Task(50_000, 64, 2e-5, 5e-4, 2, 2, "two_pictures"),
     "coco_caption": Task(50_000, 128, 1e-5, None, 0, 1, "captions"),

@@ -54,7 +54,7 @@ ELEVATER = {  # the metric of each data set, and its number of test images
     "rendered_sst2": "top1",  # 1,821
     "resisc45": "top1",  # 25,200
     "stanford_cars": "top1",  # 8,041
-    "voc2007": "map_11point",  # 4,952
+    "voc2007": "map_11point_elevater",  # 4,952
 }
 SHIFTS = ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet")
 SOURCES = ("array_record", "parquet")

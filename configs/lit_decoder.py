@@ -4,7 +4,7 @@ Command:  python -m aced.main --config=configs/lit_decoder.py:task=coco_caption 
               --workdir=gs://BUCKET/lit_f1 --config.data.array_record.path=/data/coco_caption \\
               --config.method.encoder.checkpoint=gs://BUCKET/aced_f1
           The encoder is a run's workdir, or what python -m aced.convert wrote. Tasks:
-          coco_caption, vqa, snli_ve, nlvr2.
+          coco_caption, vqa, vqa_words, snli_ve, nlvr2.
 Hardware: 16 TPU v5e chips (assumed).
 Cost:     1.58e17 FLOPs, 0.444 v5e chip-hours at 50 % MFU (assumed).
           Derived by aced/cost/flops.py.
@@ -13,8 +13,8 @@ Expect:   unknown; the size of the paper's decoders is not known to us.
 From the paper: the encoder is frozen, a small autoregressive decoder reads it by cross-attention,
 and it is evaluated by CIDEr of captions and accuracy of answers. Our choice: everything else. The
 decoder has width 384, 1 + 5 layers and CLIP's vocabulary; AdamW, learning rate 1e-3, no weight
-decay; steps and batch of CoCa's fine-tuning; answers by CoCa's head. Pre-flight without an encoder
-assumes the size of ACED-F1. Arguments: `task`, `tiny`.
+decay; steps and batch of CoCa's fine-tuning; answers by CoCa's head, or with `task=vqa_words` by
+the decoder. Pre-flight without an encoder assumes the size of ACED-F1. Arguments: `task`, `tiny`.
 """
 
 import ml_collections

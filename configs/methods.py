@@ -22,6 +22,11 @@ def uses_reference(name: str) -> bool:
     return distils or score in ("learnability", "easy_reference")
 
 
+def distils(name: str) -> bool:
+    """Whether the method `name` distils from a teacher."""
+    return METHODS[name][1]
+
+
 def apply(
     config: ml_collections.ConfigDict, name: str, *, filter_ratio: float, weight: float
 ) -> None:

@@ -27,6 +27,8 @@ The method is the papers'; all settings are our choice, for speed. Arguments:
   seed             of the learner; the reference's is 1,000 more
   reference        PATH of a finished run or a converted model, instead of training one
   cache            PATH of its embeddings, made by python -m aced.cache with this config
+  teacher          PATH of a finished run or a converted model to distil from; ACED has two models, a
+                   reference trained on curated and a teacher on more diverse pairs; empty: one is both
   tiny             two steps with tiny models on the embedded data
 """
 
@@ -38,6 +40,7 @@ from aced.config import ConfigError, parse_arg, to_config
 from aced.data import records, sources, tokenizers
 from aced.data.sources import parquet_splits
 from aced.evaluators import EvalConfig
+from aced.methods.frozen import FrozenConfig
 from configs import methods, smoke
 
 DATA, CLEAN = "/data/all", "/data/clean"  # as in the command above
@@ -63,6 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         seed=0,
         reference="",
         cache="",
+        teacher="",
         tiny=False,
     )
     val = arg.val or arg.data
@@ -83,6 +87,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             f"method={arg.method} uses no reference: leave out {sources[0]}=, or choose another "
             "method, such as method=aced."
         )
+    if arg.teacher and not methods.distils(arg.method):
+        raise ConfigError(
+            f"method={arg.method} uses no teacher: leave out teacher=, or choose another method, "
+            "such as method=aced."
+        )
+    if arg.teacher:
+        config.method.teachers.teacher = to_config(FrozenConfig(checkpoint=arg.teacher))
+        config.method.distillation.teachers = ("teacher",)
     smoke.select(config.method.selection)
     if methods.uses_reference(arg.method) and arg.cache:
         config.method.reference.cache = arg.cache

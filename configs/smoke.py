@@ -10,7 +10,7 @@ The data are 10,000 scenes of the built-in `shapes`. Half of the captions are wr
 and `selection/noisy_share` shows the effect of selection. First a reference is trained on other,
 clean scenes, then a learner on uniform batches (IID). The reference embeds the 10,000 scenes once,
 and the method's learner is trained with these embeddings. The method is the papers'; all settings
-are our choice, for speed. Arguments:
+are our choice, for speed. One model is both reference and teacher, where ACED has two. Arguments:
 
   method           aced, or iid, kd, hard, i_acid, h_acid, aced_iid
   steps            of the learners

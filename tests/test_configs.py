@@ -193,6 +193,28 @@ def test_arguments_that_make_no_model(argument, message):
         load("small").get_config(argument)
 
 
+@pytest.mark.parametrize("name", ["aced_f0", "aced_f1", "aced_f2"])
+def test_aced_has_a_reference_and_a_teacher(name):
+    """Two models, unless they are shared; each from a run or from a cache."""
+    method = parse(load(name).get_config()).method
+    assert set(method.frozen) == {"reference", "teacher"}
+    assert method.frozen["reference"].checkpoint != method.frozen["teacher"].checkpoint
+    cached = parse(load(name).get_config("cache=a,teacher_cache=b")).method.frozen
+    assert {key: item.cache for key, item in cached.items()} == {"reference": "a", "teacher": "b"}
+    assert set(parse(load(name).get_config("shared")).method.frozen) == {"reference"}
+    assert set(parse(load(name).get_config("method=h_acid")).method.frozen) == {"reference"}
+    assert set(load(name).get_config("tiny").before) == {"reference", "teacher"}
+
+
+def test_small_may_have_a_teacher_of_its_own(tmp_path):
+    config = load("small").get_config(f"reference={tmp_path},teacher={tmp_path}/b")
+    method = parse(config).method
+    assert method.distillation.teachers == ("teacher",)
+    assert method.teachers["teacher"].checkpoint == f"{tmp_path}/b"
+    with pytest.raises(ConfigError, match=r"method=h_acid uses no teacher: leave out teacher="):
+        load("small").get_config(f"method=h_acid,reference={tmp_path},teacher={tmp_path}/b")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_unknown_arguments_are_refused(name):
     with pytest.raises(ConfigError, match=r"(?s)no argument 'typo'.*\n  tiny"):

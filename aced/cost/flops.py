@@ -90,14 +90,14 @@ class CoCaMacs(NamedTuple):
 
 def macs_coca(config: CoCaConfig, words: int | None = None) -> CoCaMacs:
     """MACs of CoCa, padding included. Masks save nothing."""
-    text, d, n = config.text, config.text.dims.width, config.image.tokens
+    text, d, n = config.text, config.text.dims.width, config.image.out_tokens
     words = words or min(config.tokenizer.length, text.length)
     # The decoder reads q tokens of e channels: from the queries, or else from the encoder.
-    q, e = (config.queries, d) if config.queries else (n, config.image.dims.width)
+    q, e = (config.queries, d) if config.queries else (n, config.image.out_width)
     unimodal = dataclasses.replace(text.dims, depth=text.unimodal)
     multimodal = dataclasses.replace(text.dims, depth=text.multimodal)
     # k and v of the image tokens; q is shared by the batch, so not counted; scores; out.
-    generative = 2 * n * config.image.dims.width * d + 2 * q * n * d + q * d * d
+    generative = 2 * n * config.image.out_width * d + 2 * q * n * d + q * d * d
     contrastive = 2 * q * e * d + 2 * q * d + d * d
     head = 2 * words * d * d + 2 * words * d + d * d
     hidden, pooled = config.head_hidden, config.pictures * d

@@ -30,6 +30,9 @@ class View:
     resize: ResizeConfig = dataclasses.field(default_factory=ResizeConfig)
     augment: AugmentConfig = AugmentConfig()  # in training; only a view that is alone may have one
     picture: PictureName = "image"  # which one; records without it are skipped, and counted
+    # Whether an answer follows the caption, a question; records without one are skipped, and
+    # counted. Only of the learner's view
+    answers: bool = False
 
     @property
     def look(self) -> Look:

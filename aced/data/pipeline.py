@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from aced.config import ConfigError
 from aced.data import order as orders
+from aced.data.answers import answers_of
 from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
@@ -120,8 +121,12 @@ def train_batches(
     Every batch is a dict of arrays with n rows: `image` uint8 [n h w 3], `text`
     int32 [n l], `id` int32 [n], `<prefix>image` and `<prefix>text` of the views that differ from
     the learner's, `<prefix>zimg` and `<prefix>ztxt` float32 [n d] of the caches, and, where the
-    source has them, `label` int32 [n], `is_noisy` bool [n] and `source` int32 [n], the number of
-    the member of a mixture.
+    source has them, `label` int32 [n], `is_noisy` bool [n], `source` int32 [n], the number of the
+    member of a mixture, and `answer_ids` int32 [n 10] and `answer_scores` float32 [n 10], see
+    `answers.Targets`.
+
+    If a view has `answers`, the caption is a question: `text` is the question and a random one of
+    its answers, and `given` int32 [n] the number of the question's words.
 
     A record that cannot be read, has no caption, is dropped by the filters or is missing in a cache
     is replaced by a random one of the data set, or of the same member of a mixture, which is
@@ -153,7 +158,9 @@ def train_batches(
     caches = caches or {}
     render = _Render(views)
     missing = [cache.missing for cache in caches.values()]
-    reader = Reader(source, config, counters, render.looks, missing)
+    answered = any(view.answers for view in views.values())
+    reader = Reader(source, config, counters, render.looks, missing, need_answer=answered)
+    class_names = getattr(source, "class_names", None)
     known = known_fields(source, config)
     _warn_of_copies(source, batch_size)
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)
@@ -169,8 +176,13 @@ def train_batches(
         if captions:
             is_random = config.caption == "random" and len(captions) > 1
             caption = Draws(seed, 0, draw).pick(captions) if is_random else captions[0]
-        row = render(example.images, example.texts[caption] if captions else "")
-        return row | example.fields(known) | {"caption": np.int32(caption)}
+        text = example.texts[caption] if captions else ""
+        row = example.fields(known) | {"caption": np.int32(caption)}
+        if answered:
+            possible = answers_of(example.record, class_names)
+            row |= {"given": render.words(text)}
+            text = f"{text} {Draws(seed, 1, draw).pick(possible)}"
+        return render(example.images, text) | row
 
     def stack(rows: Sequence[Row]) -> Batch:
         batch = render.stack(rows)
@@ -203,7 +215,7 @@ def eval_batches(
     int32 [n l], the first caption; `texts` int32 [n k l], the first k captions, and `texts_mask`
     bool [n k], whether there are so many; `id` int32 [n]; `mask` bool [n], False where the data set
     is at its end or a record cannot be read (such a row is zeros, `id` and `label` -1); `label` and
-    `is_noisy` [n] where the source has them.
+    other fields of `train_batches` [n ...] where the source has them.
 
     Args:
         source: the examples.
@@ -307,6 +319,12 @@ class _Render:
         for tokenizer, (name, *_) in self._texts:
             row[name] = tokenizer([text])[0]
         return row
+
+    def words(self, text: str) -> np.int32:
+        """Ids of the learner's text up to its end, which is not counted."""
+        tokenizer, _ = self._texts[0]
+        ids = tokenizer([text])[0].tolist()
+        return np.int32(ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids))
 
     def stack(self, rows: Sequence[Row]) -> Batch:
         """A batch of `rows`; equal views share an array."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from aced.data import answers
 from aced.data import order as orders
 from aced.data.images.decode import DecodeError
 from aced.data.images.filters import FilterConfig
@@ -21,7 +22,13 @@ Row = dict[str, np.ndarray | np.generic]  # one example of a batch
 
 # Fields that a source may add to a batch, with their values for records without them. Selection's
 # metrics read `is_noisy`, and `source`, the number of the member of a mixture.
-OPTIONAL_FIELDS = {"label": np.int32(-1), "is_noisy": np.bool_(False), "source": np.int32(-1)}
+OPTIONAL_FIELDS = {
+    "label": np.array(-1, np.int32),
+    "is_noisy": np.array(False),
+    "source": np.array(-1, np.int32),
+    "answer_ids": np.full(answers.MOST, -1, np.int32),  # see answers.py
+    "answer_scores": np.zeros(answers.MOST, np.float32),
+}
 
 _REMEMBERED = 100_000  # unusable records that are not tried again as replacements
 _JUDGED_AFTER = 256  # draws, or one pass, before a warning about the share of unusable records
@@ -82,7 +89,7 @@ class Example(NamedTuple):
         row: Row = {"id": np.int32(self.index)}
         for name in known:
             absent = OPTIONAL_FIELDS[name]
-            row[name] = type(absent)(self.record.get(name, absent))
+            row[name] = np.asarray(self.record.get(name, absent), absent.dtype)
         return row
 
 
@@ -149,14 +156,18 @@ class Reader:
         counters: InputCounters,
         looks: Sequence[Look],
         missing: Sequence[Mapping[int, str]] = (),
+        need_answer: bool = False,
     ):
-        """Reads `source`; examples in `missing` (id to reason) count as unreadable. Without `looks`
-        nothing is decoded.
+        """Reads `source`; examples in `missing` (id to reason) count as unreadable and, with
+        `need_answer`, those without an answer. Without `looks` nothing is decoded.
         """
         check_size(source)
         self._source, self._config, self._counters = source, config, counters
         self._view = Viewer(looks, config.decode, config.max_pixels, config.thumbnails)
         self._missing = missing
+        self._need_answer = need_answer
+        self._class_names = names = getattr(source, "class_names", None)
+        self._targets = answers.Targets(names) if names else None
         self._parts = [
             _Part(part.name, part.start, part.end) for part in getattr(source, "parts", ())
         ] or [_Part(source.name, 0, len(source))]
@@ -240,6 +251,8 @@ class Reader:
             if left_out:
                 return Filtered(left_out)
             images = self._view(record, cut)
+            if self._targets is not None and "answers" in record:
+                record = {**record, **self._targets(record["answers"])}
         except (RecordError, DecodeError) as error:
             return str(error)
         for reasons in self._missing:
@@ -247,6 +260,8 @@ class Reader:
                 return f"it is missing in a cache: {reasons[index]}"
         if need_caption and not texts:
             return "it has no caption"
+        if self._need_answer and not answers.answers_of(record, self._class_names):
+            return "it has no answer, and no label with a name"
         return Example(index, images, texts, record, captions)
 
 

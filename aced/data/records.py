@@ -46,7 +46,7 @@ MAX_ITEMS = 1024  # texts of one image, entries of `extra`
 # Pictures of a record and the fields of their sha256; all but the first are optional.
 _DIGESTS = {"image": "sha256", "thumbnail": "thumbnail_sha256", "second": "second_sha256"}
 _REQUIRED = {"image": bytes, "texts": list, "key": str, "sha256": bytes}
-_TYPES = {"label": int, "is_noisy": bool, "extra": dict} | _REQUIRED
+_TYPES = {"label": int, "is_noisy": bool, "extra": dict, "answers": list} | _REQUIRED
 _TYPES |= dict.fromkeys((*_DIGESTS, *_DIGESTS.values()), bytes)
 
 # One record per group, since larger groups slow down random reads (measured: 6x). Uncompressed,
@@ -78,6 +78,7 @@ class Example:
     extra: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     thumbnail: bytes | None = None  # the whole picture again, smaller, upright, encoded
     second: bytes | None = None  # another picture, that the texts are about as well, encoded
+    answers: tuple[str, ...] = ()  # what people answered to the question in `texts`
 
     @functools.cached_property
     def sha256(self) -> bytes:
@@ -96,7 +97,9 @@ class Source(Protocol):
         """The number of examples."""
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """`image`, maybe `second` bytes, `texts` (str, ...), `id`, maybe `key`, `label`, ..."""
+        """`image`, maybe `second` bytes, `texts` (str, ...), `id`, maybe `key`, `label`,
+        `answers` (str, ...), ...
+        """
 
 
 def check_index(source: Source, index: SupportsIndex) -> int:
@@ -120,6 +123,8 @@ def encode(example: Example) -> bytes:
             fields[name] = value
     if example.extra:
         fields["extra"] = dict(example.extra)
+    if example.answers:
+        fields["answers"] = list(example.answers)
     for name in ("thumbnail", "second"):
         if (picture := getattr(example, name)) is not None:
             fields |= {name: picture, _DIGESTS[name]: hashlib.sha256(picture).digest()}
@@ -153,6 +158,7 @@ def decode(record: bytes) -> Example:
         extra=fields.get("extra", {}),
         thumbnail=fields.get("thumbnail"),
         second=fields.get("second"),
+        answers=tuple(fields.get("answers", ())),
     )
 
 
@@ -181,7 +187,10 @@ def _check(fields: Any) -> None:
         raise ValueError(f"'texts' must be 1 to {MAX_ITEMS} strings")
     if not key or key.startswith("/") or ".." in key.split("/"):
         raise ValueError(f"key {key!r} is not a path inside a folder")
-    _check_lengths((key, *texts))
+    answers = fields.get("answers", ())
+    if len(answers) > MAX_ITEMS or not all(type(text) is str for text in answers):
+        raise ValueError(f"'answers' must be at most {MAX_ITEMS} strings")
+    _check_lengths((key, *texts, *answers))
     if "extra" in fields:
         _check_extra(fields["extra"])
     if not -(1 << 31) <= fields.get("label", 0) < 1 << 31:
@@ -356,6 +365,8 @@ class RecordSource:
         self.name = f"{pathlib.Path(path).name}/{split}"
         self.fingerprint = fingerprint({split: shards})
         self.class_names: list[str] | None = description["class_names"]
+        # Of the data set: a first record without answers or label must not hide those of others.
+        self._has_answers = bool(description["settings"].get("answers_column"))
         self._directory, self._split = pathlib.Path(path), split
         self._counts = [shard["records"] for shard in shards]
         self._ends = [0, *itertools.accumulate(self._counts)]  # i-th: examples before shard i
@@ -408,6 +419,8 @@ class RecordSource:
         out = {"image": example.image, "texts": example.texts, "id": index, "key": example.key}
         if example.extra:
             out["extra"] = dict(example.extra)
+        if self._has_answers:
+            out |= {"answers": example.answers, "label": -1}  # unknown, unless the record has one
         for name in ("label", "is_noisy", "thumbnail", "second"):
             if (value := getattr(example, name)) is not None:
                 out[name] = value

@@ -31,12 +31,16 @@ class Stream:
     def shapes(self) -> dict[str, Shape]:
         """Shape and type of a row of each array, without optional fields of the source."""
         shapes: dict[str, Shape] = {"id": ((), jnp.int32)}
-        shapes |= {name: ((), OPTIONAL_FIELDS[name].dtype) for name in self.needs}
+        shapes |= {
+            name: (OPTIONAL_FIELDS[name].shape, OPTIONAL_FIELDS[name].dtype) for name in self.needs
+        }
         for look, names in image_arrays(self.views).items():
             pixels = (look.resolution, look.resolution, 3), jnp.uint8
             shapes |= dict.fromkeys(names, pixels)
         for tokenizer, names in text_arrays(self.views).items():
             shapes |= dict.fromkeys(names, ((tokenizer.length,), jnp.int32))
+        if any(view.answers for view in self.views.values()):
+            shapes["given"] = (), jnp.int32
         for prefix, item in self.caches.items():
             for tower in self.towers:
                 shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.model.width,), jnp.float32

@@ -10,6 +10,7 @@ from aced.evaluators.captioning import Captioning
 from aced.evaluators.config import KINDS, EvalConfig
 from aced.evaluators.linear_probe import LinearProbe
 from aced.evaluators.retrieval import Retrieval
+from aced.evaluators.words import WrittenAnswers
 from aced.evaluators.zeroshot import ZeroShot
 from aced.models.base import ModelConfig
 
@@ -22,6 +23,7 @@ KINDS |= {
     "linear_probe": LinearProbe,
     "answers": Answers,
     "captioning": Captioning,
+    "words": WrittenAnswers,
 }
 
 

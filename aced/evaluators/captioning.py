@@ -2,12 +2,13 @@
 
 Captions and references are compared as lower-case words, split at white space, punctuation and
 symbols. Published numbers for COCO use the Penn Treebank tokenizer of the official evaluation,
-which needs Java; they differ slightly.
+which needs Java; they differ slightly, and are `cider_ptb` and `bleu4_ptb`.
 """
 
 import functools
+import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,9 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 from aced.config import ConfigError
 from aced.data.sources import open_source
 from aced.data.tokenizers import get_tokenizer
-from aced.evaluators import whole
-from aced.evaluators.bleu import bleu
-from aced.evaluators.cider import cider
+from aced.evaluators import bleu, bootstrap, penn_treebank, whole
+from aced.evaluators.bootstrap import Statistic
+from aced.evaluators.cider import cider_by_image
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.whole import References
 from aced.losses import captioning
@@ -43,6 +44,8 @@ class Captioning:
                 "Choose kind = 'retrieval'."
             )
         generation.longest(model, config.generation)  # raises now rather than at the evaluation
+        if config.penn_treebank:
+            penn_treebank.check()
         self._config, self._model, self._mesh = config, model, mesh
         self._source = open_source(config.data)
         self._tokenizer = get_tokenizer(model.tokenizer)
@@ -54,8 +57,9 @@ class Captioning:
 
         `cider` is CIDEr-D; `bleu4` is in [0, 1]; `exact` is the share of captions that equal one of
         their references; `loss` is the cross-entropy of the first references in nats per word, end
-        of text included; `words` is the mean length of captions. Images without a reference are
-        left out, and their number is logged.
+        of text included; `words` is the mean length of captions. With `penn_treebank`, also
+        `cider_ptb` and `bleu4_ptb`, of the words of that tokenizer. Images without a reference are
+        left out, and their number is logged. There is no interval of `loss`.
 
         Raises:
             ConfigError: no image has a reference.
@@ -72,9 +76,14 @@ class Captioning:
         captions = self._tokenizer.decode(rows["ids"])
         references = [texts[: self._config.captions] for texts in self._references(rows["id"])]
         pairs = list(zip(captions, references, strict=True))
-        numbers = compared(self._referenced(pairs))
+        pairs = self._referenced(pairs)
+        statistics = compared(pairs, words_of_all)
+        if self._config.penn_treebank:
+            treebank = compared(pairs, penn_treebank.words_of_all)
+            statistics |= {f"{name}_ptb": treebank[name] for name in ("cider", "bleu4")}
+        numbers = bootstrap.numbers(statistics, len(pairs), self._config.bootstrap)
         total, words = np.sum(np.array(losses, np.float64), axis=0)
-        return numbers | {"loss": float(total / words)}
+        return numbers | {"loss": float(total / words), "examples": float(len(pairs))}
 
     def _referenced(self, pairs: Pairs) -> Pairs:
         """The pairs with references. Logs some of them, and the number of the others."""
@@ -94,18 +103,25 @@ class Captioning:
         return kept
 
 
-def compared(pairs: Pairs) -> dict[str, float]:
-    """Returns all numbers of `Captioning` except `loss`."""
-    captions = [words_of(caption) for caption, _ in pairs]
-    references = [[words_of(text) for text in texts] for _, texts in pairs]
+def compared(
+    pairs: Pairs, split: Callable[[Sequence[str]], list[list[str]]]
+) -> dict[str, Statistic]:
+    """`cider`, `bleu4`, `exact` and `words` of captions and references that `split` tokenizes."""
+    captions = split([caption for caption, _ in pairs])
+    words = iter(split([text for _, texts in pairs for text in texts]))
+    references = [list(itertools.islice(words, len(texts))) for _, texts in pairs]
     same = [caption in texts for caption, texts in zip(captions, references, strict=True)]
     return {
-        "cider": float(cider(captions, references)),
-        "bleu4": float(bleu(captions, references)),
-        "exact": float(np.mean(same)),
-        "words": float(np.mean([len(caption) for caption in captions])),
-        "examples": float(len(captions)),
+        "cider": bootstrap.mean(cider_by_image(captions, references)),
+        "bleu4": bleu.statistic_of(captions, references),
+        "exact": bootstrap.mean(np.array(same)),
+        "words": bootstrap.mean(np.array([len(caption) for caption in captions])),
     }
+
+
+def words_of_all(texts: Sequence[str]) -> list[list[str]]:
+    """`words_of` of each text."""
+    return [words_of(text) for text in texts]
 
 
 def words_of(text: str) -> list[str]:

@@ -8,6 +8,9 @@ import collections
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 from aced.evaluators.bleu import runs
 
 LONGEST = 4  # n-grams up to this n
@@ -20,7 +23,14 @@ _Weights = list[dict[tuple[str, ...], float]]
 def cider(
     captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> float:
-    """CIDEr-D of a data set, times 10 as published: 10 if each caption equals its only reference.
+    """CIDEr-D of a data set, times 10 as published: the mean of `cider_by_image`."""
+    return float(cider_by_image(captions, references).mean())
+
+
+def cider_by_image(
+    captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> Float[np.ndarray, " n"]:
+    """CIDEr-D of each image, times 10: 10 if its caption equals its only reference.
 
     Args:
         captions: words of one caption per image.
@@ -48,7 +58,7 @@ def cider(
             for text in texts
         ]
         scores.append(sum(similarities) / len(similarities))
-    return 10 * sum(scores) / len(scores)
+    return 10 * np.array(scores)
 
 
 def _all_runs(words: Sequence[str]) -> set[tuple[str, ...]]:

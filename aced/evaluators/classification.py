@@ -12,6 +12,7 @@ from aced.config import ConfigError
 from aced.data.reader import known_fields
 from aced.data.records import Source
 from aced.data.tokenizers import Tokenizer
+from aced.evaluators import bootstrap, ranking
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
 from aced.evaluators.whole import References
@@ -131,65 +132,63 @@ class Labelled:
         return truth
 
 
-def numbers(scores: Float[np.ndarray, "n classes"], truth: Truth) -> dict[str, float]:
+def numbers(
+    scores: Float[np.ndarray, "n classes"], truth: Truth, *, scale: float = 1.0, samples: int = 0
+) -> dict[str, float]:
     """Metrics of a classification by `scores`; ties go to the first class.
 
+    Args:
+        scores: of every class, for n images.
+        truth: the class or classes of each image.
+        scale: factor that makes logits of the scores, for `map_11point_elevater`.
+        samples: of the bootstrap; 0: no intervals. See `bootstrap.numbers`.
+
     Returns:
-        With one class per image: see `accuracy`. With several: `map_11point` and `map`, the mean
-        over the classes of VOC2007's 11-point average precision and of the area under the curve;
-        `top1`, the share of images whose best class is one that they show; all in [0, 1]. Also
-        `examples`.
+        With one class per image: see `accuracy`. With several: `map_11point`, VOC2007's 11-point
+        average precision, `map_11point_elevater`, the same as the ELEVATER toolkit computes it, and
+        `map`, the area under the curve, each averaged over the classes; `top1`, the share of images
+        whose best class is one that they show; all in [0, 1]. Also `examples`.
     """
     if truth.ndim == 1:
-        return accuracy(scores, truth)
+        return accuracy(scores, truth, samples=samples)
     scores = np.nan_to_num(scores, nan=-np.inf)  # NaN is never right
-    precisions = mean_average_precision(jnp.asarray(scores, jnp.float32), jnp.asarray(truth))
     best, rows = scores.argmax(axis=1), np.arange(len(truth))
     right = truth[rows, best] & (scores[rows, best] > -np.inf)
-    return {
-        "map_11point": float(precisions.eleven_points),
-        "map": float(precisions.area),
-        "top1": float(right.mean()),
-        "examples": float(len(truth)),
+    statistics = {
+        "map_11point": ranking.voc_points(scores, truth),
+        "map_11point_elevater": ranking.elevater_points(scores, truth, scale),
+        "map": ranking.area(scores, truth),
+        "top1": bootstrap.mean(right),
     }
+    found = bootstrap.numbers(statistics, len(truth), samples)
+    return found | {"examples": float(len(truth))}
 
 
-def accuracy(scores: Float[np.ndarray, "n classes"], label: np.ndarray) -> dict[str, float]:
+def accuracy(
+    scores: Float[np.ndarray, "n classes"], label: np.ndarray, *, samples: int = 0
+) -> dict[str, float]:
     """Metrics of a classification by `scores`; ties go to the first class.
 
     This matches argmax, open_clip and CLIP_benchmark. NaN is never right.
 
     Returns:
         `top1`, `top5` and `mean_per_class` accuracy, for two classes also `roc_auc` (ties count
-        half), all in [0, 1]; and `examples`.
+        half), all in [0, 1]; and `examples`. With `samples`, also intervals.
     """
     scores = np.nan_to_num(scores, nan=-np.inf)
     own = scores[np.arange(len(label)), label][:, None]
     before = np.arange(scores.shape[1]) < label[:, None]
     rank = np.sum((scores > own) | (before & (scores == own)), axis=1)
     rank = np.where(own[:, 0] > -np.inf, rank, scores.shape[1])
-    right = rank == 0
-    classes = np.unique(label)
-    metrics = {
-        "top1": float(right.mean()),
-        "top5": float(np.mean(rank < min(5, scores.shape[1]))),
-        "mean_per_class": float(np.mean([right[label == c].mean() for c in classes])),
-        "examples": float(len(label)),
+    statistics = {
+        "top1": bootstrap.mean(rank == 0),
+        "top5": bootstrap.mean(rank < min(5, scores.shape[1])),
+        "mean_per_class": bootstrap.mean_of_groups(rank == 0, label),
     }
-    if scores.shape[1] == 2 and len(classes) == 2:
-        metrics["roc_auc"] = _roc_auc(scores, label)
-    return metrics
-
-
-def _roc_auc(scores: Float[np.ndarray, "n 2"], label: np.ndarray) -> float:
-    """The probability that class 1 outscores class 0 (Mann and Whitney)."""
-    with np.errstate(invalid="ignore"):
-        margin = np.nan_to_num(scores[:, 1] - scores[:, 0])
-    _, place, count = np.unique(margin, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # from 1; ties share their mean
-    ones = int(label.sum())
-    wins = rank[label == 1].sum() - ones * (ones + 1) / 2
-    return float(wins / (ones * (len(label) - ones)))
+    if scores.shape[1] == 2 and len(np.unique(label)) == 2:
+        statistics["roc_auc"] = ranking.roc_auc(scores, label)
+    found = bootstrap.numbers(statistics, len(label), samples)
+    return found | {"examples": float(len(label))}
 
 
 class Precisions(NamedTuple):

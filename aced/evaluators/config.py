@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
-from aced.bounds import OneOf, PositiveFloat, PositiveInt
+from aced.bounds import NonNegativeInt, OneOf, PositiveFloat, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.data.sources import DataConfig
 from aced.models.generation import GenerationConfig
@@ -43,7 +43,7 @@ class EvalConfig(Checked):
 
     # "retrieval" and "zeroshot" classification by the embeddings; "linear_probe": classification by
     # a head that is trained on pictures' embeddings; "answers": what CoCa's head chooses;
-    # "captioning": what its decoder writes
+    # "captioning": what its decoder writes; "words": what its decoder answers to a question
     kind: Annotated[str, OneOf(KINDS)] = "retrieval"
     data: DataConfig = DataConfig()
     batch_size: PositiveInt = 256  # over all devices; rounded up to a multiple of their number
@@ -55,11 +55,18 @@ class EvalConfig(Checked):
     # zeroshot, linear_probe: where a picture's class is. "label": its number, one for each picture;
     # "captions": its captions are the names of the classes that it shows, several or one
     classes_in: Literal["label", "captions"] = "label"
-    # zeroshot, linear_probe; none: those that the data set brings
+    # zeroshot, linear_probe, answers, words; none: those that the data set brings
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("a photo of a {}.",)  # prompts, averaged per class
     probe: ProbeConfig = ProbeConfig()  # linear_probe
-    generation: GenerationConfig = GenerationConfig()  # captioning: how captions are written
+    generation: GenerationConfig = GenerationConfig()  # captioning, words: how texts are written
+    # captioning: also CIDEr-D and BLEU-4 by the words of the Penn Treebank tokenizer, as published
+    # for COCO. Needs Java and the extra `captions`
+    penn_treebank: bool = False
+    # How often the examples are resampled for intervals of 95 %, NAME_low and NAME_high of every
+    # number (1000 is usual); 0: no intervals. Retrieval resamples pictures, and keeps all of them
+    # as candidates
+    bootstrap: NonNegativeInt = 0
     # How often; none set: at the end only.
     every_steps: PositiveInt | None = None
     every_examples: PositiveInt | None = None  # examples trained
@@ -69,8 +76,8 @@ class EvalConfig(Checked):
     def _check(self) -> None:
         if self.kind in ("zeroshot", "linear_probe") and not all("{}" in t for t in self.templates):
             raise ConfigError(f"Every template needs a {{}} for the class, got {self.templates}.")
-        if self.kind == "captioning" and self.generation.kind == "top_p":
+        if self.kind in ("captioning", "words") and self.generation.kind == "top_p":
             raise ConfigError(
-                "An evaluation has to give the same numbers again, which captions drawn at random "
+                "An evaluation has to give the same numbers again, which texts drawn at random "
                 "do not; set generation.kind to 'greedy' or 'beam'."
             )

@@ -98,7 +98,8 @@ class LinearProbe:
             weights = self._prompts.weights(self._embed, params)
             head = Head(scale * weights.T, np.full(classes, bias, np.float32))
         chosen, head = fit(zimg, truth, head, probe)
-        metrics = classification.numbers(test @ head.kernel + head.bias, right)
+        scores = test @ head.kernel + head.bias
+        metrics = classification.numbers(scores, right, samples=self._config.bootstrap)
         return metrics | chosen | {"trained_on": float(len(truth))}
 
 

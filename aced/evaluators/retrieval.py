@@ -6,6 +6,7 @@ from jaxtyping import Float, Int, PyTree
 
 from aced.config import ConfigError
 from aced.data.sources import open_source
+from aced.evaluators import bootstrap
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
 from aced.models.base import ModelConfig
@@ -31,11 +32,16 @@ class Retrieval:
         rows = self._embed.data_set(params, self._source, captions=self._config.captions)
         if not len(rows["ztxt"]):
             raise ConfigError(f"Retrieval needs captions, and {self._source.name} has none.")
-        return recall(rows["zimg"], rows["ztxt"], rows["owner"])
+        samples = self._config.bootstrap
+        return recall(rows["zimg"], rows["ztxt"], rows["owner"], samples=samples)
 
 
 def recall(
-    zimg: Float[np.ndarray, "n d"], ztxt: Float[np.ndarray, "m d"], owner: Int[np.ndarray, " m"]
+    zimg: Float[np.ndarray, "n d"],
+    ztxt: Float[np.ndarray, "m d"],
+    owner: Int[np.ndarray, " m"],
+    *,
+    samples: int = 0,
 ) -> dict[str, float]:
     """R@k: the share of queries with a match among the k most similar candidates.
 
@@ -43,6 +49,8 @@ def recall(
         zimg: image embeddings.
         ztxt: caption embeddings.
         owner: the image that each caption belongs to. Images without captions are no queries.
+        samples: of the bootstrap; 0: no intervals. Images are drawn, with all their captions, as
+            queries; the candidates stay the same. See `bootstrap.numbers`.
 
     Ties count against the match, so a constant model gets zero.
     """
@@ -56,10 +64,13 @@ def recall(
             for rows in _blocks(np.arange(len(ztxt)))
         ]
     )
-    out = {"images": float(len(queries)), "captions": float(len(ztxt))}
-    for name, ranks in (("i2t", text_ranks), ("t2i", image_ranks)):
-        out |= {f"{name}_r{k}": float(np.mean(ranks < k)) for k in KS}
-    return out | {"mean_r1": (out["i2t_r1"] + out["t2i_r1"]) / 2}
+    statistics = {}
+    for name, ranks, of in (("i2t", text_ranks, queries), ("t2i", image_ranks, owner)):
+        statistics |= {f"{name}_r{k}": bootstrap.mean(ranks < k, of) for k in KS}
+    i2t, t2i = statistics["i2t_r1"], statistics["t2i_r1"]
+    statistics["mean_r1"] = lambda counts: (i2t(counts) + t2i(counts)) / 2
+    sizes = {"images": float(len(queries)), "captions": float(len(ztxt))}
+    return sizes | bootstrap.numbers(statistics, len(zimg), samples)
 
 
 def _blocks(rows: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " b"]]:

@@ -91,24 +91,37 @@ def _log_skipped(source: str, index: int, reason: str) -> None:
     logging.warning("An evaluation leaves out record %d of %s: %s", index, source, reason)
 
 
-class References:
-    """Captions as text, before tokenization. Each example is read once."""
+def captions_of(example: Example) -> tuple[str, ...]:
+    """All captions of an example that pass the filters."""
+    return tuple(example.texts[i] for i in example.captions)
 
-    def __init__(self, source: Source, config: DataConfig):
-        self._source, self._config = source, config
-        self._captions: dict[int, tuple[str, ...]] = {}  # by id
+
+def answers_of(example: Example) -> tuple[str, ...]:
+    """What people answered to the question of an example."""
+    return tuple(example.record.get("answers", ()))
+
+
+class References:
+    """Texts of examples, before tokenization: `captions_of` or `answers_of`. Each is read once."""
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        of: Callable[[Example], tuple[str, ...]] = captions_of,
+    ):
+        self._source, self._config, self._of = source, config, of
+        self._texts: dict[int, tuple[str, ...]] = {}  # by id
 
     def __call__(self, ids: Int[np.ndarray, " n"]) -> list[tuple[str, ...]]:
-        """All captions of each example; empty if it has none or cannot be read."""
+        """The texts of each example; empty if it has none or cannot be read."""
         reader = Reader(self._source, self._config, InputCounters(), looks=[])
 
         def read(index: int) -> tuple[str, ...]:
             example = reader.read(index, need_caption=False)
-            if not isinstance(example, Example):
-                return ()
-            return tuple(example.texts[i] for i in example.captions)
+            return self._of(example) if isinstance(example, Example) else ()
 
-        new = [int(i) for i in ids if int(i) not in self._captions]
+        new = [int(i) for i in ids if int(i) not in self._texts]
         with concurrent.futures.ThreadPoolExecutor(max(self._config.num_threads, 1)) as pool:
-            self._captions |= dict(zip(new, pool.map(read, new), strict=True))
-        return [self._captions[int(i)] for i in ids]
+            self._texts |= dict(zip(new, pool.map(read, new), strict=True))
+        return [self._texts[int(i)] for i in ids]

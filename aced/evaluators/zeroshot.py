@@ -12,6 +12,8 @@ from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
 from aced.models.base import ModelConfig
 
+_SCALE = 100.0  # of the cosines, in ELEVATER's toolkit; a ranking within one image is the same
+
 
 class ZeroShot:
     """Prompt ensembles as in CLIP (arXiv 2103.00020, section 3.1.4)."""
@@ -34,7 +36,7 @@ class ZeroShot:
                 source.name,
                 "; ".join(", ".join(map(repr, group)) for group in repeated),
             )
-        self._embed = Embedder(config, model, mesh)
+        self._embed, self._samples = Embedder(config, model, mesh), config.bootstrap
         self._pictures = classification.Labelled(config, source, names, self._embed)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
@@ -44,4 +46,5 @@ class ZeroShot:
             ConfigError: the data set has no labels, or labels without a class name.
         """
         zimg, truth = self._pictures(params)
-        return classification.numbers(self._prompts.scores(self._embed, params, zimg), truth)
+        scores = self._prompts.scores(self._embed, params, zimg)
+        return classification.numbers(scores, truth, scale=_SCALE, samples=self._samples)

@@ -5,6 +5,7 @@ matching uses a projection. Each model has its own scale and bias. Teachers get 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,28 @@ def _frozen(teachers: tuple[Embeddings, ...]) -> list[Embeddings]:
     return [teacher.frozen() for teacher in teachers]
 
 
+def averaged(*teachers: Embeddings) -> Embeddings:
+    """Embeddings whose logits are the average of the teachers' logits.
+
+    These are the teachers' embeddings side by side: sums over channels add up. They are not
+    normalised, and their scale is 1.
+
+    Raises:
+        ConfigError: there is no teacher.
+    """
+    teachers = [
+        jax.tree.map(lambda x: x.astype(jnp.float32), teacher) for teacher in _frozen(teachers)
+    ]
+    zimg = [teacher.scale / len(teachers) * teacher.zimg for teacher in teachers]
+    bias = sum(teacher.bias for teacher in teachers) / len(teachers)
+    return Embeddings(
+        zimg=jnp.concatenate(zimg, axis=1),
+        ztxt=jnp.concatenate([teacher.ztxt for teacher in teachers], axis=1),
+        scale=jnp.float32(1),
+        bias=jnp.asarray(bias, jnp.float32),
+    )
+
+
 def _mean(blocks: list[Float[Array, "n n"]]) -> Float[Array, "n n"]:
     return sum(blocks[1:], blocks[0]) / len(blocks)
 
@@ -111,6 +134,7 @@ def feature_matching(
     return (jnp.square(image).sum(axis=1) + jnp.square(text).sum(axis=1)).mean() / 2
 
 
+Average = Literal["probabilities", "logits"]
 PAIRWISE: dict[str, Callable[..., Float[Array, ""]]] = {
     "softmax": softmax_kd,
     "sigmoid": sigmoid_kd,
@@ -125,6 +149,7 @@ def distillation_loss(
     projections: Mapping[str, Projection] | None = None,
     precision: str = PRECISION,
     form: Form = "full",
+    average: Average = "probabilities",
 ) -> Float[Array, ""]:
     """The average over `teachers` (name to embeddings) of the distillation loss `kind`.
 
@@ -135,12 +160,17 @@ def distillation_loss(
         projections: for "feature", each teacher's projection, from `init_projection`.
         precision: of the matrix products.
         form: of the pairwise losses, see `aced.losses.contrastive`; unused for "feature".
+        average: what is averaged over several teachers: "probabilities", after the softmax or the
+            sigmoid, or "logits", before it; unused for "feature", where it is the losses.
 
     Raises:
         ConfigError: the kind is unknown, or a teacher or its projection is missing.
     """
     if kind in PAIRWISE:
-        return PAIRWISE[kind](student, *teachers.values(), precision=precision, form=form)
+        targets = tuple(teachers.values())
+        if average == "logits" and len(targets) > 1:
+            targets = (averaged(*targets),)
+        return PAIRWISE[kind](student, *targets, precision=precision, form=form)
     if kind != FEATURE:
         known = ", ".join((*PAIRWISE, FEATURE))
         raise ConfigError(f"Distillation kind {kind!r} is unknown; use one of {known}.")

@@ -39,12 +39,19 @@ class CoCaTrainConfig(ContrastiveConfig):
     contrastive_weight: NonNegativeFloat = 2.0
     captioning_weight: NonNegativeFloat = 2.0
 
-    def _check(self) -> None:
-        super()._check()
+    def _check_weights(self) -> None:
         if not (self.contrastive_weight or self.captioning_weight):
             raise ConfigError(
                 "One of method.contrastive_weight and method.captioning_weight must be above 0."
             )
+
+    @property
+    def only_distils(self) -> bool:
+        """Whether distillation is the only loss."""
+        return not (self.contrastive_weight or self.captioning_weight)
+
+    def _check(self) -> None:
+        super()._check()
         if self.loss == "sigmoid":
             raise ConfigError("CoCa has no bias, which the sigmoid loss needs; set method.loss.")
         if self.multi_resolution_every:

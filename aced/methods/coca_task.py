@@ -2,8 +2,10 @@
 
 - answers: a head chooses one of `model.classes`. VQA: 3,129 answers to questions; visual
   entailment: 3 classes for a statement about an image; NLVR2: 2 classes for a statement about
-  `model.pictures` = 2 images. The data are images with a text and a label.
+  `model.pictures` = 2 images. The data are images with a text and a label, or with the answers of
+  several people, which are then soft targets.
 - captioning: predicts the next word of a caption, without the contrastive loss.
+- words: predicts the next word of an answer, after the question; any answer can be written.
 
 OPTIMA shares the functions of this module.
 """
@@ -30,7 +32,7 @@ from aced.optim.state import TrainState
 from aced.outputs import Words
 from aced.parallel.micro_batch import map_micro_batches
 
-Task = Literal["answers", "captioning"]
+Task = Literal["answers", "captioning", "words"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,8 @@ def check(task: Task, model: CoCaConfig) -> None:
             f"method.task = 'answers' chooses from method.model.classes = {model.classes}; set it "
             "to the number of answers (VQA 3129, visual entailment 3, NLVR2 2)."
         )
-    if task == "captioning" and model.classes:
-        raise ConfigError("method.task = 'captioning' never reads method.model.classes; set it 0.")
+    if task != "answers" and model.classes:
+        raise ConfigError(f"method.task = '{task}' never reads method.model.classes; set it 0.")
 
 
 @struct.dataclass
@@ -76,6 +78,7 @@ class Answers:
 def streams(task: Task, model: CoCaConfig, data: DataConfig, rows: int) -> dict[str, Stream]:
     """The streams that a step of the task reads."""
     views = View.of(model).of_pictures(model.pictures)
+    views[""] = dataclasses.replace(views[""], answers=task == "words")
     return {"": Stream(data, rows, views, {}, needs=("label",) if task == "answers" else ())}
 
 
@@ -98,12 +101,20 @@ def run(
     return Answers(states=out.words.states, kernel=out.words.kernel), out.hidden
 
 
+def predicted(model: CoCaConfig, batch: Batch) -> Bool[Array, "b l"]:
+    """Mask of the words to predict: no padding and, of a question and its answer, the answer."""
+    real = coca.real_words(batch["text"], model.text.eos_id)
+    if "given" not in batch:
+        return real
+    return real & (jnp.arange(real.shape[1]) >= batch["given"][:, None])
+
+
 @struct.dataclass
 class TaskLosses:
     """Averages over the labelled examples, or over the words that are not padding."""
 
     task: Float[Array, ""]
-    accuracy: Float[Array, ""]
+    accuracy: Float[Array, ""]  # of answers by several people, VQA's soft accuracy
     kl: Float[Array, ""] | None = None  # times T^2; None without a teacher
 
 
@@ -117,10 +128,14 @@ def losses(
 ) -> TaskLosses:
     """The task's cross-entropy and, with a teacher, KL(teacher || student) at a temperature.
 
+    With several right answers, the targets of the cross-entropy are their degrees, divided by the
+    sum of these.
+
     Args:
         student: outputs of the model.
-        batch: `label` [b], -1 where unknown; or `text` [b l], the captions.
-        real: mask of the words that are not padding.
+        batch: `label` [b], -1 where unknown, and maybe `answer_ids` [b k] and `answer_scores`
+            [b k], see `aced.data.answers.Targets`; or `text` [b l], the captions.
+        real: mask of the words to predict, from `predicted`.
         teacher: the teacher's outputs for the same batch; it gets no gradient.
         temperature: T of both softmaxes; the divergence is multiplied by T^2.
     """
@@ -130,8 +145,9 @@ def losses(
             words[0], batch["text"], real, *words[1:], temperature=temperature
         )
         return TaskLosses(averages.cross_entropy, averages.accuracy, averages.kl)
-    label = batch["label"]
-    known = (label >= 0).astype(jnp.float32)
+    ids, degrees = targets(batch)
+    total = degrees.sum(axis=1)
+    known = (total > 0).astype(jnp.float32)
 
     def mean(x: Float[Array, " b"]) -> Float[Array, ""]:
         return (known * x).sum() / jnp.maximum(known.sum(), 1)
@@ -139,15 +155,36 @@ def losses(
     kl = None
     if teacher is not None:
         kl = mean(captioning.divergence(student.logits, teacher.frozen().logits, temperature))
-    # A label outside the classes gives NaN, which stops the run.
-    nll = captioning.cross_entropy(student.logits, jnp.maximum(label, 0))
-    right = student.logits.argmax(axis=-1) == label
-    return TaskLosses(mean(nll), mean(right.astype(jnp.float32)), kl)
+    share = degrees / jnp.where(total > 0, total, 1)[:, None]
+    nll = sum(
+        # A class outside the model's gives NaN, which stops the run.
+        share[:, i] * captioning.cross_entropy(student.logits, jnp.maximum(ids[:, i], 0))
+        for i in range(ids.shape[1])
+    )
+    chosen = ids == student.logits.argmax(axis=-1)[:, None]
+    return TaskLosses(mean(nll), mean(jnp.where(chosen, degrees, 0).sum(axis=1)), kl)
+
+
+def targets(batch: Batch) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+    """The right answers of each example, and the degree in [0, 1] to which each is right.
+
+    These are the classes among the answers that people gave. For an example without such classes it
+    is the label, to the degree 1. Without a label, too, all degrees are 0.
+    """
+    label = batch["label"][:, None]
+    own = (label >= 0).astype(jnp.float32)
+    if "answer_ids" not in batch:
+        return label, own
+    ids, degrees = batch["answer_ids"], batch["answer_scores"]
+    is_given = degrees.sum(axis=1, keepdims=True) > 0
+    return jnp.concatenate([ids, label], axis=1), jnp.concatenate(
+        [degrees, jnp.where(is_given, 0.0, own)], axis=1
+    )
 
 
 def unused(task: Task) -> str:
     """Regex of the parameters that the task does not train; they are frozen, not decayed."""
-    words = "" if task == "captioning" else "|text/softmax/.*"
+    words = "|text/softmax/.*" if task == "answers" else ""
     return f"model/({coca.CONTRASTIVE_ONLY}{words})"
 
 
@@ -178,13 +215,13 @@ class CoCaTask(Method):
     ) -> Stepped:
         """Returns the state after one step, and its metrics; see `Method`.
 
-        `batch` holds `image`, `text`, `id` and, by the task, `label` and `second/image`.
+        `batch` holds `image`, `text`, `id` and, by the task, `label`, `given`, `second/image`.
         """
         del frozen
         config = self.config
 
         def loss_fn(params: PyTree) -> Loss:
-            real = coca.real_words(batch["text"], config.model.text.eos_id)
+            real = predicted(config.model, batch)
             values = losses(self._outputs(params["model"], batch), batch, real)
             return values.task, {"loss/task": values.task, "accuracy": values.accuracy}
 

@@ -1,6 +1,6 @@
 """IID, KD, ACID and ACED: one train step, distinguished by configuration (arXiv 2411.18674).
 
-    L = L_contrastive[B_CE] + weight * L_KD[B_KD]
+    L = contrastive_weight * L_contrastive[B_CE] + weight * L_KD[B_KD]
 
 | method            | weight | B_CE: selection.score             | B_KD                  |
 | ----------------- | ------ | --------------------------------- | --------------------- |
@@ -12,11 +12,14 @@
 | ACED-IIDistill    | > 0    | learnability                      | IID, batch = "iid"    |
 | ACED-ACIDistill   | > 0    | learnability                      | the same              |
 
+`contrastive_weight` is 1, or 0 for distillation only, alone or on the batches of a selection.
+
 The reference scores the super-batch; the teachers are distilled from. All are frozen two-tower
 models with their own size, tokenizer, resolution and temperature, and the reference may also be a
 teacher. Their embeddings of an example never change, so they may be read from a cache.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -78,14 +81,23 @@ class Contrastive(Method):
             self.scorers[REFERENCE] = self._frozen_provider(REFERENCE, score)
         scored = config.reference_scores and config.reference_scoring.exact
         self.teachers = {
-            name: self._frozen_provider(name, train, stored=scored and name == REFERENCE)
+            name: self._frozen_provider(
+                name, train, stored=scored and name == REFERENCE, teaches=True
+            )
             for name in (config.distillation.teachers if self.distils else ())
         }
 
     def _frozen_provider(
-        self, name: str, running: Callable[..., Running], *, stored: bool = False
+        self,
+        name: str,
+        running: Callable[..., Running],
+        *,
+        stored: bool = False,
+        teaches: bool = False,
     ) -> Provider:
         item, prefix = self.config.frozen[name], prefix_of(name)
+        if teaches and name == REFERENCE and self.config.distillation.reference_scale is not None:
+            item = dataclasses.replace(item, scale=self.config.distillation.reference_scale)
         if item.cache or stored:
             return Stored(prefix, item.logits)
         return running(item.model, prefix, logits=item.logits)
@@ -164,6 +176,7 @@ class Contrastive(Method):
                 teachers,
                 params.get("projections"),
                 form=self.config.form,
+                average=self.config.distillation.average,
             )
             parts["loss/distillation"] = distilled
             return task + self.config.distillation.weight * distilled, parts
@@ -177,8 +190,10 @@ class Contrastive(Method):
     def _task(self, params: PyTree, batch: Batch) -> tuple[Embeddings, Float[Array, ""], Metrics]:
         """The learner's embeddings of a sub-batch, the loss without distillation, and metrics."""
         learner = self.learner.embed(params["model"], batch)
+        if not self.config.contrastive_weight:
+            return learner, jnp.float32(0), {}
         loss = LOSSES[self.config.loss](learner, form=self.config.form)
-        return learner, loss, {"loss/contrastive": loss}
+        return learner, self.config.contrastive_weight * loss, {"loss/contrastive": loss}
 
     def _choose(
         self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext

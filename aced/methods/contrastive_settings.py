@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from aced.bounds import NonNegativeFloat, NonNegativeInt, OneOf
+from aced.bounds import NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat
 from aced.config import Checked, ConfigError, MayChange
 from aced.losses import LOSSES
-from aced.losses.distillation import FEATURE, PAIRWISE
+from aced.losses.distillation import FEATURE, PAIRWISE, Average
 from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig
 from aced.methods.scoring import ScoringConfig
@@ -35,9 +35,15 @@ class DistillationConfig(Checked):
     weight: NonNegativeFloat = 0.0  # lambda; 0 leaves the term out
     loss: Annotated[str, OneOf(PAIRWISE, (FEATURE,))] = "softmax"
     batch: Literal["selected", "iid"] = "selected"  # B_KD: ACIDistill or IIDistill
-    # Names in method.teachers, or "reference". The losses of several are averaged, which for
-    # softmax- and sigmoid-KD is the loss against their average probabilities.
+    # Names in method.teachers, or "reference": ACED has two models, one reference for selection and
+    # one teacher.
     teachers: tuple[str, ...] = (REFERENCE,)
+    # What is averaged over several teachers: their "probabilities", after the softmax or sigmoid,
+    # which for these losses is the average of the losses; or their "logits", before it
+    average: Average = "probabilities"
+    # Scale of the reference's logits where it teaches; None: as where it scores. The scale of
+    # another teacher is method.teachers.NAME.scale (MobileCLIP2: tuned, 60 to 70)
+    reference_scale: PositiveFloat | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,7 @@ class ContrastiveConfig(MethodConfig):
     name: str = "contrastive"
     model: two_tower.TwoTowerConfig = two_tower.TwoTowerConfig()
     loss: Annotated[str, OneOf(LOSSES)] = "sigmoid"
+    contrastive_weight: NonNegativeFloat = 1.0  # of that loss; 0: distillation only
     reference: FrozenConfig = FrozenConfig()  # scores candidates; unused where no score needs it
     # Models to distil from, by name; those that distillation.teachers leaves out are not loaded.
     teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)
@@ -86,24 +93,58 @@ class ContrastiveConfig(MethodConfig):
         names = set(self.teachers) | {REFERENCE}
         if REFERENCE in self.teachers:
             raise ConfigError("A teacher may not be called 'reference'; list it by that name only.")
-        if self.distillation.weight > 0 and not self.distillation.teachers:
+        distillation = self.distillation
+        if distillation.weight > 0 and not distillation.teachers:
             raise ConfigError("method.distillation.weight > 0 needs method.distillation.teachers.")
+        if distillation.average == "logits" and distillation.loss == FEATURE:
+            raise ConfigError(
+                "method.distillation.loss = 'feature' has no logits that could be averaged; leave "
+                "method.distillation.average at 'probabilities'."
+            )
+        if distillation.reference_scale is not None and REFERENCE not in distillation.teachers:
+            raise ConfigError(
+                "method.distillation.reference_scale is of a reference that teaches, and "
+                f"method.distillation.teachers is {distillation.teachers}; set "
+                "method.teachers.NAME.scale for these."
+            )
+        self._check_weights()
         for name in self.distillation.teachers:
             if name not in names:
                 raise ConfigError(
                     f"method.distillation.teachers names {name!r}; known: {sorted(names)}."
                 )
 
+    def _check_weights(self) -> None:
+        """Raises a ConfigError if nothing trains the learner, or what is selected is not used."""
+        if self.contrastive_weight:
+            return
+        if not self.distillation.weight:
+            raise ConfigError(
+                "One of method.contrastive_weight and method.distillation.weight must be above 0."
+            )
+        if self.selects and self.distillation.batch == "iid":
+            raise ConfigError(
+                "With method.contrastive_weight = 0 and method.distillation.batch = 'iid' nothing "
+                "is trained on the selected batch; set batch to 'selected', or "
+                "method.selection.filter_ratio to 0."
+            )
+
     @property
     def title(self) -> str:
         """The name of this configuration in arXiv 2411.18674."""
         distils = self.distillation.weight > 0
+        kd = f"{self.distillation.loss}-KD" + (" only" if self.only_distils else "")
         if not self.selects:
-            return f"{self.distillation.loss}-KD" if distils else "IID"
-        if distils and self.selection.score == "learnability":
+            return kd if distils else "IID"
+        if distils and self.selection.score == "learnability" and not self.only_distils:
             return "ACED-IIDistill" if self.distillation.batch == "iid" else "ACED-ACIDistill"
         name = _TITLES[self.selection.score]
-        return f"{name} + {self.distillation.loss}-KD" if distils else name
+        return f"{name} + {kd}" if distils else name
+
+    @property
+    def only_distils(self) -> bool:
+        """Whether distillation is the only loss."""
+        return not self.contrastive_weight
 
     @property
     def selects(self) -> bool:

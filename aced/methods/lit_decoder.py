@@ -4,8 +4,8 @@ The image tower of a trained two-tower model stays frozen. A text decoder reads 
 cross-attention and learns to write captions or to answer questions; arXiv 2411.18674 compares
 encoders by the CIDEr of the captions and the accuracy of the answers. The decoder is CoCa's, so the
 evaluations are shared; CoCa's pooler is left out unless `model.queries` is set. We had no access to
-the paper's decoder size, vocabulary, schedule and form of answers, so these are settings; answers
-are chosen by CoCa's head.
+the paper's decoder size, vocabulary, schedule and form of answers, so these are settings: answers
+are chosen by CoCa's head, or written.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class LitDecoderConfig(CoCaTaskConfig):
         """Returns the settings with the image tower as it was trained.
 
         Raises:
-            ConfigError: the encoder is missing, or is not a vision transformer.
+            ConfigError: the encoder is missing.
         """
         if not self.encoder.checkpoint:
             raise ConfigError(
@@ -81,16 +81,11 @@ class LitDecoderConfig(CoCaTaskConfig):
 def reading(model: CoCaConfig, encoder: TwoTowerConfig) -> CoCaConfig:
     """Returns `model` with the image tower of `encoder`, reading all its tokens.
 
-    Raises:
-        ConfigError: the encoder is not a vision transformer.
+    Those of a Swin transformer are the last stage's.
     """
     image = encoder.image
-    if image.architecture != "vit":
-        raise ConfigError(
-            f"The encoder is a {image.architecture!r}; the decoder reads the tokens of a vision "
-            "transformer. Choose another model for method.encoder."
-        )
-    image = dataclasses.replace(image, pool="all" if image.has_cls else "none")
+    if image.architecture == "vit":
+        image = dataclasses.replace(image, pool="all" if image.has_cls else "none")
     return dataclasses.replace(model, image=image, resize=encoder.resize)
 
 

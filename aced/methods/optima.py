@@ -279,7 +279,7 @@ class Optima(Method):
 
         def loss_fn(params: PyTree) -> Loss:
             student, targets, errors = self._compare(params, teacher, batch)
-            real = coca.real_words(batch["text"], config.model.text.eos_id)
+            real = coca_task.predicted(config.model, batch)
             values = coca_task.losses(student, batch, real, targets, temperature=config.temperature)
             layers = errors.means()
             loss = values.task + config.logits_weight * values.kl + (weights * layers).sum()

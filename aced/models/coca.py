@@ -1,7 +1,7 @@
 """CoCa: an image encoder, two poolers and a decoder, trained by two losses (arXiv 2205.01917).
 
 One forward pass gives the embeddings for the contrastive loss and the states for the captioning
-loss. Parameters: image (a vision transformer), pooler, text, t (log of the scale).
+loss. Parameters: image (a vision or a Swin transformer), pooler, text, t (log of the scale).
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from aced.models import presets, transformer, two_tower
 from aced.models.base import ModelConfig
 from aced.models.decoder import Cache, Decoder, DecoderConfig, real_words
 from aced.models.pooler import Cascade, Head
+from aced.models.swin import Swin
 from aced.models.vit import ImageConfig, ViT
 from aced.outputs import Embeddings, Words, word_logits
 from aced.parallel.mesh import constrain_by_example
@@ -70,11 +71,10 @@ class CoCaConfig(ModelConfig):
     END_OF_TEXT: ClassVar[str] = "text.eos_id"
 
     def _check(self) -> None:
-        if self.image.architecture != "vit" or self.image.pool not in ("none", "all"):
+        if self.image.architecture == "vit" and self.image.pool not in ("none", "all"):
             raise ConfigError(
-                "CoCa pools all tokens of a vision transformer; set image.architecture = 'vit' and "
-                "image.pool = 'none' (or 'all', with a class token), not "
-                f"{self.image.architecture!r} and {self.image.pool!r}."
+                "CoCa pools all tokens of the image tower; set image.pool = 'none' (or 'all', with "
+                f"a class token), not {self.image.pool!r}."
             )
         super()._check()
         if self.pooler_heads is not None and self.text.dims.width % self.pooler_heads:
@@ -166,7 +166,10 @@ class CoCa(nn.Module):
         compute = transformer.Compute(
             config.dtype, config.scan, config.remat, config.attention, self.int8
         )
-        self.image = ViT(config.image, None, compute)
+        if config.image.architecture == "swin":
+            self.image = Swin(config.image, None, compute, pooled=False)
+        else:
+            self.image = ViT(config.image, None, compute)
         heads = config.pooler_heads or text.dims.heads
         self.pooler = Cascade(
             config.queries, text.dims.width, heads, text.norm_eps, config.embed_dim, compute

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.models.coca import CoCa, CoCaConfig
+from aced.models.decoder import real_words
 from aced.parallel import rules
 
 
@@ -28,7 +29,7 @@ class GenerationConfig(Checked):
     # "greedy": the likeliest word, one after the other; "beam": the likeliest text of those that
     # beam search sees; "top_p": words at random, among the likeliest (arXiv 1904.09751)
     kind: Literal["greedy", "beam", "top_p"] = "beam"
-    # Most words, end of text included; None: as many as the decoder has.
+    # Most words, a prompt and the end of text included; None: as many as the decoder has.
     length: PositiveInt | None = None
     beams: PositiveInt = 4  # "beam": texts that are kept of each image
     # "beam": alpha of ((5 + words) / 6)^alpha, by which log-probabilities are divided (arXiv
@@ -43,7 +44,7 @@ class GenerationConfig(Checked):
 class Texts:
     """One text per image."""
 
-    ids: Int[Array, "b l"]  # padded with the end of text
+    ids: Int[Array, "b l"]  # without the prompt; padded with the end of text
     words: Int[Array, " b"]  # number of words, including the end of text if it was reached
     # Log-probability of the words under the model, before top_p and temperature. "beam": divided
     # by the length penalty.
@@ -82,8 +83,9 @@ def generate(
     params: PyTree,
     image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
     key: Key[Array, ""] | None = None,
+    prompt: Int[Array, "b l"] | None = None,
 ) -> Texts:
-    """Returns a text for each image.
+    """Returns a text for each image, which continues its prompt, if there is one.
 
     Args:
         config: the model.
@@ -91,6 +93,7 @@ def generate(
         params: parameters of the model.
         image: as for `CoCa.encode_image`.
         key: key for "top_p". The same key, images and batch size give the same texts.
+        prompt: the beginning of each text, up to its end of text, or in full.
 
     Raises:
         ConfigError: the length exceeds the decoder's positions, or sampling has no key.
@@ -100,7 +103,33 @@ def generate(
         raise ConfigError("kind = 'top_p' needs a key, and only that kind does.")
     model = functools.partial(CoCa(config).apply, {"params": _ready(params, config.dtype)})
     write = _beam_search if how.kind == "beam" else _one_by_one
-    return write(model, how, config.text.eos_id, length, image, key)
+    eos = config.text.eos_id
+    if prompt is None:
+        return write(model, how, eos, length, image, key, None)
+    given = _Prompt(prompt[:, :length], (real_words(prompt, eos) & (prompt != eos)).sum(axis=1))
+    texts = write(model, how, eos, length, image, key, given)
+    place = given.words[:, None] + jnp.arange(length)
+    ids = jnp.take_along_axis(texts.ids, place, axis=1, mode="fill", fill_value=eos)
+    return texts.replace(ids=ids, words=texts.words - jnp.minimum(given.words, length))
+
+
+class _Prompt(NamedTuple):
+    """The first words of each text."""
+
+    ids: Array  # [b l]
+    words: Array  # [b]
+
+    def force(self, logits: Float[Array, "n v"], at: Int[Array, ""]) -> Float[Array, "n v"]:
+        """The logits of word `at`: only the prompt's word can follow where there is one.
+
+        Its log-probability is then 0, so that a prompt does not count in the score. The n / b texts
+        of an image are adjacent.
+        """
+        texts = len(logits) // len(self.words)
+        place = jnp.minimum(at, self.ids.shape[1] - 1)
+        word = jnp.repeat(self.ids[:, place], texts)[:, None]
+        only = jnp.where(jnp.arange(logits.shape[1]) == word, 0.0, -jnp.inf)
+        return jnp.where(jnp.repeat(at < self.words, texts)[:, None], only, logits)
 
 
 def longest(config: CoCaConfig, how: GenerationConfig) -> int:
@@ -118,13 +147,15 @@ def longest(config: CoCaConfig, how: GenerationConfig) -> int:
     return length
 
 
-def _one_by_one(model, how, eos, length, image, key) -> Texts:
+def _one_by_one(model, how, eos, length, image, key, prompt) -> Texts:
     """Greedy and top-p."""
     logits, caches = model(image, length, method="begin")
     b = len(logits)
 
     def choose(line: _Line) -> _Line:
         """Appends the next word."""
+        if prompt is not None:
+            line = line._replace(logits=prompt.force(line.logits, line.at))
         if how.kind == "greedy":
             word = line.logits.argmax(axis=-1)
         else:
@@ -173,7 +204,7 @@ def sample(
     return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
 
 
-def _beam_search(model, how, eos, length, image, key) -> Texts:
+def _beam_search(model, how, eos, length, image, key, prompt) -> Texts:
     """Keeps the `how.beams` likeliest unfinished texts, and the best finished one.
 
     A text's score only falls as it gets longer, and the penalty is at most that of the full length.
@@ -187,6 +218,8 @@ def _beam_search(model, how, eos, length, image, key) -> Texts:
     caches = _map_texts(caches, lambda x: jnp.repeat(x, width, axis=1))
 
     def penalty(words: Array | int) -> Array | float:
+        if prompt is not None:
+            words = jnp.maximum(words - prompt.words, 1)
         return ((5 + words) / 6) ** how.length_penalty
 
     def keep_best(beams: _Beams, ids: Array, score: Array, words: Array) -> _Beams:
@@ -200,7 +233,8 @@ def _beam_search(model, how, eos, length, image, key) -> Texts:
 
     def choose(beams: _Beams) -> _Beams:
         """Considers ending each text here, and continues with the likeliest others."""
-        log_p = jax.nn.log_softmax(beams.logits).reshape(b, width, vocabulary)
+        logits = beams.logits if prompt is None else prompt.force(beams.logits, beams.at)
+        log_p = jax.nn.log_softmax(logits).reshape(b, width, vocabulary)
         score = beams.score[..., None] + log_p
         words = beams.at + 1
         # Texts are padded with the end of text, so a text that ends here has it already.

@@ -176,17 +176,18 @@ class Stage(nn.Module):
 
 
 class Swin(nn.Module):
-    """Maps images to embeddings, not yet normalised."""
+    """Maps images to embeddings, not yet normalised, or to the tokens of the last stage."""
 
     config: ImageConfig
     embed_dim: int | None  # None: no projection, the embedding has the last stage's width
     compute: Compute = Compute()
+    pooled: bool = True  # False: all tokens come out, as of a ViT with pool = "none"
 
     @nn.compact
     def __call__(
         self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
-    ) -> Float[Array, "b d"]:
-        """Returns the float32 embeddings of `image`; see `vit.read_pixels`.
+    ) -> Float[Array, "b d"] | Float[Array, "b n d"]:
+        """Returns the float32 embeddings or tokens of `image`; see `vit.read_pixels`.
 
         Raises:
             ValueError: the image does not have the config's resolution.
@@ -199,7 +200,10 @@ class Swin(nn.Module):
         x = x.reshape(len(x), stages[0].grid, stages[0].grid, -1)
         for i, stage in enumerate(stages):
             x = Stage(swin, stage, compute, name=f"stage{i}")(x)
-        x = transformer.layer_norm(swin.norm_eps, "norm")(x).mean(axis=(1, 2))
+        x = transformer.layer_norm(swin.norm_eps, "norm")(x)
+        if not self.pooled:
+            return x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float32)
+        x = x.mean(axis=(1, 2))
         if self.embed_dim is not None:
             x = nn.Dense(self.embed_dim, use_bias=False, dtype=compute.dtype, name="head")(x)
         return x.astype(jnp.float32)

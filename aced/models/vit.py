@@ -106,6 +106,13 @@ class ImageConfig(Checked):
         return self.pool in ("cls", "all")
 
     @property
+    def out_tokens(self) -> int:
+        """Tokens that come out without pooling."""
+        if self.architecture == "swin":
+            return self.swin.stages(self.resolution)[-1].grid ** 2
+        return self.tokens
+
+    @property
     def tokens(self) -> int:
         """Sequence length of a ViT's blocks."""
         return self.grid**2 + self.has_cls

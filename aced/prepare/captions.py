@@ -41,6 +41,7 @@ class Columns:
     noisy: str = ""
     clean: tuple[str, str] = ("", "")  # a column, and its value in clean lines
     second: str = ""  # path of a second picture
+    answers: str = ""  # list of the answers that people gave to the question
     extra: tuple[str, ...] = ()  # kept unchanged
     lower: bool = False  # whether to lower-case captions
 
@@ -48,7 +49,7 @@ class Columns:
     def names(self) -> list[str]:
         """All columns that every line must have."""
         columns = (self.image, self.caption, self.label, self.noisy, self.clean[0], self.second)
-        columns += self.extra
+        columns += (self.answers, *self.extra)
         return [name for name in columns if name]
 
 
@@ -64,6 +65,7 @@ class CaptionedImage:
     extra: dict[str, records.Scalar]
     line: int  # the first line of the table with this image, or the index of the record
     second: str | None  # path of the second picture; None for records, which contain it
+    answers: list[str]  # what people answered to the question
 
 
 class RejectedError(Exception):
@@ -189,7 +191,7 @@ def _without_columns(path: str, line: int, names: list[str], columns: Columns) -
     return PrepareError(
         f"{where}: there is no column {missing!r}; the columns are: {listed}. Name it with "
         "--image_column, --caption_column, --second_column, --label_column, --noisy_column, "
-        "--clean_column or --extra_columns."
+        "--answers_column, --clean_column or --extra_columns."
     )
 
 
@@ -236,6 +238,17 @@ def _label(value: Any) -> str | None:
     return text or None
 
 
+def _answers(value: Any) -> list[str]:
+    """A list of answers; in CSV it is written as JSON."""
+    try:
+        answers = json.loads(value) if isinstance(value, str) else value or []
+    except ValueError:
+        answers = None
+    if not isinstance(answers, list) or len(answers) > records.MAX_ITEMS:
+        raise RejectedError("malformed_line", f"the answers {value!r:.80} are no list of texts")
+    return [_text(text, "an answer") for text in answers]
+
+
 def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
     """Converts a line of the table to an image with its non-empty captions."""
     captions = row[columns.caption]
@@ -257,6 +270,7 @@ def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
         extra=extra,
         line=line,
         second=_key(row[columns.second]) if columns.second else None,
+        answers=_answers(row[columns.answers]) if columns.answers else [],
     )
 
 
@@ -278,6 +292,7 @@ def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedIma
         extra={},
         line=index,
         second=None,
+        answers=[_text(text, "an answer") for text in record.get("answers", ())],
     )
 
 

@@ -53,6 +53,11 @@ class PrepareConfig(FlagSettings):
         "",
         "Column of a second picture, of examples about two: its path, or in parquet its bytes.",
     )
+    answers_column: str = setting(
+        "",
+        "Column with the list of answers that people gave to the question in the caption (VQA has "
+        "ten), for soft accuracy and soft targets. It needs --separate.",
+    )
     separate: bool = setting(
         False,
         "Every line or record stays an example of its own, with its own label: several questions "
@@ -145,6 +150,11 @@ class PrepareConfig(FlagSettings):
             raise ConfigError(
                 f"--clean_column={self.clean_column} must be COLUMN=VALUE, such as vendor=google."
             )
+        if self.answers_column and (not self.separate or self.tars):
+            raise ConfigError(
+                "--answers_column belongs to one question an example, of a table or of parquet: "
+                "add --separate."
+            )
         storage.check_scheme(self.out, "--out", storage.STORES)
         if self.captions and pathlib.PurePath(self.captions).suffix not in (".jsonl", ".csv"):
             raise ConfigError(f"--captions must be a .jsonl or .csv file, got {self.captions}.")
@@ -172,6 +182,7 @@ class PrepareConfig(FlagSettings):
             noisy=self.noisy_column,
             clean=(column.strip(), value.strip()),
             second=self.second_column,
+            answers=self.answers_column,
             extra=tuple(name.strip() for name in self.extra_columns.split(",") if name.strip()),
             lower=self.lower,
         )

@@ -153,6 +153,7 @@ def open_records(config: PrepareConfig) -> records.Source:
                 captions,
                 label,
                 second=config.second_column,
+                answers=config.answers_column,
                 window_mib=_WINDOW_MIB,
             )
         )

@@ -111,4 +111,5 @@ def _example(packed: bytes, config: PrepareConfig, labels: dict[str, int]) -> re
         extra=facts.extra,
         thumbnail=thumbnail or None,
         second=second or None,
+        answers=tuple(facts.answers),
     )

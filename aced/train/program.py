@@ -46,7 +46,9 @@ class Program:
     def batch(self, fields: Iterable[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a step's input arrays, with the optional `fields` that the source has."""
         sharding = meshes.by_example(self.mesh)
-        added = {name: ((), OPTIONAL_FIELDS[name].dtype) for name in fields}
+        added = {
+            name: (OPTIONAL_FIELDS[name].shape, OPTIONAL_FIELDS[name].dtype) for name in fields
+        }
         return {
             f"{prefix}{name}": jax.ShapeDtypeStruct((stream.rows, *shape), dtype, sharding=sharding)
             for prefix, stream in self.streams.items()

@@ -31,12 +31,13 @@ class Records:
         broken: examples that cannot be read.
         unknown: examples whose label is -1.
         silent: examples without texts.
+        given: people's answers by example.
     """
 
     name = "some records"
     fingerprint = "records"
 
-    def __init__(self, n=19, classes=5, broken=(3,), unknown=(4, 10), silent=(6,)):
+    def __init__(self, n=19, classes=5, broken=(3,), unknown=(4, 10), silent=(6,), given=()):
         rng = np.random.default_rng(n)
         self._broken = broken
         self._all = []
@@ -55,6 +56,7 @@ class Records:
                     "label": label,
                     "id": i,
                 }
+                | ({"answers": given[i]} if given else {})
             )
 
     def __len__(self):

@@ -8,6 +8,7 @@ import pytest
 
 from aced import evaluators
 from aced.config import ConfigError
+from aced.data.answers import soft_accuracy
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import EvalConfig, answers
@@ -79,6 +80,32 @@ def test_the_first_examples_alone(monkeypatch):
     records = task_records.Records(classes=CLASSES)
     found = evaluate(model, tiny_coca.params(model), records, monkeypatch, max_examples=8)
     assert found["examples"] == 8 - 3
+
+
+def test_soft_accuracy_counts_every_question_with_answers(monkeypatch):
+    """Also those whose answer is no class of the model; unreadable ones and silent ones do not."""
+    model = task_records.model(classes=CLASSES)
+    names = ("red", "blue", "two", "a cat", "yes")
+    rng = np.random.default_rng(0)
+    given = [[str(x) for x in rng.choice([*names, "2", "cat"], 10)] for _ in range(19)]
+    given[1] = []
+    params = tiny_coca.params(model)
+    records = task_records.Records(classes=CLASSES, given=given)
+    found = evaluate(model, params, records, monkeypatch, class_names=names, bootstrap=50)
+    tokenizer = get_tokenizer(model.tokenizer)
+    degrees = []
+    for record in records.kept():
+        if record["texts"] and record["answers"]:
+            text = jnp.asarray(tokenizer(record["texts"][:1]))
+            scores = coca.answer(model, params, (jnp.asarray(record["image"])[None],), text)[0]
+            degrees.append(soft_accuracy(names[int(scores.argmax())], record["answers"]))
+    assert found["soft_accuracy"] == pytest.approx(np.mean(degrees))
+    assert found["questions"] == 19 - 3 == len(degrees)
+    assert 0 < found["soft_accuracy_low"] < np.mean(degrees) < found["soft_accuracy_high"] < 1
+    assert found["examples"] == 19 - 4
+    assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
+    with pytest.raises(ConfigError, match=r"names of the model's 5 classes, .* 2 names"):
+        evaluate(model, params, records, monkeypatch, class_names=names[:2])
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])

@@ -38,6 +38,43 @@ def test_equals_every_threshold_by_hand(decimals, n):
     assert both(scores[order], shown[order]) == pytest.approx(expected)
 
 
+def on_the_host(scores, shown):
+    found = numbers(np.asarray(scores, np.float32), np.asarray(shown, bool))
+    return np.array([found["map_11point"], found["map"]])
+
+
+@pytest.mark.parametrize("n", [7, 300])
+def test_numbers_equal_every_threshold_by_hand(n):
+    shown = RNG.random((n, 5)) < [0.1, 0.5, 0.9, 0.3, 0.0]
+    shown[0, :3], shown[:, 4] = True, False
+    scores = np.round(RNG.normal(size=(n, 5)) + shown, 1).astype(np.float32)
+    seen = [c for c in range(5) if shown[:, c].any()]
+    expected = np.mean([by_thresholds(scores[:, c], shown[:, c]) for c in seen], axis=0)
+    assert on_the_host(scores, shown) == pytest.approx(expected)
+    assert on_the_host(np.zeros((4, 3)), np.zeros((4, 3))).tolist() == [0, 0]
+
+
+def test_eleven_points_of_elevater():
+    """The golden value is of MeanAveragePrecisionNPointsEvaluator(11) with scikit-learn 1.9.1.
+
+    It got the softmax of 100 times the scores, as the toolkit has it.
+    """
+    rng = np.random.default_rng(7)
+    shown = rng.random((200, 4)) < [0.05, 0.2, 0.5, 0.1]
+    scores = np.round(rng.normal(size=(200, 4)) * 0.05 + 0.04 * shown, 3).astype(np.float32)
+    found = numbers(scores, shown, scale=100.0)
+    assert found["map_11point_elevater"] == pytest.approx(0.38551649161639884, abs=1e-7)
+    assert found["map_11point"] == pytest.approx(0.395151799779652)
+
+
+def test_the_point_at_recall_zero_is_one_in_elevater():
+    """The first of two thresholds is wrong: VOC's precision is 1/2 at every recall."""
+    scores, shown = np.array([[2, 0], [1, 0.0]]), np.array([[0, 1], [1, 1]], bool)
+    found = numbers(scores.astype(np.float32), shown)
+    assert found["map_11point"] == pytest.approx((1 / 2 + 1) / 2)
+    assert found["map_11point_elevater"] == pytest.approx((6 / 11 + 1) / 2)
+
+
 def test_perfect_random_and_empty_rankings():
     shown = RNG.random((40, 3)) < 0.25
     assert both(shown, shown) == pytest.approx([1, 1])

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from aced import evaluators
 from aced.config import ConfigError, from_config, to_config
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import get_tokenizer
-from aced.evaluators import EvalConfig, captioning
+from aced.evaluators import EvalConfig, captioning, penn_treebank
 from aced.evaluators.bleu import bleu
 from aced.evaluators.captioning import words_of
 from aced.evaluators.cider import cider
@@ -151,3 +152,31 @@ def test_impossible_captions_are_refused_before_training(monkeypatch):
 
 def test_settings_of_generation_are_settings_of_the_evaluation():
     assert from_config(EvalConfig, to_config(CONFIG)) == CONFIG
+
+
+def test_words_of_the_penn_treebank():
+    pytest.importorskip("pycocoevalcap")
+    if shutil.which("java") is None:
+        pytest.skip("there is no Java")
+    texts = ["It's a “Red–blue” star, isn't it?!", "", "a 3.5 cm star.\u2028Two\nlines", " "]
+    assert penn_treebank.words_of_all(texts) == [
+        ["it", "'s", "a", "red", "blue", "star", "is", "n't", "it", "?!"],
+        [],
+        ["a", "3.5", "cm", "star", "two", "lines"],
+        [],
+    ]
+    pairs = [("A star.", ["a star", "the star!"]), ("two suns", ["it's two suns", "suns"])]
+    found = captioning.compared(pairs, penn_treebank.words_of_all)
+    captions = [["a", "star"], ["two", "suns"]]
+    references = [
+        [["a", "star"], ["the", "star"]],
+        [["it", "'s", "two", "suns"], ["suns"]],
+    ]
+    assert found["cider"](np.ones((1, 2)))[0] == pytest.approx(cider(captions, references))
+
+
+def test_words_of_the_penn_treebank_need_java(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    config = dataclasses.replace(CONFIG, penn_treebank=True)
+    with pytest.raises(ConfigError, match=r"need .*Java.* penn_treebank of the evaluation"):
+        evaluators.build(config, MODEL, one_device())

@@ -40,8 +40,12 @@ def all_logits(parts):
 
 
 def softmax_kd_oracle(student, teacher) -> float:
-    total, n = 0.0, len(student[0])
-    q, p = np.exp(all_logits(student)), np.exp(all_logits(teacher))
+    return softmax_kd_of_logits(all_logits(student), all_logits(teacher))
+
+
+def softmax_kd_of_logits(student, teacher) -> float:
+    total, n = 0.0, len(student)
+    q, p = np.exp(student), np.exp(teacher)
     for i in range(n):
         for j in range(n):
             total -= p[i, j] / p[i].sum() * np.log(q[i, j] / q[i].sum())
@@ -50,7 +54,11 @@ def softmax_kd_oracle(student, teacher) -> float:
 
 
 def sigmoid_kd_oracle(student, teacher) -> float:
-    q, p = (1 / (1 + np.exp(-all_logits(x))) for x in (student, teacher))
+    return sigmoid_kd_of_logits(all_logits(student), all_logits(teacher))
+
+
+def sigmoid_kd_of_logits(student, teacher) -> float:
+    q, p = (1 / (1 + np.exp(-x)) for x in (student, teacher))
     return -(p * np.log(q) + (1 - p) * np.log(1 - q)).sum() / len(p)
 
 
@@ -94,6 +102,24 @@ def test_several_teachers_average_the_losses_and_so_the_probabilities(kind):
     teachers = {"b16": embeddings(TEACHER), "l14": embeddings(OTHER)}
     by_name = distillation_loss(kind, embeddings(STUDENT), teachers)
     np.testing.assert_allclose(by_name, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KD)
+def test_teachers_averaged_before_the_softmax(kind):
+    """The loss of one teacher whose logits are the mean; and unlike that of mean probabilities."""
+    mean = (all_logits(TEACHER) + all_logits(OTHER)) / 2
+    of_logits = {"softmax": softmax_kd_of_logits, "sigmoid": sigmoid_kd_of_logits}[kind]
+    expected = of_logits(all_logits(STUDENT), mean)
+    teachers = {"b16": embeddings(TEACHER), "l14": embeddings(OTHER)}
+    value = distillation_loss(kind, embeddings(STUDENT), teachers, average="logits")
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    other = distillation_loss(kind, embeddings(STUDENT), teachers)
+    assert abs(float(other) - expected) > 1e-3
+    alone = {"b16": embeddings(TEACHER)}
+    np.testing.assert_array_equal(
+        distillation_loss(kind, embeddings(STUDENT), alone, average="logits"),
+        distillation_loss(kind, embeddings(STUDENT), alone),
+    )
 
 
 def projection(teacher_width: int, seed: int = 5) -> dict[str, np.ndarray]:

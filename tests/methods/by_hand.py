@@ -5,6 +5,7 @@ Only the towers are shared with the code under test.
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -246,18 +247,26 @@ def step(method, train_state, frozen, batch, size):
         kd_ids = np.array([i * n // size for i in range(size)])
     names = config.distillation.teachers if config.distillation.weight else ()
 
+    teachers = {name: seen[name].rows(kd_ids) for name in names}
+    if config.distillation.reference_scale:
+        scale = jnp.float32(config.distillation.reference_scale)
+        teachers["reference"] = dataclasses.replace(teachers["reference"], scale=scale)
+    if config.distillation.average == "logits":
+        logits = sum(teacher.logits for teacher in teachers.values()) / len(teachers)
+        teachers = {"average": types.SimpleNamespace(logits=logits)}
+
     def loss(z, t, bias, projections):
         e = Embedded(*z, jnp.exp(t), bias)
         task = contrastive(e.rows(ids), config.loss)
         kd = [
             distillation(
-                e.rows(kd_ids), seen[name].rows(kd_ids), config.distillation.loss,
-                projections.get(name),
+                e.rows(kd_ids), teacher, config.distillation.loss, projections.get(name),
             )
-            for name in names
+            for name, teacher in teachers.items()
         ]  # fmt: skip
         distilled = sum(kd) / len(kd) if kd else 0.0
-        return task + config.distillation.weight * distilled, (task, distilled)
+        total = config.contrastive_weight * task + config.distillation.weight * distilled
+        return total, (task, distilled)
 
     (of_z, of_t, of_bias, of_projections), (task, distilled) = jax.jit(
         jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)

@@ -67,6 +67,60 @@ def test_answers_average_over_known_labels():
     assert found.kl == pytest.approx(9 * (p * np.log(p / q)).sum(axis=1)[known].mean(), rel=1e-5)
 
 
+def test_the_words_of_a_question_are_not_predicted():
+    eos = tiny_coca.EOS
+    text = jnp.array([[0, 1, 2, eos], [0, eos, eos, eos], [0, 1, 2, 0]])
+    found = coca_task.predicted(tiny_coca.TINY, {"text": text, "given": jnp.array([2, 0, 4])})
+    assert found.tolist() == [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert coca_task.predicted(tiny_coca.TINY, {"text": text}).sum() == 4 + 2 + 4
+
+
+@pytest.mark.slow
+def test_of_a_question_and_its_answer_the_answer_is_predicted():
+    """By hand in float64: the words after the question, end of text included."""
+    model = dataclasses.replace(tiny_coca.TINY)
+    batch = batch_of(model, labels=False)
+    batch["given"] = jnp.array([0, 1, 2, 3, 1, 0, 2, 9])
+    config = CoCaTaskConfig(model=model, task="words")
+    params = tiny_coca.params(model)
+    _, out = step(CoCaTask(config), batch, {"model": params})
+    logits = np.float64(coca.logits(coca.forward(model, params, batch["image"], batch["text"])))
+    losses = []
+    for row, text, given in zip(logits, batch["text"].tolist(), batch["given"], strict=True):
+        end = text.index(tiny_coca.EOS) + 1 if tiny_coca.EOS in text else len(text)
+        for i in range(int(given), end):
+            losses.append(np.log(np.exp(row[i]).sum()) - row[i, text[i]])
+    assert out["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    with pytest.raises(ConfigError, match=r"task = 'words' never reads method.model.classes"):
+        CoCaTaskConfig(model=ONE, task="words")
+
+
+def test_several_right_answers_are_soft_targets():
+    """By hand; an example without answers has its label, one without both is left out."""
+    rng = np.random.default_rng(0)
+    logits = np.float32(rng.normal(size=(B, CLASSES)))
+    batch = batch_of(ONE)
+    ids, degrees = np.full((B, 3), -1, np.int32), np.zeros((B, 3), np.float32)
+    ids[0, :3], degrees[0, :3] = (2, 0, 1), (1.0, 0.6, 0.3)
+    ids[4, 0], degrees[4, 0] = 3, 0.9  # its label is unknown
+    batch |= {"answer_ids": jnp.asarray(ids), "answer_scores": jnp.asarray(degrees)}
+    real = coca.real_words(batch["text"], tiny_coca.EOS)
+    found = coca_task.losses(Answers(jnp.asarray(logits)), batch, real)
+    targets = np.zeros((B, CLASSES))
+    for i, label in enumerate(np.asarray(batch["label"])):
+        for answer, degree in zip(ids[i], degrees[i], strict=True):
+            targets[i, answer] += degree
+        if not degrees[i].any() and label >= 0:
+            targets[i, label] = 1
+    known = targets.any(axis=1)
+    assert known.sum() == B - 1
+    log_p = np.float64(logits) - np.log(np.exp(np.float64(logits)).sum(axis=1, keepdims=True))
+    share = targets[known] / targets[known].sum(axis=1, keepdims=True)
+    assert found.task == pytest.approx(-(share * log_p[known]).sum(axis=1).mean(), rel=1e-5)
+    right = targets[np.arange(B), logits.argmax(axis=1)][known]
+    assert found.accuracy == pytest.approx(right.mean())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",

@@ -137,3 +137,26 @@ def test_a_method_is_built_by_its_name():
 def test_sub_batch_size_inverts_super_batch_size(filter_ratio, strata, size):
     config = SelectionConfig(filter_ratio=filter_ratio, chunks=1, strata=strata)
     assert config.sub_batch_size(config.super_batch_size(size)) == size
+
+
+def test_distillation_only():
+    only = {"contrastive_weight": 0.0}
+    assert by_hand.settings("kd", **only).title == "softmax-KD only"
+    assert by_hand.settings("aced", **only).title == "H-ACID + softmax-KD only"
+    with pytest.raises(ConfigError, match=r"contrastive_weight and .* must be above 0"):
+        by_hand.settings("h_acid", **only)
+    with pytest.raises(ConfigError, match="nothing is trained on the selected batch"):
+        by_hand.settings("aced_iid", **only)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"average": "logits", "loss": "feature"}, "has no logits that could be averaged"),
+        ({"reference_scale": 60.0, "teachers": ("x",)}, r"set method.teachers.NAME.scale"),
+    ],
+)
+def test_settings_of_teachers_that_contradict(settings, message):
+    teachers = {"x": FrozenConfig(model=TEACHER)}
+    with pytest.raises(ConfigError, match=message):
+        ContrastiveConfig(teachers=teachers, distillation=DistillationConfig(**settings))

@@ -27,6 +27,9 @@ MORE_CASES = [
     ("aced", {"loss": "softmax", "kd": "sigmoid", "train_micro_batch": 4}),
     ("aced_iid", {"train_micro_batch": 2, "score_micro_batch": 8}),
     ("h_acid", {"selection": {"strata": 1}}),  # the paper's draw
+    ("kd", {"contrastive_weight": 0.0}),
+    ("aced", {"contrastive_weight": 0.0, "loss": "softmax"}),
+    ("aced", {"contrastive_weight": 0.5, "distillation": {"reference_scale": 60.0}}),
 ]
 
 
@@ -46,13 +49,16 @@ def check_step(settings):
         # The scores decide, and not the noise alone.
         by_noise = by_hand.choose(train_state, ZERO, settings.selection, settings.loss, B, size)
         assert len(set(by_noise) & set(ids)) < size - 1
-    np.testing.assert_allclose(metrics["loss/contrastive"], task, rtol=1e-5)
+    share = settings.contrastive_weight
+    assert ("loss/contrastive" in metrics) == (share > 0)
+    if share:
+        np.testing.assert_allclose(metrics["loss/contrastive"], task, rtol=1e-5)
     weight = settings.distillation.weight
     assert ("loss/distillation" in metrics) == (weight > 0)
     if weight:
         assert weight == by_hand.WEIGHT
         np.testing.assert_allclose(metrics["loss/distillation"], distilled, rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], task + weight * distilled, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], share * task + weight * distilled, rtol=1e-5)
     assert new.step == train_state.step + 1
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), new.params, params
@@ -100,6 +106,21 @@ def test_models_that_see_other_pixels_and_other_tokens():
         "teacher/small/image",
         "teacher/small/text",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kd", ["softmax", "sigmoid"])
+def test_teachers_averaged_before_the_softmax(kd):
+    """Reference and teacher, of which the reference has another scale where it teaches."""
+    settings = by_hand.settings(
+        "aced",
+        kd=kd,
+        teachers={"other": by_hand.model(length=6, embed_dim=24, scale=5.0)},
+        names=("other", "reference"),
+        contrastive_weight=0.0,
+        distillation={"average": "logits", "reference_scale": 70.0},
+    )
+    check_step(settings)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])

@@ -43,6 +43,12 @@ ENCODERS = {
         image=dataclasses.replace(IMAGE, pool="cls", pre_norm=True, patch_bias=False), embed_dim=8
     ),
 }
+SWIN = TwoTowerConfig(
+    image=ImageConfig(
+        architecture="swin", resolution=32, swin=SwinConfig(size="mu", patch=4, window=4)
+    ),
+    embed_dim=8,
+)
 B = 8
 TX = optax.sgd(0.1)
 
@@ -59,6 +65,30 @@ def random_params(encoder):
     return jax.tree.map(
         lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), shapes
     )
+
+
+@pytest.mark.slow
+def test_the_tokens_of_a_swin_are_those_that_it_averages():
+    """And every multiply-add of a step is counted with their number and width."""
+    model = reading(OWN, SWIN)
+    image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
+    theirs, shapes = random_params(SWIN), jax.eval_shape(model.init, jax.random.key(0))
+    assert set(shapes["image"]) == set(theirs["image"]) - {"head"}
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    params["image"] = {name: theirs["image"][name] for name in shapes["image"]}
+    tokens = coca.CoCa(model).apply({"params": params}, image, method=lambda m, x: m.image(x))
+    assert tokens.shape == (3, model.image.out_tokens, model.image.out_width)
+    z = two_tower.TwoTower(SWIN).apply({"params": theirs}, image, method="encode_image")
+    pooled = tokens.mean(axis=1) @ theirs["image"]["head"]["kernel"]
+    np.testing.assert_allclose(two_tower.l2_normalize(pooled), z, atol=1e-5)
+    macs = flops.macs_coca(model)
+    assert macs.image == flops.macs_image(SWIN.image)
+    half = dataclasses.replace(SWIN.image, resolution=16)
+    fewer = flops.macs_coca(dataclasses.replace(model, image=half)).multimodal
+    words, d = min(model.tokenizer.length, model.text.length), model.text.dims.width
+    each = 2 * model.image.out_width * d + 2 * words * d
+    less = model.image.out_tokens - half.out_tokens
+    assert macs.multimodal - fewer == model.text.multimodal * less * each
 
 
 @pytest.mark.slow
@@ -170,6 +200,38 @@ def test_a_run_keeps_its_encoder(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_encoder_may_be_a_swin(tmp_path):
+    """Trained with captions, and evaluated by them; the tower stays as it was, bit for bit."""
+    folder, workdir = tmp_path / "swin", tmp_path / "run"
+    folder.mkdir()
+    params = random_params(SWIN)
+    model_folder.write(Model(SWIN, params, b"", "test"), folder)
+    config = lit_decoder.get_config("tiny")
+    config.before = {}
+    config.method.encoder.checkpoint = str(folder)
+    last = loop.run(config, str(workdir), devices=jax.devices()[:2])
+    ours = load_params(workdir, part="model")["image"]
+    for name in ours:
+        jax.tree.map(np.testing.assert_array_equal, ours[name], params["image"][name])
+    assert trained_model(str(workdir), CoCaConfig).image == SWIN.image
+    found = evaluate.run(config, evaluate.EvaluateConfig(), str(workdir), devices=jax.devices()[:1])
+    assert found["val/loss"] == pytest.approx(last["val/loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_that_answers_with_words(tmp_path):
+    """Trained on questions with answers; the evaluation alone gives the same on other devices."""
+    config = lit_decoder.get_config("tiny,task=vqa_words")
+    last = loop.run(config, str(tmp_path / "run"), devices=jax.devices()[:2])
+    assert 0 <= last["val/exact"] <= 1
+    assert last["val/examples"] > 0
+    found = evaluate.run(
+        config, evaluate.EvaluateConfig(), str(tmp_path / "run"), devices=jax.devices()[:1]
+    )
+    assert found == pytest.approx({k: last[k] for k in found}, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_the_encoder_may_be_a_converted_model(tmp_path):
     """A CLIP: a class token, another resolution, means and ways to resize than the recipe's."""
     clip = dataclasses.replace(
@@ -206,9 +268,6 @@ def test_preflight_needs_no_encoder(tmp_path):
 
 
 def test_encoders_that_cannot_be_read(tmp_path):
-    swin = ImageConfig(architecture="swin", resolution=32, swin=SwinConfig(size="mu", patch=4))
-    with pytest.raises(ConfigError, match="'swin'; the decoder reads the tokens of a vision"):
-        reading(OWN, TwoTowerConfig(image=swin))
     with pytest.raises(ConfigError, match=r"method.encoder.checkpoint is empty"):
         LitDecoderConfig(task="captioning").resolve(str(tmp_path))
     config = lit_decoder.get_config("tiny")

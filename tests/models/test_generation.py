@@ -132,6 +132,41 @@ def test_a_narrow_beam_is_beam_search_without_cache_and_without_early_stop():
         np.testing.assert_allclose(score[i], ended[best], rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_prompt_is_continued():
+    """Of any length, none included: what follows is the likeliest that can follow it."""
+    rng, known = np.random.default_rng(0), tree()
+    given = [tuple(rng.integers(0, 3, i % LENGTH).tolist()) for i in range(B)]
+    prompt = jnp.array([filled(words) for words in given], jnp.int32)
+    params, image = setting()
+    alpha, widest = 1.5, len(WORDS) ** (LENGTH - 1)
+    for how in (
+        GenerationConfig(kind="greedy"),
+        GenerationConfig(beams=widest, length_penalty=alpha),
+    ):
+        out = generation.generate(SMALL, how, params, image, prompt=prompt)
+        for i, (log_ps, start) in enumerate(zip(known, given, strict=True)):
+
+            def score(text, start=start, log_ps=log_ps):
+                return log_p(log_ps, text) - log_p(log_ps, start)
+
+            if how.kind == "greedy":
+                best = start
+                while len(best) < LENGTH and EOS not in best:
+                    best = (*best, int(log_ps[best].argmax()))
+                expected = score(best)
+            else:
+                follow = [text for text in all_texts() if text[: len(start)] == start]
+                follow = [text for text in follow if len(text) > len(start)]
+                scores = {t: penalised(score(t), len(t) - len(start), alpha) for t in follow}
+                best = max(scores, key=scores.get)
+                expected = scores[best]
+            answer = best[len(start) :]
+            assert out.ids[i].tolist() == filled(answer)
+            assert out.words[i] == len(answer)
+            np.testing.assert_allclose(out.score[i], expected, rtol=1e-4, atol=1e-5)
+
+
 def truncated(log_p, top_p, temperature):
     """The distribution that top-p draws from, by hand."""
     p = np.exp(log_p / temperature)

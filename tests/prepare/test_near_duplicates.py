@@ -83,6 +83,7 @@ def facts(line, sight):
         extra={},
         line=line,
         second=None,
+        answers=[],
         block=0,
         offset=10 * line,
         size=10,

@@ -32,6 +32,7 @@ class Mixture:
 
     Attributes:
         parts: the members.
+        class_names: of the labels, if all members have the same ones; else None.
     """
 
     def __init__(self, members: Mapping[str, tuple[Source, float]]):
@@ -42,6 +43,8 @@ class Mixture:
         self.name = "+".join(members)
         prints = "\n".join(f"{part.name} {part.source.fingerprint}" for part in self.parts)
         self.fingerprint = f"mixture {hashlib.sha256(prints.encode()).hexdigest()}"
+        names = [getattr(source, "class_names", None) for source, _ in members.values()]
+        self.class_names = names[0] if all(other == names[0] for other in names) else None
         self._starts = [part.start for part in self.parts]
 
     def __len__(self) -> int:

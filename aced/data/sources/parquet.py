@@ -46,6 +46,9 @@ class ParquetConfig(Checked):
     # none: no labels.
     label: str = ""
     second: str = ""  # column of a second picture, where examples are about two; none: one
+    # Column with the answers that people gave to the question in the caption: strings, or structs
+    # with `answer`, as the hub's VQAv2; none: no answers.
+    answers: str = ""
     # The window of the shuffle, in MiB of unpacked row groups: examples mix only within it. Every
     # process keeps up to twice as much in memory. Part of the order: the same on all machines.
     window_mib: PositiveInt = 1024
@@ -91,7 +94,7 @@ class ParquetSource:
 
         self._config = config
         self._columns = [config.image, *config.captions]
-        self._columns += filter(None, [config.label, config.second])
+        self._columns += filter(None, [config.label, config.second, config.answers])
         files, self.split = parquet_splits.find(config.path, config.split)
         names = storage.names([file.path for file in files])
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -154,6 +157,8 @@ class ParquetSource:
             out["texts"] = tuple(texts[: records.MAX_ITEMS])
             if self._config.label:
                 out["label"] = _label(table[self._config.label][row].as_py(), self._numbers)
+            if self._config.answers:
+                out["answers"] = _answers(table[self._config.answers][row].as_py())
         except Exception as error:  # damaged pages make pyarrow raise nearly anything
             if storage.is_passing(error):
                 raise storage.StorageError(f"{where} cannot be read: {error}") from error
@@ -210,12 +215,23 @@ def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> No
     def is_class(field: "pa.Field") -> bool:
         return types.is_integer(field.type) or parquet_classes.are_names(field)
 
+    def is_answers(field: "pa.Field") -> bool:
+        kind = field.type
+        if not types.is_list(kind) and not types.is_large_list(kind):
+            return False
+        kind = kind.value_type
+        if types.is_struct(kind) and kind.get_field_index("answer") >= 0:
+            kind = kind.field("answer").type
+        return types.is_string(kind) or types.is_large_string(kind)
+
     required = [("image", config.image, is_picture, "bytes, or a struct with `bytes`")]
     required += [("captions", c, is_text, "strings, or lists of strings") for c in config.captions]
     if config.second:
         required.append(("second", config.second, is_picture, "bytes, or a struct with `bytes`"))
     if config.label:
         required.append(("label", config.label, is_class, "whole numbers, or names"))
+    if config.answers:
+        required.append(("answers", config.answers, is_answers, "lists of strings"))
     for key, name, fits, expected in required:
         index = schema.get_field_index(name)
         if index < 0 or not fits(schema.field(index)):
@@ -257,6 +273,11 @@ def _captions(value: Any, names: Sequence[str] | None) -> list[str]:
     if texts and max(texts) >= len(names):
         raise ValueError(f"class {max(texts)} has no name; there are {len(names)}")
     return [names[number] for number in texts if number >= 0]  # -1: unknown
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    texts = [item["answer"] if isinstance(item, dict) else item for item in value or ()]
+    return tuple(text for text in texts if text is not None)[: records.MAX_ITEMS]
 
 
 def _label(value: Any, numbers: Mapping[str, int] | None) -> int:
