@@ -27,8 +27,8 @@ The method is the papers'; all settings are our choice, for speed. Arguments:
   seed             of the learner; the reference's is 1,000 more
   reference        PATH of a finished run or a converted model, instead of training one
   cache            PATH of its embeddings, made by python -m aced.cache with this config
-  teacher          PATH of a finished run or a converted model to distil from; ACED has two models, a
-                   reference trained on curated and a teacher on more diverse pairs; empty: one is both
+  teacher          PATH of a finished run or a converted model to distil from. ACED has two models:
+                   a reference of curated pairs, a teacher of more diverse ones; empty: one is both
   tiny             two steps with tiny models on the embedded data
 """
 
