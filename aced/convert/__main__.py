@@ -11,15 +11,16 @@ hub. Preprocessing and tokenizer are converted, too. Weights are safetensors or 
 nothing is unpickled. The output is written atomically.
 """
 
+import textwrap
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
 from aced import command, flag_settings
-from aced.convert import big_vision
+from aced.convert import big_vision, card
 from aced.convert.command import ConvertConfig, Converted, convert
-from aced.models.saved import flat
+from aced.models.saved import Model, flat
 from aced.models.vit import ImageConfig
 
 
@@ -45,7 +46,7 @@ def summary(converted: Converted, config: ConvertConfig) -> str:
         *(f"  differs    {note}" for note in converted.notes),
         f"{config.out}: written for {config.to}",
     ]
-    return "\n".join([*lines, f"Next: {_next(config, settings.init_bias is not None)}"])
+    return "\n".join([*lines, f"Next: {_next(config, model)}"])
 
 
 def _image_tower(image: ImageConfig) -> str:
@@ -61,29 +62,14 @@ def _tower(tower: Any) -> str:
     return f"width {dims.width}, depth {dims.depth}, mlp {dims.mlp}, {dims.heads} heads"
 
 
-_TRANSFORMERS = """
-    from PIL import Image
-    from transformers import AutoModel, AutoProcessor
-    model, processor = (x.from_pretrained({out!r}) for x in (AutoModel, AutoProcessor))
-    inputs = processor(images=Image.open("picture.jpg"), text=["a cat", "a dog"],
-                       padding="max_length", truncation=True, return_tensors="pt")
-    print(model(**inputs).logits_per_image.{activation})"""
-_OPEN_CLIP = """
-    import open_clip
-    model, pictures = open_clip.create_model_from_pretrained({name!r})
-    tokenizer = open_clip.get_tokenizer({name!r})"""
-
-
-def _next(config: ConvertConfig, sigmoid: bool) -> str:
+def _next(config: ConvertConfig, model: Model) -> str:
     """The command or code that uses the output."""
     out = config.out
-    activation = "sigmoid()" if sigmoid else "softmax(-1)"
-    return {
-        "aced": f"python -m aced.main --config=configs/small.py:reference={out},data=...",
-        "huggingface": _TRANSFORMERS.format(out=out, activation=activation),
-        "open_clip": _OPEN_CLIP.format(name=f"local-dir:{out}"),
-        "big_vision": f"model.load(..., init_file='{out}/{big_vision.WEIGHTS}') in big_vision",
-    }[config.to]
+    if config.to == "aced":
+        return f"python -m aced.main --config=configs/small.py:reference={out},data=..."
+    if config.to == "big_vision":
+        return f"model.load(..., init_file='{out}/{big_vision.WEIGHTS}') in big_vision"
+    return textwrap.indent(card.usage(model, config.to, out), "    ")
 
 
 def main(argv: list[str]) -> None:
