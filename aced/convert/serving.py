@@ -64,11 +64,11 @@ def errors(model: Model, towers: Mapping[str, Run]) -> dict[str, float]:
     Raises:
         InteropError: a difference is larger than rounding.
     """
-    tower = two_tower.TwoTower(model.config)
+    tower, params = two_tower.TwoTower(model.config), jax.device_put(model.params)
 
     @jax.jit
     def embed(image: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
-        e = tower.apply({"params": model.params}, image, text)
+        e = tower.apply({"params": params}, image, text)
         return {"image": e.zimg, "text": e.ztxt}
 
     out = dict.fromkeys(towers, 0.0)
@@ -99,7 +99,8 @@ def write_description(
 ) -> None:
     """Writes export.json."""
     config = model.config
-    scale, bias = two_tower.logit_parameters(model.params)
+    temperature = {name: model.params[name] for name in ("t", "bias") if name in model.params}
+    scale, bias = two_tower.logit_parameters(jax.device_put(temperature))
     about = {
         "format": f"aced-{form}",
         "version": 1,

@@ -56,11 +56,11 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
 
 def _exported(model: Model, name: str, shape: tuple[int, ...], dtype: jnp.dtype) -> bytes:
     """A tower for batches of any size, serialized."""
-    tower = two_tower.TwoTower(model.config)
+    tower, params = two_tower.TwoTower(model.config), jax.device_put(model.params)
 
     @jax.jit
     def embed(x: jax.Array) -> jax.Array:
-        return tower.apply({"params": model.params}, x, method=f"encode_{name}")
+        return tower.apply({"params": params}, x, method=f"encode_{name}")
 
     (batch,) = export.symbolic_shape("b")
     argument = jax.ShapeDtypeStruct((batch, *shape), dtype)

@@ -39,7 +39,7 @@ class Stream:
             shapes |= dict.fromkeys(names, ((tokenizer.length,), jnp.int32))
         for prefix, item in self.caches.items():
             for tower in self.towers:
-                shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.model.width,), jnp.float32
+                shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.width,), jnp.float32
         return shapes
 
     def check(self, source: Source) -> None:
