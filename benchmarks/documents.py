@@ -226,9 +226,9 @@ def layers() -> str:
 def exports() -> str:
     """The errors of each export."""
     titles = ["model", "`--to`", "loaded by", "image", "text", "parameters", "KiB"]
+    names = ("model", "to", "loaded_by", "image", "text", "again")
     rows = [
-        [row["model"], row["to"], row["loaded_by"], row["image"], row["text"], row["again"]]
-        + [f"{int(row['bytes']) // 1024:,}"]
+        [*(row[name] for name in names), f"{int(row['bytes']) // 1024:,}"]
         for row in table.read("exports.csv")
     ]
     return markdown(titles, rows)
