@@ -46,11 +46,32 @@ class LibraryModel(abc.ABC):
         fingerprint: of weights, library and preprocessing, by what it is of.
     """
 
+    about: About
+    scale: float
+    bias: float | None
+    fingerprint: dict[str, str]
+
+    @abc.abstractmethod
+    def pixels(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 r s"]:
+        """The model's input for a decoded picture."""
+
+    @abc.abstractmethod
+    def tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "n *l"]:
+        """The model's input for captions."""
+
+    @abc.abstractmethod
+    def embed(self, tower: str, x: np.ndarray) -> Float[np.ndarray, "b d"]:
+        """The embeddings, of length 1, of a batch of `pixels` ("image") or of `tokens` ("text")."""
+
+
+class _TorchModel(LibraryModel):
+    """A model in torch, in float32, on the GPU if torch sees one."""
+
     library: str
     config: str  # the file that describes the model
 
     def __init__(self, folder: pathlib.Path, weights: Sequence[pathlib.Path]):
-        """Loads the model in `folder`, on the GPU if torch sees one."""
+        """Loads the model in `folder`."""
         import torch
 
         self._torch = torch
@@ -79,25 +100,16 @@ class LibraryModel(abc.ABC):
         """The settings of the picture's transform."""
 
     @abc.abstractmethod
-    def pixels(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 r s"]:
-        """The model's input for a decoded picture."""
-
-    @abc.abstractmethod
-    def tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "n *l"]:
-        """The model's input for captions."""
-
-    @abc.abstractmethod
     def _encode(self, tower: str, x: Any) -> Any:
         """The embeddings of a batch of torch tensors."""
 
-    def embed(self, tower: str, x: np.ndarray) -> Float[np.ndarray, "b d"]:
-        """The embeddings, of length 1, of a batch of `pixels` ("image") or of `tokens` ("text")."""
+    def embed(self, tower: str, x: np.ndarray) -> np.ndarray:
         with self._torch.inference_mode():
             z = self._encode(tower, self._torch.from_numpy(x).to(self._device))
             return self._torch.nn.functional.normalize(z.float(), dim=-1).cpu().numpy()
 
 
-class _OpenClip(LibraryModel):
+class _OpenClip(_TorchModel):
     library, config = "open_clip", layouts.OPEN_CLIP_CONFIG
 
     def _load(self, folder: str) -> None:
@@ -122,7 +134,7 @@ class _OpenClip(LibraryModel):
         return self._model.encode_image(x) if tower == "image" else self._model.encode_text(x)
 
 
-class _Transformers(LibraryModel):
+class _Transformers(_TorchModel):
     library, config = "transformers", layouts.TRANSFORMERS_CONFIG
 
     def _load(self, folder: str) -> None:

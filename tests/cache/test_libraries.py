@@ -1,6 +1,7 @@
 """Caches of models that only another library runs, as reference and as teacher."""
 
 import copy
+import dataclasses
 import io
 import json
 import sys
@@ -10,11 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced.cache import Cache, CacheError, command, libraries
+from aced.cache import Cache, CacheError, command, libraries, making
 from aced.cache.config import CacheConfig
+from aced.cache.description import Plan
 from aced.config import ConfigError
 from aced.data import records
+from aced.data.sources import DataConfig
+from aced.methods.dime import DimeConfig
+from aced.methods.frozen import FrozenConfig
 from aced.models.saved import InteropError
+from aced.parallel import mesh as meshes
+from aced.parallel.watchdog import Watchdog
 from aced.train import loop
 from tests import cached
 
@@ -83,6 +90,69 @@ def pairs(data):
         yield i, picture, [text for text in source[i]["texts"] if text.strip()]
 
 
+class Plain(libraries.LibraryModel):
+    """A model without torch: sums of pixels and of letters."""
+
+    def pixels(self, picture):
+        return np.float32(np.resize(picture, (3, 2, 2))) / 255 + 0.1
+
+    def tokens(self, texts):
+        return np.array([[len(text), text.count("e") + 1] for text in texts], np.int32)
+
+    def embed(self, tower, x):
+        z = np.float32(x.reshape(len(x), -1)[:, :2])
+        return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-9)
+
+
+@pytest.fixture
+def plain(data, tmp_path):
+    """A cache of `Plain`, without a bias."""
+    folder, source = tmp_path / "plain", records.open_dataset(data, "train")
+    plan = Plan(
+        examples=SIZE,
+        towers="both",
+        precision="float32",
+        shard_size=16,
+        model=None,
+        scale=20.0,
+        bias=None,
+        calibration_pairs=8,
+        calibration_batch_size=8,
+        fingerprint={"weights": "0"},
+        other=libraries.About("open_clip", "plain", 2),
+    )
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    with jax.set_mesh(mesh), Watchdog(0.0) as watchdog:
+        left = making.begin(plan, folder)
+        config = DataConfig(num_threads=2)
+        making.LibraryMaker(plan, folder, source, config, Plain(), mesh, 8).run(left, watchdog)
+        making.end(plan, folder)
+    return folder
+
+
+def test_entries_are_what_the_model_makes_of_whole_pictures_and_captions(plain, data):
+    model, found = Plain(), Cache(plain)
+    assert set(found.missing) == {cached.BROKEN, cached.SILENT}
+    for i, picture, texts in pairs(data):
+        read = found.read(np.full(len(texts), i), np.arange(len(texts)))
+        zimg = model.embed("image", model.pixels(np.asarray(picture))[None])
+        np.testing.assert_array_equal(read["zimg"][:1], zimg)
+        np.testing.assert_array_equal(read["ztxt"], model.embed("text", model.tokens(texts)))
+
+
+def test_a_method_needs_width_scale_and_bias_alone(plain, tmp_path):
+    item = FrozenConfig(cache=str(plain), model=cached.model()).resolve("")
+    assert (item.model, item.width, item.scale, item.bias) == (None, 2, 20.0, None)
+    with pytest.raises(ConfigError, match=r"The model of method.reference has no bias"):
+        item.check_bias("method.reference")
+    dataclasses.replace(item, bias=-3.0).check_bias("method.reference")
+    with pytest.raises(ConfigError, match=r"DIME-FM's student takes the teacher's text tower"):
+        DimeConfig().with_frozen({"teacher": item, "sentences": item})
+    checkpoint = cached.write_model(tmp_path / "model")
+    with pytest.raises(CacheError, match=r"there open_clip's plain; set .checkpoint to ''"):
+        FrozenConfig(cache=str(plain), checkpoint=checkpoint).resolve("")
+
+
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
@@ -137,7 +207,7 @@ def test_selection_and_distillation_read_it(data, cache, tmp_path):
 def test_resumes_and_refuses_other_weights(data, mobile_clip, cache, tmp_path, monkeypatch):
     folder, _ = mobile_clip
     out = tmp_path / "out"
-    embed, left = libraries.LibraryModel.embed, [7]
+    embed, left = libraries._TorchModel.embed, [7]
 
     def stops(self, tower, x):
         left[0] -= 1
@@ -145,7 +215,7 @@ def test_resumes_and_refuses_other_weights(data, mobile_clip, cache, tmp_path, m
             raise KeyboardInterrupt
         return embed(self, tower, x)
 
-    monkeypatch.setattr(libraries.LibraryModel, "embed", stops)
+    monkeypatch.setattr(libraries._TorchModel, "embed", stops)
     with pytest.raises(KeyboardInterrupt):
         make(data, f"open_clip:{folder}", out)
     monkeypatch.undo()
