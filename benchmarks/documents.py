@@ -223,6 +223,17 @@ def layers() -> str:
     return markdown(["layer", "package or module", "what it has"], rows)
 
 
+def exports() -> str:
+    """The errors of each export."""
+    titles = ["model", "`--to`", "loaded by", "image", "text", "parameters", "KiB"]
+    names = ("model", "to", "loaded_by", "image", "text", "again")
+    rows = [
+        [*(row[name] for name in names), f"{int(row['bytes']) // 1024:,}"]
+        for row in table.read("exports.csv")
+    ]
+    return markdown(titles, rows)
+
+
 def _purpose(name: str) -> str:
     """The first sentence of the docstring of a package or module."""
     folder = ROOT / "aced" / name
@@ -232,6 +243,7 @@ def _purpose(name: str) -> str:
 
 
 TABLES = {
+    "exports": exports,
     "gain_rule": gain_rule,
     "layers": layers,
     "methods": methods,

@@ -15,7 +15,11 @@ from aced.flag_settings import FlagSettings, setting
 class CacheConfig(FlagSettings):
     """Which embeddings to make, and how to keep them."""
 
-    model: str = setting("reference", "Which frozen model: 'reference', or a teacher's name.")
+    model: str = setting(
+        "reference",
+        "Which frozen model: 'reference', a teacher's name, or open_clip:FOLDER or "
+        "transformers:FOLDER, a model that the other library runs.",
+    )
     out: NonEmpty = setting("", "Folder to make, on a file system that all processes share.")
     precision: Precision = setting(
         "float32",

@@ -24,6 +24,7 @@ from annotated_types import Interval
 from aced.bounds import Finite, NonNegativeInt, PositiveFloat
 from aced.cache import entries, precision
 from aced.cache.calibration import Calibration
+from aced.cache.libraries import About
 from aced.config import Checked, ConfigError, flatten, from_config
 from aced.data.records import DatasetError
 from aced.data.sources import MAX_EXAMPLES
@@ -55,12 +56,13 @@ class Plan(Checked):
     precision: Literal["float32", "bfloat16", "int8"]
     # Examples of a shard; the last one may have fewer.
     shard_size: Annotated[int, Interval(ge=1, le=MAX_EXAMPLES)]
-    model: TwoTowerConfig
+    model: TwoTowerConfig | None  # None: another library's
     scale: PositiveFloat  # of the model's logits
     bias: Finite | None  # None: it was trained without
     calibration_pairs: int  # how many pairs a scale and a bias are fitted to at most
     calibration_batch_size: int  # b of the sigmoid loss that they are fitted for
     fingerprint: dict[str, str]  # by what it is of: weights, tokenizer, decode, data
+    other: About | None = None  # another library's model
 
     def _check(self) -> None:
         if self.shards > entries.MAX_SHARDS:
@@ -68,13 +70,15 @@ class Plan(Checked):
                 f"shard_size = {self.shard_size} makes {self.shards} shards of {self.examples} "
                 f"examples; {entries.MAX_SHARDS} are allowed, so raise it."
             )
-        if not 1 <= self.model.width <= _MAX_WIDTH:
+        if (self.model is None) == (self.other is None):
+            raise ConfigError("Either a model or another library's model must be described.")
+        if not 1 <= self.width <= _MAX_WIDTH:
             raise ConfigError(f"The model's width must be 1 to {_MAX_WIDTH}.")
 
     @property
     def width(self) -> int:
         """Numbers in a row."""
-        return self.model.width
+        return self.other.width if self.model is None else self.model.width
 
     @property
     def row_bytes(self) -> int:

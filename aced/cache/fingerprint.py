@@ -19,7 +19,7 @@ from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from aced.parallel import rules
 
 # Probes for case, punctuation, entities, white space, scripts, emoji and length.
-_PROBE = (
+PROBE = (
     "A photo of a Red CIRCLE, on the left!",
     "café &amp; naïve Übergröße",
     "  many\t spaces\n and lines  ",
@@ -65,7 +65,7 @@ def of_tokenizer(config: TokenizerConfig) -> str:
     Raises:
         ConfigError: the file is missing or unreadable.
     """
-    digest = hashlib.sha256(get_tokenizer(config)(_PROBE).tobytes())
+    digest = hashlib.sha256(get_tokenizer(config)(PROBE).tobytes())
     if config.path:
         digest.update(pathlib.Path(config.path).read_bytes())
     return digest.hexdigest()

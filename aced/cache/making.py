@@ -5,6 +5,7 @@ when its summary exists, which is written last. Incomplete shards are made again
 example, so that a killed and resumed pass gives the same bytes.
 """
 
+import abc
 import collections
 import dataclasses
 import functools
@@ -21,10 +22,11 @@ from jaxtyping import Float, Int, PyTree
 
 from aced.cache import calibration, description, entries, precision
 from aced.cache.description import COMPLETE, PLAN, Description, Plan, Shard
+from aced.cache.libraries import LibraryModel
 from aced.cache.reader import Cache
 from aced.config import ConfigError
 from aced.data.batch_spec import View
-from aced.data.complete import Complete, complete_batches
+from aced.data.complete import Complete, OwnView, complete_batches
 from aced.data.records import Source
 from aced.data.sources import DataConfig
 from aced.files import ownership
@@ -95,8 +97,8 @@ def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
     return incomplete
 
 
-class Maker:
-    """Embeds the examples of shards, all devices together, and writes them."""
+class Maker(abc.ABC):
+    """Embeds the examples of shards, batch by batch, and writes them."""
 
     def __init__(
         self,
@@ -104,25 +106,16 @@ class Maker:
         folder: pathlib.Path,
         source: Source,
         data: DataConfig,
-        params: PyTree,
+        view: View | OwnView,
         mesh: Mesh,
         batch_size: int,
     ):
-        """Compiles the model, whose parameters are on `mesh`, for a cache that `begin` began."""
+        """Prepares for a cache that `begin` began; `view` is the model's of an example."""
         self._plan, self._folder = plan, folder
-        self._source, self._data = source, data
-        self._params, self._mesh, self._batch_size = params, mesh, batch_size
+        self._source, self._data, self._view = source, data, view
+        self._mesh, self._batch_size = mesh, batch_size
         self._rows = len(meshes.local_rows(mesh, batch_size))
-        self._part = batch_size // meshes.example_shards(mesh)  # examples per device
         self._readers = meshes.readers(mesh)
-        tower = TwoTower(plan.model)
-        self._embed = {
-            name: jax.jit(
-                functools.partial(_apply, tower, f"encode_{name}"),
-                out_shardings=meshes.by_example(mesh),
-            )
-            for name in description.TOWERS[plan.towers]
-        }
 
     def run(
         self,
@@ -149,7 +142,7 @@ class Maker:
         total = steps * len(waves)
         batches = complete_batches(
             self._source,
-            View.of(self._plan.model),
+            self._view,
             index_of,
             count=total * self._rows,
             batch_size=self._rows,
@@ -205,6 +198,41 @@ class Maker:
         while running:
             yield self._finish(*running.popleft())
 
+    @abc.abstractmethod
+    def _start(self, batch: Complete) -> Any:
+        """Begins to embed a batch."""
+
+    @abc.abstractmethod
+    def _finish(self, batch: Complete, running: Any) -> tuple[Complete, tuple]:
+        """Waits for `_start`; returns zimg [n d] and the ztxt [k d] of each example, or Nones."""
+
+
+class ModelMaker(Maker):
+    """Embeds with a model of ours, on all devices together."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: pathlib.Path,
+        source: Source,
+        data: DataConfig,
+        params: PyTree,
+        mesh: Mesh,
+        batch_size: int,
+    ):
+        """Compiles the model, whose parameters are on `mesh`."""
+        super().__init__(plan, folder, source, data, View.of(plan.model), mesh, batch_size)
+        self._params = params
+        self._part = batch_size // meshes.example_shards(mesh)  # examples per device
+        tower = TwoTower(plan.model)
+        self._embed = {
+            name: jax.jit(
+                functools.partial(_apply, tower, f"encode_{name}"),
+                out_shardings=meshes.by_example(mesh),
+            )
+            for name in description.TOWERS[plan.towers]
+        }
+
     def _start(self, batch: Complete) -> dict[str, list[jax.Array]]:
         """Sends a batch to the devices; texts go in rounds of as many texts as examples."""
         inputs: dict[str, list[np.ndarray]] = {"image": [batch.image]}
@@ -228,7 +256,6 @@ class Maker:
     def _finish(
         self, batch: Complete, running: dict[str, list[jax.Array]]
     ) -> tuple[Complete, tuple]:
-        """Waits for `_start`; returns zimg [n d] and the ztxt [k d] of each example, or Nones."""
         zimg, ztxt = None, None
         if "image" in running:
             (zimg,) = (meshes.local_batch(x) for x in running["image"])
@@ -246,6 +273,41 @@ class Maker:
         """The captions of the examples of each device."""
         starts = range(0, self._rows, self._part)
         return [batch.texts[start : start + self._part] for start in starts]
+
+
+class LibraryMaker(Maker):
+    """Embeds with another library's model, in each process for itself."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: pathlib.Path,
+        source: Source,
+        data: DataConfig,
+        model: LibraryModel,
+        mesh: Mesh,
+        batch_size: int,
+    ):
+        """Takes a loaded model."""
+        view = OwnView(model.pixels, model.tokens)
+        super().__init__(plan, folder, source, data, view, mesh, batch_size)
+        self._model = model
+
+    def _start(self, batch: Complete) -> tuple:
+        zimg, ztxt, towers = None, None, description.TOWERS[self._plan.towers]
+        if "image" in towers:
+            zimg = self._model.embed("image", batch.image)
+        if "text" in towers:
+            ids = np.concatenate(batch.texts)
+            rounds = range(0, len(ids), self._rows)
+            rows = [self._model.embed("text", ids[i : i + self._rows]) for i in rounds]
+            rows.append(np.zeros((0, self._plan.width), np.float32))
+            ends = np.cumsum([len(texts) for texts in batch.texts])
+            ztxt = np.split(np.concatenate(rows), ends[:-1])
+        return zimg, ztxt
+
+    def _finish(self, batch: Complete, running: tuple) -> tuple[Complete, tuple]:
+        return batch, running
 
 
 class _OpenShard:

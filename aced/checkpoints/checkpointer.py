@@ -369,6 +369,26 @@ def load_params(
             other names or shapes.
     """
     folder = _folder(workdir)
+    step = chosen_step(workdir, which, best_metric, best_mode)
+    try:
+        return _loaded(folder / str(step), abstract, key, part)
+    except DamagedError as error:
+        others = [other for other in _complete_steps(folder) if other != step]
+        raise CheckpointError(
+            f"{error} Start the run of {workdir} again, which moves it aside and goes on from the "
+            f"newest whole one (there are also {others or 'no others'}), or bring it back from a "
+            "copy."
+        ) from error
+
+
+def chosen_step(
+    workdir: epath.PathLike,
+    which: Literal["last", "best"] | int,
+    best_metric: str | None = None,
+    best_mode: Literal["max", "min"] | None = None,
+) -> int:
+    """The step of the checkpoint that `load_params` reads; arguments and errors as there."""
+    folder = _folder(workdir)
     steps = _complete_steps(folder)
     if not steps:
         raise CheckpointError(
@@ -381,15 +401,7 @@ def load_params(
         step = steps[-1] if which == "last" else which
     if step not in steps:
         raise CheckpointError(f"{folder} has no checkpoint {which!r}, only {steps}.")
-    try:
-        return _loaded(folder / str(step), abstract, key, part)
-    except DamagedError as error:
-        others = [other for other in steps if other != step]
-        raise CheckpointError(
-            f"{error} Start the run of {workdir} again, which moves it aside and goes on from the "
-            f"newest whole one (there are also {others or 'no others'}), or bring it back from a "
-            "copy."
-        ) from error
+    return step
 
 
 def _loaded(path: epath.Path, abstract: PyTree | None, key: str, part: str | None) -> PyTree:

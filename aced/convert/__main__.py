@@ -1,25 +1,28 @@
-"""Converts models from and to transformers, open_clip and big_vision: `python -m aced.convert ...`.
+"""Converts models from and to other libraries: `python -m aced.convert ...`.
 
     python -m aced.convert --source=google/siglip-base-patch16-224 --out=models/siglip --to=aced
     python -m aced.convert --source=runs/small --out=exports/small --to=huggingface
     python -m aced.convert --source=siglip.npz --model=settings.json --out=models/s --to=aced
+    python -m aced.convert --source=runs/small --out=exports/onnx --to=onnx
 
 The format of the source is detected: the workdir of a run, our model folder (written by --to=aced,
 and used as reference, teacher or starting point), a folder of transformers (SigLIP, SigLIP 2 of
 fixed resolution, CLIP) or open_clip, a big_vision .npz, or the name of a model on the Hugging Face
-hub. Preprocessing and tokenizer are converted, too. Weights are safetensors or plain arrays;
+hub. Preprocessing and tokenizer are converted, too. Every output but --to=aced and big_vision has a
+model card; StableHLO and ONNX are compared with the model. Weights are safetensors or plain arrays;
 nothing is unpickled. The output is written atomically.
 """
 
+import textwrap
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from aced import command, command_line, flag_settings
-from aced.convert import big_vision
+from aced.convert import big_vision, card
 from aced.convert.command import ConvertConfig, Converted, convert
-from aced.models.saved import flat
+from aced.models.saved import Model, flat
 from aced.models.vit import ImageConfig
 
 
@@ -45,7 +48,7 @@ def summary(converted: Converted, config: ConvertConfig) -> str:
         *(f"  differs    {note}" for note in converted.notes),
         f"{config.out}: written for {config.to}",
     ]
-    return "\n".join([*lines, f"Next: {_next(config, settings.init_bias is not None)}"])
+    return "\n".join([*lines, f"Next: {_next(config, model)}"])
 
 
 def _image_tower(image: ImageConfig) -> str:
@@ -61,29 +64,14 @@ def _tower(tower: Any) -> str:
     return f"width {dims.width}, depth {dims.depth}, mlp {dims.mlp}, {dims.heads} heads"
 
 
-_TRANSFORMERS = """
-    from PIL import Image
-    from transformers import AutoModel, AutoProcessor
-    model, processor = (x.from_pretrained({out!r}) for x in (AutoModel, AutoProcessor))
-    inputs = processor(images=Image.open("picture.jpg"), text=["a cat", "a dog"],
-                       padding="max_length", truncation=True, return_tensors="pt")
-    print(model(**inputs).logits_per_image.{activation})"""
-_OPEN_CLIP = """
-    import open_clip
-    model, pictures = open_clip.create_model_from_pretrained({name!r})
-    tokenizer = open_clip.get_tokenizer({name!r})"""
-
-
-def _next(config: ConvertConfig, sigmoid: bool) -> str:
+def _next(config: ConvertConfig, model: Model) -> str:
     """The command or code that uses the output."""
     out = config.out
-    activation = "sigmoid()" if sigmoid else "softmax(-1)"
-    return {
-        "aced": f"python -m aced.main --config=configs/small.py:reference={out},data=...",
-        "huggingface": _TRANSFORMERS.format(out=out, activation=activation),
-        "open_clip": _OPEN_CLIP.format(name=f"local-dir:{out}"),
-        "big_vision": f"model.load(..., init_file='{out}/{big_vision.WEIGHTS}') in big_vision",
-    }[config.to]
+    if config.to == "aced":
+        return f"python -m aced.main --config=configs/small.py:reference={out},data=..."
+    if config.to == "big_vision":
+        return f"model.load(..., init_file='{out}/{big_vision.WEIGHTS}') in big_vision"
+    return textwrap.indent(card.usage(model, config.to, out), "    ")
 
 
 def main(argv: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Reads a model in one format and writes it in another."""
 
 import dataclasses
+import functools
 import pathlib
 import secrets
 import shutil
@@ -10,21 +11,33 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
-from aced.bounds import NonEmpty
+from aced.bounds import NonEmpty, NonNegativeInt
 from aced.checkpoints import checkpointer, record
 from aced.config import ConfigError, expand
-from aced.convert import big_vision, hub, huggingface, open_clip, open_clip_write
+from aced.convert import (
+    big_vision,
+    card,
+    hub,
+    huggingface,
+    onnx,
+    open_clip,
+    open_clip_write,
+    serving,
+    stablehlo,
+)
 from aced.files import storage
 from aced.flag_settings import FlagSettings, setting
 from aced.methods.frozen import trained_model
 from aced.models import layouts, model_folder, tensors
 from aced.models.saved import TOKENIZER_FILES, InteropError, Model
 
+_RUN = "a run"  # description of that kind of source
 _MARKS = (
     model_folder.FILE,
     layouts.TRANSFORMERS_CONFIG,
     layouts.OPEN_CLIP_CONFIG,
     big_vision.WEIGHTS,
+    serving.FILE,
 )
 
 
@@ -34,7 +47,7 @@ class ConvertConfig(FlagSettings):
 
     source: NonEmpty = setting("", "Folder, .npz file, gs:// run, or owner/name on the hub.")
     out: NonEmpty = setting("", "Folder to make.")
-    to: Literal["aced", "huggingface", "open_clip", "big_vision"] = setting(
+    to: Literal["aced", "huggingface", "open_clip", "big_vision", "stablehlo", "onnx"] = setting(
         "", "Format to write: aced is the model folder that a run's .checkpoint takes."
     )
     which: Literal["last", "best"] = setting("last", "Of a run: which of its checkpoints.")
@@ -48,6 +61,20 @@ class ConvertConfig(FlagSettings):
         "", "Of an .npz: a sentencepiece .model or tokenizer.json, if not as --model has it."
     )
     revision: str = setting("", "Of a model on the hub: branch, tag or commit.")
+    quick_gelu: bool = setting(
+        False,
+        "Of an open_clip model: it was trained with QuickGELU (OpenAI's, DFN and MetaCLIP were), "
+        "and its config does not record that.",
+    )
+    text_length: NonNegativeInt = setting(
+        huggingface.PIPELINE_LENGTH,
+        "To huggingface, of a SigLIP that reads fewer ids: positions are added that it does not "
+        "look at, so that pipeline() of transformers, which pads to 64, can run it. 0: none, the "
+        "weights stay as they are.",
+    )
+    license: str = setting(
+        "", "Of the weights, for the model card: an identifier of the hub, such as apache-2.0."
+    )
     overwrite: bool = setting(False, "Replace an earlier output at --out, once all went well.")
 
     def _check(self) -> None:
@@ -61,6 +88,11 @@ class ConvertConfig(FlagSettings):
         if not self.source.endswith(".npz") and (self.model or self.tokenizer):
             raise ConfigError(
                 "--model and --tokenizer are for .npz files; this source says itself."
+            )
+        if self.license and self.to not in card.LIBRARIES:
+            raise ConfigError(
+                f"--license is for model cards, which --to={self.to} does not write; the formats "
+                f"with one are {', '.join(card.LIBRARIES)}."
             )
 
 
@@ -87,15 +119,19 @@ def convert(config: ConvertConfig) -> Converted:
     kind, model = read(config)
     write: Callable[[Model, pathlib.Path], list[str] | None] = {
         "aced": model_folder.write,
-        "huggingface": huggingface.write,
+        "huggingface": functools.partial(huggingface.write, text_length=config.text_length),
         "open_clip": open_clip_write.write,
         "big_vision": big_vision.write,
+        "stablehlo": stablehlo.write,
+        "onnx": onnx.write,
     }[config.to]
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
         notes = write(model, partial) or []
+        if config.to in card.LIBRARIES:
+            (partial / card.FILE).write_text(_card(config, kind, model, notes), encoding="utf-8")
         if out.exists():
             old = partial.with_name(f"{partial.name}.old")
             out.rename(old)
@@ -121,13 +157,18 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
                 f"{source} has no {checkpointer.FOLDER}/, so it is no run, and only runs are "
                 "read from object stores; correct it, or copy the model."
             )
-        return "a run", _read_run(config, source)
+        return _RUN, _read_run(config, source)
     path = pathlib.Path(expand(source))
     if not path.exists() and layouts.is_hub_name(source):
         path = hub.download(source, config.revision)
     if (path / checkpointer.FOLDER).is_dir():
-        return "a run", _read_run(config, str(path))
+        return _RUN, _read_run(config, str(path))
     layout = layouts.layout(path)
+    if config.quick_gelu and layout != "open_clip":
+        raise ConfigError(
+            f"--quick_gelu is for models in open_clip's layout, and {source} is in another; leave "
+            "it out."
+        )
     if layout == "big_vision":
         return "big_vision's .npz", big_vision.read(path, config.model, config.tokenizer, source)
     if path.is_file():
@@ -141,12 +182,28 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
     if layout == "transformers":
         return "transformers' layout", huggingface.read(path, source)
     if layout == "open_clip":
-        return "open_clip's layout", open_clip.read(path, source)
+        return "open_clip's layout", open_clip.read(path, source, config.quick_gelu)
     tensors.refuse_pickles((file.name for file in path.iterdir()), source)
     raise InteropError(
         f"{source} is nothing that can be read: it has neither {model_folder.FILE} (ours), nor "
         f"{record.FILE} with {checkpointer.FOLDER}/ (a run), nor {layouts.TRANSFORMERS_CONFIG} "
         f"(transformers), nor {layouts.OPEN_CLIP_CONFIG} (open_clip)."
+    )
+
+
+def _card(config: ConvertConfig, kind: str, model: Model, notes: list[str]) -> str:
+    run = None
+    if kind == _RUN:
+        folder = str(epath.Path(expand(config.source)))
+        run = card.training(folder, config.which, config.parameters)
+    return card.text(
+        model,
+        config.to,
+        name=pathlib.PurePath(config.out).name,
+        license=config.license,
+        base_model="" if pathlib.Path(expand(config.source)).exists() or run else config.source,
+        run=run,
+        notes=notes,
     )
 
 

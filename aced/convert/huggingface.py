@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from aced.config import ConfigError
-from aced.convert import preprocessor, tables, tokenizer_read, tokenizer_write
+from aced.convert import positions, preprocessor, tables, tokenizer_read, tokenizer_write
 from aced.convert.tables import Pair, convolution, fused, linear, norm, same, transposed, with_axes
 from aced.models import tensors
 from aced.models.layouts import TRANSFORMERS_CONFIG as CONFIG
@@ -18,7 +18,7 @@ from aced.models.vit import ImageConfig
 
 WEIGHTS = "model.safetensors"
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
-_PIPELINE_LENGTH = 64  # of pipeline("zero-shot-image-classification") for every SigLIP
+PIPELINE_LENGTH = 64  # of pipeline("zero-shot-image-classification") for every SigLIP
 _LEGACY_EOS = 2  # of CLIP checkpoints before 2023, which pool at the highest id
 # Defaults of transformers' classes for settings that config.json leaves out.
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -226,11 +226,17 @@ def _tower_table(ours: str, theirs: str, final_norm: str) -> list[Pair]:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def write(model: Model, folder: pathlib.Path) -> list[str]:
+def write(model: Model, folder: pathlib.Path, text_length: int = 0) -> list[str]:
     """Writes `model` into the empty `folder`, as SiglipModel or CLIPModel.
 
+    Args:
+        model: the model.
+        folder: the empty folder.
+        text_length: ids of a text of a SiglipModel, if the tokenizer gives fewer; see `positions`.
+            0: as the tokenizer gives.
+
     Returns:
-        Notes on differences in preprocessing; the weights are the same.
+        Notes on differences in preprocessing; the weights are the same without `text_length`.
 
     Raises:
         InteropError: neither class can express the model; the message names the settings.
@@ -241,7 +247,15 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
         {"image.architecture must be 'vit'": config.image.architecture != "vit"},
     )
     siglip = _is_siglip(config)
-    written = tokenizer_write.files(model)
+    own, unread, notes = config.tokenizer.length, 0, []
+    if siglip and config.tokenizer.eos and own < text_length:
+        model, unread = positions.extend(model, text_length), text_length - own
+        config = model.config
+        notes.append(
+            f"{unread} text positions were added that the model does not look at, so that "
+            "transformers' pipelines can run it; embeddings are the same up to rounding"
+        )
+    written = tokenizer_write.files(model, unread)
     params: Params = model.params | {"text": model.params["text"] | {}}
     params["text"]["token"] = tokenizer_write.padded_table(model, written)
     weights = tables.to_tensors(_table(config), params, config)
@@ -280,8 +294,8 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
         (folder / name).write_bytes(content)
     settings = {**written.settings, "processor_class": processor}
     tensors.write_json(folder / "tokenizer_config.json", settings)
-    notes = [*written.notes, *preprocessor.write(config, folder, processor)]
-    if siglip and config.tokenizer.length != _PIPELINE_LENGTH:
+    notes += [*written.notes, *preprocessor.write(config, folder, processor)]
+    if siglip and config.tokenizer.length != PIPELINE_LENGTH:
         notes.append(
             "transformers' pipelines pad texts for a SigLIP to 64 ids; with this one, of "
             f"{config.tokenizer.length}, use AutoModel and AutoProcessor"

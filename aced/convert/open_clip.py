@@ -68,12 +68,13 @@ _FIXED: dict[str, Any] = {
 }
 
 
-def read(folder: pathlib.Path, source: str) -> Model:
+def read(folder: pathlib.Path, source: str, quick_gelu: bool = False) -> Model:
     """Returns the model in `folder`.
 
     Args:
         folder: the folder of the model.
         source: name of the source in errors and in the model's record.
+        quick_gelu: whether it was trained with QuickGELU, if the config does not record that.
 
     Raises:
         InteropError: a file is missing or broken, or our models cannot express it.
@@ -91,7 +92,11 @@ def read(folder: pathlib.Path, source: str) -> Model:
             f"{source}: vision_cfg.pool_type = {vision['pool_type']!r}; of open_clip's own towers "
             "those that pool at the class token ('tok') can be read."
         )
-    quick = bool(model.get("quick_gelu", False))
+    if quick_gelu and model.get("quick_gelu") is False:
+        raise InteropError(
+            f"{source}: {CONFIG} records quick_gelu = false; leave --quick_gelu out."
+        )
+    quick = quick_gelu or bool(model.get("quick_gelu", False))
     embed_dim = read_config_value(model, "embed_dim", int, f"{source}: model_cfg")
     weights = tensors.read_safetensors(folder, (WEIGHTS, *_OTHER_WEIGHTS))
     tokenizer, content = _tokenizer(folder, text, source)

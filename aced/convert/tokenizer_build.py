@@ -69,16 +69,30 @@ def build(config: TokenizerConfig, content: bytes) -> tokenizers.Tokenizer:
     return model
 
 
-def end_texts(model: tokenizers.Tokenizer, eos_id: int) -> None:
-    """Makes `model` end every text with `eos_id`, unless it does so already."""
+def end_texts(
+    model: tokenizers.Tokenizer, eos_id: int, *, pad_id: int = 0, unread: int = 0
+) -> None:
+    """Makes `model` end every text with `eos_id`, unless it does so already.
+
+    Args:
+        model: the tokenizer to change.
+        eos_id: the end-of-text id.
+        pad_id: the padding id.
+        unread: number of positions before the last that the text tower does not look at
+            (`positions.extend`). Padding and a second end of text take their places, so that a text
+            is cut where it was before, and one that was cut has its end of text at the last one.
+    """
     ids = model.encode("").ids
     if ids and ids[-1] == eos_id:
-        return
+        if not unread:
+            return
+        ids = ids[:-1]
     before = [model.id_to_token(i) for i in ids]
-    eos = model.id_to_token(eos_id)
-    special = [(token, model.token_to_id(token)) for token in {*before, eos}]
+    eos, pad = model.id_to_token(eos_id), model.id_to_token(pad_id)
+    after = [eos, *[pad] * (unread - 1), eos] if unread else [eos]
+    special = [(token, model.token_to_id(token)) for token in {*before, *after}]
     model.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", eos], special_tokens=special
+        single=[*before, "$A", *after], special_tokens=special
     )
 
 

@@ -42,8 +42,12 @@ def opened(model: Model) -> Tokenizer:
         return Tokenizer(dataclasses.replace(config, path=str(file)))
 
 
-def files(model: Model) -> TokenizerFiles:
+def files(model: Model, unread: int = 0) -> TokenizerFiles:
     """Returns the files for the tokenizer of `model`.
+
+    Args:
+        model: the model.
+        unread: number of positions before the last that its text tower does not look at.
 
     Raises:
         InteropError: the tokenizer cannot be converted.
@@ -58,9 +62,10 @@ def files(model: Model) -> TokenizerFiles:
     if not model.config.text.causal:
         # Masking padding would change the text tower's input.
         settings["model_input_names"] = ["input_ids"]
-    if _is_siglip_tokenizer(model):
+    # SiglipTokenizer cuts texts at the last position alone: padding must be like an end of text.
+    if _is_siglip_tokenizer(model) and (not unread or ours.pad_id == ours.eos_id):
         return _siglip(model, ours, settings)
-    return _fast(model, ours, settings)
+    return _fast(model, ours, settings, unread)
 
 
 def padded_table(model: Model, written: TokenizerFiles) -> np.ndarray:
@@ -95,7 +100,7 @@ def _siglip(model: Model, ours: Tokenizer, settings: dict[str, Any]) -> Tokenize
     return TokenizerFiles({"spiece.model": model.tokenizer}, settings, ours.eos_id, ours.pad_id)
 
 
-def _fast(model: Model, ours: Tokenizer, settings: dict[str, Any]) -> TokenizerFiles:
+def _fast(model: Model, ours: Tokenizer, settings: dict[str, Any], unread: int) -> TokenizerFiles:
     config, text = model.config.tokenizer, model.config.text
     fast = tokenizer_build.build(config, model.tokenizer)
     notes = []
@@ -104,8 +109,6 @@ def _fast(model: Model, ours: Tokenizer, settings: dict[str, Any]) -> TokenizerF
             "ftfy is no part of transformers: quotes, ligatures, full-width letters, control "
             "characters and the common HTML entities are mended there, broken encodings are not"
         )
-    if config.eos:
-        tokenizer_build.end_texts(fast, ours.eos_id)
     eos = None if ours.eos_id is None else fast.id_to_token(ours.eos_id)
     pad_id, pad_like = ours.pad_id, None
     pad = fast.id_to_token(pad_id)
@@ -119,6 +122,8 @@ def _fast(model: Model, ours: Tokenizer, settings: dict[str, Any]) -> TokenizerF
             notes.append(
                 f"padding is token {pad_id}, {_PAD}, a copy of {pad_like}, which is a word's, too"
             )
+    if config.eos:
+        tokenizer_build.end_texts(fast, ours.eos_id, pad_id=pad_id, unread=unread)
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": pad}
     if eos is not None:
         settings["eos_token"] = eos

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from aced.data.batch_spec import View
 from aced.data.images.filters import FilterConfig
+from aced.data.images.pictures import WHOLE, Look, Transform
+from aced.data.images.transforms import ResizeConfig
 from aced.data.pipeline import Batches
 from aced.data.reader import Example, InputCounters, Reader
 from aced.data.records import Source
@@ -21,14 +23,31 @@ class Complete:
     """A batch of n examples; rows without an example are zeros."""
 
     ids: Int[np.ndarray, " n"]  # -1 where no example was asked for
-    image: UInt8[np.ndarray, "n h w 3"]
-    texts: tuple[Int[np.ndarray, "_ l"], ...]  # of each example its captions, any number
+    image: UInt8[np.ndarray, "n h w 3"] | Float[np.ndarray, "n 3 h w"]  # floats of an `OwnView`
+    texts: tuple[Int[np.ndarray, "_ *l"], ...]  # of each example its captions, any number
     reasons: tuple[str | None, ...]  # why an example that was asked for is not there
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnView:
+    """The view of a model with a transform and a tokenizer of its own."""
+
+    transform: Transform  # of the full picture
+    tokenize: Callable[[Sequence[str]], Int[np.ndarray, "n *l"]]
+
+    @property
+    def look(self) -> Look:
+        """The full picture, transformed."""
+        return Look(WHOLE, ResizeConfig(), transform=self.transform)
+
+    def blank(self) -> Float[np.ndarray, "3 r s"]:
+        """The input of a row without an example."""
+        return np.zeros_like(self.transform(np.zeros((64, 64, 3), np.uint8)))
 
 
 def complete_batches(
     source: Source,
-    view: View,
+    view: View | OwnView,
     index_of: Callable[[int], int],
     *,
     count: int,
@@ -40,7 +59,7 @@ def complete_batches(
 
     Args:
         source: the examples.
-        view: resolution and tokenizer of the model.
+        view: resolution and tokenizer of the model, or its own transform and tokenizer.
         index_of: the example of a row, or -1 for none.
         count: number of rows; a multiple of `batch_size`.
         batch_size: n.
@@ -53,18 +72,22 @@ def complete_batches(
     config = dataclasses.replace(config, filters=FilterConfig())
     looks = [view.look] if "image" in towers else []
     reader = Reader(source, config, InputCounters(), looks)
-    tokenizer = get_tokenizer(view.tokenizer)
-    side = view.resolution if looks else 0
-    blank = np.zeros((side, side, 3), np.uint8)
+    if isinstance(view, OwnView):
+        tokenize, no_texts = view.tokenize, view.tokenize([""])[:0]
+        blank = view.blank() if looks else np.zeros((3, 0, 0), np.float32)
+    else:
+        tokenize = get_tokenizer(view.tokenizer)
+        no_texts, side = tokenize(()), view.resolution if looks else 0
+        blank = np.zeros((side, side, 3), np.uint8)
 
     def row(k: int) -> dict[str, Any]:
         index = index_of(k)
         example = reader.read(index, "text" in towers) if index >= 0 else None
         if isinstance(example, Example):
             (image,) = example.images or [blank]
-            texts = tokenizer(example.texts if "text" in towers else ())
+            texts = tokenize(example.texts) if "text" in towers else no_texts
             return {"id": index, "image": image, "texts": texts, "reason": None}
-        return {"id": index, "image": blank, "texts": tokenizer(()), "reason": example}
+        return {"id": index, "image": blank, "texts": no_texts, "reason": example}
 
     def stack(rows: Sequence[dict[str, Any]]) -> Complete:
         return Complete(

@@ -43,7 +43,7 @@ class Stream:
             shapes["given"] = (), jnp.int32
         for prefix, item in self.caches.items():
             for tower in self.towers:
-                shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.model.width,), jnp.float32
+                shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.width,), jnp.float32
         return shapes
 
     def check(self, source: Source) -> None:

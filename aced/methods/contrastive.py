@@ -53,12 +53,12 @@ class Contrastive(Method):
         self.distils_apart = self.distils and config.selects and config.distillation.batch == "iid"
         for name, item in config.frozen.items():
             key = frozen_key(name)
-            if item.model is None:
+            if item.model is None and not item.cache:
                 raise ConfigError(
                     f"The method needs the frozen model {name!r}; set {key}.checkpoint to the "
                     f"workdir of a finished run, or {key}.cache to its embeddings."
                 )
-            if name == REFERENCE:
+            if name == REFERENCE and not item.cache:
                 config.reference_scoring.check(item.model, "method.reference_scoring")
             if self._needs_bias(name):
                 item.check_bias(key)
@@ -146,7 +146,7 @@ class Contrastive(Method):
                 params["projections"][name] = distillation.init_projection(
                     jax.random.fold_in(projection_key, i),
                     self.config.model.width,
-                    self.config.frozen[name].model.width,
+                    self.config.frozen[name].width,
                 )
         return params
 

@@ -101,6 +101,13 @@ class DimeConfig(MethodConfig):
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "DimeConfig":
         """Returns the settings with the given frozen models, and the student to match."""
         teacher, sentences = frozen[TEACHER], frozen[SENTENCES]
+        for name, item in ((TEACHER, teacher), (SENTENCES, sentences)):
+            if item.model is None:
+                raise ConfigError(
+                    f"{self.key_of(name)}.cache = {item.cache!r} is of another library's model, "
+                    "but DIME-FM's student takes the teacher's text tower; convert the teacher "
+                    "with python -m aced.convert, and make the cache with that."
+                )
         return dataclasses.replace(
             self,
             model=student(self.model, teacher.model),

@@ -98,8 +98,8 @@ class FrozenConfig(TrainedConfig):
     def resolve(self, workdir: str, towers: Sequence[str] = ("image", "text")) -> "FrozenConfig":
         """Returns the config completed from its run, or from its cache of `towers`.
 
-        `checkpoint` and `cache` are expanded, and `model` is as it was trained. With a cache,
-        `scale` and `bias` default to those of the cache.
+        `checkpoint` and `cache` are expanded, and `model` is as it was trained; None for a cache of
+        another library's model. With a cache, `scale` and `bias` default to those of the cache.
 
         Raises:
             ConfigError: `checkpoint` holds no run or model.
@@ -129,9 +129,11 @@ class FrozenConfig(TrainedConfig):
             )
         if self.checkpoint and holds_model(own := self.folder(workdir)):
             description.refuse(folder, _other_model(trained_model(own), plan))
-        model = as_trained(self.model, plan.model, folder)
-        if plan.bias is None:
-            model = dataclasses.replace(model, init_bias=None)
+        model = None
+        if plan.model is not None:
+            model = as_trained(self.model, plan.model, folder)
+            if plan.bias is None:
+                model = dataclasses.replace(model, init_bias=None)
         return dataclasses.replace(
             self,
             checkpoint=self.folder(workdir) if self.checkpoint else "",
@@ -141,6 +143,13 @@ class FrozenConfig(TrainedConfig):
             bias=plan.bias if self.bias is None else self.bias,
         )
 
+    @property
+    def width(self) -> int:
+        """Channels of the embeddings of a resolved model or cache."""
+        if self.model is not None:
+            return self.model.width
+        return description.read_complete(self.cache).plan.width
+
     def logits(self, params: PyTree | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The configured scale and bias, or else those of `params` (None: a cached model)."""
         own = (None, jnp.float32(0)) if params is None else two_tower.logit_parameters(params)
@@ -149,7 +158,8 @@ class FrozenConfig(TrainedConfig):
 
     def check_bias(self, key: str) -> None:
         """Raises a ConfigError if the model has no logit bias, which the sigmoid loss needs."""
-        if self.bias is not None or self.model.init_bias is not None:
+        own = None if self.model is None else self.model.init_bias
+        if self.bias is not None or own is not None:
             return
         advice = "`python -m aced.cache` fits both to the data and prints them"
         if self.cache and description.is_complete(self.cache):
@@ -268,6 +278,8 @@ def check_same_model(
 
 def _other_model(model: ModelConfig, plan: description.Plan) -> list[str]:
     """The settings in which a cached model differs from `model`."""
+    if plan.model is None:
+        return [f"model: there {plan.other.library}'s {plan.other.name}; set .checkpoint to ''"]
     lines = _differences(model, plan.model, (*_FREE, "tokenizer.path"))
     if fingerprint.of_tokenizer(model.tokenizer) != plan.fingerprint["tokenizer"]:
         lines.append(f"tokenizer: {model.tokenizer.path or model.tokenizer.kind} has other ids")

@@ -197,7 +197,7 @@ class Swin(nn.Module):
         x = read_pixels(image, self.config, swin.patch)
         x = nn.Dense(stages[0].width, dtype=compute.dtype, name="patch")(x)
         x = transformer.layer_norm(swin.norm_eps, "norm_patch")(x).astype(compute.dtype)
-        x = x.reshape(len(x), stages[0].grid, stages[0].grid, -1)
+        x = x.reshape(x.shape[0], stages[0].grid, stages[0].grid, -1)
         for i, stage in enumerate(stages):
             x = Stage(swin, stage, compute, name=f"stage{i}")(x)
         x = transformer.layer_norm(swin.norm_eps, "norm")(x)

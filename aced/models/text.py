@@ -88,7 +88,7 @@ class TextTower(nn.Module):
         if config.pool == "last":
             x = x[:, -1]
         else:
-            x = x[jnp.arange(len(x)), jnp.argmax(text == config.eot_id, axis=1)]
+            x = x[jnp.arange(x.shape[0]), jnp.argmax(text == config.eot_id, axis=1)]
         x = transformer.layer_norm(config.norm_eps, "norm")(x)
         head = nn.Dense(
             self.embed_dim, use_bias=config.head_bias, dtype=self.compute.dtype, name="head"

@@ -111,7 +111,7 @@ class Attention(nn.Module):
     ) -> Float[Array, "b q d"]:
         """As `__call__`, with keys and values."""
         q = self._split(self.q(queries))
-        q = jnp.broadcast_to(q, (len(keys), *q.shape[1:]))
+        q = jnp.broadcast_to(q, (keys.shape[0], *q.shape[1:]))
         x = jax.nn.dot_product_attention(
             q,
             keys,

@@ -247,7 +247,7 @@ class ViT(nn.Module):
         x = patch(read_pixels(image, config, config.patch))
         if config.has_cls:
             cls = self.param("cls", nn.initializers.zeros, (width,)).astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, width)), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, width)), x], axis=1)
         return x + self._positions()
 
     def _positions(self) -> Array:

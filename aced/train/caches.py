@@ -1,4 +1,4 @@
-"""Embeds a data set with a frozen model of a run and stores the result in a cache.
+"""Embeds a data set with a frozen model of a run or of another library, and makes a cache of it.
 
 Used by `python -m aced.cache`, and by a run before its first step (`before_caches`).
 """
@@ -7,12 +7,14 @@ import contextlib
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
-from aced.cache import fingerprint, making
+from aced.cache import fingerprint, libraries, making
 from aced.cache.config import CacheConfig
 from aced.cache.description import COMPLETE, TOWERS, Description, Plan
 from aced.config import ConfigError
@@ -57,11 +59,9 @@ def make(
         SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
     """
     folder = cache.folder(workdir)
-    item = _model(settings.method, cache.model, workdir)
-    data = settings.method.data_of(cache.model, settings.data)
-    source = sources.open_source(data)
-    shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
-    plan = _plan(cache, settings.batch_size, item, source, data)
+    model = _model(settings, cache, mesh, workdir)
+    source = sources.open_source(model.data)
+    plan = _plan(cache, settings.batch_size, model, source)
     if (folder / COMPLETE).exists():  # a complete cache is only read, so needs no owner
         lock = contextlib.nullcontext()
     else:
@@ -71,12 +71,13 @@ def make(
         exit_code = None
         if missing:
             size = batch_size(settings, cache)
-            params = load_model(item, shapes)
-            maker = making.Maker(plan, folder, source, data, params, mesh, size)
+            maker = model.maker(plan, folder, source, model.data, model.load(), mesh, size)
+            # The cost of another library's model is not known; the estimate then leaves it out.
+            cost = size * flops_of_example(plan.model, cache.towers) if plan.model else 0
             line = functools.partial(
                 progress.Progress,
                 name=f"{cache.model}'s cache",
-                flops=size * flops_of_example(item.model, cache.towers),
+                flops=cost,
                 later_flops=later_flops,
             )
             exit_code = maker.run(missing, watchdog, line)
@@ -98,10 +99,47 @@ def flops_of_example(model: ModelConfig, towers: str) -> int:
     return flops.step_flops([], [(by_tower[name], 1) for name in TOWERS[towers]])
 
 
-def _model(method: MethodConfig, name: str, workdir: str) -> FrozenConfig:
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """What a cache needs of the model that is to embed, ours or another library's."""
+
+    data: sources.DataConfig
+    facts: dict[str, Any]  # fields of the plan
+    fingerprint: dict[str, str]
+    maker: type[making.Maker]
+    load: Callable[[], Any]  # the parameters on the devices, or the other library's model
+
+
+def _model(settings: TrainConfig, cache: CacheConfig, mesh: Mesh, workdir: str) -> _Model:
+    if (named := libraries.named(cache.model)) is not None:
+        theirs = libraries.load(*named)
+        facts = {"scale": theirs.scale, "bias": theirs.bias, "other": theirs.about, "model": None}
+        return _Model(settings.data, facts, theirs.fingerprint, making.LibraryMaker, lambda: theirs)
+    item = _frozen(settings.method, cache.model, workdir)
+    params = load_model(item, None)
+    temperature = {name: jnp.asarray(params[name]) for name in ("t", "bias") if name in params}
+    scale, bias = (float(x) for x in two_tower.logit_parameters(temperature))
+    bias = bias if "bias" in params else None
+    shapes = program.frozen_shapes(item.model, mesh, settings.mesh.rules)
+    return _Model(
+        settings.method.data_of(cache.model, settings.data),
+        {"scale": scale, "bias": bias, "model": item.model},
+        {
+            "weights": fingerprint.of_weights(params),
+            "tokenizer": fingerprint.of_tokenizer(item.model.tokenizer),
+        },
+        making.ModelMaker,
+        functools.partial(load_model, item, shapes),
+    )
+
+
+def _frozen(method: MethodConfig, name: str, workdir: str) -> FrozenConfig:
     models = method.named
     if name not in models:
-        raise ConfigError(f"--model={name} is no model of this config; it has: {sorted(models)}.")
+        raise ConfigError(
+            f"--model={name} is no model of this config; it has: {sorted(models)}. Models of other "
+            "libraries are given as open_clip:FOLDER or transformers:FOLDER."
+        )
     item = dataclasses.replace(models[name], cache="")
     if not item.checkpoint:
         raise ConfigError(
@@ -110,29 +148,14 @@ def _model(method: MethodConfig, name: str, workdir: str) -> FrozenConfig:
     return item.resolve(workdir)
 
 
-def _plan(
-    cache: CacheConfig,
-    batch_size: int,
-    item: FrozenConfig,
-    source: sources.Source,
-    data: sources.DataConfig,
-) -> Plan:
-    params = load_model(item, None)
-    temperature = {name: jnp.asarray(params[name]) for name in ("t", "bias") if name in params}
-    scale, bias = (float(x) for x in two_tower.logit_parameters(temperature))
+def _plan(cache: CacheConfig, batch_size: int, model: _Model, source: sources.Source) -> Plan:
     return Plan(
         examples=len(source),
         towers=cache.towers,
         precision=cache.precision,
         shard_size=cache.shard_size,
-        model=item.model,
-        scale=scale,
-        bias=bias if "bias" in params else None,
         calibration_pairs=cache.calibration_pairs,
         calibration_batch_size=batch_size,
-        fingerprint=fingerprint.of_inputs(source, data)
-        | {
-            "weights": fingerprint.of_weights(params),
-            "tokenizer": fingerprint.of_tokenizer(item.model.tokenizer),
-        },
+        fingerprint=fingerprint.of_inputs(source, model.data) | model.fingerprint,
+        **model.facts,
     )

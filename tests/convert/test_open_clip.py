@@ -243,6 +243,22 @@ def test_models_that_ours_are_not(part, changes, message, tmp_path):
         open_clip.read(tmp_path, "it")
 
 
+def test_quick_gelu_where_the_config_does_not_record_it(tmp_path):
+    folder = source("quick")[0]
+    about = json.loads((folder / open_clip.CONFIG).read_text())
+    recorded = about["model_cfg"].pop("quick_gelu")
+    (tmp_path / open_clip.WEIGHTS).write_bytes((folder / open_clip.WEIGHTS).read_bytes())
+    file = tmp_path / open_clip.CONFIG
+    file.write_text(json.dumps(about))
+    assert recorded
+    assert open_clip.read(tmp_path, "it").config.image.activation == "gelu"
+    assert open_clip.read(tmp_path, "it", quick_gelu=True).config == read("quick").config
+    about["model_cfg"]["quick_gelu"] = False
+    file.write_text(json.dumps(about))
+    with pytest.raises(InteropError, match="records quick_gelu = false; leave --quick_gelu out"):
+        open_clip.read(tmp_path, "it", quick_gelu=True)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

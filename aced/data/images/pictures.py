@@ -1,10 +1,11 @@
 """Converts a record's pictures to the pixels that each model sees."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from aced.data.images.decode import DecodeError, Picture, decode, load, picture_size
 from aced.data.images.fast_resize import resize_fast
@@ -13,6 +14,8 @@ from aced.data.images.transforms import ResizeConfig, resize
 PictureName = Literal["image", "second"]  # of a record's pictures
 Decoder = Literal["exact", "fast"]
 Cut = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h2 w2 3"]]
+Transform = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "3 r s"]]
+WHOLE = sys.maxsize  # resolution of a look at the full picture, without thumbnail or scaled JPEG
 
 
 class Look(NamedTuple):
@@ -21,6 +24,7 @@ class Look(NamedTuple):
     resolution: int  # pixels a side
     resize: ResizeConfig  # how the picture gets it
     picture: PictureName = "image"
+    transform: Transform | None = None  # another library's, of the full picture, in place of resize
 
 
 class Viewer:
@@ -53,8 +57,8 @@ class Viewer:
 
     def __call__(
         self, record: Mapping[str, Any], cut: Cut | None = None
-    ) -> list[UInt8[np.ndarray, "r r 3"]]:
-        """The pixels of each look.
+    ) -> list[UInt8[np.ndarray, "r r 3"] | Float[np.ndarray, "3 r s"]]:
+        """The pixels of each look, or what its transform makes of them.
 
         Args:
             record: `image`, encoded or as a uint8 array [h w 3]; optionally `thumbnail`, encoded,
@@ -76,7 +80,7 @@ class Viewer:
                     seen[i] = self._resize(picture, look)
             elif not isinstance(image, bytes):
                 for i, look in looks:
-                    seen[i] = resize(image, look.resolution, look.resize)
+                    seen[i] = _exact(image, look)
             elif self._thumbnails and name == "image" and (small := record.get("thumbnail")):
                 side = min(_thumbnail_size(small))
                 self._decode(small, [item for item in looks if item[1].resolution <= side], seen)
@@ -94,10 +98,15 @@ class Viewer:
                 seen[i] = self._resize(picture, look)
 
     def _resize(self, picture: Picture, look: Look) -> np.ndarray:
-        if self._fast:
+        if self._fast and look.transform is None:
             return resize_fast(picture, look.resolution, look.resize)
-        pixels = np.ascontiguousarray(picture.upright(picture.pixels))
-        return resize(pixels, look.resolution, look.resize)
+        return _exact(np.ascontiguousarray(picture.upright(picture.pixels)), look)
+
+
+def _exact(pixels: UInt8[np.ndarray, "h w 3"], look: Look) -> np.ndarray:
+    if look.transform is not None:
+        return look.transform(pixels)
+    return resize(pixels, look.resolution, look.resize)
 
 
 def _thumbnail_size(data: bytes) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from aced.data.batch_spec import View
 from aced.data.images.decode import DecodeError, decode
-from aced.data.images.pictures import Look, Viewer
+from aced.data.images.pictures import WHOLE, Look, Viewer
 from aced.data.images.transforms import ResizeConfig, resize
 from aced.data.pipeline import InputCounters, eval_batches, train_batches
 from aced.data.sources import DataConfig
@@ -75,6 +75,22 @@ def test_thumbnails_are_used_if_large_enough(decoder):
     assert means == [50, 50, 200]
     means = [round(image.mean()) for image in Viewer(looks, decoder, 10**6, False)(record)]
     assert means == [200, 200, 200]
+
+
+@pytest.mark.parametrize("decoder", ["exact", "fast"])
+def test_a_transform_of_another_library_sees_the_full_picture(decoder):
+    data = jpeg(160, 240)
+    seen = []
+
+    def transform(picture):
+        seen.append(picture)
+        return np.float32(picture[:4, :4].transpose(2, 0, 1))
+
+    look = Look(WHOLE, ResizeConfig(), transform=transform)
+    record = {"image": data, "thumbnail": jpeg(64, 96, seed=1)}
+    (found,) = Viewer([look], decoder, 10**6, True)(record)
+    np.testing.assert_array_equal(seen[0], decode(data))
+    np.testing.assert_array_equal(found, transform(decode(data)))
 
 
 def test_only_needed_pictures_are_decoded():
