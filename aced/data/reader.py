@@ -20,8 +20,14 @@ from aced.errors import UserError
 Row = dict[str, np.ndarray | np.generic]  # one example of a batch
 
 # Fields that a source may add to a batch, with their values for records without them. Selection's
-# metrics read `is_noisy`, and `source`, the number of the member of a mixture.
-OPTIONAL_FIELDS = {"label": np.int32(-1), "is_noisy": np.bool_(False), "source": np.int32(-1)}
+# metrics read `is_noisy`, and `source`, the number of the member of a mixture; evaluations read
+# `group`, such as the number of a region.
+OPTIONAL_FIELDS = {
+    "label": np.int32(-1),
+    "is_noisy": np.bool_(False),
+    "source": np.int32(-1),
+    "group": np.int32(-1),
+}
 
 _REMEMBERED = 100_000  # unusable records that are not tried again as replacements
 _JUDGED_AFTER = 256  # draws, or one pass, before a warning about the share of unusable records

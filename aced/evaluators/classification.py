@@ -19,10 +19,25 @@ from aced.evaluators.whole import References
 # The class index of each image, or a mask of the classes that each image shows.
 Truth = Int[np.ndarray, " n"] | Bool[np.ndarray, "n classes"]
 
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+class Pictures(NamedTuple):
+    """The labelled images of a data set, embedded."""
+
+    zimg: Float[np.ndarray, "n d"]
+    truth: Truth
+    group: Int[np.ndarray, " n"] | None  # -1: unknown; None: the data set has no groups
+
 
 def class_names(config: EvalConfig, source: Source) -> tuple[str, ...]:
     """The class names of the evaluation, or else of the data set; may be empty."""
     return config.class_names or tuple(getattr(source, "class_names", None) or ())
+
+
+def templates(config: EvalConfig, source: Source) -> tuple[str, ...]:
+    """The prompts of the evaluation, or else of the data set, or else "a photo of a {}."."""
+    return config.templates or getattr(source, "templates", None) or DEFAULT_TEMPLATES
 
 
 class Prompts:
@@ -45,7 +60,8 @@ class Prompts:
         ]
         self._place = place.reshape(-1)
         groups = [np.flatnonzero(self._place == i) for i in range(len(first))]
-        self.repeated = [[names[i] for i in group] for group in groups if len(group) > 1]
+        groups = [[names[i] for i in group if names[i]] for group in groups]
+        self.repeated = [group for group in groups if len(group) > 1]
 
     def weights(self, embed: Embedder, params: PyTree) -> Float[np.ndarray, "classes d"]:
         """The mean of the normalised prompt embeddings of each class, normalised again."""
@@ -73,6 +89,7 @@ class Labelled:
                 names.
         """
         self._source, self._names, self._embed = source, names, embed
+        self._nameless = [i for i, name in enumerate(names) if not name]
         self._shown = None
         if config.classes_in == "label" and "label" not in known_fields(source, config.data):
             raise ConfigError(f"Classification needs labels, and {source.name} has none.")
@@ -84,8 +101,8 @@ class Labelled:
                 )
             self._shown = References(source, config.data)
 
-    def __call__(self, params: PyTree) -> tuple[Float[np.ndarray, "n d"], Truth]:
-        """Embeddings and classes of the labelled images. The number of others is logged.
+    def __call__(self, params: PyTree) -> Pictures:
+        """The labelled images, with their classes. The number of others is logged.
 
         Raises:
             ConfigError: the data set has no labels, or labels without a class name.
@@ -93,7 +110,7 @@ class Labelled:
         rows = self._embed.data_set(params, self._source, captions=0)
         if self._shown is None:
             truth = rows["label"]
-            known = truth >= 0
+            known = (truth >= 0) & ~np.isin(truth, self._nameless)
         else:
             truth = self._multi_hot(self._shown(rows["id"]))
             known = truth.any(axis=1)
@@ -101,7 +118,8 @@ class Labelled:
             raise ConfigError(f"Classification needs labels, and {self._source.name} has none.")
         if not known.all():
             logging.warning(
-                "An evaluation leaves out %d of %d pictures of %s: they have no label.",
+                "An evaluation leaves out %d of %d pictures of %s: they have no label, or one "
+                "without a name.",
                 np.sum(~known),
                 len(known),
                 self._source.name,
@@ -113,7 +131,8 @@ class Labelled:
                 f"{self._source.name} has classes {listed}, but only {len(self._names)} class "
                 "names, which are numbered from 0; set class_names to all of them."
             )
-        return rows["zimg"][known], truth[known]
+        group = rows["group"][known] if "group" in rows else None
+        return Pictures(rows["zimg"][known], truth[known], group)
 
     def _multi_hot(self, texts: list[tuple[str, ...]]) -> Bool[np.ndarray, "n classes"]:
         places: dict[str, list[int]] = {}  # all indices of a name, which may repeat
@@ -131,8 +150,17 @@ class Labelled:
         return truth
 
 
-def numbers(scores: Float[np.ndarray, "n classes"], truth: Truth) -> dict[str, float]:
+def numbers(
+    scores: Float[np.ndarray, "n classes"],
+    truth: Truth,
+    group: Int[np.ndarray, " n"] | None = None,
+) -> dict[str, float]:
     """Metrics of a classification by `scores`; ties go to the first class.
+
+    Args:
+        scores: similarities or logits.
+        truth: the class of each image, or its classes.
+        group: the group of each image, -1 where unknown; None: no groups.
 
     Returns:
         With one class per image: see `accuracy`. With several: `map_11point` and `map`, the mean
@@ -141,7 +169,7 @@ def numbers(scores: Float[np.ndarray, "n classes"], truth: Truth) -> dict[str, f
         `examples`.
     """
     if truth.ndim == 1:
-        return accuracy(scores, truth)
+        return accuracy(scores, truth, group)
     scores = np.nan_to_num(scores, nan=-np.inf)  # NaN is never right
     precisions = mean_average_precision(jnp.asarray(scores, jnp.float32), jnp.asarray(truth))
     best, rows = scores.argmax(axis=1), np.arange(len(truth))
@@ -154,31 +182,53 @@ def numbers(scores: Float[np.ndarray, "n classes"], truth: Truth) -> dict[str, f
     }
 
 
-def accuracy(scores: Float[np.ndarray, "n classes"], label: np.ndarray) -> dict[str, float]:
+def accuracy(
+    scores: Float[np.ndarray, "n classes"],
+    label: np.ndarray,
+    group: Int[np.ndarray, " n"] | None = None,
+) -> dict[str, float]:
     """Metrics of a classification by `scores`; ties go to the first class.
 
     This matches argmax, open_clip and CLIP_benchmark. NaN is never right.
 
     Returns:
-        `top1`, `top5` and `mean_per_class` accuracy, for two classes also `roc_auc` (ties count
-        half), all in [0, 1]; and `examples`.
+        `top1`, `top5` and `mean_per_class` accuracy; `f1_macro`, the mean F1 of the classes that
+        occur, as in WILDS; for two classes `roc_auc` (ties count half); with groups
+        `worst_group_top1` and `worst_group_top5`, the accuracy in the group where it is least; all
+        in [0, 1]. Also `examples`.
     """
     scores = np.nan_to_num(scores, nan=-np.inf)
     own = scores[np.arange(len(label)), label][:, None]
     before = np.arange(scores.shape[1]) < label[:, None]
     rank = np.sum((scores > own) | (before & (scores == own)), axis=1)
     rank = np.where(own[:, 0] > -np.inf, rank, scores.shape[1])
-    right = rank == 0
+    right, best = rank == 0, scores.max(axis=1)
     classes = np.unique(label)
     metrics = {
         "top1": float(right.mean()),
         "top5": float(np.mean(rank < min(5, scores.shape[1]))),
         "mean_per_class": float(np.mean([right[label == c].mean() for c in classes])),
+        "f1_macro": _f1_macro(np.where(best > -np.inf, scores.argmax(axis=1), -1), label),
         "examples": float(len(label)),
     }
     if scores.shape[1] == 2 and len(classes) == 2:
         metrics["roc_auc"] = _roc_auc(scores, label)
+    known = [] if group is None else [group == g for g in np.unique(group[group >= 0])]
+    if known:
+        metrics["worst_group_top1"] = float(min(right[rows].mean() for rows in known))
+        in_top5 = rank < min(5, scores.shape[1])
+        metrics["worst_group_top5"] = float(min(in_top5[rows].mean() for rows in known))
     return metrics
+
+
+def _f1_macro(chosen: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"]) -> float:
+    """The mean over the classes that occur of 2 TP / (2 TP + FP + FN); `chosen` -1: none."""
+    size = 1 + max(label.max(), chosen.max())
+    hits = np.bincount(label[chosen == label], minlength=size)
+    occurring = np.bincount(label, minlength=size)
+    total = occurring + np.bincount(chosen[chosen >= 0], minlength=size)  # 2 TP + FP + FN
+    occurs = occurring > 0
+    return float(np.mean(2 * hits[occurs] / total[occurs]))
 
 
 def _roc_auc(scores: Float[np.ndarray, "n 2"], label: np.ndarray) -> float:
