@@ -166,7 +166,7 @@ def _tars(folder: str, splits: Sequence[str], about: DataSet, choices: Choices) 
 
 def _kinds_of_members(path: str) -> set[str]:
     """The kinds of members beside the first pictures of a set of tars."""
-    files = storage.find(path, ".tar")[:1]
+    files = storage.find(path, ".tar")
     entries = tar_index.load(files, WebDatasetConfig.cache_folder).entries
     return {kind for kind in ("cls", "npy", "text") if (entries[kind][:100] >= 0).any()}
 

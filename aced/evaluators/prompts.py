@@ -77,7 +77,9 @@ def _wording(
         by_name = {benchmarks.plain(key): values for key, values in content.items()}
         return next((by_name[name] for name in wanted if name in by_name), [])
 
-    return Wording(tuple(of(names)), tuple(t.replace("{c}", "{}") for t in of(templates)))
+    # As CLIP_benchmark does it, ImageNet's prompts are for data sets that have none of their own.
+    texts = of(templates) or templates.get("imagenet1k", [])
+    return Wording(tuple(of(names)), tuple(text.replace("{c}", "{}") for text in texts))
 
 
 def _folder(package: str) -> pathlib.Path:
