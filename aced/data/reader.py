@@ -21,11 +21,13 @@ from aced.errors import UserError
 Row = dict[str, np.ndarray | np.generic]  # one example of a batch
 
 # Fields that a source may add to a batch, with their values for records without them. Selection's
-# metrics read `is_noisy`, and `source`, the number of the member of a mixture.
+# metrics read `is_noisy`, and `source`, the number of the member of a mixture; evaluations read
+# `group`, such as the number of a region.
 OPTIONAL_FIELDS = {
     "label": np.array(-1, np.int32),
     "is_noisy": np.array(False),
     "source": np.array(-1, np.int32),
+    "group": np.array(-1, np.int32),
     "answer_ids": np.full(answers.MOST, -1, np.int32),  # see answers.py
     "answer_scores": np.zeros(answers.MOST, np.float32),
 }

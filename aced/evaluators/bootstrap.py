@@ -63,18 +63,32 @@ def mean(values: Shaped[np.ndarray, " m"], owner: Int[np.ndarray, " m"] | None =
 
 
 def mean_of_groups(values: Shaped[np.ndarray, " n"], group: Int[np.ndarray, " n"]) -> Statistic:
-    """The mean over the groups that occur of the mean of `values` in each."""
+    """The mean over the groups that occur of the mean of `values` in each; -1: in no group."""
+    means = _means_of_groups(values, group)
+    return lambda counts: mean_of_known(means(counts))
+
+
+def worst_of_groups(values: Shaped[np.ndarray, " n"], group: Int[np.ndarray, " n"]) -> Statistic:
+    """The least mean of `values` in a group that occurs; -1: in no group."""
+    means = _means_of_groups(values, group)
+    return lambda counts: np.fmin.reduce(means(counts), axis=1)  # ignores NaN
+
+
+def _means_of_groups(
+    values: Shaped[np.ndarray, " n"], group: Int[np.ndarray, " n"]
+) -> Callable[[Float[np.ndarray, "r n"]], Float[np.ndarray, "r g"]]:
+    """The mean of `values` in each group; NaN where no example of the group counts."""
     order = np.argsort(group, kind="stable")
+    order = order[group[order] >= 0]
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     values = values[order].astype(np.float64)
 
-    def statistic(counts: Float[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
+    def means(counts: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r g"]:
         counts = counts[:, order]
         sums = np.add.reduceat(counts * values, starts, axis=1)
-        means = ratio(sums, np.add.reduceat(counts, starts, axis=1))
-        return mean_of_known(means)
+        return ratio(sums, np.add.reduceat(counts, starts, axis=1))
 
-    return statistic
+    return means
 
 
 def mean_of_known(x: Float[np.ndarray, "r c"]) -> Float[np.ndarray, " r"]:

@@ -55,9 +55,15 @@ class EvalConfig(Checked):
     # zeroshot, linear_probe: where a picture's class is. "label": its number, one for each picture;
     # "captions": its captions are the names of the classes that it shows, several or one
     classes_in: Literal["label", "captions"] = "label"
-    # zeroshot, linear_probe, answers, words; none: those that the data set brings
+    # zeroshot, linear_probe, answers, words; none: those that the data set brings. An empty name
+    # leaves the class and its pictures out, as of ObjectNet's classes those that ImageNet lacks
     class_names: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ("a photo of a {}.",)  # prompts, averaged per class
+    # Prompts, averaged per class; none: those that the data set brings, or else "a photo of a {}."
+    templates: tuple[str, ...] = ()
+    # zeroshot, with one class per picture: the classes to choose from. "named": all that have a
+    # name; "occurring": those of the data set's labels, where they are numbered in a longer list,
+    # as the 200 of ImageNet-A or -R among 1,000
+    classes: Literal["named", "occurring"] = "named"
     probe: ProbeConfig = ProbeConfig()  # linear_probe
     generation: GenerationConfig = GenerationConfig()  # captioning, words: how texts are written
     # captioning: also CIDEr-D and BLEU-4 by the words of the Penn Treebank tokenizer, as published

@@ -69,7 +69,8 @@ class LinearProbe:
             )
         if probe.start == "text":
             tokenizer = get_tokenizer(model.tokenizer)
-            self._prompts = classification.Prompts(self._names, config.templates, tokenizer)
+            templates = classification.templates(config, self._test)
+            self._prompts = classification.Prompts(self._names, templates, tokenizer)
         self._embed = Embedder(config, model, mesh)
         training = dataclasses.replace(config, data=probe.data, max_examples=probe.max_examples)
         embed_train = Embedder(training, model, mesh)
@@ -89,8 +90,8 @@ class LinearProbe:
                 for a validation split.
         """
         probe, names = self._config.probe, self._names
-        zimg, truth = self._training(params)
-        test, right = self._pictures(params)
+        zimg, truth, _ = self._training(params)
+        test, right, group = self._pictures(params)
         classes = len(names) or 1 + max(truth.max(), right.max())
         head = Head(np.zeros((zimg.shape[1], classes), np.float32), np.zeros(classes, np.float32))
         if probe.start == "text":
@@ -99,7 +100,7 @@ class LinearProbe:
             head = Head(scale * weights.T, np.full(classes, bias, np.float32))
         chosen, head = fit(zimg, truth, head, probe)
         scores = test @ head.kernel + head.bias
-        metrics = classification.numbers(scores, right, samples=self._config.bootstrap)
+        metrics = classification.numbers(scores, right, group, samples=self._config.bootstrap)
         return metrics | chosen | {"trained_on": float(len(truth))}
 
 

@@ -53,7 +53,7 @@ def through(
 
     Returns:
         Host arrays in the order of the source, the same in every process: those of `function`
-        [n ...], `id` [n], and `label` [n] if the source has labels.
+        [n ...], `id` [n], and `label` [n] and `group` [n] if the source has them.
     """
     size, view = rounded_batch(config.batch_size, mesh), View.of(model)
     if config.resize != "model":
@@ -74,7 +74,9 @@ def through(
     with batches:
         for local in batches:
             batch = meshes.global_batch(local, mesh)
-            out = {k: batch[k] for k in ("mask", "id", "label") if k in batch} | function(batch)
+            out = {k: batch[k] for k in ("mask", "id", "label", "group") if k in batch} | function(
+                batch
+            )
             for name, value in out.items():
                 parts.setdefault(name, []).append(to_host(value))
     whole = {name: np.concatenate(values) for name, values in parts.items()}

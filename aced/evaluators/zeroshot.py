@@ -1,8 +1,9 @@
 """Zero-shot classification by the similarity of an image to the prompts of each class."""
 
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Float, Int, PyTree
 
 from aced.config import ConfigError
 from aced.data.sources import open_source
@@ -27,7 +28,8 @@ class ZeroShot:
                 "none; set class_names of the evaluation."
             )
         tokenizer = get_tokenizer(model.tokenizer)
-        self._prompts = classification.Prompts(names, config.templates, tokenizer)
+        templates = classification.templates(config, source)
+        self._prompts = classification.Prompts(names, templates, tokenizer)
         if repeated := self._prompts.repeated:
             logging.warning(
                 "Classes of %s read alike to the model, so that the first of them gets all their "
@@ -36,7 +38,8 @@ class ZeroShot:
                 source.name,
                 "; ".join(", ".join(map(repr, group)) for group in repeated),
             )
-        self._embed, self._samples = Embedder(config, model, mesh), config.bootstrap
+        self._config, self._name, self._names = config, source.name, names
+        self._embed = Embedder(config, model, mesh)
         self._pictures = classification.Labelled(config, source, names, self._embed)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
@@ -45,6 +48,28 @@ class ZeroShot:
         Raises:
             ConfigError: the data set has no labels, or labels without a class name.
         """
-        zimg, truth = self._pictures(params)
+        zimg, truth, group = self._pictures(params)
         scores = self._prompts.scores(self._embed, params, zimg)
-        return classification.numbers(scores, truth, scale=_SCALE, samples=self._samples)
+        if truth.ndim == 1:
+            scores, truth = self._among_classes(scores, truth)
+        samples = self._config.bootstrap
+        return classification.numbers(scores, truth, group, scale=_SCALE, samples=samples)
+
+    def _among_classes(
+        self, scores: Float[np.ndarray, "n classes"], truth: Int[np.ndarray, " n"]
+    ) -> tuple[Float[np.ndarray, "n chosen"], Int[np.ndarray, " n"]]:
+        """The scores of the classes to choose from, and the labels numbered among them."""
+        occurring = chosen = np.unique(truth)
+        if self._config.classes == "named":
+            chosen = np.flatnonzero([name != "" for name in self._names])
+        if len(occurring) < len(chosen) and self._config.max_examples is None:
+            logging.warning(
+                "%s has pictures of %d classes, and all %d classes with a name are to choose from. "
+                "If it is a subset whose labels are numbered in the longer list, as ImageNet-A and "
+                "-R are of ImageNet, set classes = 'occurring' (aced.evaluate: "
+                "--classes=occurring).",
+                self._name,
+                len(occurring),
+                len(chosen),
+            )
+        return scores[:, chosen], np.searchsorted(chosen, truth)

@@ -195,14 +195,9 @@ class ParquetSource:
 def _check_columns(file: File, schema: "pa.Schema", config: ParquetConfig) -> None:
     """Raises a ConfigError if a column is missing or has a wrong type."""
     from aced.data.sources import parquet_classes
+    from aced.data.sources.parquet_roles import is_picture
 
     types = parquet_footer.pyarrow().types
-
-    def is_picture(field: "pa.Field") -> bool:
-        kind = field.type
-        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        return types.is_binary(kind) or types.is_large_binary(kind)
 
     def is_text(field: "pa.Field") -> bool:
         kind = field.type

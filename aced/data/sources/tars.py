@@ -8,6 +8,7 @@ The tars stay unchanged, on a disk or in an object store; `tar_index` has the po
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -22,6 +23,8 @@ from aced.files import encoding, storage
 _LOOKED_AT = 1000  # first examples that are searched for captions when the data set is opened
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SEARCHED = 100  # first examples whose KEY.json is searched for fields
+_MEMBERS = {".cls": "cls", ".npy": "npy", ".txt": "text"}  # the kind of part that each names
+_ENTRY = re.compile(r"\.npy:(\d{1,4})")
 _SLACK = 1 << 16  # bytes between the parts of an example that are read along in one request
 
 
@@ -32,10 +35,14 @@ class WebDatasetConfig(Checked):
     # A tar, a folder of them, or a pattern: /data/{00000..00099}.tar, gs://bucket/cc12m/*.tar.
     path: MayChange[str] = ""
     # Fields of KEY.json that hold captions; ".cls" or ".npy": the names of the classes that KEY.cls
-    # or KEY.npy gives, by classnames.txt; none: KEY.txt is it, which with a label may be missing.
+    # or KEY.npy gives, by classnames.txt; ".txt": every line of KEY.txt is a caption; none: KEY.txt
+    # is one caption, which with a label may be missing.
     captions: tuple[str, ...] = ()
     # Field of KEY.json that holds the number of a class; ".cls": KEY.cls does; none: no labels.
     label: str = ""
+    # Field of KEY.json that holds the number of the picture's group, such as a region, for
+    # evaluations of the worst group; ".npy:0": entry 0 of KEY.npy does; none: no groups.
+    group: str = ""
     # For the index, where it cannot be beside the tars.
     cache_folder: MayChange[str] = "~/.cache/aced"
 
@@ -46,6 +53,11 @@ class WebDatasetConfig(Checked):
                 "label; set data.webdataset.captions to ('.npy',), and classes_in of the "
                 "evaluation to 'captions'."
             )
+        if self.group.startswith(".") and not _ENTRY.fullmatch(self.group):
+            raise ConfigError(
+                f"data.webdataset.group = {self.group!r} must be a field of KEY.json, or an entry "
+                "of KEY.npy such as '.npy:0'."
+            )
 
 
 class TarSource:
@@ -53,6 +65,7 @@ class TarSource:
 
     Attributes:
         class_names: the names in classnames.txt by number, if classes are read; else None.
+        templates: the prompts beside classnames.txt, with {} for the class; else None.
     """
 
     def __init__(self, config: WebDatasetConfig):
@@ -61,7 +74,8 @@ class TarSource:
         Raises:
             ConfigError: the tars are compressed, or KEY.txt, a field of KEY.json, or another member
                 that the settings name is missing.
-            DatasetError: a file is not a tar, or no example has a picture.
+            DatasetError: a file is not a tar, no example has a picture, or nshards.txt in the
+                folder states another number of tars.
             StorageError: the tars do not exist or cannot be read.
         """
         try:
@@ -69,6 +83,8 @@ class TarSource:
         except storage.StorageError:
             refuse_packed(config.path)
             raise
+        if storage.is_folder(config.path):
+            tar_labels.check_count(config.path, len(files))
         self._config = config
         self._paths = [file.path for file in files]
         self._names = storage.names(self._paths)
@@ -78,8 +94,12 @@ class TarSource:
         self.fingerprint = (
             f"{tar_index.EXAMPLES} {self._index.digest} {config.captions} {config.label}"
         )
+        if config.group:
+            self.fingerprint += f" {config.group}"
         is_named = any(name in tar_labels.MEMBERS for name in config.captions)
-        self.class_names = tar_labels.class_names(self._paths) if is_named or config.label else None
+        has_classes = is_named or bool(config.label)
+        self.class_names = tar_labels.class_names(self._paths) if has_classes else None
+        self.templates = tar_labels.templates(self._paths) if has_classes else None
         if is_named and self.class_names is None:
             raise ConfigError(
                 f"data.webdataset.captions = {config.captions} are the names of classes, and there "
@@ -117,18 +137,23 @@ class TarSource:
                 out["label"] = tar_labels.number(parts)
             elif self._config.label:
                 out["label"] = _label(fields, self._config.label)
+            if entry := _ENTRY.fullmatch(self._config.group):
+                out["group"] = tar_labels.entry(parts, int(entry[1]))
+            elif self._config.group:
+                out["group"] = _label(fields, self._config.group)
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where}: {error}") from error
         return out
 
     @property
     def _fields(self) -> tuple[str, ...]:
-        """Fields of KEY.json and `tar_labels.MEMBERS` that the settings name."""
-        return (*self._config.captions, *filter(None, [self._config.label]))
+        """Fields of KEY.json and `_MEMBERS` that the settings name."""
+        group = ".npy" if _ENTRY.fullmatch(self._config.group) else self._config.group
+        return (*self._config.captions, *filter(None, [self._config.label, group]))
 
     def _kinds(self) -> tuple[str, ...]:
         """The kinds of members that are read beside the picture."""
-        kinds = [name[1:] if name in tar_labels.MEMBERS else "json" for name in self._fields]
+        kinds = [_MEMBERS.get(name, "json") for name in self._fields]
         return tuple(dict.fromkeys(kinds if self._config.captions else ("text", *kinds)))
 
     def _read(self, path: str, entry: np.void) -> dict[str, bytes]:
@@ -159,6 +184,9 @@ class TarSource:
         for name in self._config.captions:
             if name in tar_labels.MEMBERS:
                 texts += tar_labels.shown(name, parts, self.class_names)
+                continue
+            if name == ".txt":
+                texts += encoding.decode(parts.get("text", b"")).splitlines()
                 continue
             value = fields.get(name)
             texts += value if isinstance(value, list) else [value]
@@ -196,7 +224,7 @@ class TarSource:
         whole = first[first["damaged"] == 0]
         if not len(whole):
             return  # the pipeline refuses an empty data set
-        required = {name for name in self._fields if name not in tar_labels.MEMBERS}
+        required = {name for name in self._fields if name not in _MEMBERS}
         json_at = whole[whole["json"] >= 0][:_SEARCHED]
         known = self._known_fields(json_at, required)
         listed = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
@@ -214,7 +242,7 @@ class TarSource:
         elif missing := sorted(required - known):
             problem = (
                 f"{self.name} has no field {missing[0]!r} in its first {len(json_at)} examples; "
-                "correct data.webdataset.captions and .label."
+                "correct data.webdataset.captions, .label and .group."
             )
         if problem:
             damaged = self._left_out(self._index.entries)
@@ -245,7 +273,7 @@ class TarSource:
         raise ConfigError(
             f"None of the first {len(reasons)} examples of {self.name} has what data.webdataset."
             f"captions = {self._config.captions} and .label = {self._config.label!r} ask for; "
-            f"correct these, or {tar_labels.NAMES}. {reasons[0]}"
+            f"correct these, .group, or {tar_labels.NAMES}. {reasons[0]}"
         )
 
     def _known_fields(self, entries: np.ndarray, required: set[str]) -> set[str]:
