@@ -11,9 +11,9 @@ and `selection/noisy_share` shows the effect of selection. First a reference is 
 clean scenes, then a learner on uniform batches (IID). The reference embeds the 10,000 scenes once,
 and the method's learner is trained with these embeddings. The method is the papers'; all settings
 are our choice, for speed. One model is both reference and teacher, where ACED has two. Arguments:
-`:method=iid` (or kd, hard, i_acid, h_acid, aced, aced_iid), `:steps=300`, `:reference_steps=400`, `:seed=1`, `:reference=PATH` (a
-finished run, instead of training one), `:alone` (no IID run beside it), `:online` (the reference
-runs in every step, instead of once), `:tiny`.
+`:method=iid` (or kd, hard, i_acid, h_acid, aced, aced_iid), `:steps=300`, `:reference_steps=400`,
+`:seed=1`, `:reference=PATH` (a finished run, instead of training one), `:alone` (no IID run beside
+it), `:online` (the reference runs in every step, instead of once), `:tiny`.
 """
 
 import ml_collections
