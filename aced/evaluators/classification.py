@@ -234,7 +234,8 @@ def _f1_macro(chosen: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"]) -> bo
     right, some = chosen == label, chosen >= 0
 
     def by_class(classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        return np.stack([np.bincount(classes, row, size) for row in counts])
+        found = [np.bincount(classes, row, size) for row in counts]
+        return np.stack(found).astype(np.float64)  # integers where there are no classes
 
     def statistic(counts: Float[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
         hits = by_class(label[right], counts[:, right])

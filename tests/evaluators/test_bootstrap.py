@@ -56,7 +56,7 @@ def test_pictures_are_resampled_with_their_captions():
     ztxt = zimg[owner] + RNG.normal(size=(60, 4))
     found = recall(zimg, ztxt, owner, samples=500)
     assert found["mean_r1_low"] < found["mean_r1"] < found["mean_r1_high"]
-    assert found["pairs"] == 60
+    assert found["captions"] == 60
     plain = recall(zimg, ztxt, owner)
     assert plain == {k: v for k, v in found.items() if not k.endswith(("_low", "_high"))}
     # Captions that are right or wrong together tell less than as many independent ones.

@@ -73,7 +73,7 @@ def content(place, out="out"):
 def test_a_folder_of_data_sets(evaluate, place, monkeypatch):
     numbers, log = evaluate(place)
     assert {name.partition("/")[0] for name in numbers} == {"imagenet_a", "flickr30k", "fmow"}
-    assert (numbers["imagenet_a/examples"], numbers["flickr30k/pairs"]) == (20, 24)
+    assert (numbers["imagenet_a/examples"], numbers["flickr30k/captions"]) == (20, 24)
     assert 0 <= numbers["fmow/worst_group_top1"] <= numbers["fmow/top1"] < 1
     assert "Set 1 of 3: " in log
     assert "Set 3 of 3: " in log
