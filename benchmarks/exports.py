@@ -147,7 +147,7 @@ def measure(name: str, form: str, folder: pathlib.Path) -> dict[str, Any]:
     source.mkdir()
     model_folder.write(model, source)
     to, _, more = form.partition(", ")
-    settings = {"text_length": 64 if more else 0}
+    settings = {"text_length": 64 if more else 0} if to == "huggingface" else {}
     out = folder / "out"
     command.convert(ConvertConfig(source=str(source), out=str(out), to=to, **settings))
     towers = opened(to, out, model.config)

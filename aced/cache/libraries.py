@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -75,6 +76,7 @@ class _TorchModel(LibraryModel):
         import torch
 
         self._torch = torch
+        self._lock = threading.Lock()  # fast tokenizers raise an error if two threads use one
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._load(str(folder))
         self._model.eval()
@@ -128,7 +130,8 @@ class _OpenClip(_TorchModel):
         return self._transform(Image.fromarray(picture)).numpy()
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
-        return self._tokenizer(list(texts)).numpy()
+        with self._lock:
+            return self._tokenizer(list(texts)).numpy()
 
     def _encode(self, tower: str, x: Any) -> Any:
         return self._model.encode_image(x) if tower == "image" else self._model.encode_text(x)
@@ -166,9 +169,10 @@ class _Transformers(_TorchModel):
         return np.asarray(found["pixel_values"][0], np.float32)
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
-        found = self._tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self._length
-        )
+        with self._lock:
+            found = self._tokenizer(
+                list(texts), padding="max_length", truncation=True, max_length=self._length
+            )
         # Ids, and a mask if the model reads one: [n inputs l].
         return np.stack([found[name] for name in self._inputs()], axis=1)
 

@@ -89,6 +89,10 @@ class ConvertConfig(FlagSettings):
             raise ConfigError(
                 "--model and --tokenizer are for .npz files; this source says itself."
             )
+        if self.text_length != huggingface.PIPELINE_LENGTH and self.to != "huggingface":
+            raise ConfigError(
+                f"--text_length is for --to=huggingface; leave it out for --to={self.to}."
+            )
         if self.license and self.to not in card.LIBRARIES:
             raise ConfigError(
                 f"--license is for model cards, which --to={self.to} does not write; the formats "

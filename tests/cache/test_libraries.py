@@ -104,10 +104,10 @@ class Plain(libraries.LibraryModel):
         return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-9)
 
 
-@pytest.fixture
-def plain(data, tmp_path):
-    """A cache of `Plain`, without a bias."""
-    folder, source = tmp_path / "plain", records.open_dataset(data, "train")
+def make_plain(data, folder, **changes):
+    """Makes a cache of `Plain`, without a bias, or resumes it."""
+    source = records.open_dataset(data, "train")
+    settings = {"fingerprint": {"weights": "0", "preprocess": "sums"}} | changes
     plan = Plan(
         examples=SIZE,
         towers="both",
@@ -118,8 +118,8 @@ def plain(data, tmp_path):
         bias=None,
         calibration_pairs=8,
         calibration_batch_size=8,
-        fingerprint={"weights": "0"},
         other=libraries.About("open_clip", "plain", 2),
+        **settings,
     )
     mesh = meshes.make_mesh(jax.devices()[:1])
     with jax.set_mesh(mesh), Watchdog(0.0) as watchdog:
@@ -130,6 +130,11 @@ def plain(data, tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def plain(data, tmp_path_factory):
+    return make_plain(data, tmp_path_factory.mktemp("plain") / "cache")
+
+
 def test_entries_are_what_the_model_makes_of_whole_pictures_and_captions(plain, data):
     model, found = Plain(), Cache(plain)
     assert set(found.missing) == {cached.BROKEN, cached.SILENT}
@@ -138,6 +143,31 @@ def test_entries_are_what_the_model_makes_of_whole_pictures_and_captions(plain, 
         zimg = model.embed("image", model.pixels(np.asarray(picture))[None])
         np.testing.assert_array_equal(read["zimg"][:1], zimg)
         np.testing.assert_array_equal(read["ztxt"], model.embed("text", model.tokens(texts)))
+
+
+def test_a_stopped_pass_is_resumed_to_the_same_bytes(data, plain, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    embed, left = Plain.embed, [7]  # in the second shard
+
+    def stops(self, tower, x):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return embed(self, tower, x)
+
+    monkeypatch.setattr(Plain, "embed", stops)
+    with pytest.raises(KeyboardInterrupt):
+        make_plain(data, out)
+    monkeypatch.undo()
+    assert not (out / "cache.json").exists()
+    make_plain(data, out)
+    for file in sorted(plain.iterdir()):
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_other_preprocessing_is_another_cache(data, plain):
+    with pytest.raises(CacheError, match=r"(?s)holds another cache:.*fingerprint.preprocess"):
+        make_plain(data, plain, fingerprint={"weights": "0", "preprocess": "means"})
 
 
 def test_a_method_needs_width_scale_and_bias_alone(plain, tmp_path):
@@ -179,6 +209,9 @@ def test_embeddings_are_the_librarys_own(foreign, data, mobile_clip, cache):
     assert plan.scale == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
     assert plan.bias is None
     assert "open_clip_torch 3." in plan.fingerprint["library"]
+    assert "interpolation=bilinear" in plan.fingerprint["preprocess"]
+    kinds = {"data", "decode", "weights", "library", "tokenizer", "preprocess"}
+    assert set(plan.fingerprint) == kinds
 
 
 @pytest.mark.slow
@@ -199,39 +232,6 @@ def test_selection_and_distillation_read_it(data, cache, tmp_path):
     config.method.reference.scale = 50.0  # other scores, so other picks
     loop.run(config, str(tmp_path / "sharper"), jax.devices()[:1])
     assert (tmp_path / "sharper" / "picks.jsonl").read_text() != picks
-
-
-@pytest.mark.slow
-@pytest.mark.parity
-@pytest.mark.filterwarnings("ignore")
-def test_resumes_and_refuses_other_weights(data, mobile_clip, cache, tmp_path, monkeypatch):
-    folder, _ = mobile_clip
-    out = tmp_path / "out"
-    embed, left = libraries._TorchModel.embed, [7]
-
-    def stops(self, tower, x):
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        return embed(self, tower, x)
-
-    monkeypatch.setattr(libraries._TorchModel, "embed", stops)
-    with pytest.raises(KeyboardInterrupt):
-        make(data, f"open_clip:{folder}", out)
-    monkeypatch.undo()
-    assert not (out / "cache.json").exists()
-    make(data, f"open_clip:{folder}", out)
-    for file in sorted(cache.iterdir()):
-        assert (out / file.name).read_bytes() == file.read_bytes()
-    other = tmp_path / "mobile"
-    other.mkdir()
-    for file in folder.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    (other / "open_clip_config.json").write_text(
-        (folder / "open_clip_config.json").read_text().replace("bilinear", "bicubic")
-    )
-    with pytest.raises(CacheError, match=r"(?s)holds another cache:.*fingerprint.preprocess"):
-        make(data, f"open_clip:{other}", out)
 
 
 @pytest.mark.slow

@@ -4,9 +4,7 @@ import ours
 import pytest
 import yaml
 
-from aced.config import ConfigError
 from aced.convert import card
-from aced.convert.command import ConvertConfig
 
 RUN = card.Training(
     title="H-ACID",
@@ -83,8 +81,3 @@ def test_card_of_a_converted_model():
 )
 def test_data_are_named_without_their_folders(data, name):
     assert card._data(data) == name
-
-
-def test_a_license_needs_a_card():
-    with pytest.raises(ConfigError, match="--license is for model cards, which --to=aced"):
-        ConvertConfig(source="a", out="b", to="aced", license="mit")
