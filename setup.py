@@ -87,6 +87,7 @@ setuptools.setup(
             "torchvision==0.28.0",
             "transformers>=5.20,<6",
             "open_clip_torch>=3.3,<4",
+            "clip-benchmark>=1.6,<2",
             "nltk>=3.9,<4",
             "pycocoevalcap>=1.2,<2",
             "sacrebleu>=2.5,<3",

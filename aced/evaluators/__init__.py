@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from aced.evaluators.answers import Answers
+from aced.evaluators.associations import Associations
 from aced.evaluators.captioning import Captioning
 from aced.evaluators.config import KINDS, EvalConfig
 from aced.evaluators.linear_probe import LinearProbe
@@ -22,6 +23,7 @@ KINDS |= {
     "linear_probe": LinearProbe,
     "answers": Answers,
     "captioning": Captioning,
+    "associations": Associations,
 }
 
 

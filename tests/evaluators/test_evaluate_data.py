@@ -19,7 +19,7 @@ from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
 from tests.commands import call
-from tests.evaluators import wds_tree
+from tests.evaluators import test_associations, wds_tree
 
 
 def write_model(folder, seed=0):
@@ -199,6 +199,14 @@ def test_pictures_of_classes_without_a_name_are_left_out(evaluate, place, tmp_pa
     assert "they have no label, or one without a name" in log
 
 
+def test_winogavil(evaluate, place, tmp_path):
+    test_associations.write(tmp_path / "winogavil")
+    data = (str(tmp_path),)
+    numbers, _ = evaluate(place, data=data, suite=("datacomp38",), out="winogavil")
+    assert numbers["winogavil/cues"] == 4
+    assert numbers["suite/datacomp38_partial_1_of_38"] == numbers["winogavil/jaccard_10_12"]
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_table_and_a_plot_beside_baselines(place):
     flags = (f"--model={place}/model", f"--data={place}/wds/*", "--json")
@@ -241,7 +249,10 @@ def test_table_and_plot():
         (("--data={}/wds", "--suite=datacomp"), "none of the suites: stableeval27_reconstructed"),
         (("--data={}/wds", "--prompts=open_clip"), "there are open_clip:imagenet"),
         (("--data={}/wds", "--prompts=none.json"), "there is no file none.json"),
-        (("--data={}/wds/wds_flickr30k", "--kind=zeroshot"), "captions and no classes"),
+        (
+            ("--data={}/wds/wds_flickr30k", "--kind=zeroshot"),
+            "has no classes, which --kind=zeroshot needs",
+        ),
         (("--data={}/wds", "--baselines=none.json"), "there is no file none.json"),
     ],
 )
