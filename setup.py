@@ -108,6 +108,7 @@ setuptools.setup(
             *TRANSFORMERS,
             *OPEN_CLIP,
             *ONNX,
+            "clip-benchmark>=1.6,<2",
             "nltk>=3.9,<4",
             *CAPTIONS,
             "sacrebleu>=2.5,<3",

@@ -1,6 +1,7 @@
 """The evaluations of DIME-FM's paper: ELEVATER's 20 data sets, and ImageNet with its shifts.
 
-Not a recipe: it evaluates a run, or a folder written by aced.convert:
+Not a recipe: it evaluates a run, or a folder written by aced.convert. `python -m aced.evaluate
+--suite=elevater20` does the same for folders in other layouts, and if data sets are missing.
 
     python -m aced.evaluate --config=configs/elevater.py:root=/data/elevater --workdir=runs/mine
     python -m aced.evaluate --config=configs/elevater.py:root=/data/elevater,kind=linear_probe \\
@@ -15,10 +16,14 @@ show several classes, given as their captions (in parquet the column `classes`):
 "caption": ["dog", "person"]}.
 
 From the authors' README and code: the data sets, their numbers of test pictures and their metrics
-(arXiv 2303.18232; ELEVATER: 2204.08790); ImageNet is in no average; KITTI's pictures are not
-cropped. The paper's prompts and class names are not known to us. Set them with `prompts=FILE`, a
-JSON object {NAME: {"class_names": [...], "templates": ["a photo of a {}."]}}. The default, class
-names from the data set (prepared sets have them) and one template, costs accuracy.
+(arXiv 2303.18232; ELEVATER: 2204.08790): caltech101 6,084, cifar10 10,000, cifar100 10,000,
+country211 21,100, dtd 1,880, eurosat 5,000, fer2013 3,589, fgvc_aircraft 3,333, food101 25,250,
+gtsrb 12,630, hateful_memes 500, kitti_distance 711, mnist 10,000, flowers102 6,149, oxford_pets
+3,669, patch_camelyon 32,768, rendered_sst2 1,821, resisc45 25,200, stanford_cars 8,041, voc2007
+4,952. ImageNet is in no average; KITTI's pictures are not cropped. The paper's prompts and class
+names are not known to us. Set them with `prompts=FILE`, a JSON object {NAME: {"class_names": [...],
+"templates": ["a photo of a {}."]}}. The default, class names from the data set (prepared sets have
+them) and one template, costs accuracy.
 Arguments: `root`, `source`, `kind` (zeroshot or linear_probe), `prompts`, `shifts` (instead of the
 20), `only=dtd+food101` (some of them, without an average).
 """
@@ -31,32 +36,15 @@ from typing import Any
 import ml_collections
 
 from aced.config import ConfigError, parse_arg, to_config
-from aced.evaluators import EvalConfig
+from aced.evaluators import EvalConfig, benchmarks
 from aced.train.config import TrainConfig
 
-ELEVATER = {  # the metric of each data set, and its number of test images
-    "caltech101": "mean_per_class",  # 6,084
-    "cifar10": "top1",  # 10,000
-    "cifar100": "top1",  # 10,000
-    "country211": "top1",  # 21,100
-    "dtd": "top1",  # 1,880
-    "eurosat": "top1",  # 5,000
-    "fer2013": "top1",  # 3,589
-    "fgvc_aircraft": "mean_per_class",  # 3,333
-    "food101": "top1",  # 25,250
-    "gtsrb": "top1",  # 12,630
-    "hateful_memes": "roc_auc",  # 500
-    "kitti_distance": "top1",  # 711
-    "mnist": "top1",  # 10,000
-    "flowers102": "mean_per_class",  # 6,149
-    "oxford_pets": "mean_per_class",  # 3,669
-    "patch_camelyon": "top1",  # 32,768
-    "rendered_sst2": "top1",  # 1,821
-    "resisc45": "top1",  # 25,200
-    "stanford_cars": "top1",  # 8,041
-    "voc2007": "map_11point_elevater",  # 4,952
+# The metric of each data set, by the names of their folders here.
+ELEVATER = {
+    name.removesuffix("_whole").removesuffix("_multilabel"): metric
+    for name, metric in benchmarks.SUITES["elevater20"].numbers.items()
 }
-SHIFTS = ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet")
+SHIFTS = tuple(benchmarks.SUITES["shifts5"].numbers)
 SOURCES = ("array_record", "parquet")
 KINDS = ("zeroshot", "linear_probe")
 

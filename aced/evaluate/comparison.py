@@ -7,7 +7,7 @@ from aced.config import ConfigError
 from aced.evaluators import suites
 
 # The number that stands for an evaluation where no suite names one: the first that it has.
-_MAIN = ("map_11point", "top1", "mean_r1", "cider", "accuracy")
+_MAIN = ("map_11point", "top1", "mean_r1", "jaccard_10_12", "cider", "accuracy")
 _HEIGHT, _WIDTH = 0.26, 8.0  # inches: of a row, of the plot
 
 Numbers = Mapping[str, float]  # by their full names, such as "cifar10/top1"

@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from aced.evaluators.answers import Answers
+from aced.evaluators.associations import Associations
 from aced.evaluators.captioning import Captioning
 from aced.evaluators.config import KINDS, EvalConfig
 from aced.evaluators.linear_probe import LinearProbe
@@ -24,6 +25,7 @@ KINDS |= {
     "answers": Answers,
     "captioning": Captioning,
     "words": WrittenAnswers,
+    "associations": Associations,
 }
 
 

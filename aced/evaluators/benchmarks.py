@@ -113,7 +113,7 @@ _ELEVATER = {
     **_of("top1", "cifar10 cifar100 country211 dtd eurosat fer2013 food101 gtsrb"),
     **_of("roc_auc", "hateful_memes"),
     **_of("top1", "kitti_distance_whole mnist patch_camelyon rendered_sst2 resisc45 stanford_cars"),
-    **_of("map_11point", "voc2007_multilabel"),
+    **_of("map_11point_elevater", "voc2007_multilabel"),
 }
 
 SUITES = {

@@ -43,7 +43,8 @@ class EvalConfig(Checked):
 
     # "retrieval" and "zeroshot" classification by the embeddings; "linear_probe": classification by
     # a head that is trained on pictures' embeddings; "answers": what CoCa's head chooses;
-    # "captioning": what its decoder writes; "words": what its decoder answers to a question
+    # "captioning": what its decoder writes; "words": what its decoder answers to a question;
+    # "associations": which pictures belong to a cue
     kind: Annotated[str, OneOf(KINDS)] = "retrieval"
     data: DataConfig = DataConfig()
     batch_size: PositiveInt = 256  # over all devices; rounded up to a multiple of their number

@@ -6,7 +6,8 @@ A folder is read as one of:
     Hugging Face parquet       *.parquet, data/*.parquet or test/*.parquet
     python -m aced.prepare     dataset.json, or test/dataset.json
 
-Pictures with classes are classified; pictures with captions alone are retrieved.
+Pictures with classes are classified; pictures with captions alone are retrieved; WinoGAViL's are
+associated with cues.
 """
 
 import dataclasses
@@ -20,10 +21,12 @@ from aced.data.records import DatasetError
 from aced.data.sources import (
     ArrayRecordConfig,
     DataConfig,
+    candidates,
     open_source,
     parquet_splits,
     tar_index,
 )
+from aced.data.sources.candidates import CandidatesConfig
 from aced.data.sources.parquet import ParquetConfig
 from aced.data.sources.tars import WebDatasetConfig
 from aced.evaluators import benchmarks
@@ -130,8 +133,8 @@ def evaluation(folder: str, about: DataSet, choices: Choices) -> EvalConfig:
         raise ConfigError(f"{folder} has one class per picture, where several are expected.")
     if choices.kind == "retrieval":
         found = dataclasses.replace(found, kind="retrieval")
-    elif choices.kind != "auto" and found.kind == "retrieval":
-        raise ConfigError(f"{folder} has captions and no classes, for which there is no probe.")
+    elif choices.kind != "auto" and found.kind != "zeroshot":
+        raise ConfigError(f"{folder} has no classes, which --kind={choices.kind} needs.")
     if choices.kind == "linear_probe":
         train = reads(folder, ("train",), about, choices)
         found = dataclasses.replace(found, kind="linear_probe", probe=ProbeConfig(data=train.data))
@@ -194,6 +197,9 @@ def _parquet(folder: str, splits: Sequence[str], about: DataSet, choices: Choice
             f"{folder} has none of the splits {', '.join(splits)}; its splits: {', '.join(there)}."
         )
     split = split or parquet_splits.DEFAULT
+    if parquet_roles.has_columns(folder, split, candidates.COLUMNS):
+        own = CandidatesConfig(path=folder, split=split)
+        return EvalConfig(kind="associations", data=DataConfig(source="candidates", candidates=own))
     roles = parquet_roles.read(folder, split, choices.label)
     settings = {"path": folder, "split": split, "image": roles.image}
 

@@ -97,3 +97,34 @@ def test_the_area_under_the_roc_curve_equals_all_pairs():
     scores[:, 0], scores[:, 1] = 0, np.round(margin, 6)
     assert accuracy(scores, label)["roc_auc"] == pytest.approx(expected)
     assert "roc_auc" not in accuracy(np.eye(3)[label], label)
+
+
+def test_f1_and_the_worst_group_by_counting():
+    rng = np.random.default_rng(0)
+    label = rng.integers(1, 5, size=200)  # classes 0 and 5 do not occur
+    scores = rng.normal(size=(200, 6)) + np.eye(6)[label]
+    group = rng.integers(-1, 4, size=200)
+    found, chosen = accuracy(scores, label, group), scores.argmax(axis=1)
+    f1 = []
+    for c in range(1, 5):
+        hits = np.sum((chosen == c) & (label == c))
+        precision, recall = hits / np.sum(chosen == c), hits / np.sum(label == c)
+        f1.append(2 * precision * recall / (precision + recall))
+    assert found["f1_macro"] == pytest.approx(np.mean(f1))
+    five = (np.argsort(-scores, axis=1)[:, :5] == label[:, None]).any(axis=1)
+    for name, right in (("top1", chosen == label), ("top5", five)):
+        worst = min(right[group == g].mean() for g in range(4))
+        assert found[f"worst_group_{name}"] == pytest.approx(worst)
+    assert "worst_group_top1" not in accuracy(scores, label)
+    assert "worst_group_top1" not in accuracy(scores, label, np.full(200, -1))
+    assert accuracy(np.full((200, 6), np.nan), label)["f1_macro"] == 0.0
+
+
+def test_f1_equals_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics", reason="needs the 'parity' extra")
+    rng = np.random.default_rng(1)
+    label, scores = rng.integers(0, 20, size=60), rng.normal(size=(60, 30))
+    expected = metrics.f1_score(
+        label, scores.argmax(axis=1), average="macro", labels=np.unique(label)
+    )
+    assert accuracy(scores, label)["f1_macro"] == pytest.approx(expected)

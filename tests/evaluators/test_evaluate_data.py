@@ -19,7 +19,7 @@ from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
 from tests.commands import call
-from tests.evaluators import wds_tree
+from tests.evaluators import test_associations, wds_tree
 
 
 def write_model(folder, seed=0):
@@ -164,6 +164,49 @@ def test_prompts_of_a_file(evaluate, place, tmp_path):
     assert "fmow: 0 class names and 0 prompts from" in log
 
 
+def test_labels_numbered_in_a_longer_list(evaluate, place, tmp_path):
+    """The classes 2 and 5 of seven, and the same pictures as a data set of these two."""
+    labels = np.random.default_rng(4).integers(0, 2, 30)
+    pictures = {"short": [0, 1], "long": [2, 5]}
+    for name, numbers in pictures.items():
+        members = [[("cls", str(numbers[label]).encode())] for label in labels]
+        names = wds_tree.NAMES if name == "long" else [wds_tree.NAMES[i] for i in (2, 5)]
+        wds_tree.write(tmp_path / "sets" / name, members, names=names)
+    data = {"data": (str(tmp_path / "sets"),)}
+    words = {"long": {"class_names": ["", "", wds_tree.NAMES[2], "", "", wds_tree.NAMES[5], ""]}}
+    (tmp_path / "names.json").write_text(json.dumps(words))
+
+    def numbers_of(name, numbers):
+        return {k.rpartition("/")[2]: v for k, v in numbers.items() if k.startswith(f"{name}/")}
+
+    every, log = evaluate(place, **data, out="named")
+    assert "pictures of 2 classes, and all 7 classes with a name are to choose from" in log
+    short = numbers_of("short", every)
+    assert numbers_of("long", every) != short
+    for subset in ({"classes": "occurring"}, {"prompts": f"{tmp_path}/names.json"}):
+        found, log = evaluate(place, **data, **subset, out=next(iter(subset)))
+        assert numbers_of("long", found) == short
+        assert "are to choose from" not in log
+
+
+def test_pictures_of_classes_without_a_name_are_left_out(evaluate, place, tmp_path):
+    words = {"imagenet_a": {"class_names": ["", *wds_tree.NAMES[1:]]}}
+    (tmp_path / "names.json").write_text(json.dumps(words))
+    data = (f"{place}/wds/wds_imagenet-a",)
+    numbers, log = evaluate(place, data=data, prompts=f"{tmp_path}/names.json", out="nameless")
+    labels = np.random.default_rng(1).integers(0, len(wds_tree.NAMES), 20)
+    assert numbers["imagenet_a/examples"] == np.sum(labels > 0) < 20
+    assert "they have no label, or one without a name" in log
+
+
+def test_winogavil(evaluate, place, tmp_path):
+    test_associations.write(tmp_path / "winogavil")
+    data = (str(tmp_path),)
+    numbers, _ = evaluate(place, data=data, suite=("datacomp38",), out="winogavil")
+    assert numbers["winogavil/cues"] == 4
+    assert numbers["suite/datacomp38_partial_1_of_38"] == numbers["winogavil/jaccard_10_12"]
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_table_and_a_plot_beside_baselines(place):
     flags = (f"--model={place}/model", f"--data={place}/wds/*", "--json")
@@ -206,7 +249,10 @@ def test_table_and_plot():
         (("--data={}/wds", "--suite=datacomp"), "none of the suites: stableeval27_reconstructed"),
         (("--data={}/wds", "--prompts=open_clip"), "there are open_clip:imagenet"),
         (("--data={}/wds", "--prompts=none.json"), "there is no file none.json"),
-        (("--data={}/wds/wds_flickr30k", "--kind=zeroshot"), "captions and no classes"),
+        (
+            ("--data={}/wds/wds_flickr30k", "--kind=zeroshot"),
+            "has no classes, which --kind=zeroshot needs",
+        ),
         (("--data={}/wds", "--baselines=none.json"), "there is no file none.json"),
     ],
 )

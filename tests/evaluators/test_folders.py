@@ -134,7 +134,7 @@ def test_probes_train_on_the_split_train(tmp_path):
     made = folders.evaluation(str(tmp_path / "b"), NONE, Choices(kind="linear_probe"))
     assert (len(open_source(made.data)), len(open_source(made.probe.data))) == (3, 4)
     only = wds_tree.captions(tmp_path / "c", 5)
-    with pytest.raises(ConfigError, match="captions and no classes"):
+    with pytest.raises(ConfigError, match="has no classes, which --kind=linear_probe needs"):
         folders.evaluation(str(only), NONE, Choices(kind="linear_probe"))
 
 

@@ -13,6 +13,7 @@ from aced.data.images.filters import FilterConfig
 from aced.data.records import Source
 from aced.data.shapes.scenes import ShapesConfig
 from aced.data.shapes.tasks import open_shapes
+from aced.data.sources.candidates import CandidatesConfig, CandidatesSource
 from aced.data.sources.mixture import Mixture
 from aced.data.sources.parquet import ParquetConfig, ParquetSource
 from aced.data.sources.tars import TarSource, WebDatasetConfig, refuse_packed
@@ -74,6 +75,13 @@ class SourceConfig(Checked):
         ParquetSource,
         ("path",),
         "a folder of parquet files, or a pattern such as /data/train-*.parquet",
+    )
+    # WinoGAViL, for evaluations.
+    candidates: CandidatesConfig = _kind(
+        CandidatesConfig(),
+        CandidatesSource,
+        ("path",),
+        "a folder of WinoGAViL's parquet files",
     )
     # TensorFlow Datasets.
     tfds: TfdsConfig = _kind(

@@ -3,6 +3,7 @@
 The metadata are those of Hugging Face's `datasets`, which name the classes of a ClassLabel.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -24,6 +25,21 @@ class Roles(NamedTuple):
     caption: str = ""
 
 
+def has_columns(path: str, split: str, names: Sequence[str]) -> bool:
+    """Whether the first file of a data set has all these columns.
+
+    Raises:
+        ConfigError, DatasetError, StorageError: see `read`.
+    """
+    return set(names) <= set(_schema(path, split).names)
+
+
+def _schema(path: str, split: str) -> pa.Schema:
+    """The columns of the first file."""
+    files, _ = parquet_splits.find(path, split)
+    return parquet_footer.read(files[0], ()).schema
+
+
 def read(path: str, split: str, label: str = "") -> Roles:
     """Determines the columns of the first file of a data set.
 
@@ -38,13 +54,11 @@ def read(path: str, split: str, label: str = "") -> Roles:
         DatasetError: the file is not parquet.
         StorageError: the file cannot be read.
     """
-    parquet_footer.pyarrow()
-    files, _ = parquet_splits.find(path, split)
-    schema = parquet_footer.read(files[0], ()).schema
+    schema = _schema(path, split)
     pictures = [field.name for field in schema if is_picture(field)]
     if not pictures:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise ConfigError(f"{files[0].path} has no column of pictures. There are: {columns}.")
+        raise ConfigError(f"{path} has no column of pictures. There are: {columns}.")
     image = _usual(pictures, _PICTURES) or pictures[0]
     named = [f.name for f in schema if parquet_classes.described(schema, f.name) is not None]
     single = [name for name in named if pa.types.is_integer(schema.field(name).type)]
@@ -52,11 +66,11 @@ def read(path: str, split: str, label: str = "") -> Roles:
     plain = [f.name for f in schema if f.name in _LABELS and _is_class(f)]
     labels = single or plain
     if label and label not in labels:
-        raise ConfigError(f"--label={label}: {files[0].path} has as columns of classes: {labels}.")
+        raise ConfigError(f"--label={label}: {path} has as columns of classes: {labels}.")
     label = label or _usual(labels, _LABELS) or (labels[0] if len(labels) == 1 else "")
     if len(labels) > 1 and not label:
         raise ConfigError(
-            f"{files[0].path} has several columns of classes, {', '.join(labels)}; choose one by "
+            f"{path} has several columns of classes, {', '.join(labels)}; choose one by "
             "--label=COLUMN."
         )
     captions = [field.name for field in schema if _is_text(field)]

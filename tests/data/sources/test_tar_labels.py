@@ -171,3 +171,54 @@ def test_settings_errors_list_valid_values(tmp_path):
         source(folder, captions=(".npy",))
     with pytest.raises(ConfigError, match=r"no KEY.txt.*set .captions = \('.npy',\)"):
         source(folder)
+
+
+def test_every_line_is_a_caption(tmp_path):
+    members = [("0.txt", b"one\ntwo\r\n three "), ("0.jpg", many.jpeg(0)), ("1.jpg", many.jpeg(1))]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    read = source(tmp_path, captions=(".txt",))
+    assert [read[i]["texts"] for i in range(2)] == [("one", "two", " three "), ()]
+    assert source(tmp_path)[0]["texts"] == ("one\ntwo\r\n three",)
+    assert read.fingerprint != source(tmp_path).fingerprint
+
+
+def test_groups_beside_classes(tmp_path):
+    members = [("0.cls", b"1"), ("0.npy", npy([4, 2016, 1])), *many.sample(0, "0")]
+    members += [("1.cls", b"0"), ("1.npy", npy([0.5, 1], np.float32)), *many.sample(1, "1")]
+    (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
+    assert [source(tmp_path, label=".cls", group=f".npy:{i}")[0]["group"] for i in (0, 1)] == [
+        4,
+        2016,
+    ]
+    read = source(tmp_path, label=".cls", group=".npy:0")
+    assert (read[0]["label"], read[0]["texts"]) == (1, ("red circle",))
+    assert read.fingerprint != source(tmp_path, label=".cls").fingerprint
+    with pytest.raises(RecordError, match="no whole number at entry 0"):
+        read[1]
+    with pytest.raises(RecordError, match="no whole number at entry 2"):
+        source(tmp_path, label=".cls", group=".npy:2")[1]
+    read = source(tmp_path, group="class")  # of KEY.json
+    assert [read[i]["group"] for i in range(2)] == [0, 1]
+    with pytest.raises(ConfigError, match="has no field 'region'"):
+        source(tmp_path, group="region")
+    with pytest.raises(
+        ConfigError, match=r"group = '.npy' must be a field of KEY.json, or an entry"
+    ):
+        source(tmp_path, group=".npy")
+
+
+def test_prompts_beside_class_names(tmp_path):
+    folder = write(tmp_path, [b"2"])
+    assert source(folder, label=".cls").templates is None
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}.\n{c} and {c}\n")
+    assert source(folder, label=".cls").templates == ("a {}.", "{} and {}")
+
+
+def test_another_number_of_tars_than_stated(tmp_path):
+    folder = write(tmp_path, [b"2"])
+    (folder / "nshards.txt").write_text("2\n")
+    with pytest.raises(DatasetError, match=r"holds 1 tars, but .*nshards.txt states 2; copy the"):
+        source(folder, label=".cls")
+    assert len(source(f"{folder}/0.tar", label=".cls")) == 1  # a part that is asked for
+    (folder / "nshards.txt").write_text("many")
+    assert len(source(folder, label=".cls")) == 1
