@@ -54,7 +54,7 @@ def check(task: Task, model: CoCaConfig) -> None:
             "to the number of answers (VQA 3129, visual entailment 3, NLVR2 2)."
         )
     if task == "captioning" and model.classes:
-        raise ConfigError("method.task = 'captioning' never reads method.model.classes; set it 0.")
+        raise ConfigError("method.task = 'captioning' reads no method.model.classes; set it to 0.")
 
 
 @struct.dataclass

@@ -96,7 +96,7 @@ def _frozen_model(out: Plan, name: str, workdir: str) -> TrainedConfig:
     missing = f"{key}.checkpoint = {item.checkpoint!r} holds no run"
     model, where = _architecture(out, item, key)
     if model is None:
-        raise ConfigError(f"{missing}, and its architecture is unknown; set {key}.model, too.")
+        raise ConfigError(f"{missing}, so its architecture is unknown; set {key}.model, too.")
     out.assumed.append(f"{missing}; the model is {where}")
     return dataclasses.replace(item, checkpoint="", model=model)
 
@@ -116,11 +116,11 @@ def _cached_model(
 ) -> FrozenConfig:
     if description.is_complete(item.cache_folder(workdir)):
         return item.resolve(workdir, towers)
-    missing = f"{key}.cache = {item.cache!r} is not here"
+    missing = f"{key}.cache = {item.cache!r} does not exist"
     model, where = _architecture(out, item, key)
     if model is None:
         raise ConfigError(
-            f"{missing}, and the width of its embeddings is unknown; set {key}.model, too."
+            f"{missing}, so the width of its embeddings is unknown; set {key}.model, too."
         )
     out.assumed.append(f"{missing}; its embeddings are as wide as those of {where}")
     # Costs do not depend on scale and bias.
@@ -140,5 +140,5 @@ def first_program(out: Plan, mesh: Mesh) -> program.Program:
         out.data_size = len(sources.open_source(out.settings.data))
     except (DatasetError, ConfigError, OSError):
         out.data_size = ASSUMED_DATA_SIZE
-        out.assumed.append(f"an epoch has {ASSUMED_DATA_SIZE:,} examples; the data set is not here")
+        out.assumed.append(f"an epoch has {ASSUMED_DATA_SIZE:,} examples; the data set is missing")
     return out.program(mesh, size)

@@ -36,17 +36,17 @@ from aced.prepare.config import PrepareConfig
 
 def _report(statistics: dict[str, Any], out: str) -> None:
     print(f"{statistics['images']} images with {statistics['captions']} captions are kept,")
-    print(f"{statistics['stored_anew']} of them stored anew. Left out:")
+    print(f"{statistics['stored_anew']} of them encoded again. Left out:")
     for reason, count in statistics["rejected"].items():
         print(f"  {reason:20} {count:9}")
     if not statistics["rejected"]:
         print("  nothing")
     if "outside_link" in statistics["rejected"]:
-        print("  (--follow_links reads what is behind links that lead out of --images)")
+        print("  (--follow_links reads images behind links that lead out of --images)")
     for split, counts in statistics["splits"].items():
         print(f"{out}, split {split}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    print(f"What was left out, line by line: {out}/{REJECTED}")
-    print(f"What is in it: {out}/{PAGE}")
+    print(f"Left-out lines and images: {out}/{REJECTED}")
+    print(f"Statistics and samples: {out}/{PAGE}")
 
 
 def main(argv: list[str]) -> None:

@@ -40,8 +40,8 @@ def class_names(paths: Sequence[str]) -> tuple[str, ...] | None:
         names = tuple(line.strip() for line in lines)
         if "" in names:
             raise DatasetError(
-                f"{file.path}, line {names.index('') + 1} is empty; every line is the name of a "
-                "class, the first that of class 0."
+                f"{file.path}, line {names.index('') + 1} is empty; every line must be the name of "
+                "a class, starting with class 0."
             )
         return names
     return None
@@ -55,17 +55,14 @@ def number(parts: Mapping[str, bytes]) -> int:
     """
     text = encoding.decode(_part(parts, ".cls")).strip()
     if not _NUMBER.fullmatch(text) or not -1 <= int(text) < 1 << 31:
-        raise ValueError(f"its KEY.cls is no number of a class: {text!r:.100}")
+        raise ValueError(f"its KEY.cls is not the number of a class: {text!r:.100}")
     return int(text)
 
 
 def shown(member: str, parts: Mapping[str, bytes], names: Sequence[str]) -> list[str]:
-    """The names of the classes in a member; none for class -1, which is unknown.
+    """The names of the classes in `member`, one of `MEMBERS`; none for class -1, which is unknown.
 
-    Args:
-        member: one of `MEMBERS`.
-        parts: the members of an example by kind.
-        names: the names of all classes, by number.
+    `parts` has the members of the example by kind, and `names` the names of all classes by number.
 
     Raises:
         ValueError: the member is missing, damaged, or does not fit the names.
@@ -103,5 +100,5 @@ def _vector(data: bytes) -> Bool[np.ndarray, " classes"]:
         if len(vector) != shape[0] or not np.isin(vector, (0, 1)).all():
             raise ValueError(f"{len(vector)} of {shape[0]} values, or others than 0 and 1")
     except Exception as error:  # NumPy raises nearly anything for damaged headers
-        raise ValueError(f"its KEY.npy is no vector of zeros and ones: {error}") from error
+        raise ValueError(f"its KEY.npy is not a vector of zeros and ones: {error}") from error
     return vector == 1

@@ -31,12 +31,12 @@ class WebDatasetConfig(Checked):
 
     # A tar, a folder of them, or a pattern: /data/{00000..00099}.tar, gs://bucket/cc12m/*.tar.
     path: MayChange[str] = ""
-    # Fields of KEY.json that hold captions; ".cls" or ".npy": the names of the classes that KEY.cls
-    # or KEY.npy gives, by classnames.txt; none: KEY.txt is it, which with a label may be missing.
+    # Fields of KEY.json with captions; ".cls" or ".npy": the names, in classnames.txt, of the
+    # classes in KEY.cls or KEY.npy. Empty: KEY.txt, which may be missing if there is a label.
     captions: tuple[str, ...] = ()
-    # Field of KEY.json that holds the number of a class; ".cls": KEY.cls does; none: no labels.
+    # Field of KEY.json with the number of a class; ".cls": that in KEY.cls. Empty: no labels.
     label: str = ""
-    # For the index, where it cannot be beside the tars.
+    # Folder of the index, if it cannot be stored beside the tars.
     cache_folder: MayChange[str] = "~/.cache/aced"
 
     def _check(self) -> None:
@@ -82,9 +82,9 @@ class TarSource:
         self.class_names = tar_labels.class_names(self._paths) if is_named or config.label else None
         if is_named and self.class_names is None:
             raise ConfigError(
-                f"data.webdataset.captions = {config.captions} are the names of classes, and there "
+                f"data.webdataset.captions = {config.captions} are the names of classes, but there "
                 f"is no {tar_labels.NAMES} beside the tars of {self.name}, nor in the folder above "
-                "them; write one, the name of a class in each line."
+                "them; write one, with the name of a class in each line."
             )
         if is_named:
             names = "\n".join(self.class_names)
@@ -115,8 +115,8 @@ class TarSource:
             out["texts"] = self._texts(parts, fields)
             if self._config.label == ".cls":
                 out["label"] = tar_labels.number(parts)
-            elif self._config.label:
-                out["label"] = _label(fields, self._config.label)
+            elif name := self._config.label:
+                out["label"] = records.class_number(fields.get(name), f"label {name!r}")
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where}: {error}") from error
         return out
@@ -139,7 +139,7 @@ class TarSource:
             limit = records.MAX_IMAGE_BYTES if kind == "image" else records.MAX_STRING_BYTES
             if start >= 0:
                 if not 0 <= size <= limit:
-                    raise ValueError(f"{kind} of {size} bytes; {limit} can be")
+                    raise ValueError(f"{kind} of {size} bytes; at most {limit}")
                 spans[kind] = start, start + size
         first, last = min(s for s, _ in spans.values()), max(e for _, e in spans.values())
         if last - first <= sum(e - s for s, e in spans.values()) + _SLACK:
@@ -174,8 +174,9 @@ class TarSource:
         bad = first[first["damaged"] == 1]
         if len(first) and len(bad) == len(first):
             raise DatasetError(
-                f"{self._paths[0]}, {self._index.key(first[0])}. So are the first {len(first)} "
-                f"examples of {self.name}; check the path and how the tars were made."
+                f"None of the first {len(first)} examples of {self.name} can be used; the first: "
+                f"{self._paths[0]}, {self._index.key(first[0])}. Check the path and how the tars "
+                "were made."
             )
         if len(bad):
             logging.warning("%s They are skipped and counted.", self._left_out(first))
@@ -203,14 +204,14 @@ class TarSource:
         problem = ""
         if not self._fields and not (whole["text"] >= 0).any():
             problem = (
-                f"{self.name} has no KEY.txt that belongs to one of its pictures (of the same "
-                "name, in the same tar); write the tars so, or set data.webdataset.captions to the "
-                "fields of KEY.json with captions."
+                f"{self.name} has no KEY.txt that belongs to one of its pictures, by the same name "
+                "in the same tar; add such files, or set data.webdataset.captions to the fields of "
+                "KEY.json with captions."
             )
             if (whole["cls"] >= 0).any():
-                problem += " For classification by its KEY.cls set data.webdataset.label = '.cls'."
+                problem += " For the classes in KEY.cls set data.webdataset.label = '.cls'."
             if (whole["npy"] >= 0).any():
-                problem += " Where KEY.npy has the classes, set .captions = ('.npy',)."
+                problem += " For the classes in KEY.npy set .captions = ('.npy',)."
         elif missing := sorted(required - known):
             problem = (
                 f"{self.name} has no field {missing[0]!r} in its first {len(json_at)} examples; "
@@ -267,14 +268,7 @@ class TarSource:
 def _json(data: bytes) -> dict[str, Any]:
     value = json.loads(data)
     if not isinstance(value, dict):
-        raise ValueError(f"its JSON is {type(value).__name__} and no object")
-    return value
-
-
-def _label(fields: dict[str, Any], name: str) -> int:
-    value = fields.get(name)
-    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
-        raise ValueError(f"its label {name!r} is no number of a class: {value!r:.100}")
+        raise ValueError(f"its JSON is a {type(value).__name__}, not an object")
     return value
 
 
@@ -287,11 +281,11 @@ def refuse_packed(path: str) -> None:
     """
     if path.endswith(_PACKED):
         raise ConfigError(
-            f"{path} is compressed, and cannot be read at random; decompress it to .tar first."
+            f"{path} is compressed, so it has no random access; decompress it to .tar first."
         )
     for ending in _PACKED if storage.is_folder(path) else ():
         if packed := storage.matching(f"{path}/*{ending}"):
             raise ConfigError(
-                f"{path} holds {len(packed)} compressed tars, such as {packed[0].path}, which "
-                "cannot be read at random; decompress them to .tar first."
+                f"{path} holds {len(packed)} compressed tars, such as {packed[0].path}, which have "
+                "no random access; decompress them to .tar first."
             )
