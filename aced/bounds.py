@@ -24,7 +24,7 @@ PositiveOrInfinite = Annotated[float, Interval(gt=0, le=math.inf)]
 NonNegativeOrInfinite = Annotated[float, Interval(ge=0, le=math.inf)]
 
 _INFINITE = (math.inf, -math.inf)
-_BOUNDS = {  # the name of the bound in its class, what it asks of a value, in words
+_BOUNDS = {  # the attribute with the bound, the comparison with a value, and its words
     Gt: ("gt", operator.gt, "above"),
     Ge: ("ge", operator.ge, "at least"),
     Lt: ("lt", operator.lt, "below"),
@@ -33,7 +33,7 @@ _BOUNDS = {  # the name of the bound in its class, what it asks of a value, in w
 
 
 class OneOf:
-    """The names in tables, as these are when a value is checked: users may add to them."""
+    """The names in tables, which are read when a value is checked: users may add to them."""
 
     def __init__(self, *tables: Iterable[str]):
         self._tables = tables
@@ -44,20 +44,17 @@ class OneOf:
 
 
 def describe(hint: Any) -> str:
-    """Returns the bounds of a type in words, "at least 0 and below 1"; "" where it has none."""
+    """Returns the bounds of a type in words, "at least 0 and below 1"; "" if it has none."""
     finite = (f"{words} {bound}" for words, _, bound in _bounds(hint) if bound not in _INFINITE)
     return " and ".join(finite)
 
 
 def wrong(hint: Any, value: Any, name: str) -> str | None:
-    """Returns what is wrong with a value by its type's bounds and choices; None: nothing.
+    """Returns what is wrong with a value by its type's bounds and choices; None if nothing is.
 
-    Where a number has a bound, NaN is refused, and infinity unless it is itself a bound.
-
-    Args:
-        hint: the type, with its `Annotated`; members of tuples are checked by theirs.
-        value: of that type. None is right: whether it may be is not a matter of bounds.
-        name: of the setting, for the message.
+    `hint` is the type with its `Annotated`, `name` that of the setting, for the message. Members of
+    tuples are checked by their own types, and None always passes. Where a number has a bound, NaN
+    is refused, and so is infinity unless it is itself a bound.
     """
     if value is None:
         return None
@@ -89,7 +86,7 @@ def wrong(hint: Any, value: Any, name: str) -> str | None:
 
 
 def wrong_choice(choices: Iterable[Any], value: Any, name: str) -> str | None:
-    """Returns a message unless `value` equals one of `choices` and has its type; None: it does."""
+    """Returns a message, or None if `value` equals one of `choices` and has its type."""
     if any(value == choice and type(value) is type(choice) for choice in choices):
         return None
     return f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}."

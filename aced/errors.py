@@ -42,10 +42,8 @@ _PHRASES = {os.strerror(number): number for number in _NEXT if number != errno.E
 def message(error: BaseException, place: str) -> str | None:
     """Returns the message of an error that a user can correct; None for other errors.
 
-    Args:
-        error: any error.
-        place: the command's input or output, such as "--out=data/photos", for errors that name no
-            file.
+    `place` is the command's input or output, such as "--out=data/photos", for errors that name no
+    file.
     """
     if isinstance(error, UserError):
         number = _quoted(error) if isinstance(error, OSError) else None

@@ -159,7 +159,7 @@ def test_a_file_is_where_a_run_belongs(made, tmp_path, name):
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         message = ended(name, made, place)
         if name == "preflight":  # which needs no run, but what one would have said
-            assert "'{workdir}/embeddings' is not here, and the width of its" in message
+            assert "'{workdir}/embeddings' does not exist, so the width of its" in message
         else:
             assert str(place) in message
 

@@ -46,7 +46,7 @@ DAMAGES = {
     "cut off": (lambda data: data[: len(data) // 2], "line "),
     "not UTF-8": (not_utf8, "byte 0xff is not UTF-8"),
     "changed": (changed, "is not that of its sha256"),
-    "no object": (lambda data: b"[1]\n", "no JSON object but a list"),
+    "no object": (lambda data: b"[1]\n", "not a JSON object but a list"),
     "empty": (lambda data: b"", "it is empty"),
     "zero bytes": (lambda data: bytes(len(data)), "zero bytes"),
 }
@@ -95,9 +95,9 @@ def test_config_json_of_a_run_that_is_converted(runs):
 
 
 BAD_LINES = {
-    "cut off": (b'{"step": 2, "lo', "no JSON"),
+    "cut off": (b'{"step": 2, "lo', "not JSON"),
     "not UTF-8": (b'{"step": 2, "l\xffss": 3}', "byte 0xff is not UTF-8"),
-    "no object": (b"[2]", "no JSON object but a list"),
+    "no object": (b"[2]", "not a JSON object but a list"),
     "no step": (b'{"loss": 3}', "it has no 'step'"),
     "empty": (b"", "it is empty"),
     "zero bytes": (bytes(9000), "9,000 zero bytes"),

@@ -16,16 +16,12 @@ __all__ = ["Cache", "CacheError", "open_for"]
 def open_for(
     folder: str, source: Source, data: DataConfig, weights: Callable[[], PyTree] | None
 ) -> Cache:
-    """Opens the cache of a frozen model for a run.
+    """Opens the cache of a frozen model for a run with this data set and its settings.
 
-    Args:
-        folder: the folder of the cache.
-        source: the data set of the run.
-        data: the settings of the data set.
-        weights: returns the parameters of the model as host arrays; None: they are not compared.
+    `weights` returns the parameters of the model as host arrays; None: they are not compared.
 
     Raises:
-        CacheError: the cache is incomplete, or of other data, decoding or weights.
+        CacheError: the cache is incomplete, or is of other data, decoding or weights.
     """
     cache = Cache(folder)
     plan = cache.description.plan

@@ -34,14 +34,9 @@ def fit(
 ) -> Calibration | None:
     """Returns the scale and bias with the least sigmoid loss in batches of `batch_size` pairs.
 
-    Uses Newton's method with step halving, in float64. Returns None if the minimum does not exist:
-    fewer than 2 pairs, all pairs more similar than all non-pairs (the scale diverges), or pairs no
-    more similar than non-pairs.
-
-    Args:
-        zimg: embeddings of n images; all n^2 cosines are used.
-        ztxt: embeddings of their texts.
-        batch_size: b of the run, which sets the number of non-pairs per pair.
+    Uses Newton's method with step halving, in float64, on all n^2 cosines. Returns None if the
+    minimum does not exist: fewer than 2 pairs, all pairs more similar than all non-pairs (the scale
+    diverges), or pairs no more similar than non-pairs.
     """
     n = len(zimg)
     if n < 2 or batch_size < 2 or _are_separable(zimg, ztxt):

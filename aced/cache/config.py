@@ -13,7 +13,7 @@ from aced.flag_settings import FlagSettings, setting
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig(FlagSettings):
-    """Which embeddings to make, and how to keep them."""
+    """Which embeddings to make, and how to store them."""
 
     model: str = setting(
         "reference",
@@ -23,17 +23,20 @@ class CacheConfig(FlagSettings):
     out: NonEmpty = setting("", "Folder to make, on a file system that all processes share.")
     precision: Precision = setting(
         "float32",
-        "Of the stored numbers. int8 has one float32 scale per embedding: 1.5 KB a pair of width "
-        "768. The error of each is measured and printed, whichever is kept.",
+        "Precision of the stored numbers. int8 has one float32 scale per embedding: 1.5 KB per "
+        "pair of width 768. The errors of all precisions are measured and printed.",
     )
-    towers: Literal["both", "image", "text"] = setting("both", "Which embeddings.")
-    # What a killed pass loses at most, per process.
-    shard_size: PositiveInt = setting(65_536, "Examples of a file.")
+    towers: Literal["both", "image", "text"] = setting(
+        "both", "Whether to embed images, texts or both."
+    )
+    shard_size: PositiveInt = setting(
+        65_536, "Examples per file, and the most that a killed pass loses per process."
+    )
     batch_size: NonNegativeInt = setting(
-        0, "Examples at a time over all devices; 0: as the run scores."
+        0, "Examples per step over all devices; 0: as many as the run scores at a time."
     )
     calibration_pairs: NonNegativeInt = setting(
-        4096, "Pairs that a scale and a bias for the sigmoid loss are fitted to."
+        4096, "Pairs to which a scale and a bias for the sigmoid loss are fitted."
     )
 
     def folder(self, workdir: str) -> pathlib.Path:

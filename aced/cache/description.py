@@ -25,7 +25,8 @@ from aced.bounds import Finite, NonNegativeInt, PositiveFloat
 from aced.cache import entries, precision
 from aced.cache.calibration import Calibration
 from aced.cache.libraries import About
-from aced.config import Checked, ConfigError, flatten, from_config
+from aced.cache.precision import Precision
+from aced.config import Checked, ConfigError, from_config
 from aced.data.records import DatasetError
 from aced.data.sources import MAX_EXAMPLES
 from aced.files import own_files, storage
@@ -53,15 +54,15 @@ class Plan(Checked):
 
     examples: Annotated[int, Interval(ge=1, le=MAX_EXAMPLES)]  # of the data set
     towers: Literal["both", "image", "text"]
-    precision: Literal["float32", "bfloat16", "int8"]
+    precision: Precision
     # Examples of a shard; the last one may have fewer.
     shard_size: Annotated[int, Interval(ge=1, le=MAX_EXAMPLES)]
     model: TwoTowerConfig | None  # None: another library's
     scale: PositiveFloat  # of the model's logits
-    bias: Finite | None  # None: it was trained without
-    calibration_pairs: int  # how many pairs a scale and a bias are fitted to at most
-    calibration_batch_size: int  # b of the sigmoid loss that they are fitted for
-    fingerprint: dict[str, str]  # by what it is of: weights, tokenizer, decode, data
+    bias: Finite | None  # None: it was trained without one
+    calibration_pairs: int  # most pairs to which a scale and a bias are fitted
+    calibration_batch_size: int  # b of the sigmoid loss for which they are fitted
+    fingerprint: dict[str, str]  # of "weights", "tokenizer", "decode" and "data"
     other: About | None = None  # another library's model
 
     def _check(self) -> None:
@@ -133,7 +134,7 @@ class Description(Checked):
     plan: Plan
     shards: tuple[Shard, ...]
     fitted: Calibration | None  # None: there is no best scale, or not both towers
-    errors: dict[str, Any]  # by precision, also those that were not chosen: see precision.Errors
+    errors: dict[str, Any]  # by precision, including those not chosen: see precision.Errors
 
     def _check(self) -> None:
         if len(self.shards) != self.plan.shards:
@@ -163,13 +164,9 @@ class Description(Checked):
 
 def differences(existing: Plan, new_plan: Plan) -> list[str]:
     """The settings in which two plans differ, one line each."""
-    plans = (existing, new_plan)
-    old, new = (flatten(json.loads(json.dumps(dataclasses.asdict(plan)))) for plan in plans)
-    return [
-        f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _FREE.fullmatch(key)
-    ]
+    plans = (json.loads(json.dumps(dataclasses.asdict(plan))) for plan in (existing, new_plan))
+    lines = own_files.differences(*plans)
+    return [line for key, line in lines.items() if not _FREE.fullmatch(key)]
 
 
 def refuse(folder: str | os.PathLike, lines: Sequence[str]) -> None:
@@ -219,9 +216,9 @@ def read_complete(folder: str | os.PathLike) -> Description:
     """
     path = pathlib.Path(folder)
     if not is_complete(path):
-        state = "is not finished" if (path / PLAN).is_file() else "is no cache"
+        state = "is not finished" if (path / PLAN).is_file() else "is not a cache"
         raise CacheError(
             f"{path} {state}: it has no {COMPLETE}. `python -m aced.cache --out={path} ...` makes "
-            "one, and goes on where it was stopped."
+            "a cache, and resumes where it was stopped."
         )
     return read(path / COMPLETE, Description)

@@ -43,8 +43,7 @@ class EntryWriter:
     def __init__(self, path: pathlib.Path, entry_bytes: int):
         """Opens the file; `entry_bytes` is the approximate size of an entry."""
         self._path, self._part = path, path.with_name(path.name + ".part")
-        group = max(1, _READ_BYTES // entry_bytes)
-        options = f"group_size:{group},uncompressed"
+        options = f"group_size:{max(1, _READ_BYTES // entry_bytes)},uncompressed"
         self._writer = array_record_module.ArrayRecordWriter(str(self._part), options)
 
     def write(self, index: int, rows: UInt8[np.ndarray, "n bytes"]) -> None:
@@ -98,8 +97,8 @@ class EntryReader:
         for i, record in zip(ids, records, strict=True):
             if len(record) < _ID.size or (len(record) - _ID.size) % self._row_bytes:
                 raise ValueError(
-                    f"the entry of example {i} has {len(record)} bytes, no {_ID.size} and rows of "
-                    f"{self._row_bytes}"
+                    f"the entry of example {i} has {len(record)} bytes, which are not {_ID.size} "
+                    f"and whole rows of {self._row_bytes}"
                 )
             if (index := _ID.unpack_from(record)[0]) != i:
                 raise ValueError(f"example {index} is in the place of example {i}")

@@ -73,8 +73,8 @@ def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
     if existing is not None and (lines := description.differences(existing, plan)):
         listed = "\n".join(f"  {line}" for line in lines)
         raise description.CacheError(
-            f"{folder} holds another cache:\n{listed}\nSet it back to go on with that one, or "
-            "choose another --out for a new one."
+            f"{folder} holds another cache:\n{listed}\nSet them back to resume that one, or choose "
+            "another --out for a new one."
         )
     if existing is None:
         ours = (f"{PLAN}.part", ownership.FILE)

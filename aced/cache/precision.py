@@ -3,14 +3,14 @@
 `Errors` measures the rounding errors of all rows that are stored.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
 from jaxtyping import Float, UInt8
 
-PRECISIONS = ("float32", "bfloat16", "int8")
 Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS = get_args(Precision)
 
 _FLOAT32 = np.dtype("<f4")
 _LEVELS = 127  # symmetric int8: a row's largest entry becomes 127 or -127

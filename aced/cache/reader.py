@@ -21,11 +21,7 @@ class Cache:
     """
 
     def __init__(self, folder: str | os.PathLike, description: Description | None = None):
-        """Opens a cache; its files are opened on the first read.
-
-        Args:
-            folder: the folder of the cache.
-            description: its description; None: read from `cache.json`.
+        """Opens a cache, given its description or not; shards are opened on the first read.
 
         Raises:
             CacheError: the cache is incomplete, or a file is missing or truncated.
@@ -38,11 +34,10 @@ class Cache:
             path = self._plan.path(self._folder, number)
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
-                problem = "is missing" if size is None else f"has {size} bytes"
-                raise CacheError(
-                    f"Shard {path} {problem} where {COMPLETE} says {shard.bytes} bytes; copy the "
-                    "cache again or make it again."
-                )
+                problem = f"has {size} bytes instead of {shard.bytes} (in {COMPLETE})"
+                if size is None:
+                    problem = "is missing"
+                raise CacheError(f"Shard {path} {problem}; copy the cache again or make it again.")
         self._readers: dict[int, entries.EntryReader] = {}
         self._lock = threading.Lock()
 

@@ -12,6 +12,7 @@ can corrupt data. A run whose newest checkpoint is damaged moves it aside and re
 newest intact one.
 """
 
+import contextlib
 import functools
 import math
 import shutil
@@ -48,7 +49,7 @@ _SHARED_BYTES = 1 << 20
 T = TypeVar("T")
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """The checkpoints of one run, in `<workdir>/checkpoints/<step>`.
 
     Every process of the run makes the same calls in the same order. Use as a context manager, or
@@ -108,7 +109,7 @@ class Checkpointer:
         """Returns state and step of the newest intact checkpoint, or `default` if there is none.
 
         Damaged checkpoints are logged and moved to `<workdir>/checkpoints_damaged`. If all are
-        damaged, none is moved, so that the run does not silently start anew.
+        damaged, none is moved, so that the run does not silently start from the beginning.
 
         Args:
             abstract: the state's `ShapeDtypeStruct`s with shardings, which may differ from those
@@ -140,8 +141,8 @@ class Checkpointer:
         if damaged and restored is None:
             listed = "\n".join(f"  {error}" for error in damaged.values())
             raise CheckpointError(
-                f"No checkpoint in {self._folder} is whole:\n{listed}\nBring one back from a copy; "
-                "to begin the run anew, remove that folder or choose another workdir."
+                f"No checkpoint in {self._folder} is whole:\n{listed}\nRestore one from a copy, or "
+                "remove that folder or choose another workdir to start the run again."
             )
         if damaged:
             self._set_aside(damaged, restored[1])
@@ -185,7 +186,7 @@ class Checkpointer:
             ) from failed
         logging.error(
             "The run resumes from its newest intact checkpoint, step %d. The damaged ones, steps "
-            "%s, were moved to %s beside it; remove them when you need them no more.",
+            "%s, were moved to %s beside it; remove them when you no longer need them.",
             whole,
             sorted(damaged),
             self._folder.parent / DAMAGED_FOLDER,
@@ -244,7 +245,7 @@ class Checkpointer:
             raise  # the state itself cannot be saved, so retrying would not help
         except Exception as error:
             if jax.process_count() > 1:  # the others have started, so no agreement is possible
-                raise CheckpointError(f"Checkpoint {step} could not be begun: {error}") from error
+                raise CheckpointError(f"Checkpoint {step} could not be started: {error}") from error
             self._give_up(error)
             return False
         return True
@@ -258,9 +259,9 @@ class Checkpointer:
         self._settle()
         if self._failed_in_a_row:
             raise CheckpointError(
-                f"The last checkpoint of this run could not be written to {self._folder}; "
-                f"checkpoints that are there: {self.steps() or 'none'}. Make room (the log says "
-                "what went wrong) and start the same command again: it resumes from the newest."
+                f"The last checkpoint of this run could not be written to {self._folder}, for the "
+                f"reason in the log; existing checkpoints: {self.steps() or 'none'}. Make room and "
+                "start the same command again: it resumes from the newest."
             )
 
     def close(self) -> None:
@@ -273,9 +274,6 @@ class Checkpointer:
             self.wait()
         finally:
             self._close_orbax()
-
-    def __enter__(self) -> "Checkpointer":
-        return self
 
     def __exit__(self, kind, error, traceback) -> None:
         if error is None:
@@ -321,8 +319,8 @@ class Checkpointer:
         logging.error("%s", message)
         if self._failed_in_a_row >= self._config.max_failed_saves:
             raise CheckpointError(
-                f"{message} Checkpoints that are there: {self.steps() or 'none'}. Make room and "
-                "start the same command again: it resumes from the newest."
+                f"{message}. Existing checkpoints: {self.steps() or 'none'}. Make room and start "
+                "the same command again: it resumes from the newest."
             ) from error
 
     def _reopen(self) -> None:
@@ -477,8 +475,8 @@ def _about(path: epath.Path) -> dict[str, Any]:
     if not about:
         raise DamagedError(
             f"Checkpoint {path} is damaged: its metrics, in _CHECKPOINT_METADATA, are missing or "
-            "not readable. Ask for a step or the last one instead of the best, or bring the file "
-            "back from a copy."
+            "not readable. Ask for a step or the last one instead of the best, or restore the file "
+            "from a copy."
         )
     return about
 

@@ -20,11 +20,9 @@ _THREADS = 8  # zlib and reads release the interpreter lock
 
 
 def write(folder: epath.Path, metadata: Any) -> None:
-    """Writes the sizes and checksums of all files below `folder` to its `FILE`.
+    """Writes the sizes and checksums of all files below the checkpoint `folder` to its `FILE`.
 
-    Args:
-        folder: of the checkpoint.
-        metadata: the custom metadata passed to Orbax; JSON-serialisable.
+    `metadata` is the custom metadata passed to Orbax; it must be JSON-serialisable.
 
     Raises:
         OSError: a file cannot be read, or `FILE` cannot be written.
@@ -45,16 +43,14 @@ def exist(folder: epath.Path) -> bool:
 def damage(
     folder: epath.Path, files: slice = slice(None), most_bytes: int | None = None
 ) -> str | None:
-    """A description of the first file that has changed since it was written.
+    """Describes the first file that has changed since it was written; None: none has.
+
+    The custom metadata are always compared. A checkpoint without checksums counts as unchanged.
 
     Args:
-        folder: of the checkpoint.
-        files: the files to read, as a slice of all files sorted by name. The custom metadata are
-            always compared.
+        folder: the checkpoint.
+        files: the files to read, as a slice of all files sorted by name.
         most_bytes: skip larger files; None: read all.
-
-    Returns:
-        None if no file has changed, or there are no checksums.
 
     Raises:
         OSError: a file exists but cannot be read, perhaps temporarily.

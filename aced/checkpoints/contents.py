@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from aced.checkpoints import checksums
 from aced.errors import UserError
+from aced.parallel.rules import name_of
 
 STATE = "state"  # the name of a run's state in its checkpoints
 _SHOWN = 8  # differences listed in an error message
@@ -81,22 +82,15 @@ def _described(tree: PyTree, with_types: bool) -> dict[str, str]:
     for path, leaf in jax.tree.leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)  # keys are stored as their data
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
         shape = ",".join(map(str, leaf.shape))
-        out[name] = f"{np.dtype(leaf.dtype).name if with_types else ''}[{shape}]"
+        out[name_of(path)] = f"{np.dtype(leaf.dtype).name if with_types else ''}[{shape}]"
     return out
 
 
 def check_whole(
     path: epath.Path, files: slice = slice(None), most_bytes: int | None = None
 ) -> None:
-    """Compares a checkpoint's files with their checksums, if it has any.
-
-    Args:
-        path: of the checkpoint.
-        files: the files to read, as a slice of all files sorted by name. The metrics of the
-            checkpoint are always compared.
-        most_bytes: skip larger files; None: read all.
+    """Compares a checkpoint's files with their checksums, if it has any; see `checksums.damage`.
 
     Raises:
         DamagedError: a file is missing or has changed; the message names it.
@@ -107,8 +101,8 @@ def check_whole(
     except OSError as error:
         raise CheckpointError(
             f"Checkpoint {path} cannot be read ({error}). Start the same command again once its "
-            "disk or store answers; if a file is lost for good, remove that one, and an older "
-            "checkpoint is taken."
+            "disk or store answers. If a file is lost for good, remove this checkpoint, and the "
+            "run resumes from an older one."
         ) from error
     if damage:
         raise DamagedError(f"Checkpoint {path} is damaged: {damage}.")

@@ -12,21 +12,21 @@ from aced.config import Checked, ConfigError
 class CheckpointConfig(Checked):
     """When checkpoints are written, and which are kept."""
 
-    every_steps: PositiveInt = 1000  # and at the end of the run
-    keep_last: PositiveInt = 2  # the newest so many
-    keep_best: NonNegativeInt = 0  # the best so many by `best_metric`, besides
-    best_metric: str | None = None  # a name in the metrics handed to `save`
+    every_steps: PositiveInt = 1000  # a checkpoint is also written at the end of the run
+    keep_last: PositiveInt = 2  # number of newest checkpoints to keep
+    keep_best: NonNegativeInt = 0  # number of best checkpoints, by `best_metric`, to keep as well
+    best_metric: str | None = None  # a name in the metrics passed to `save`
     best_mode: Literal["max", "min"] = "max"
-    # At multiples of this, too, and these are kept for ever.
+    # Checkpoints are also written at multiples of this, and these are never removed.
     keep_every_steps: PositiveInt | None = None
     compress: bool = False  # zstd: a tenth smaller, several times slower on weights
-    # In a row; then the run stops. At the end of the run, one is enough.
+    # The run stops after so many failed saves in a row; at its end, after one.
     max_failed_saves: PositiveInt = 3
     timeout_minutes: PositiveFloat = 20.0  # a save that takes longer has failed
 
     def _check(self) -> None:
         if self.keep_best and not self.best_metric:
-            raise ConfigError("keep_best needs best_metric, the name of the metric to go by.")
+            raise ConfigError("keep_best needs best_metric, the name of a metric.")
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is due at `step`, unless it is the last step anyway."""

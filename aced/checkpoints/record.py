@@ -24,8 +24,8 @@ from aced.files import own_files
 FILE = "config.json"
 _DATA, _MODELS = "data_fingerprint", "model_fingerprints"
 _ADVICE = (
-    "bring it back from a copy; if it is removed, the run goes on with the settings of its "
-    "command, unchecked"
+    "restore it from a copy; if you remove it, the run resumes with the settings of its command, "
+    "unchecked"
 )
 
 
@@ -51,10 +51,10 @@ def check(
         then = flatten(own_files.loads(file.read_bytes()))
     now = flatten(_content(folder, settings, fingerprint, models))
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    # Runs of before there were any of these go on.
+    # Old runs have no fingerprints of models.
     differing = [key for key in differing if key in then or not key.startswith(f"{_MODELS}.")]
     lines = {key: f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in differing}
-    # A setting that there was not yet, and that is not used: what it leaves alone is as it was.
+    # Settings that are newer than the run, with defaults that keep the old behaviour.
     unset = set(_unset(settings)) - then.keys()
     classes = type(settings), type(settings.method)
     serious = [
@@ -63,14 +63,14 @@ def check(
     if serious:
         raise ConfigError(
             f"{folder} holds a run with other settings:\n" + "\n".join(serious[:10]) + "\n"
-            "Set them back to go on with it, or choose another workdir for a new run."
+            "Set them back to resume it, or choose another workdir for a new run."
         )
     if lines:
         logging.warning("%s resumes with other settings:\n%s", folder, "\n".join(lines.values()))
 
 
 def _unset(settings: Any, path: str = "") -> Iterator[str]:
-    """The paths of the settings that have their default."""
+    """The paths of the settings with default values."""
     if dataclasses.is_dataclass(settings):
         for field in dataclasses.fields(settings):
             value, name = getattr(settings, field.name), f"{path}{field.name}"
@@ -105,11 +105,11 @@ def read(folder: epath.Path) -> Record:
 
 
 def may_change(cls: type, method: type, key: str) -> bool:
-    """Whether a setting may differ when a run goes on: its field, or one that holds it, has that.
+    """Whether a setting may differ when a run is resumed: it, or a field above it, is `MayChange`.
 
-    `MayChange` is for what changes neither the examples of a step nor what is made of them, for
-    where data and models are, since these have fingerprints, and for the length of the run: it
-    moves the learning rate from there on, but extending a run is what people do.
+    `MayChange` marks settings that change neither the examples of a step nor the update made from
+    them; paths of data and models, which have fingerprints; and the length of the run. A new length
+    changes the learning rate from then on, but runs are often extended.
 
     Args:
         cls: the dataclass of a run's settings.

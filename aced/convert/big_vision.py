@@ -30,20 +30,20 @@ Shape = tuple[int, ...]
 
 
 def read(file: pathlib.Path, model: str, tokenizer: str, source: str) -> Model:
-    """Returns the model in an .npz.
+    """Returns the model in an .npz with a SigLIP: img/, txt/, t and b.
 
     Args:
-        file: a checkpoint of a SigLIP: img/, txt/, t and b.
+        file: the checkpoint.
         model: a name of `presets.MODELS`, or a JSON file of `TwoTowerConfig`'s settings.
         tokenizer: a sentencepiece .model or a tokenizer.json; empty: that of `model`.
-        source: name of the source in errors and in the model's record.
+        source: name of the source in errors and in the model.
 
     Raises:
         InteropError: the file is broken, or its parameters do not fit `model`.
     """
     if not model:
         raise InteropError(
-            f"{source} holds weights alone; say what they are with --model=NAME ("
+            f"{source} holds only weights; name their architecture with --model=NAME ("
             f"{', '.join(presets.MODELS)}) or --model=FILE.json, our settings in JSON."
         )
     config, content = _with_tokenizer(_settings(model), tokenizer, model)
@@ -72,8 +72,8 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
     if model.tokenizer:
         (folder / config.tokenizer.path).write_bytes(model.tokenizer)
     return [
-        f"big_vision reads {WEIGHTS} alone: preprocessing and tokenizer, which are in {SETTINGS} "
-        "for our own --model flag, are its config's"
+        f"big_vision reads only {WEIGHTS}, and takes preprocessing and tokenizer from its own "
+        f"config; {SETTINGS} has them for our --model flag"
     ]
 
 
@@ -82,7 +82,7 @@ def _settings(model: str) -> TwoTowerConfig:
         return two_tower.preset(model)
     if not model.endswith(".json"):
         raise InteropError(
-            f"--model = {model!r} is none of {', '.join(presets.MODELS)}, and no .json file."
+            f"--model = {model!r} must be one of {', '.join(presets.MODELS)}, or a .json file."
         )
     return from_config(TwoTowerConfig, tensors.read_json(pathlib.Path(model)), model)
 
@@ -122,7 +122,7 @@ def _load(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(file) as archive:
             if sum(item.file_size for item in archive.infolist()) > _MAX_BYTES:
-                raise InteropError(f"{file} unfolds to more than {_MAX_BYTES:,} bytes.")
+                raise InteropError(f"{file} unpacks to more than {_MAX_BYTES:,} bytes.")
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name.removeprefix(_PREFIX): archive[name] for name in archive.files}
     except InteropError:

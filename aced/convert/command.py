@@ -6,8 +6,9 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -45,37 +46,44 @@ _MARKS = (
 class ConvertConfig(FlagSettings):
     """The command's settings; each is a flag of the same name."""
 
-    source: NonEmpty = setting("", "Folder, .npz file, gs:// run, or owner/name on the hub.")
+    source: NonEmpty = setting(
+        "", "Model to read: a folder, an .npz file, a run at gs://, or owner/name on the hub."
+    )
     out: NonEmpty = setting("", "Folder to make.")
     to: Literal["aced", "huggingface", "open_clip", "big_vision", "stablehlo", "onnx"] = setting(
-        "", "Format to write: aced is the model folder that a run's .checkpoint takes."
+        "", "Format to write; aced is the model folder that a .checkpoint setting of a run takes."
     )
-    which: Literal["last", "best"] = setting("last", "Of a run: which of its checkpoints.")
+    which: Literal["last", "best"] = setting("last", "Which checkpoint of a run to read.")
     parameters: Literal["params", "ema"] = setting(
-        "params", "Of a run: the parameters, or their moving average."
+        "params", "Whether to read a run's parameters, or their exponential moving average."
     )
     model: str = setting(
-        "", "Of an .npz: a model's name (CLIP-B/16, ...) or our settings in a .json file."
+        "",
+        "Architecture of an .npz: a model's name (CLIP-B/16, ...) or a .json file of our settings.",
     )
     tokenizer: str = setting(
-        "", "Of an .npz: a sentencepiece .model or tokenizer.json, if not as --model has it."
+        "",
+        "Tokenizer of an .npz, a sentencepiece .model or a tokenizer.json, if it is not the one "
+        "that --model names.",
     )
-    revision: str = setting("", "Of a model on the hub: branch, tag or commit.")
+    revision: str = setting("", "Branch, tag or commit of a model on the hub.")
+    overwrite: bool = setting(
+        False, "Replace an earlier output at --out, after the conversion has succeeded."
+    )
     quick_gelu: bool = setting(
         False,
-        "Of an open_clip model: it was trained with QuickGELU (OpenAI's, DFN and MetaCLIP were), "
-        "and its config does not record that.",
+        "Read an open_clip model as trained with QuickGELU, as OpenAI's, DFN and MetaCLIP were, if "
+        "its config does not record that.",
     )
     text_length: NonNegativeInt = setting(
         huggingface.PIPELINE_LENGTH,
-        "To huggingface, of a SigLIP that reads fewer ids: positions are added that it does not "
-        "look at, so that pipeline() of transformers, which pads to 64, can run it. 0: none, the "
-        "weights stay as they are.",
+        "Text positions of a SigLIP written to huggingface. If the model reads fewer ids, "
+        "positions are added that it does not look at, since pipeline() of transformers pads to "
+        "64. 0: the weights stay as they are.",
     )
     license: str = setting(
-        "", "Of the weights, for the model card: an identifier of the hub, such as apache-2.0."
+        "", "License of the weights, for the model card: an identifier of the hub: apache-2.0, ..."
     )
-    overwrite: bool = setting(False, "Replace an earlier output at --out, once all went well.")
 
     def _check(self) -> None:
         storage.check_scheme(self.out, "--out", ())
@@ -83,11 +91,11 @@ class ConvertConfig(FlagSettings):
             self.source,
             "--source",
             ("gs",),
-            "Download it, or give owner/name of a model of the Hugging Face hub.",
+            "Download it, or give owner/name of a model on the Hugging Face hub.",
         )
         if not self.source.endswith(".npz") and (self.model or self.tokenizer):
             raise ConfigError(
-                "--model and --tokenizer are for .npz files; this source says itself."
+                "--model and --tokenizer are for .npz files; other sources hold their settings."
             )
         if self.text_length != huggingface.PIPELINE_LENGTH and self.to != "huggingface":
             raise ConfigError(
@@ -113,7 +121,7 @@ def convert(config: ConvertConfig) -> Converted:
     """Reads the source and writes it to `config.out`, atomically.
 
     Raises:
-        InteropError: the source cannot be read, the format cannot express it, or the output
+        InteropError: the source cannot be read, the format cannot express the model, or the output
             exists.
         ConfigError: its settings contradict each other.
         CheckpointError: the run lacks the checkpoint.
@@ -158,8 +166,8 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
     if storage.is_remote(source):
         if not (epath.Path(source) / checkpointer.FOLDER).is_dir():
             raise InteropError(
-                f"{source} has no {checkpointer.FOLDER}/, so it is no run, and only runs are "
-                "read from object stores; correct it, or copy the model."
+                f"{source} has no {checkpointer.FOLDER}/, so it is not a run, and only runs are "
+                "read from object stores; correct the path, or copy the model to a disk."
             )
         return _RUN, _read_run(config, source)
     path = pathlib.Path(expand(source))
@@ -179,7 +187,8 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
         tensors.refuse_pickles([path.name], str(path.parent))
     if not path.is_dir():
         raise InteropError(
-            f"{source} is no folder, no .npz, and no owner/name of the hub; give one of these."
+            f"{source} is not a folder, an .npz file, or an owner/name on the hub; give one of "
+            "these."
         )
     if layout == "aced":
         return "a model folder", model_folder.read(str(path))
@@ -189,7 +198,7 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
         return "open_clip's layout", open_clip.read(path, source, config.quick_gelu)
     tensors.refuse_pickles((file.name for file in path.iterdir()), source)
     raise InteropError(
-        f"{source} is nothing that can be read: it has neither {model_folder.FILE} (ours), nor "
+        f"{source} has no known format: it has neither {model_folder.FILE} (ours), nor "
         f"{record.FILE} with {checkpointer.FOLDER}/ (a run), nor {layouts.TRANSFORMERS_CONFIG} "
         f"(transformers), nor {layouts.OPEN_CLIP_CONFIG} (open_clip)."
     )
@@ -225,24 +234,21 @@ def _read_run(config: ConvertConfig, folder: str) -> Model:
                 f"The run's tokenizer.path cannot be read: {error}. Put the file back there."
             ) from error
         tokens = dataclasses.replace(tokens, path=TOKENIZER_FILES[tokens.kind])
-    host = _on_host(params)
+    host = jax.tree.map(np.asarray, params)
     model = dataclasses.replace(settings, tokenizer=tokens)
     return Model(model, host, content, f"{config.source} ({config.which}, {config.parameters})")
-
-
-def _on_host(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _on_host(value) for key, value in tree.items()}
-    return np.asarray(tree)
 
 
 def _check_out(out: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if out.resolve() in (source.resolve(), *source.resolve().parents):
-        raise InteropError(f"--out={out} is the source or holds it; choose another folder.")
+        raise InteropError(f"--out={out} is the source or contains it; choose another folder.")
     if not overwrite:
-        raise InteropError(f"{out} is there already; choose another --out, or give --overwrite.")
+        raise InteropError(f"{out} already exists; choose another --out, or give --overwrite.")
     ours = any((out / mark).is_file() for mark in _MARKS)
     if not ours or (out / checkpointer.FOLDER).exists():
-        raise InteropError(f"{out} is no earlier output of this command; it is not replaced.")
+        raise InteropError(
+            f"{out} is not an earlier output of this command, so it is not replaced; choose "
+            "another --out."
+        )

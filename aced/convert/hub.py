@@ -11,11 +11,9 @@ PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt")
 
 
 def download(name: str, revision: str) -> pathlib.Path:
-    """Downloads a model, unless it is in huggingface_hub's cache, and returns its folder.
+    """Downloads the model owner/name, unless huggingface_hub has cached it; returns its folder.
 
-    Args:
-        name: owner/name, such as google/siglip-base-patch16-224.
-        revision: a branch, tag or commit; empty: the newest.
+    The revision is a branch, tag or commit; empty: the newest.
 
     Raises:
         InteropError: huggingface_hub is not installed, the download failed, or the model's weights
@@ -25,7 +23,8 @@ def download(name: str, revision: str) -> pathlib.Path:
         import huggingface_hub
     except ImportError as error:
         raise InteropError(
-            f"{name} is no path here. To take it from the Hugging Face hub: pip install '.[hf]'."
+            f"{name} is not a local path. To download it from the Hugging Face hub, install the "
+            "extra: pip install '.[hf]'."
         ) from error
     try:
         folder = huggingface_hub.snapshot_download(
@@ -33,7 +32,7 @@ def download(name: str, revision: str) -> pathlib.Path:
         )
     except Exception as error:  # the library raises errors of many kinds
         raise InteropError(
-            f"{name} is no path here, and the hub did not give it: {error}"
+            f"{name} is not a local path, and cannot be downloaded from the hub: {error}"
         ) from error
     folder = pathlib.Path(folder)
     if not any(folder.glob("*.safetensors")):

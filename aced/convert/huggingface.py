@@ -6,12 +6,19 @@ config.json, model.safetensors (or several with an index), preprocessor_config.j
 import pathlib
 from typing import Any
 
-from aced.config import ConfigError
 from aced.convert import positions, preprocessor, tables, tokenizer_read, tokenizer_write
 from aced.convert.tables import Pair, convolution, fused, linear, norm, same, transposed, with_axes
 from aced.models import tensors
 from aced.models.layouts import TRANSFORMERS_CONFIG as CONFIG
-from aced.models.saved import InteropError, Model, Params, read_config_value, refuse, size_settings
+from aced.models.saved import (
+    InteropError,
+    Model,
+    Params,
+    checking_settings,
+    read_config_value,
+    refuse,
+    size_settings,
+)
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
@@ -42,11 +49,7 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def read(folder: pathlib.Path, source: str) -> Model:
-    """Returns the model in `folder`.
-
-    Args:
-        folder: the folder of the model.
-        source: name of the source in errors and in the model's record.
+    """Returns the model in `folder`; `source` is its name in errors.
 
     Raises:
         InteropError: a file is missing or broken, or our models cannot express it.
@@ -55,30 +58,30 @@ def read(folder: pathlib.Path, source: str) -> Model:
     family = about.get("model_type")
     if family not in _DEFAULTS:
         raise InteropError(
-            f"{source} is of model_type {family!r}; what can be read is siglip (SigLIP and SigLIP "
-            "2 of fixed resolution) and clip. SigLIP 2's NaFlex models (model_type siglip2) take "
+            f"{source} has the model_type {family!r}; siglip (SigLIP and SigLIP 2 of fixed "
+            "resolution) and clip can be read. SigLIP 2's NaFlex models (model_type siglip2) take "
             "pictures of any shape, which ours do not."
         )
     vision, text = _tower(about, family, "vision"), _tower(about, family, "text")
     positions = text["max_position_embeddings"]
     tokenizer, content, notes = tokenizer_read.read(folder, positions, family)
     resize, mean, std = preprocessor.read(folder, vision["image_size"])
-    image = _image_config(vision, family, mean, std, source)
     weights = tensors.read_safetensors(folder, (WEIGHTS,))
     weights = {k: v for k, v in weights.items() if not k.endswith(".position_ids")}
-    try:
+    if family == "siglip":
+        embed_dim, bias = None, "logit_bias"
+    else:  # CLIPModel reads only the outer value of projection_dim
+        outer = {"projection_dim": 512} | about
+        embed_dim, bias = read_config_value(outer, "projection_dim", int, CONFIG), None
+    with checking_settings(source):
         config = TwoTowerConfig(
-            image=image,
+            image=_image_config(vision, family, mean, std, source),
             text=_text_config(text, family, tokenizer.eos_id, source),
-            embed_dim=None if family == "siglip" else _projection(about, vision, text),
+            embed_dim=embed_dim,
             resize=resize,
             tokenizer=tokenizer,
-            **tables.logits(
-                weights, "logit_scale", "logit_bias" if family == "siglip" else None, source
-            ),
+            **tables.logits(weights, "logit_scale", bias, source),
         )
-    except ConfigError as error:
-        raise InteropError(f"{source}: {error}") from error
     params = tables.to_params(_table(config), weights, config, source)
     return Model(config, params, content, source, notes)
 
@@ -101,7 +104,8 @@ def _tower(about: dict[str, Any], family: str, tower: str) -> dict[str, Any]:
     read_config_value(settings, "layer_norm_eps", float, where)
     if settings["hidden_act"] not in _ACTIVATIONS:
         raise InteropError(
-            f"{where}: hidden_act = {settings['hidden_act']!r}; ours are {', '.join(_ACTIVATIONS)}."
+            f"{where}: hidden_act = {settings['hidden_act']!r} is not supported; these are: "
+            f"{', '.join(_ACTIVATIONS)}."
         )
     return settings
 
@@ -120,24 +124,19 @@ def _shared_settings(tower: dict[str, Any]) -> dict[str, Any]:
 def _image_config(
     vision: dict[str, Any], family: str, mean: Any, std: Any, source: str
 ) -> ImageConfig:
-    refused = {
-        "vision_config.num_channels must be 3": vision["num_channels"] != 3,
-        "vision_config.vision_use_head must be true": not vision.get("vision_use_head", True),
-    }
-    for reason in [reason for reason, wrong in refused.items() if wrong]:
-        raise InteropError(f"{source}: {reason}.")
+    if vision["num_channels"] != 3:
+        raise InteropError(f"{source}: vision_config.num_channels must be 3.")
+    if not vision.get("vision_use_head", True):
+        raise InteropError(f"{source}: vision_config.vision_use_head must be true.")
     kind = {} if family == "siglip" else {"pool": "cls", "pre_norm": True, "patch_bias": False}
-    try:
-        return ImageConfig(
-            patch=vision["patch_size"],
-            resolution=vision["image_size"],
-            mean=mean,
-            std=std,
-            **kind,
-            **_shared_settings(vision),
-        )
-    except ConfigError as error:
-        raise InteropError(f"{source}: {error}") from error
+    return ImageConfig(
+        patch=vision["patch_size"],
+        resolution=vision["image_size"],
+        mean=mean,
+        std=std,
+        **kind,
+        **_shared_settings(vision),
+    )
 
 
 def _text_config(text: dict[str, Any], family: str, eos_id: int | None, source: str) -> TextConfig:
@@ -161,11 +160,6 @@ def _text_config(text: dict[str, Any], family: str, eos_id: int | None, source: 
     return TextConfig(
         **sizes, **_shared_settings(text), pool="eot", eot_id=eot, causal=True, head_bias=False
     )
-
-
-def _projection(about: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> int:
-    """CLIPModel reads only the outer value."""
-    return read_config_value({"projection_dim": 512} | about, "projection_dim", int, CONFIG)
 
 
 # --- Names ---------------------------------------------------------------------------------------
@@ -285,8 +279,7 @@ def write(model: Model, folder: pathlib.Path, text_length: int = 0) -> list[str]
         for tower in towers.values():
             tower["projection_dim"] = config.width
     for name, tower in towers.items():
-        kind = f"{about['model_type']}_{name}_model"
-        about[f"{name}_config"] = {"model_type": kind, **tower}
+        about[f"{name}_config"] = {"model_type": f"{about['model_type']}_{name}_model", **tower}
     tensors.write_json(folder / CONFIG, about)
 
     processor = "SiglipProcessor" if siglip else "CLIPProcessor"
@@ -297,8 +290,8 @@ def write(model: Model, folder: pathlib.Path, text_length: int = 0) -> list[str]
     notes += [*written.notes, *preprocessor.write(config, folder, processor)]
     if siglip and config.tokenizer.length != PIPELINE_LENGTH:
         notes.append(
-            "transformers' pipelines pad texts for a SigLIP to 64 ids; with this one, of "
-            f"{config.tokenizer.length}, use AutoModel and AutoProcessor"
+            "transformers' pipelines pad texts for a SigLIP to 64 ids, but this model reads "
+            f"{config.tokenizer.length}; use AutoModel and AutoProcessor"
         )
     return notes
 
@@ -338,7 +331,7 @@ def _is_siglip(config: TwoTowerConfig) -> bool:
         "text.pool must be 'eot'": text.pool != "eot",
         "text.causal must be True": not text.causal,
         "text.head_bias must be False": text.head_bias,
-        "text.eot_id must not be 2 (an old meaning)": text.eot_id == _LEGACY_EOS,
+        "text.eot_id must not be 2 (a legacy value)": text.eot_id == _LEGACY_EOS,
     }
     refuse("transformers' CLIPModel", problems)
     return False

@@ -6,13 +6,18 @@ open_clip_config.json, open_clip_model.safetensors, tokenizer (none for CLIP's o
 import pathlib
 from typing import Any
 
-from aced.config import ConfigError
 from aced.convert import open_clip_names, preprocessor, tables, tokenizer_read
 from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import CLIP_EOS, TokenizerConfig
 from aced.models import tensors
 from aced.models.layouts import OPEN_CLIP_CONFIG as CONFIG
-from aced.models.saved import InteropError, Model, read_config_value, size_settings
+from aced.models.saved import (
+    InteropError,
+    Model,
+    checking_settings,
+    read_config_value,
+    size_settings,
+)
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
@@ -89,8 +94,8 @@ def read(folder: pathlib.Path, source: str, quick_gelu: bool = False) -> Model:
     text = _known(text, _TEXT, "text_cfg", source)
     if not timm and vision["pool_type"] != "tok":
         raise InteropError(
-            f"{source}: vision_cfg.pool_type = {vision['pool_type']!r}; of open_clip's own towers "
-            "those that pool at the class token ('tok') can be read."
+            f"{source}: vision_cfg.pool_type = {vision['pool_type']!r}, but only those of "
+            "open_clip's own towers that pool at the class token ('tok') can be read."
         )
     if quick_gelu and model.get("quick_gelu") is False:
         raise InteropError(
@@ -106,7 +111,7 @@ def read(folder: pathlib.Path, source: str, quick_gelu: bool = False) -> Model:
         for name in ("mean", "std")
     }
     bias = "logit_bias" if weights.get("logit_bias") is not None else None
-    try:
+    with checking_settings(source):
         config = TwoTowerConfig(
             image=_timm_tower(vision, image, source) if timm else _own_tower(vision, image, quick),
             text=_text_tower(text, tokenizer, quick, source),
@@ -115,8 +120,6 @@ def read(folder: pathlib.Path, source: str, quick_gelu: bool = False) -> Model:
             tokenizer=tokenizer,
             **tables.logits(weights, "logit_scale", bias, source),
         )
-    except ConfigError as error:
-        raise InteropError(f"{source}: {error}") from error
     custom_text = bool(model.get("custom_text", False))
     table = open_clip_names.table(config, custom_text, weights["logit_scale"].ndim)
     return Model(config, tables.to_params(table, weights, config, source), content, source)
@@ -137,8 +140,8 @@ def _known(
         if key in defaults or key in _IDLE or (key in _FIXED and value == _FIXED[key]):
             continue
         raise InteropError(
-            f"{source}: {name}.{key} = {value!r} is nothing that our models have; what can be read "
-            "are ViT towers and SigLIP's."
+            f"{source}: {name}.{key} = {value!r} is not supported by our models; ViT towers and "
+            "SigLIP's can be read."
         )
     out = defaults | {key: value for key, value in given.items() if key in defaults}
     for key, default in defaults.items():
@@ -204,7 +207,9 @@ def _text_tower(
     elif text["pool_type"] == "argmax":
         pool = {"pool": "eot", "eot_id": text["vocab_size"] - 1}
     elif text["pool_type"] != "last":
-        raise InteropError(f"{source}: text_cfg.pool_type = {text['pool_type']!r} is not ours.")
+        raise InteropError(
+            f"{source}: text_cfg.pool_type = {text['pool_type']!r} is not supported."
+        )
     if pool["pool"] == "eot" and pool["eot_id"] != eos:
         raise InteropError(
             f"{source} pools texts at the id {pool['eot_id']} (text_cfg.pool_type = "
@@ -228,9 +233,11 @@ def _tokenizer(
     hf = bool(text["hf_tokenizer_name"])
     clean = kwargs.pop("clean", "whitespace" if hf else "lower")
     if any(kwargs.values()) or clean not in ("whitespace", "lower", "canonicalize"):
-        raise InteropError(f"{source}: text_cfg.tokenizer_kwargs has {kwargs or clean}, unknown.")
+        raise InteropError(
+            f"{source}: text_cfg.tokenizer_kwargs has {kwargs or clean}, which is unknown."
+        )
     if not hf and clean == "whitespace":
-        raise InteropError(f"{source}: CLIP's tokenizer without lower-casing is not ours.")
+        raise InteropError(f"{source}: CLIP's tokenizer without lower-casing is not supported.")
     canonical: dict[str, Any] = {}
     if clean == "canonicalize":
         canonical = {"canonicalize": True, "underscore": "space"}
@@ -247,11 +254,12 @@ def _resize(pictures: dict[str, Any], source: str) -> ResizeConfig:
     mode = pictures.get("resize_mode") or "shortest"
     if mode not in _MODES or pictures.get("mode", "RGB") != "RGB":
         raise InteropError(
-            f"{source}: preprocess_cfg.resize_mode = {mode!r}; ours are {', '.join(_MODES)}."
+            f"{source}: preprocess_cfg.resize_mode = {mode!r} is not supported, or .mode is not "
+            f"'RGB'; modes of resizing: {', '.join(_MODES)}."
         )
     # open_clip's "random" is for training, and bicubic at inference.
     filters = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
     name = pictures.get("interpolation") or "bicubic"
     if name not in filters:
-        raise InteropError(f"{source}: preprocess_cfg.interpolation = {name!r} is not ours.")
+        raise InteropError(f"{source}: preprocess_cfg.interpolation = {name!r} is not supported.")
     return ResizeConfig(mode=_MODES[mode], interpolation=filters[name])

@@ -69,9 +69,9 @@ def timm_name(image: ImageConfig) -> str:
     dims = image.dims
     raise InteropError(
         "open_clip takes image towers with attention pooling (image.pool = 'map') from timm by "
-        f"name, and there is none of width {dims.width}, depth {dims.depth}, mlp {dims.mlp}, "
+        f"name, and timm has no tower of width {dims.width}, depth {dims.depth}, mlp {dims.mlp}, "
         f"{dims.heads} heads, patch {image.patch}, resolution {image.resolution}, activation "
-        f"{image.activation}; there are {', '.join(TOWERS)}. Convert --to=huggingface instead: "
+        f"{image.activation}; it has {', '.join(TOWERS)}. Convert --to=huggingface instead: "
         "SiglipModel takes any size."
     )
 

@@ -129,9 +129,11 @@ def _tokenizer(
     config = model.config.tokenizer
     if config.kind == "clip_bpe":
         if config.pad_id not in (None, 0) and not model.config.text.causal:
-            raise InteropError("open_clip pads CLIP's tokenizer with 0; tokenizer.pad_id is other.")
+            raise InteropError("open_clip pads CLIP's tokenizer with 0; set tokenizer.pad_id to 0.")
         if config.canonicalize and config.underscore != "space":
-            raise InteropError("open_clip canonicalises '_' to a space; set tokenizer.underscore.")
+            raise InteropError(
+                "open_clip canonicalises '_' to a space; set tokenizer.underscore to 'space'."
+            )
         clean = {"tokenizer_kwargs": {"clean": "canonicalize"}} if config.canonicalize else {}
         return clean, {}, [], model.params["text"]["token"]
     written = tokenizer_write.files(model)
@@ -140,6 +142,5 @@ def _tokenizer(
     if config.mend and config.lower:
         clean = "canonicalize" if config.underscore == "space" else "lower"
     tokens = {"hf_tokenizer_name": _HERE, "tokenizer_kwargs": {"clean": clean}}
-    settings = tensors.to_json({**written.settings})
-    files = {**written.files, "tokenizer_config.json": settings}
+    files = written.files | {"tokenizer_config.json": tensors.to_json(written.settings)}
     return tokens, files, [*written.notes, *notes], tokenizer_write.padded_table(model, written)

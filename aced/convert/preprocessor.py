@@ -19,12 +19,9 @@ Triple = tuple[float, float, float]
 def read(folder: pathlib.Path, resolution: int) -> tuple[ResizeConfig, Triple, Triple]:
     """Returns the resizing, and the mean and standard deviation of pixels in [0, 1].
 
-    Args:
-        folder: the folder with preprocessor_config.json or processor_config.json.
-        resolution: resolution of the image tower, which the preprocessing must match.
-
     Raises:
-        InteropError: the file is missing, or `ResizeConfig` cannot express it.
+        InteropError: the file is missing, `ResizeConfig` cannot express it, or it is for another
+            resolution than that of the image tower.
     """
     file = folder / FILE
     if file.is_file():
@@ -34,11 +31,11 @@ def read(folder: pathlib.Path, resolution: int) -> tuple[ResizeConfig, Triple, T
         settings = tensors.read_json(file).get("image_processor") or {}
     else:
         raise InteropError(
-            f"{folder} has no {FILE}: nothing says how pictures are resized and normalised. Save "
+            f"{folder} has no {FILE}, which defines how pictures are resized and normalised. Save "
             'the processor there: AutoProcessor.from_pretrained(NAME).save_pretrained("FOLDER").'
         )
     if not settings.get("do_resize", True):
-        raise InteropError(f"{file}: do_resize is false; ours always resizes to the tower's size.")
+        raise InteropError(f"{file}: do_resize must be true, because towers have a fixed size.")
     scale = settings.get("rescale_factor", _RESCALE)
     is_ours = isinstance(scale, int | float) and abs(scale - _RESCALE) <= 1e-9
     if not settings.get("do_rescale", True) or not is_ours:
@@ -46,7 +43,7 @@ def read(folder: pathlib.Path, resolution: int) -> tuple[ResizeConfig, Triple, T
     resample = settings.get("resample", 3)
     if resample not in _FILTERS:
         raise InteropError(
-            f"{file}: resample = {resample!r}; ours are 3 (bicubic) and 2 (bilinear)."
+            f"{file}: resample must be 3 (bicubic) or 2 (bilinear), found {resample!r}."
         )
     mode = _mode(settings, resolution, file)
     mean, std = (0.0,) * 3, (1.0,) * 3
@@ -72,8 +69,8 @@ def _mode(settings: dict[str, Any], resolution: int, file: pathlib.Path) -> str:
             return "squash"
         settings_text = f"size = {size!r} without a crop"
     raise InteropError(
-        f"{file}: {settings_text}; ours resizes both sides to the tower's {resolution} px, or the "
-        "shorter one and crops the middle."
+        f"{file}: {settings_text}, but our models resize both sides to the tower's {resolution} "
+        "px, or resize the shorter side and crop the middle."
     )
 
 

@@ -19,9 +19,9 @@ _UNIGRAM = 1
 class Normalization:
     """The parts of ModelProto that a tokenizer.json needs besides the pieces."""
 
-    unigram: bool  # and not byte-pair encoding, words or characters
-    charsmap: bytes  # "precompiled"; empty: characters stay as they are
-    dummy_prefix: bool  # a space is put in front
+    unigram: bool  # False: byte-pair encoding, words or characters
+    charsmap: bytes  # the "precompiled" table of replacements; empty: characters are kept
+    dummy_prefix: bool  # whether a space is put in front of a text
     remove_extra_spaces: bool
 
 

@@ -41,16 +41,18 @@ def with_axes(theirs: str, ours: str, count: int) -> Pair:
 
     def to_ours(x: np.ndarray) -> Arrays:
         if x.shape[:count] != (1,) * count:
-            raise InteropError(f"{theirs} has the shape {list(x.shape)}: its first is not 1.")
+            raise InteropError(
+                f"{theirs} has the shape {list(x.shape)}; its first length must be 1."
+            )
         return (x.reshape(x.shape[count:]),)
 
     return Pair(theirs, (ours,), to_ours, lambda x: x.reshape((1,) * count + x.shape))
 
 
-def linear(theirs: str, ours: str, *, bias: bool = True) -> list[Pair]:
+def linear(theirs: str, ours: str) -> list[Pair]:
     """torch.nn.Linear and flax.linen.Dense."""
     kernel = transposed(f"{theirs}.weight", f"{ours}/kernel")
-    return [kernel, *([same(f"{theirs}.bias", f"{ours}/bias")] if bias else [])]
+    return [kernel, same(f"{theirs}.bias", f"{ours}/bias")]
 
 
 def norm(theirs: str, ours: str) -> list[Pair]:
@@ -64,7 +66,9 @@ def fused(weight: str, bias: str, ours: Iterable[str]) -> list[Pair]:
 
     def split(x: np.ndarray) -> Arrays:
         if x.shape[0] % len(parts):
-            raise InteropError(f"{weight} has the shape {list(x.shape)}, not of {len(parts)} parts")
+            raise InteropError(
+                f"{weight} has the shape {list(x.shape)}, which does not split into {len(parts)}."
+            )
         return tuple(np.split(x, len(parts)))
 
     return [
@@ -125,8 +129,8 @@ def to_params(
     if unread:
         name = min(unread)
         raise InteropError(
-            f"{source} has {len(unread)} tensors that our model has no place for, such as "
-            f"{name!r} {list(unread[name].shape)}; without them its embeddings would be others."
+            f"{source} has {len(unread)} tensors that our model does not have, such as {name!r} "
+            f"{list(unread[name].shape)}; without them the embeddings would differ."
         )
     return nested(out)
 
@@ -187,7 +191,7 @@ def to_tensors(table: list[Pair], params: Params, config: TwoTowerConfig) -> dic
             for i in range(layers):
                 out[pair.theirs.format(i)] = pair.to_theirs(*(x[i] for x in arrays))
     if leaves:
-        raise InteropError(f"The format has no place for {sorted(leaves)}.")
+        raise InteropError(f"The format cannot hold the parameters {sorted(leaves)}.")
     return out
 
 

@@ -42,12 +42,9 @@ _CONTROL = r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1a\x7f\u200e\u200f\ufeff
 def build(config: TokenizerConfig, content: bytes) -> tokenizers.Tokenizer:
     """Returns a tokenizer that cleans, encodes and ends texts as `config` does, without padding.
 
-    Of ftfy's changes (for `mend` and CLIP), quotes, ligatures, full-width letters, control
-    characters and common HTML entities are supported; broken encodings are not.
-
-    Args:
-        config: our settings.
-        content: content of the tokenizer's file, if the kind has one.
+    `content` is that of the tokenizer's file, if the kind has one. Of ftfy's changes (for `mend`
+    and CLIP), quotes, ligatures, full-width letters, control characters and common HTML entities
+    are supported; broken encodings are not.
 
     Raises:
         InteropError: the type of sentencepiece model is not supported.
@@ -105,12 +102,10 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
     """CLIP's tokenizer as transformers builds it: NFC, lower case, words, byte-pair encoding.
 
-    Args:
-        vocabulary: ids of tokens, including `<|startoftext|>` and `<|endoftext|>`.
-        merges: pairs of tokens, the earliest first.
+    The vocabulary maps tokens to ids; the merges are pairs of tokens, the earliest first.
 
     Raises:
-        InteropError: one of the two tokens is missing.
+        InteropError: the vocabulary lacks `<|startoftext|>` or `<|endoftext|>`.
     """
     start, end = START_OF_TEXT, END_OF_TEXT
     if not {start, end} <= set(vocabulary):
@@ -164,8 +159,8 @@ def _from_sentencepiece(content: bytes) -> tokenizers.Tokenizer:
     spec = sentencepiece_file.normalization(content)
     if not spec.unigram:
         raise InteropError(
-            "This sentencepiece model is no unigram model (Gemma's is byte-pair encoding) and has "
-            "no exact form as tokenizer.json here; take the tokenizer.json published beside it, "
+            "This sentencepiece model is not a unigram model (Gemma's is byte-pair encoding), so "
+            "it cannot be converted exactly; use the tokenizer.json that is published with it, "
             "with tokenizer.kind='hf'."
         )
     pieces = sentencepiece.SentencePieceProcessor(model_proto=content)

@@ -24,8 +24,7 @@ class _Names:
     settings: dict[str, Any]
     kind: str  # class, without "Fast"
     length: int  # ids per caption
-    # Why texts are lower-cased although the class does not, in words; empty: that is not so
-    lowered: str = ""
+    lowered: str = ""  # why texts are lower-cased although the class does not; empty: they are not
 
     def token(self, name: str, default: str | None) -> str | None:
         """The text of the special token called `name`, such as "pad_token"."""
@@ -42,8 +41,8 @@ def read(
     """Returns the tokenizer's settings, the content of its file, and notes on differences.
 
     Args:
-        folder: the folder with tokenizer_config.json, and with tokenizer.json, spiece.model, or
-            vocab.json and merges.txt.
+        folder: has tokenizer_config.json and one of tokenizer.json, spiece.model, or vocab.json
+            with merges.txt.
         positions: positions of the text tower; longer texts are cut.
         model_type: "siglip" or "clip", for defaults of tokenizer_config.json.
 
@@ -81,8 +80,9 @@ def _names(folder: pathlib.Path, positions: int, model_type: str) -> _Names:
     side = settings.get("padding_side", "left" if kind in _LEFT else "right")
     if side != "right" or settings.get("truncation_side", "right") != "right":
         raise InteropError(
-            f"{folder}: padding_side = {side!r}; ours pads and cuts on the right alone, as these "
-            "models were trained. Set both sides to 'right' in tokenizer_config.json if that is so."
+            f"{folder}: padding_side = {side!r}, but our tokenizers pad and cut on the right. If "
+            "the model was trained that way, set padding_side and truncation_side to 'right' in "
+            "tokenizer_config.json."
         )
     longest = settings.get("model_max_length", positions)
     length = min(positions, int(longest)) if isinstance(longest, int | float) else positions
@@ -157,7 +157,10 @@ def _apply_flags(model: tokenizers.Tokenizer, names: _Names, eos: int | None) ->
     eos_name = model.id_to_token(eos) if flags["eos"] and eos is not None else None
     special = [(name, model.token_to_id(name)) for name in (bos_name, eos_name) if name]
     if any(i is None for _, i in special):
-        raise InteropError(f"The tokenizer is to add {special}, which it does not have.")
+        raise InteropError(
+            f"tokenizer_config.json asks for the tokens {special}, one of which is not in the "
+            "vocabulary."
+        )
     single = [x for x in (bos_name, "$A", eos_name) if x]
     model.post_processor = tokenizers.processors.TemplateProcessing(
         single=single, special_tokens=special
@@ -175,7 +178,7 @@ def _clip_from_parts(folder: pathlib.Path) -> tokenizers.Tokenizer:
         pair for pair in pairs if len(pair) != 2 or not {*pair, "".join(pair)} <= set(vocabulary)
     ]
     if wrong:
-        raise InteropError(f"{folder / 'merges.txt'} has a line that is no merge: {wrong[0]}.")
+        raise InteropError(f"{folder / 'merges.txt'} has a line that is not a merge: {wrong[0]}.")
     return tokenizer_build.clip(vocabulary, pairs)
 
 

@@ -26,7 +26,7 @@ class TokenizerFiles:
     settings: dict[str, Any]  # of tokenizer_config.json
     eos_id: int | None
     pad_id: int
-    # Row of the token table that the new padding token's row is to equal; None: no new token
+    # Row of the token table that is copied for a new padding token; None: no new token
     pad_like: int | None = None
     notes: tuple[str, ...] = ()  # what differs from our own tokenizer, in words
 
@@ -106,8 +106,9 @@ def _fast(model: Model, ours: Tokenizer, settings: dict[str, Any], unread: int) 
     notes = []
     if config.mend or config.kind == "clip_bpe":
         notes.append(
-            "ftfy is no part of transformers: quotes, ligatures, full-width letters, control "
-            "characters and the common HTML entities are mended there, broken encodings are not"
+            "transformers does not use ftfy: the written tokenizer mends quotes, ligatures, "
+            "full-width letters, control characters and common HTML entities, but no broken "
+            "encodings"
         )
     eos = None if ours.eos_id is None else fast.id_to_token(ours.eos_id)
     pad_id, pad_like = ours.pad_id, None
@@ -120,7 +121,8 @@ def _fast(model: Model, ours: Tokenizer, settings: dict[str, Any], unread: int) 
             fast.add_special_tokens([_PAD])
             pad, pad_like, pad_id = _PAD, pad_id, fast.token_to_id(_PAD)
             notes.append(
-                f"padding is token {pad_id}, {_PAD}, a copy of {pad_like}, which is a word's, too"
+                f"padding is the new token {pad_id}, {_PAD}, with a copy of the row of token "
+                f"{pad_like}, because that token is also a word"
             )
     if config.eos:
         tokenizer_build.end_texts(fast, ours.eos_id, pad_id=pad_id, unread=unread)

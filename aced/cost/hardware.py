@@ -151,8 +151,7 @@ class Topology:
 
 def chip_of(device_kind: str) -> Chip | None:
     """The chip of a JAX device; None if unknown, as for CPUs."""
-    matches = (chip for chip in CHIPS if device_kind.startswith(chip.kinds))
-    return next(matches, None)
+    return next((chip for chip in CHIPS if device_kind.startswith(chip.kinds)), None)
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -164,9 +163,8 @@ def peak_flops(device_kind: str) -> float | None:
 def topology(name: str, num_slices: int = 1) -> Topology:
     """Returns the topology of a name such as "v5e:16x16", "v5p:4x4x4" or "gpu:h200x8".
 
-    Args:
-        name: a TPU slice with its shape in chips, or a kind of GPU with their number.
-        num_slices: TPU slices of this shape that train together.
+    A TPU slice is named with its shape in chips, and `num_slices` of them train together; GPUs are
+    named with their number.
 
     Raises:
         ConfigError: the chip is unknown, or the name is malformed.

@@ -26,12 +26,12 @@ class View:
     """What one model sees of an example."""
 
     resolution: int  # pixels a side
-    tokenizer: TokenizerConfig | None  # None: it reads no captions
+    tokenizer: TokenizerConfig | None  # None: the model reads no captions
     resize: ResizeConfig = dataclasses.field(default_factory=ResizeConfig)
-    augment: AugmentConfig = AugmentConfig()  # in training; only a view that is alone may have one
-    picture: PictureName = "image"  # which one; records without it are skipped, and counted
-    # Whether an answer follows the caption, a question; records without one are skipped, and
-    # counted. Only of the learner's view
+    augment: AugmentConfig = AugmentConfig()  # in training; allowed only for a single view
+    picture: PictureName = "image"  # records without this picture are skipped and counted
+    # Whether an answer follows the caption, a question; records without one are skipped and
+    # counted. Only for the learner's view.
     answers: bool = False
 
     @property

@@ -22,10 +22,10 @@ from aced.data.tokenizers import get_tokenizer
 class Complete:
     """A batch of n examples; rows without an example are zeros."""
 
-    ids: Int[np.ndarray, " n"]  # -1 where no example was asked for
+    ids: Int[np.ndarray, " n"]  # -1 where no example was requested
     image: UInt8[np.ndarray, "n h w 3"] | Float[np.ndarray, "n 3 h w"]  # floats of an `OwnView`
-    texts: tuple[Int[np.ndarray, "_ *l"], ...]  # of each example its captions, any number
-    reasons: tuple[str | None, ...]  # why an example that was asked for is not there
+    texts: tuple[Int[np.ndarray, "_ *l"], ...]  # the captions of each example, any number
+    reasons: tuple[str | None, ...]  # why a requested example is missing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,13 +38,10 @@ class Order(Protocol):
 
 
 def of(source: Source, *, seed: int, shuffle: bool, rows: int | float) -> Order:
-    """The order of `source`.
+    """The order of `source`, given a seed in [0, 2^32) and the mean draws (rows) per super-batch.
 
-    Args:
-        source: shuffled as a whole; by row groups if it has `groups`; by member if it has `parts`.
-        seed: in [0, 2^32).
-        shuffle: whether to shuffle; otherwise the source's order is kept.
-        rows: draws per super-batch, on average.
+    A source with `groups` is shuffled by row groups, one with `parts` by member. Without `shuffle`
+    the source's order is kept.
     """
     if parts := getattr(source, "parts", None):
         return MixedOrder(parts, seed=seed, shuffle=shuffle, rows=round(rows))

@@ -29,11 +29,7 @@ def of(sha256: bytes | None) -> bytes:
 def read(
     file: str | os.PathLike, parts: Sequence[tuple[int, str]]
 ) -> Iterator[UInt64[np.ndarray, " n"]]:
-    """The hashes in `file`, part by part.
-
-    Args:
-        file: a local file.
-        parts: number of records and sha256 of each part.
+    """The hashes in a local file, part by part; `parts` gives the records and the sha256 of each.
 
     Raises:
         OSError: the file cannot be opened or read.

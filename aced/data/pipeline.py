@@ -4,6 +4,7 @@ Row i of global super-batch t is determined by (seed, t, i). So training can sta
 there is no iterator state to save, and the rows do not depend on the number of processes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -31,7 +32,7 @@ from aced.data.tokenizers import get_tokenizer
 
 Batch = dict[str, np.ndarray]
 
-_AT_ONCE = 8  # rows at most that a thread makes per hand-over
+_AT_ONCE = 8  # most rows that a thread makes per hand-over
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class StoredEmbeddings(Protocol):
         ...
 
 
-class Batches(Iterator[Any]):
+class Batches(Iterator[Any], contextlib.AbstractContextManager):
     """An iterator over batches of `batch_size` rows, joined by `stack`.
 
     Threads stop with `close()` or at the end of a `with` block.
@@ -93,9 +94,6 @@ class Batches(Iterator[Any]):
             raise InputError("These batches are closed; make new ones that start at this step.")
         return next(self._iterator[0])
 
-    def __enter__(self) -> "Batches":
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.close()
 
@@ -136,8 +134,8 @@ def train_batches(
         source: the examples.
         config: shuffling, threads and limits.
         views: views of the models by key prefix; "" is the learner. If empty, nothing is decoded.
-        batch_size: B, rows of a global super-batch. If it is larger than the data set, or its
-            share of a member than the member, examples repeat within it, with a warning.
+        batch_size: B, rows of a global super-batch. If these are more than the data set or the
+            member of a mixture has, examples are repeated within it, with a warning.
         seed: seed of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
         rows: the rows of every super-batch that this process reads. None: all B.
@@ -213,15 +211,15 @@ def eval_batches(
     All processes get the same number of batches. A batch has n rows:
     `image` uint8 [n h w 3], and with two pictures `second/image`, of the same shape; `text`
     int32 [n l], the first caption; `texts` int32 [n k l], the first k captions, and `texts_mask`
-    bool [n k], whether there are so many; `id` int32 [n]; `mask` bool [n], False where the data set
-    is at its end or a record cannot be read (such a row is zeros, `id` and `label` -1); `label` and
-    other fields of `train_batches` [n ...] where the source has them.
+    bool [n k], whether each exists; `id` int32 [n]; `mask` bool [n], False after the end of the
+    data set and for unreadable records (such a row is zeros, `id` and `label` -1); `label` and
+    other fields of `train_batches` [n ...] if the source has them.
 
     Args:
         source: the examples.
         view: resolution and tokenizer of the model.
         batch_size: rows of a global batch.
-        max_examples: stop after so many examples. None: all.
+        max_examples: stop after this many examples. None: all.
         captions: k, the most captions per picture.
         pictures: pictures per record, 1 or 2; with 2, records with one picture are unreadable.
         rows: the rows of every global batch that this process reads. None: all of them.
@@ -268,8 +266,8 @@ def _warn_of_copies(source: Source, rows: int) -> None:
     for data, share, member in shares or [(source, rows, "")]:
         if share > len(data):
             logging.warning(
-                "A super-batch has %d rows of the data set %s of %d examples: it holds examples "
-                "more than once, each the wrong partner of its copy. Lower batch_size, %s.",
+                "A super-batch has %d rows of the data set %s of %d examples, so examples are "
+                "repeated, and a copy counts as a wrong partner. Lower batch_size, %s.",
                 round(share),
                 member or data.name,
                 len(data),
@@ -284,8 +282,8 @@ def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:
         return None
     if len(views) > 1:
         raise ConfigError(
-            "Only a view that is alone may be augmented: the others, of other models or of a "
-            "second picture, would differ. Set augment to its default."
+            "Only a single view may be augmented, because those of other models or of a second "
+            "picture would differ. Set augment to its default."
         )
 
     def of_draw(draw: int) -> Cut:

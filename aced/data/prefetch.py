@@ -1,5 +1,6 @@
 """Moves batches to the devices in advance, and measures how long devices wait for input."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -16,7 +17,7 @@ from aced.parallel import mesh as meshes
 _POLL = 0.002  # seconds; resolution of the measured idle time
 
 
-class DevicePrefetch:
+class DevicePrefetch(contextlib.AbstractContextManager):
     """Batches as global arrays, `depth` of them ready on the devices."""
 
     def __init__(self, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, depth: int = 1):
@@ -27,13 +28,10 @@ class DevicePrefetch:
         self._thread.start()
 
     def next(self, running: PyTree) -> dict[str, jax.Array]:
-        """Returns the next batch.
+        """Returns the next batch; raises the error of the input, and StopIteration at its end.
 
-        Args:
-            running: an output of the step in flight: the devices are idle once it is ready.
-                None: no step is in flight.
-
-        Raises the error of the input, and StopIteration at its end.
+        The devices are idle once `running`, an output of the step in flight, is ready; None: no
+        step is in flight.
         """
         idle_since = None
         while True:
@@ -58,9 +56,6 @@ class DevicePrefetch:
         """Stops the thread; the caller closes the input."""
         self._stop.set()
         self._thread.join()
-
-    def __enter__(self) -> "DevicePrefetch":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -129,18 +129,18 @@ class _Part:
             if self._filtered:
                 causes.append(
                     f"data.filters leave out {self._filtered.total()} ({_listed(self._filtered)}); "
-                    "loosen them if that is not meant"
+                    "loosen them if this is not intended"
                 )
             if self._skipped:
                 last = "" if isinstance(result, Filtered) else f" (number {index}: {result})"
                 causes.append(
                     f"{self._skipped} are unreadable, without a caption or missing in a cache"
-                    f"{last}; skipped.jsonl of the run names them, prepare the data again"
+                    f"{last}; they are listed in skipped.jsonl of the run, prepare the data again"
                 )
             drawn = self._drawn
         logging.warning(
-            "More than half of %s cannot be used, %d of the first %d records drawn: %s. The usable "
-            "ones take their place, so that each is drawn more than twice an epoch.",
+            "More than half of %s cannot be used, %d of the first %d records drawn: %s. Usable "
+            "records are drawn in their place, each more than twice per epoch.",
             self.name,
             unusable,
             drawn,
@@ -180,11 +180,8 @@ class Reader:
     ) -> Example:
         """The first usable example of `tries`, which all belong to one data set or member.
 
-        Args:
-            tries: the drawn example, which is counted if it is unusable, and its replacements; see
-                `order.Order.tries`.
-            need_caption: whether an example without a caption is unusable.
-            cut: returns the part of the picture to use.
+        `tries` are the drawn example, which is counted if it is unusable, and its replacements, as
+        from `order.Order.tries`. `cut` returns the part of the picture to use.
 
         Raises:
             InputError: no example is usable, or none of as many in a row as the settings allow.
@@ -211,8 +208,8 @@ class Reader:
         if left_out.total() > skipped:
             raise InputError(
                 f"data.filters leave out {left_out.total()} examples in a row of {part.name}, "
-                f"number {first} and those drawn in its place ({_listed(left_out)}), and none is "
-                f"left of {left_out.total() + skipped}. Loosen the filters, or raise "
+                f"number {first} and those drawn in its place ({_listed(left_out)}), so none of "
+                f"{left_out.total() + skipped} can be used. Loosen the filters, or raise "
                 "data.filters.max_in_a_row."
             )
         raise InputError(
@@ -225,7 +222,7 @@ class Reader:
     def read(
         self, index: int, need_caption: bool, cut: Cut | None = None
     ) -> "Example | Filtered | str":
-        """Example `index`, or, counted, the reason why it is unusable.
+        """Example `index`, or the reason why it is unusable, which is counted.
 
         `cut` returns the part of the picture to use.
         """

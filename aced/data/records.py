@@ -72,12 +72,12 @@ class Example:
 
     image: bytes  # encoded (JPEG, PNG, ...), as found; empty where there are only sentences
     texts: tuple[str, ...]  # at least one caption
-    key: str  # the image's path in its folder: the same however often a data set is prepared
+    key: str  # the image's path in its folder, the same each time that the data set is prepared
     label: int | None = None
     is_noisy: bool | None = None  # whether the pair is known to be bad; None: unknown
     extra: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     thumbnail: bytes | None = None  # the whole picture again, smaller, upright, encoded
-    second: bytes | None = None  # another picture, that the texts are about as well, encoded
+    second: bytes | None = None  # a second picture that the texts are also about, encoded
     answers: tuple[str, ...] = ()  # what people answered to the question in `texts`
 
     @functools.cached_property
@@ -108,6 +108,13 @@ def check_index(source: Source, index: SupportsIndex) -> int:
     if not 0 <= index < len(source):
         raise IndexError(f"Example {index} of {source.name}, which has {len(source)}.")
     return index
+
+
+def class_number(value: Any, field: str) -> int:
+    """Returns `value`, or raises a ValueError if it is not a class number of 32 bits."""
+    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
+        raise ValueError(f"its {field} is not the number of a class: {value!r:.100}")
+    return value
 
 
 def encode(example: Example) -> bytes:
@@ -149,17 +156,8 @@ def decode(record: bytes) -> Example:
         max_ext_len=0,
     )
     _check(fields)
-    return Example(
-        image=fields["image"],
-        texts=tuple(fields["texts"]),
-        key=fields["key"],
-        label=fields.get("label"),
-        is_noisy=fields.get("is_noisy"),
-        extra=fields.get("extra", {}),
-        thumbnail=fields.get("thumbnail"),
-        second=fields.get("second"),
-        answers=tuple(fields.get("answers", ())),
-    )
+    fields = {name: x for name, x in fields.items() if name not in _DIGESTS.values()}
+    return Example(**fields | {name: tuple(fields.get(name, ())) for name in ("texts", "answers")})
 
 
 def _check(fields: Any) -> None:
@@ -177,9 +175,11 @@ def _check(fields: Any) -> None:
         if name in fields:
             size, least = len(fields[name]), 0 if name == "image" else 1
             if not least <= size <= MAX_IMAGE_BYTES:
-                raise ValueError(f"{name!r} has {size} bytes; {least} to {MAX_IMAGE_BYTES} can be")
+                raise ValueError(
+                    f"{name!r} has {size} bytes; {least} to {MAX_IMAGE_BYTES} are allowed"
+                )
         if (name in fields) != (digest in fields):
-            raise ValueError(f"of {name!r} and {digest!r} there is only one")
+            raise ValueError(f"only one of {name!r} and {digest!r} is present")
         if digest in fields and len(fields[digest]) != 32:
             raise ValueError(f"{digest!r} has {len(fields[digest])} bytes instead of 32")
     texts, key = fields["texts"], fields["key"]
@@ -193,8 +193,7 @@ def _check(fields: Any) -> None:
     _check_lengths((key, *texts, *answers))
     if "extra" in fields:
         _check_extra(fields["extra"])
-    if not -(1 << 31) <= fields.get("label", 0) < 1 << 31:
-        raise ValueError(f"label {fields['label']} does not fit 32 bits")
+    class_number(fields.get("label", 0), "label")
 
 
 def _check_extra(extra: Mapping[Any, Any]) -> None:
@@ -217,7 +216,9 @@ def _check_lengths(texts: Iterable[str]) -> None:
 def shard_name(split: str, shard: int, shards: int) -> str:
     """The file name of one shard, for example `train-00000-of-00002.array_record`."""
     if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", split):
-        raise DatasetError(f"A split's name is letters, digits and underscores, got {split!r}.")
+        raise DatasetError(
+            f"A split's name must be of letters, digits and underscores, got {split!r}."
+        )
     return f"{split}-{shard:05d}-of-{shards:05d}.array_record"
 
 
@@ -231,7 +232,7 @@ def write_split(
     """
     if not 1 <= shards <= count:
         raise DatasetError(
-            f"{count} examples of split {split!r} do not fill {shards} shards: ask for fewer."
+            f"{count} examples of split {split!r} are too few for {shards} shards; ask for fewer."
         )
     iterator = iter(examples)
     described = []
@@ -318,8 +319,8 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
     """
     if "://" in str(path):
         raise DatasetError(
-            f"{path}: ArrayRecord is read from file systems, since its own reader finds 0 records "
-            "behind a scheme and says nothing; mount it (gcsfuse), or use tars or parquet there."
+            f"{path}: ArrayRecord is read only from file systems, because its reader silently "
+            "finds 0 records in stores; mount the store (gcsfuse), or use tars or parquet there."
         )
     file = pathlib.Path(path) / DESCRIPTION
     if not file.is_file():
@@ -379,8 +380,9 @@ class RecordSource:
                 raise DatasetError(f"Shard {file} is missing; copy it again or prepare it again.")
             if (size := file.stat().st_size) != shard["bytes"]:
                 raise DatasetError(
-                    f"Shard {file} has {size} bytes where {DESCRIPTION} says {shard['bytes']}; it "
-                    "was cut off or is another data set's: copy it again or prepare it again."
+                    f"Shard {file} has {size} bytes instead of {shard['bytes']} ({DESCRIPTION}); "
+                    "it was cut off or belongs to another data set: copy it again or prepare it "
+                    "again."
                 )
         if (stated := description["splits"][split]["records"]) != self._ends[-1]:
             raise DatasetError(
@@ -439,8 +441,8 @@ class RecordSource:
                     ) from error
                 if records != count:
                     raise DatasetError(
-                        f"{file} has {records} records where {DESCRIPTION} says {count}; it is "
-                        "damaged or another data set's: copy it again or prepare it again."
+                        f"{file} has {records} records instead of {count} ({DESCRIPTION}); it is "
+                        "damaged or belongs to another data set: copy it again or prepare it again."
                     )
                 self._readers[shard] = reader
             return self._readers[shard]
@@ -459,7 +461,7 @@ def read_hashes(path: str | os.PathLike, split: str) -> Iterator[UInt64[np.ndarr
     """The hashes of the pictures of `split`, shard by shard; see `picture_hashes`.
 
     Returns:
-        One hash per example; 0 without a picture. None: the data set is older than hashes.
+        One hash per example; 0 without a picture. None: the data set was made without hashes.
 
     Raises:
         DatasetError: the data set or split does not exist, or, during iteration, the file is

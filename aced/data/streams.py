@@ -1,5 +1,6 @@
 """Data sets that a run reads side by side, each with its own order, epochs and length."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,10 +24,10 @@ class Stream:
 
     data: DataConfig
     rows: int  # examples per step, over all processes
-    views: Mapping[str, View]  # by key prefix; none: nothing but embeddings is read
+    views: Mapping[str, View]  # by key prefix; if empty, only embeddings are read
     caches: Mapping[str, Any]  # by key prefix, the resolved `FrozenConfig`s of cached embeddings
-    towers: tuple[str, ...] = ("image", "text")  # that the caches must have
-    needs: tuple[str, ...] = ()  # of the optional fields: those without which there is no step
+    towers: tuple[str, ...] = ("image", "text")  # towers that the caches must have
+    needs: tuple[str, ...] = ()  # optional fields that every example must have
 
     def shapes(self) -> dict[str, Shape]:
         """Shape and type of a row of each array, without optional fields of the source."""
@@ -51,12 +52,13 @@ class Stream:
         missing = sorted(set(self.needs) - set(known_fields(source, self.data)))
         if missing:
             raise ConfigError(
-                f"The method reads the {missing[0]!r} of every example, and {source.name} has none "
-                "in its first one; prepare the data with --label_column, or choose other data."
+                f"The method reads the {missing[0]!r} of every example, but the first example of "
+                f"{source.name} has none; prepare the data with --label_column, or choose other "
+                "data."
             )
 
 
-class SideBySide(Iterator[Batch]):
+class SideBySide(Iterator[Batch], contextlib.AbstractContextManager):
     """Joins the batches of several streams; every key gets the prefix of its stream."""
 
     def __init__(self, streams: Mapping[str, Batches]):
@@ -68,9 +70,6 @@ class SideBySide(Iterator[Batch]):
             for prefix, batches in self._streams.items()
             for name, rows in next(batches).items()
         }
-
-    def __enter__(self) -> "SideBySide":
-        return self
 
     def __exit__(self, *error: object) -> None:
         for batches in self._streams.values():

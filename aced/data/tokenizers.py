@@ -32,11 +32,11 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(Checked):
-    """How captions become ids. Travels with the model: other ids mean other weights."""
+    """How captions become ids. Stored with the model, whose weights are trained for these ids."""
 
     # "clip_bpe": OpenAI's CLIP; "sentencepiece": SigLIP's kind of model file; "hf": a
-    # tokenizer.json; "shapes" and "scenes": the closed vocabulary of the embedded data set, without
-    # a file: of its captions, and of these (the same ids) and its tasks.
+    # tokenizer.json; "shapes": the words of the captions of the embedded data set; "scenes": the
+    # same ids, followed by those of the words of its tasks. The last two need no file.
     kind: Literal["clip_bpe", "sentencepiece", "hf", "shapes", "scenes"] = "clip_bpe"
     path: MayChange[str] = ""  # the model file of "sentencepiece" and "hf"; empty for the others
     # Ids per caption, end of text and padding included. SigLIP 64, CLIP 77
@@ -48,13 +48,13 @@ class TokenizerConfig(Checked):
     # Delete ASCII punctuation and squeeze white space first, as SigLIP's own text processing in
     # transformers and open_clip does; big_vision trained it on lower-cased text with punctuation.
     canonicalize: bool = False
-    # What `canonicalize` makes of "_": transformers deletes it, open_clip makes it a space
+    # What `canonicalize` does with "_": transformers deletes it, open_clip makes it a space
     underscore: Literal["delete", "space"] = "delete"
     eos: bool = True  # end every caption with eos_id; kinds without a file always do
-    eos_id: int | None = None  # None: what the file says (CLIP 49407, shapes and scenes 1)
+    eos_id: int | None = None  # None: as in the file (CLIP 49407, shapes and scenes 1)
     # None: 0 for CLIP (open_clip; transformers pads with 49407, which a causal tower pooled at the
-    # end of text cannot see), 1 for "sentencepiece" (SigLIP), 0 for the closed ones, for "hf" the
-    # file's own padding id, or 0 where it has none.
+    # end of text cannot see), 1 for "sentencepiece" (SigLIP), 0 for "shapes" and "scenes", and for
+    # "hf" the file's own padding id, or 0 if it has none.
     pad_id: int | None = None
 
     def _check(self) -> None:
@@ -114,7 +114,7 @@ class Tokenizer:
         self.pad_id = config.pad_id if config.pad_id is not None else pad_id
         if config.eos and self.eos_id is None:
             raise ConfigError(
-                f"{config.path} names no end-of-text token; set tokenizer.eos_id to its id, or "
+                f"{config.path} has no end-of-text token; set tokenizer.eos_id to its id, or "
                 "tokenizer.eos=False."
             )
         for key, value in (("eos_id", self.eos_id), ("pad_id", self.pad_id)):

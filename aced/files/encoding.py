@@ -17,7 +17,7 @@ def foreign(head: bytes) -> str | None:
     """Why a file that begins with `head` is not UTF-8 text, with advice, or None."""
     for begin, kind in _PACKED:
         if head.startswith(begin):
-            return f"it is {kind}, and no text; unpack or export it"
+            return f"it is {kind}, not text; unpack or export it"
     for mark, name in _MARKS:
         if head.startswith(mark):
             return _convert(name)

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aced.config import ConfigError
+from aced.config import ConfigError, flatten
 
 CHECKSUM = "sha256"
 _SEAL = b"\ncrc32 %08x\n"
@@ -36,15 +36,10 @@ class UnreadableError(ValueError):
 def reading(
     path: str | os.PathLike, advice: str, kind: type[Exception] = ConfigError
 ) -> Iterator[None]:
-    """Converts errors of a block that reads and checks a file to errors that name the file.
+    """Converts errors of a block that reads and checks the file `path` to errors that name it.
 
-    Args:
-        path: the file.
-        advice: the next step for the user, as the end of a sentence.
-        kind: the type of the error to raise.
-
-    Raises:
-        kind: for every error that the content or the disk can cause.
+    Every error that the content or the disk can cause becomes one of type `kind`, whose message
+    ends in `advice`, the next step for the user.
     """
     try:
         yield
@@ -67,12 +62,12 @@ def parse(data: bytes) -> dict[str, Any]:
         line = data.count(b"\n", 0, error.start) + 1
         raise UnreadableError(f"byte 0x{data[error.start]:02x} is not UTF-8", line) from error
     except json.JSONDecodeError as error:
-        reason = f"no JSON: {error.msg}, column {error.colno}"
+        reason = f"not JSON: {error.msg}, column {error.colno}"
         raise UnreadableError(reason, error.lineno) from error
     except RecursionError as error:
-        raise UnreadableError("no JSON of ours: brackets within brackets") from error
+        raise UnreadableError("its brackets are nested too deeply") from error
     if type(content) is not dict:
-        raise UnreadableError(f"it is no JSON object but a {type(content).__name__}")
+        raise UnreadableError(f"it is not a JSON object but a {type(content).__name__}")
     return content
 
 
@@ -94,7 +89,7 @@ def loads(data: bytes) -> dict[str, Any]:
     wrong = _ends_with_checksum(content) if written is None else written != _sha256(content)
     if wrong:
         raise UnreadableError(
-            f"its content is not that of its {CHECKSUM}: it was changed. If you changed it "
+            f"its {CHECKSUM} does not match its content: it was changed. If you changed it "
             f"yourself, remove the entry {CHECKSUM!r}"
         )
     return content
@@ -110,6 +105,16 @@ def _sha256(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The dotted keys in which two JSON objects differ, with a line about each."""
+    old, new = flatten(there), flatten(now)
+    return {
+        key: f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
 def seal(data: bytes) -> bytes:
     """Returns `data` with its checksum, as `unseal` reads it."""
     return data + _SEAL % zlib.crc32(data)
@@ -123,5 +128,5 @@ def unseal(data: bytes) -> bytes:
     """
     content, checksum = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
     if checksum != _SEAL % zlib.crc32(content):
-        raise UnreadableError("its content is not that of its checksum: it was cut off or changed")
+        raise UnreadableError("its checksum does not match its content: it was cut off or changed")
     return content

@@ -111,11 +111,7 @@ def owned(path: str, force: bool = False) -> Iterator[None]:
     """Owns the folder of the owner's file `path` while the block runs.
 
     If an earlier owner may have died on another machine, this waits at most `STALE_SECONDS` for its
-    heartbeat.
-
-    Args:
-        path: path of the owner's file, local or in an object store.
-        force: replace an owner that may be dead without waiting.
+    heartbeat; with `force` it replaces that owner without waiting.
 
     Raises:
         OwnedError: a live process owns the folder.
@@ -133,7 +129,10 @@ def owned(path: str, force: bool = False) -> Iterator[None]:
         done.set()
         beat.join(_DYING_SECONDS)
         with contextlib.suppress(Exception):  # a leftover file is recognised as a dead owner's
-            file.release(me)
+            owner = file.read()
+            if owner is not None and owner.token == me.token:
+                file.clear()
+            file.close()
 
 
 class _OnDisk:
@@ -194,7 +193,7 @@ class _OnDisk:
             self.write(me)
         except OSError:
             self.clear()
-            self._close()
+            self.close()
             raise
 
     def _is_at_path(self, file: int) -> bool:
@@ -237,14 +236,7 @@ class _OnDisk:
         """Removes the file, which makes the lock of another process ineffective."""
         self._path.unlink(missing_ok=True)
 
-    def release(self, me: Owner) -> None:
-        """Removes the file of `me`, and the lock."""
-        owner = self.read()
-        if owner is not None and owner.token == me.token:
-            self.clear()
-        self._close()
-
-    def _close(self) -> None:
+    def close(self) -> None:
         """Releases the lock, and removes the folder if it was made here and is empty."""
         os.close(self._open)
         if self._made:
@@ -289,11 +281,8 @@ class _InStore:
         with contextlib.suppress(FileNotFoundError):
             self._store.rm_file(self._path)
 
-    def release(self, me: Owner) -> None:
-        """Removes the object of `me`."""
-        owner = self.read()
-        if owner is not None and owner.token == me.token:
-            self.clear()
+    def close(self) -> None:
+        """Does nothing: an object has no lock."""
 
 
 def _take(file: _OnDisk | _InStore, me: Owner, path: str, force: bool) -> None:
@@ -309,19 +298,19 @@ def _take(file: _OnDisk | _InStore, me: Owner, path: str, force: bool) -> None:
             first, patience = owner, _patience(owner)
             if alive is None and not force and patience:
                 logging.warning(
-                    "%s says that its folder is in use: %s. It is taken over in %.0f s unless "
-                    "there is a sign of life; with --force, if that process is dead, at once.",
+                    "The folder of %s is in use: %s. It is taken over in %.0f s unless there is a "
+                    "sign of life. If that process is dead, --force takes it over at once.",
                     path,
                     owner,
                     patience,
                 )
         elif (owner.token, owner.seen) != (first.token, first.seen):
             raise OwnedError(
-                f"{_in_use(path, owner)}, or end it there. Where it is known to be dead all the "
-                "same, start with --force."
+                f"{_in_use(path, owner)}, or end it there. If it is known to be dead after all, "
+                "start with --force."
             )
         if alive is False or force or waited >= patience:
-            logging.warning("%s: the place of a dead owner is taken: %s.", path, owner)
+            logging.warning("%s: taken over from a dead owner: %s.", path, owner)
             file.clear()
             first = None
         else:
@@ -337,7 +326,7 @@ def _try_take(file: _OnDisk | _InStore, me: Owner, path: str) -> Owner | None:
 
 def _in_use(path: str, owner: Owner) -> str:
     return (
-        f"{path} says that its folder is in use: {owner}. Two at a time would spoil what is in it. "
+        f"The folder of {path} is in use: {owner}. Two processes would corrupt its files. "
         "Choose another folder, wait for that process"
     )
 
@@ -356,7 +345,7 @@ def _beat(file: _OnDisk | _InStore, me: Owner, path: str, done: threading.Event)
         try:
             owner = file.read()
             if owner is not None and owner.token not in ("", me.token):
-                _end(f"{path}: another process has taken the folder over: {owner}. This one ends.")
+                _end(f"{path}: another process has taken the folder over: {owner}. This one stops.")
             file.write(dataclasses.replace(me, seen=time.time()))
             failing = False
         except Exception as error:  # stores raise their own errors; the run continues

@@ -25,7 +25,7 @@ _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # of setup.py
 RECOMMENDED = ("gs", "s3")
 STORES = (*RECOMMENDED, "gcs", "s3a", "az", "abfs", "abfss", "memory")  # for data sets
 DOWNLOAD = (
-    "Download it and give its folder; of the Hugging Face hub: "
+    "Download it and give its folder; from the Hugging Face hub: "
     "hf download OWNER/NAME --repo-type=dataset --local-dir=FOLDER"
 )
 MOUNT = "Mount the store (with gcsfuse, rclone) and give the path there."
@@ -73,13 +73,9 @@ def is_passing(error: BaseException) -> bool:
 
 
 def check_scheme(path: str, key: str, stores: Sequence[str], advice: str = MOUNT) -> None:
-    """Raises a ConfigError for a path with an unsupported scheme.
+    """Raises a ConfigError if the value of the setting `key` has a scheme other than `stores`.
 
-    Args:
-        path: an expanded path; local paths pass.
-        key: the setting or flag with this value.
-        stores: supported schemes.
-        advice: the end of the error message.
+    The path is expanded; local paths pass. `advice` ends the message.
     """
     if not is_remote(path):
         return
@@ -106,7 +102,7 @@ def expand(pattern: str) -> list[str]:
     if braces := _RANGE.search(pattern):
         first, last = braces.groups()
         if not 0 <= int(last) - int(first) < 10_000_000:
-            raise ConfigError(f"{pattern}: the range {braces[0]} must go up, by less than 10^7.")
+            raise ConfigError(f"{pattern}: the range {braces[0]} must ascend by less than 10^7.")
         width = len(first) if first.startswith("0") else 0
         middle = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
     elif braces := _CHOICE.search(pattern):
@@ -120,10 +116,9 @@ def expand(pattern: str) -> list[str]:
 def find(pattern: str, suffix: str) -> list[File]:
     """The distinct files that `pattern` names, without shadow files of macOS.
 
-    Args:
-        pattern: a file, a folder (its files that end in `suffix`), a glob, or braces. Files of a
-            glob are sorted by name, braces keep their order, symbolic links are followed.
-        suffix: such as ".tar".
+    A pattern is a file, a folder (its files that end in `suffix`, such as ".tar"), a glob, or
+    braces. Files of a glob are sorted by name, braces keep their order, and symbolic links are
+    followed.
 
     Raises:
         NoFileError: a path that is not a glob does not exist, or no file matches.
@@ -177,7 +172,7 @@ def _behind_link(store: fsspec.AbstractFileSystem, info: dict) -> dict:
             return store.info(info["name"])
     except FileNotFoundError as error:
         raise StorageError(
-            f"{info['name']} is a link to {info['destination']}, where nothing is; copy or "
+            f"{info['name']} is a link to {info['destination']}, which does not exist; copy or "
             "download that file, or remove the link."
         ) from error
 

@@ -104,11 +104,8 @@ def _sum_over_chunks(
 ) -> PyTree:
     """The sum over all tokens of `function(shared, rows [c ...])`, which is a tree of scalars.
 
-    Args:
-        function: sums over its rows; rows of zeros must add nothing.
-        shared: arguments that are the same for all tokens.
-        rows: tree of arrays [b l ...], sharded by example if there is a mesh.
-        chunk: the largest c.
+    `function` sums over its c <= `chunk` rows, and rows of zeros must add nothing. `rows` is a tree
+    of arrays [b l ...], sharded by example if there is a mesh.
     """
 
     def on_shard(shared: PyTree, rows: PyTree) -> PyTree:

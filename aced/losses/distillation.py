@@ -79,7 +79,7 @@ def sigmoid_kd(
 
 def _frozen(teachers: tuple[Embeddings, ...]) -> list[Embeddings]:
     if not teachers:
-        raise ConfigError("Distillation needs at least one teacher; name one, or set its weight 0.")
+        raise ConfigError("Distillation needs at least one teacher; name one, or set weight to 0.")
     return [teacher.frozen() for teacher in teachers]
 
 
@@ -139,7 +139,7 @@ PAIRWISE: dict[str, Callable[..., Float[Array, ""]]] = {
     "softmax": softmax_kd,
     "sigmoid": sigmoid_kd,
 }
-FEATURE = "feature"  # which has projections, and so a form of its own
+FEATURE = "feature"  # not in the table, because it also takes projections
 
 
 def distillation_loss(

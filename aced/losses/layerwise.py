@@ -50,13 +50,9 @@ def init_projections(
 
 
 def tokens_of(real: Bool[Array, "b l"], tokens: int) -> dict[str, Bool[Array, "b n"]]:
-    """Masks of the hidden states to compare, by module: all patches; `start` and real words.
+    """Masks of the hidden states to compare, by module: all image tokens; `start` and real words.
 
     [CLS] is left out: only the contrastive head reads it, and no task trains it.
-
-    Args:
-        real: mask of the words that are not padding.
-        tokens: number of tokens of an image.
     """
     start = jnp.ones_like(real[:, :1])
     return {

@@ -28,19 +28,17 @@ from aced.config import Checked
 class BanditConfig(Checked):
     """How the next arm is chosen. The paper's values are not known; the defaults are our choice."""
 
-    # "thompson"; or the baselines "uniform": a random arm, "fixed": always the same one,
-    # "epsilon_greedy": the best mean but for a random arm now and then
+    # "thompson", or a baseline. "uniform": a random arm; "fixed": always the same arm;
+    # "epsilon_greedy": the arm with the best mean, or sometimes a random arm
     policy: Literal["thompson", "uniform", "fixed", "epsilon_greedy"] = "thompson"
-    discount: PositiveFraction = 0.98  # g of the past at every pull; 1: stationary
-    # Largest width of a posterior, for arms long not played; inf: no limit.
+    discount: PositiveFraction = 0.98  # g, which discounts the past at every pull; 1: stationary
+    # Largest width of a posterior, for arms that were not played for long; inf: no limit.
     tau_max: PositiveOrInfinite = 1.0
-    warm_up: PositiveInt = 1  # pulls of every arm, in turn, before anything is chosen
-    epsilon: Fraction = 0.1  # epsilon_greedy: how often an arm is random
+    warm_up: PositiveInt = 1  # pulls of every arm, in turn, before the policy chooses
+    epsilon: Fraction = 0.1  # epsilon_greedy: probability of a random arm
     fixed_arm: NonNegativeInt = 0  # fixed: the number of the arm
-    rms_discount: PositiveFraction = 0.98  # of the running mean square that rewards are divided by
-    reward_limit: PositiveOrInfinite = (
-        1.0  # what they are clipped to then, both ways; inf: no limit
-    )
+    rms_discount: PositiveFraction = 0.98  # of the mean square that normalises the rewards
+    reward_limit: PositiveOrInfinite = 1.0  # largest magnitude of a normalised reward; inf: none
 
 
 @struct.dataclass
@@ -49,7 +47,7 @@ class BanditState:
 
     sums: PyTree  # float32 [k]; discounted sum of rewards
     counts: PyTree  # float32 [k]; discounted number of pulls
-    pulls: PyTree  # int32 [k]; pulls in all
+    pulls: PyTree  # int32 [k]; total number of pulls
     mean_square: PyTree  # float32 []; discounted sum of squares of raw rewards
     weight: PyTree  # float32 []; of those squares
 

@@ -29,8 +29,8 @@ Stepped = tuple[TrainState, Metrics]
 class MethodConfig(Checked):
     """Settings that every method has; a method's `name` and `model` come with its own."""
 
-    # Examples run with gradient at a time over all devices, 0: all at once. Memory for one piece,
-    # and one more forward pass; no number changes.
+    # Examples per forward and backward pass over all devices; 0: all at once. Saves memory, takes
+    # one more forward pass, and does not change the results.
     train_micro_batch: MayChange[NonNegativeInt] = 0
 
     @property
@@ -120,10 +120,7 @@ class StepContext:
     ) -> Stepped:
         """Returns the state after one update, and the metrics of the whole step.
 
-        Args:
-            train_state: the state before the update.
-            loss_fn: maps parameters to the loss and its metrics.
-            metrics: further metrics to log.
+        `loss_fn` maps parameters to the loss and its metrics, to which `metrics` are added.
         """
         with jax.named_scope("gradient"):
             (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params)
@@ -134,13 +131,7 @@ class StepContext:
         return new_state, {"loss": loss, **parts, **numbers, **metrics}
 
     def picks(self, batch: Batch, chosen: Batch, terms: Terms | None = None) -> Metrics:
-        """Returns the ids of the examples trained on, and the metrics of a mixture's members.
-
-        Args:
-            batch: the super-batch.
-            chosen: the sub-batch.
-            terms: terms of the score; see `by_source`.
-        """
+        """Returns the ids of the sub-batch `chosen` of `batch`, and the metrics of `by_source`."""
         return {"picks": chosen["id"], **by_source(self.sources, batch, chosen, terms)}
 
 

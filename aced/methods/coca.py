@@ -35,7 +35,7 @@ class CoCaTrainConfig(ContrastiveConfig):
     name: str = "coca"
     model: CoCaConfig = CoCaConfig()
     loss: Annotated[str, OneOf(LOSSES)] = "softmax"
-    # CoCa's weight is 1 of the sum of both directions, and our softmax loss is their mean.
+    # CoCa weights the sum of both directions by 1; our softmax loss is their mean.
     contrastive_weight: NonNegativeFloat = 2.0
     captioning_weight: NonNegativeFloat = 2.0
 
@@ -56,8 +56,8 @@ class CoCaTrainConfig(ContrastiveConfig):
             raise ConfigError("CoCa has no bias, which the sigmoid loss needs; set method.loss.")
         if self.multi_resolution_every:
             raise ConfigError(
-                "method.multi_resolution_every trains on shorter texts and larger patches, from "
-                "which nothing can learn to write captions; set it to 0 with the method 'coca'."
+                "method.multi_resolution_every trains on shorter texts and larger patches, which "
+                "captioning cannot be trained on; set it to 0 with the method 'coca'."
             )
         if self.model.classes:
             raise ConfigError(

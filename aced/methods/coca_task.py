@@ -56,7 +56,7 @@ def check(task: Task, model: CoCaConfig) -> None:
             "to the number of answers (VQA 3129, visual entailment 3, NLVR2 2)."
         )
     if task != "answers" and model.classes:
-        raise ConfigError(f"method.task = '{task}' never reads method.model.classes; set it 0.")
+        raise ConfigError(f"method.task = '{task}' reads no method.model.classes; set it to 0.")
 
 
 @struct.dataclass

@@ -63,11 +63,9 @@ class Contrastive(Method):
             if self._needs_bias(name):
                 item.check_bias(key)
         self.frozen = {name: item for name, item in config.frozen.items() if not item.cache}
-        score = functools.partial(
-            Running, micro_batch=config.score_micro_batch, setting="method.score_micro_batch"
-        )
-        train = functools.partial(
-            Running, micro_batch=config.train_micro_batch, setting="method.train_micro_batch"
+        score, train = (
+            functools.partial(Running, micro_batch=getattr(config, name), setting=f"method.{name}")
+            for name in ("score_micro_batch", "train_micro_batch")
         )
         # Providers of embeddings: sub-batch with gradient, super-batch to score, B_KD by teachers.
         every = config.multi_resolution_every

@@ -54,22 +54,22 @@ class ContrastiveConfig(MethodConfig):
     model: two_tower.TwoTowerConfig = two_tower.TwoTowerConfig()
     loss: Annotated[str, OneOf(LOSSES)] = "sigmoid"
     contrastive_weight: NonNegativeFloat = 1.0  # of that loss; 0: distillation only
-    reference: FrozenConfig = FrozenConfig()  # scores candidates; unused where no score needs it
+    reference: FrozenConfig = FrozenConfig()  # scores candidates; unused if the score needs none
     # Models to distil from, by name; those that distillation.teachers leaves out are not loaded.
     teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)
     selection: SelectionConfig = SelectionConfig(filter_ratio=0.0)
     distillation: DistillationConfig = DistillationConfig()
-    # How the losses meet all pairs of a batch: "ring" passes embeddings from device to device and
-    # keeps no logits; "full" holds each device's rows of the b x b logits. The same numbers.
+    # How losses over all pairs are computed: "ring" passes embeddings from device to device and
+    # keeps no logits; "full" holds each device's rows of the b x b logits. The results are equal.
     form: MayChange[Literal["ring", "full"]] = "ring"
-    # Examples that are embedded without gradient at a time over all devices, to choose from; 0: all
-    # at once. No number changes.
+    # Candidates that are scored at a time over all devices; 0: all at once. Does not change the
+    # results.
     score_micro_batch: MayChange[NonNegativeInt] = 0
-    # How the models run when they score. What is trained on is always computed in full, but for
-    # one example in so many (0: none): a learner that scores with larger patches or shorter texts
-    # has to learn to. JEST's Flexi trains half of the batch so (2), and needs a quarter (4).
-    scoring: ScoringConfig = ScoringConfig()
-    reference_scoring: ScoringConfig = ScoringConfig()
+    scoring: ScoringConfig = ScoringConfig()  # how the learner runs for scoring
+    reference_scoring: ScoringConfig = ScoringConfig()  # how the reference runs for scoring
+    # One in so many trained examples is computed as in `scoring`, the others in full; 0: none. A
+    # learner that scores with larger patches or shorter texts has to be trained with these. JEST's
+    # Flexi trains half of the batch in this way (2), and needs a quarter (4).
     multi_resolution_every: Annotated[int, Interval(ge=0, le=1024)] = 0
 
     def _check(self) -> None:
@@ -81,18 +81,21 @@ class ContrastiveConfig(MethodConfig):
             )
         if self.multi_resolution_every and self.scoring.view.exact:
             raise ConfigError(
-                "method.multi_resolution_every trains what method.scoring.patch and .text_length "
-                "score with, and neither is set; set one, or set it to 0."
+                "method.multi_resolution_every trains with method.scoring.patch and .text_length, "
+                "and neither is set; set one of them, or set multi_resolution_every to 0."
             )
         self.scoring.check(self.model)
         if self.reference.cache and not self.reference_scoring.exact:
             raise ConfigError(
-                "method.reference_scoring says how the reference runs, but with "
-                "method.reference.cache it does not; leave it at its defaults."
+                "method.reference_scoring is for a reference that runs, but its embeddings are "
+                "read from method.reference.cache; leave it at its defaults."
             )
         names = set(self.teachers) | {REFERENCE}
         if REFERENCE in self.teachers:
-            raise ConfigError("A teacher may not be called 'reference'; list it by that name only.")
+            raise ConfigError(
+                "A teacher must not be called 'reference'. To distil from method.reference, list "
+                "'reference' in method.distillation.teachers."
+            )
         distillation = self.distillation
         if distillation.weight > 0 and not distillation.teachers:
             raise ConfigError("method.distillation.weight > 0 needs method.distillation.teachers.")

@@ -37,10 +37,10 @@ GIVEN = ("text", "t", "bias")
 
 @dataclasses.dataclass(frozen=True)
 class SentencesConfig(Checked):
-    """The stream of sentences. Only the teacher's cached features of them are read."""
+    """The stream of sentences, of which only the teacher's cached features are read."""
 
-    data: DataConfig = DataConfig()  # what `python -m aced.select_text` wrote, or any captions
-    # Folder of the teacher's features of them, from `python -m aced.cache`.
+    data: DataConfig = DataConfig()  # written by `python -m aced.select_text`, or any captions
+    # Folder of the teacher's features of these sentences, from `python -m aced.cache`.
     cache: MayChange[str] = ""
     batch_size: PositiveInt | None = None  # sentences per step; None: as many as pictures
 
@@ -50,14 +50,14 @@ class DimeConfig(MethodConfig):
     """Settings of the method `dime`."""
 
     name: str = "dime"
-    # The student. Its text tower, tokenizer and logits are the teacher's, whatever is here;
-    # `embed_dim` must be the teacher's width or None.
+    # The student. Its text tower, tokenizer and logits are replaced by the teacher's; `embed_dim`
+    # must be the teacher's width or None.
     model: TwoTowerConfig = TwoTowerConfig()
-    # `checkpoint`: where its text tower is; `cache`: its image features of the run's data.
+    # `checkpoint`: the model with the text tower; `cache`: its image features of the run's data.
     teacher: FrozenConfig = FrozenConfig()
     sentences: SentencesConfig = SentencesConfig()
     loss: SimilarityConfig = SimilarityConfig()
-    # Of what the student sees; the teacher's features are of the whole picture.
+    # Random crops and flips for the student; the teacher's features are of whole pictures.
     augment: AugmentConfig = AugmentConfig(crop_area=(0.08, 1.0), flip=0.5)
     form: MayChange[Literal["ring", "full"]] = "ring"  # see the method `contrastive`
 
@@ -94,7 +94,7 @@ class DimeConfig(MethodConfig):
             if not value:
                 raise ConfigError(
                     f"{key} is empty. DIME-FM needs a teacher and its features of pictures and of "
-                    "sentences: python -m aced.cache --help says how to make them."
+                    "sentences; make them as in python -m aced.cache --help."
                 )
         return super().resolve(workdir)
 
@@ -145,7 +145,7 @@ class Dime(Method):
         if config.teacher.model is None:
             raise ConfigError(
                 "The teacher is not known; set method.teacher.checkpoint to the workdir of a "
-                "finished run or to what python -m aced.convert wrote."
+                "finished run or to a folder written by python -m aced.convert."
             )
         self.config = config
         self.frozen = {}  # the teacher does not run

@@ -33,8 +33,8 @@ class CheckpointOf(Checked):
 
     # Workdir of that run, or a model folder; "{workdir}" stands for the present run's workdir
     checkpoint: MayChange[str] = ""
-    which: Literal["last", "best"] = "last"  # of a run's checkpoints
-    parameters: Literal["params", "ema"] = "params"  # of a run
+    which: Literal["last", "best"] = "last"  # which checkpoint of a run
+    parameters: Literal["params", "ema"] = "params"  # of a run: parameters, or their average
 
     def folder(self, workdir: str) -> str:
         """The expanded path of the run or model folder.
@@ -44,7 +44,7 @@ class CheckpointOf(Checked):
         """
         path = expand(self.checkpoint, workdir)
         advice = (
-            "Copy the run or model to one of these; a model of the Hugging Face hub is fetched by: "
+            "Copy the run or model to one of these. For a model on the Hugging Face hub, run "
             + layouts.convert_command("OWNER/NAME")
         )
         storage.check_scheme(path, ".checkpoint (--model, --teacher)", ("gs",), advice)
@@ -55,8 +55,9 @@ class CheckpointOf(Checked):
 class TrainedConfig(CheckpointOf):
     """A trained two-tower model: its parameters and its architecture."""
 
-    # How it is computed. All else is as written in the run's config.json, the model folder's
-    # model.json or the cache; what stands here of that is assumed where there is none of these.
+    # dtype, scan, remat and attention apply as set here. Everything else is read from the run's
+    # config.json, the model folder's model.json or the cache, and is taken from here only while
+    # none of these exists (pre-flight).
     model: TwoTowerConfig | None = None
 
     KIND: ClassVar[type[ModelConfig]] = TwoTowerConfig
@@ -87,11 +88,11 @@ class TrainedCoCaConfig(TrainedConfig):
 class FrozenConfig(TrainedConfig):
     """A trained two-tower model that runs, or whose embeddings are in a cache."""
 
-    # Folder that `python -m aced.cache` wrote: the embeddings come with the batch, and the model is
-    # neither loaded nor run. With a checkpoint as well, it must be the one that was cached.
+    # Folder written by `python -m aced.cache`: the embeddings come with the batch, and the model is
+    # neither loaded nor run. If `checkpoint` is set as well, it must be the model that was cached.
     cache: MayChange[str] = ""
-    # Of its logits; None: the model's own. One without bias (trained with the softmax loss, as
-    # CLIP is) needs one where the loss is the sigmoid; `python -m aced.cache` fits both.
+    # Scale and bias of its logits; None: the model's own. A model without bias (trained with the
+    # softmax loss, like CLIP) needs one for the sigmoid loss; `python -m aced.cache` fits both.
     scale: PositiveFloat | None = None
     bias: float | None = None
 
@@ -124,7 +125,7 @@ class FrozenConfig(TrainedConfig):
         plan = description.read_complete(folder).plan
         if missing := [tower for tower in towers if not plan.has(tower)]:
             raise description.CacheError(
-                f"{folder} holds {plan.towers} embeddings alone, but {missing[0]} embeddings are "
+                f"{folder} holds only {plan.towers} embeddings, but {missing[0]} embeddings are "
                 "needed; make it with --towers=both."
             )
         if self.checkpoint and holds_model(own := self.folder(workdir)):
@@ -164,9 +165,9 @@ class FrozenConfig(TrainedConfig):
         advice = "`python -m aced.cache` fits both to the data and prints them"
         if self.cache and description.is_complete(self.cache):
             fitted = description.read_complete(self.cache).fitted
-            advice = "the cache has no fit, since no scale is best"
+            advice = "the cache has no fitted values, because there is no best scale"
             if fitted is not None:
-                advice = f"fitted to the data are scale = {fitted.scale}, bias = {fitted.bias}"
+                advice = f"the fit to the data gives scale = {fitted.scale}, bias = {fitted.bias}"
         raise ConfigError(
             f"The model of {key} has no bias (it was trained with the softmax loss), but the "
             f"sigmoid loss reads it. Set {key}.bias, and {key}.scale, which fits the other loss: "
@@ -176,16 +177,11 @@ class FrozenConfig(TrainedConfig):
 
 def holds_model(folder: str) -> bool:
     """Whether `folder` is a run's workdir or a model folder."""
-    run = epath.Path(folder) / record.FILE
-    return model_folder.is_model_folder(folder) or run.exists()
+    return model_folder.is_model_folder(folder) or (epath.Path(folder) / record.FILE).exists()
 
 
 def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> ModelConfig:
-    """The model of the run in `folder`, as its config.json has it, or of a model folder.
-
-    Args:
-        folder: a run or a model folder; model folders hold two-tower models.
-        kind: the expected config class.
+    """The model of the run in `folder`, as in its config.json, or of a (two-tower) model folder.
 
     Raises:
         ConfigError: the folder holds neither, is damaged, or holds another kind of model.
@@ -197,15 +193,15 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
     if not file.exists():
         raise ConfigError(
             f"{folder} holds no run (no {record.FILE}) and no model (no {model_folder.FILE}). "
-            "Train the reference or teacher first, or point its .checkpoint at a workdir of "
-            "aced.main or at what python -m aced.convert wrote."
+            "Train the reference or teacher first, or set its .checkpoint to a workdir of "
+            "aced.main or a folder written by python -m aced.convert."
         )
     settings = record.read(file.parent).settings
     try:
         model = settings["method"]["model"]
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"{file} names no method.model; point .checkpoint at a workdir of aced.main."
+            f"{file} has no method.model; set .checkpoint to a workdir of aced.main."
         ) from error
     return from_config(kind, model, f"{file}:method.model")
 
@@ -214,12 +210,12 @@ def _check_ours(folder: str) -> None:
     """Raises a ConfigError for a missing folder, and for a foreign layout, with the remedy."""
     if not epath.Path(folder).exists():
         message = (
-            f"{folder} does not exist, but a model should be there: a run of aced.main, or what "
-            "python -m aced.convert wrote. Correct the path (--workdir, --model or .checkpoint)."
+            f"{folder} does not exist; it must be a run of aced.main, or a folder written by "
+            "python -m aced.convert. Correct the path (--workdir, --model or .checkpoint)."
         )
         if layouts.is_hub_name(folder):
             command = layouts.convert_command(folder)
-            message += f" A model of the Hugging Face hub is converted by: {command}"
+            message += f" To convert a model of the Hugging Face hub: {command}"
         raise ConfigError(message)
     layout = None
     with contextlib.suppress(InteropError):  # a config.json that is not transformers'
@@ -233,7 +229,7 @@ def _check_ours(folder: str) -> None:
 
 
 def as_trained(assumed: ModelConfig | None, trained: ModelConfig, folder: str) -> ModelConfig:
-    """The model in `folder`, computed as `assumed` has it. Warns of other differences.
+    """The model in `folder`, computed as in `assumed`. Warns of other differences.
 
     Recipes assume a model so that pre-flight works before the model is trained.
     """
@@ -241,7 +237,7 @@ def as_trained(assumed: ModelConfig | None, trained: ModelConfig, folder: str) -
         return trained
     if lines := _differences(assumed, trained, (*_FREE, "tokenizer.path")):
         logging.warning(
-            "The model in %s is used as it is, which is not what these settings assume: %s",
+            "The model in %s is used as it is, although these settings assume another one: %s",
             folder,
             "; ".join([*lines[:10], *(["..."] if len(lines) > 10 else [])]),
         )
@@ -251,27 +247,22 @@ def as_trained(assumed: ModelConfig | None, trained: ModelConfig, folder: str) -
 def check_same_model(
     wanted: ModelConfig, trained: ModelConfig, folder: str, free: Sequence[str] = ()
 ) -> None:
-    """Checks that a model can be initialised from a trained one.
+    """Checks that the model `wanted` can be initialised from `trained`, the model in `folder`.
 
-    Args:
-        wanted: the model to initialise.
-        trained: the trained model.
-        folder: folder of the trained model.
-        free: further settings that may differ.
+    The settings `free` may differ, beside those that never matter.
 
     Raises:
         ConfigError: architecture or preprocessing differ; the message names the settings.
     """
     lines = _differences(wanted, trained, (*_FREE, *free, "tokenizer.path"))
     ours, theirs = wanted.tokenizer, trained.tokenizer
-    if ours.path != theirs.path and fingerprint.of_tokenizer(ours) != fingerprint.of_tokenizer(
-        theirs
-    ):
+    prints = [fingerprint.of_tokenizer(x) for x in (ours, theirs) if ours.path != theirs.path]
+    if len(set(prints)) > 1:
         lines.append(f"tokenizer.path: here {ours.path!r}, there {theirs.path!r}, another file")
     if lines:
         raise ConfigError(
             f"The model in {folder} was trained with other settings ({'; '.join(lines)}). Choose "
-            "another checkpoint, or take its model over in a config file: config.method.model = "
+            "another checkpoint, or use its model in a config file: config.method.model = "
             f"to_config(trained_model({folder!r})), with aced.config and aced.methods.frozen."
         )
 
@@ -313,8 +304,8 @@ def load_model(item: CheckpointOf, shapes: PyTree | None) -> PyTree:
     if model_folder.is_model_folder(item.checkpoint):
         if (item.which, item.parameters) != ("last", "params"):
             raise ConfigError(
-                f"{item.checkpoint} is a model folder: it has one set of parameters. Leave .which "
-                "and .parameters as they are; python -m aced.convert has flags of these names."
+                f"{item.checkpoint} is a model folder, which has one set of parameters. Leave "
+                ".which and .parameters at their defaults, which are for checkpoints of runs."
             )
         return model_folder.read_params(item.checkpoint, shapes)
     return load_params(item.checkpoint, shapes, which=item.which, key=item.parameters, part="model")

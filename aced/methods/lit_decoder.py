@@ -28,7 +28,7 @@ GIVEN = ("image",)  # the part copied from the encoder, and never trained
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(TrainedConfig):
-    """The encoder, which becomes part of the model: read at the start alone, and never another."""
+    """The encoder, which becomes part of the model: it is read only when a run starts."""
 
     checkpoint: str = ""
 
@@ -38,8 +38,8 @@ class LitDecoderConfig(CoCaTaskConfig):
     """Settings of the method `lit_decoder`."""
 
     name: str = "lit_decoder"
-    # Its image tower and preprocessing are the encoder's, whatever is here; text and tokenizer are
-    # the decoder's.
+    # Its image tower and preprocessing are replaced by the encoder's; text and tokenizer are the
+    # decoder's.
     model: CoCaConfig = CoCaConfig(queries=0)
     encoder: EncoderConfig = EncoderConfig()
 
@@ -66,8 +66,8 @@ class LitDecoderConfig(CoCaTaskConfig):
         """
         if not self.encoder.checkpoint:
             raise ConfigError(
-                "method.encoder.checkpoint is empty; set it to the workdir of a finished run or to "
-                "what python -m aced.convert wrote."
+                "method.encoder.checkpoint is empty; set it to the workdir of a finished run or a "
+                "folder written by python -m aced.convert."
             )
         return super().resolve(workdir)
 

@@ -47,7 +47,7 @@ Arms = Literal["single", "subsets", "all", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class LayerWeights(Checked):
-    """Weights of the modules' losses, which average over elements and so are small: 5 to 100."""
+    """Weights of the modules' losses. These are means over elements and small: use 5 to 100."""
 
     image: NonNegativeFloat = 10.0
     unimodal: NonNegativeFloat = 10.0
@@ -64,25 +64,25 @@ class OptimaConfig(MethodConfig):
     """Settings of the method `optima`."""
 
     name: str = "optima"
-    # The student. Words, answers, head and embeddings are the teacher's, whatever is here; patches
-    # and resolution must be.
+    # The student. Its vocabulary, answers, head and embedding width are replaced by the teacher's;
+    # patches and resolution must equal the teacher's.
     model: CoCaConfig = CoCaConfig()
     teacher: TrainedCoCaConfig = TrainedCoCaConfig()  # fine-tuned on the task
     task: Task = "answers"
-    logits_weight: NonNegativeFloat = 1.0  # of the KL; our reading
+    logits_weight: NonNegativeFloat = 1.0  # weight of the KL; our interpretation
     temperature: PositiveFloat = 2.0  # of the KL
-    layer_weights: LayerWeights = LayerWeights()  # our reading
-    # Which layers of the teacher the student's are paired with: spread evenly, or the last ones.
+    layer_weights: LayerWeights = LayerWeights()  # our interpretation
+    # Layers of the teacher that the student's are paired with: spread evenly, or the last ones.
     layer_map: LayerMap = "uniform"
-    # Start from those layers of the teacher, and from its other parts, wherever widths agree.
+    # Whether to start from these layers of the teacher, and its other parts, where widths agree.
     init_from_teacher: bool = True
-    # "single": a module each; "subsets": every set of modules. Baselines: "all" modules at every
-    # step, and "none", which leaves the layerwise losses out.
+    # "single": one module per arm; "subsets": every set of modules. Baselines: "all" modules at
+    # every step, and "none", which leaves the layerwise losses out.
     arms: Arms = "single"
     bandit: BanditConfig = BanditConfig()
-    pull_steps: PositiveInt = 100  # P; our reading
-    # Whose losses' fall a pull is worth: those of "all" modules, or of the "played" ones alone,
-    # which is as well what the abstract says; our reading.
+    pull_steps: PositiveInt = 100  # P; our interpretation
+    # Modules whose decrease in loss is the reward of a pull: "all", or only the "played" ones. The
+    # abstract allows both; our interpretation.
     reward: Literal["all", "played"] = "all"
 
     def _check(self) -> None:
@@ -154,8 +154,8 @@ def student(model: CoCaConfig, teacher: CoCaConfig) -> CoCaConfig:
     ):
         if ours != theirs:
             raise ConfigError(
-                f"Student and teacher read pictures alike: method.model.{key} is {ours}, and the "
-                f"teacher's is {theirs}; set it to that."
+                f"Student and teacher must read pictures in the same way: method.model.{key} is "
+                f"{ours}, but the teacher's is {theirs}; set it to that."
             )
     if (image.resolution, image.patch) != (teacher_image.resolution, teacher_image.patch):
         raise ConfigError(

@@ -10,13 +10,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Int, PyTree
 
 from aced.bounds import PositiveInt
 from aced.config import Checked, ConfigError
 from aced.cost import flops
 from aced.models import flexi
 from aced.models.base import ModelConfig
+from aced.models.vit import Images
 from aced.outputs import Embeddings
 from aced.parallel.mesh import constrain_by_example, data_shards
 
@@ -25,13 +26,14 @@ from aced.parallel.mesh import constrain_by_example, data_shards
 class ScoringConfig(Checked):
     """How a model runs for scoring. The defaults are the model as it is trained."""
 
-    # Pixels a side of the patches; twice the model's own: a quarter of the tokens. None: its own
+    # Pixels a side of the patches; twice the model's own gives a quarter of the tokens. None: the
+    # model's own
     patch: PositiveInt | None = None
-    # Tokens that are read of each text, the last of which is the text's own last one or an end of
-    # text, whichever the tower looks for. None: all
+    # Tokens that are read of each text. The last one is the text's own last token, or an end of
+    # text if the tower pools there. None: all
     text_length: PositiveInt | None = None
-    # Of the products with weights. "model": as it is trained. "int8": in the blocks and the
-    # attention pooling, with scales by token and by output channel; the rest as it is trained
+    # Precision of the products with weights. "model": as in training. "int8": 8 bits in the blocks
+    # and the attention pooling, with scales by token and by output channel; otherwise as "model"
     precision: Literal["model", "bfloat16", "int8"] = "model"
 
     @property
@@ -45,11 +47,7 @@ class ScoringConfig(Checked):
         return dataclasses.replace(self, precision="model")
 
     def check(self, model: ModelConfig, key: str = "method.scoring") -> None:
-        """Checks the settings against `model`.
-
-        Args:
-            model: the model that scores.
-            key: path of these settings, for error messages.
+        """Checks the settings against the model that scores; `key` is their path in messages.
 
         Raises:
             ConfigError: a setting does not fit the model, or would cost more than the model itself.
@@ -85,19 +83,13 @@ def embed(
     model: ModelConfig,
     scoring: ScoringConfig,
     params: PyTree,
-    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    image: Images,
     text: Int[Array, "b l"],
 ) -> Embeddings:
     """Returns the embeddings of paired images and texts, computed as in `scoring`.
 
-    Differentiable with respect to the parameters unless the precision is int8.
-
-    Args:
-        model: the model as it is trained.
-        scoring: with the defaults, the model runs unchanged.
-        params: the model's parameters.
-        image: inputs of the model.
-        text: inputs of the model; cut to `scoring.text_length`.
+    The inputs and `model` are those of training. Differentiable with respect to the parameters
+    unless the precision is int8.
 
     Raises:
         ConfigError: the new patch does not divide the resolution.
@@ -107,8 +99,7 @@ def embed(
     image_params = flexi.resize_params(params["image"], model.image, seen.image.patch)
     text_params, text = _shorter(params["text"], text, model, scoring.text_length)
     params = {**params, "image": image_params, "text": text_params}
-    int8 = scoring.precision == "int8"
-    return seen.embed(params, image, text, int8=int8)
+    return seen.embed(params, image, text, int8=scoring.precision == "int8")
 
 
 def embed_mixed(
@@ -116,21 +107,13 @@ def embed_mixed(
     scoring: ScoringConfig,
     every: int,
     params: PyTree,
-    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    image: Images,
     text: Int[Array, "b l"],
 ) -> Embeddings:
     """Returns embeddings for training, with one in `every` examples computed as in `scoring`.
 
-    JEST (arXiv 2406.17711) needs at least a quarter of the batch trained so, and trains half.
-    The rows are in the order of the batch. Differentiable: computed in the model's own precision.
-
-    Args:
-        model: the model as it is trained.
-        scoring: patch and text length; the precision is ignored.
-        every: 2 for half of the batch, 4 for a quarter.
-        params: the model's parameters.
-        image: inputs of the model.
-        text: inputs of the model.
+    JEST (arXiv 2406.17711) trains half of the batch in this way, and needs at least a quarter. The
+    rows are in the order of the batch. Differentiable: computed in the model's own precision.
 
     Raises:
         ConfigError: `every` does not divide the rows of each device; see `split_every`.
@@ -145,13 +128,9 @@ def embed_mixed(
 
 
 def split_every(batch: PyTree, every: int) -> tuple[PyTree, PyTree]:
-    """Splits a batch into the examples i with i % every == 0, and the others.
+    """Splits a batch [b ...] into the examples i with i % every == 0, and the others.
 
-    No row leaves its device.
-
-    Args:
-        batch: tree of arrays [b ...], sharded by example if there is a mesh.
-        every: at least 2.
+    No row leaves its device if the batch is sharded by example.
 
     Raises:
         ConfigError: the rows of each device are not a multiple of `every`.
@@ -159,9 +138,9 @@ def split_every(batch: PyTree, every: int) -> tuple[PyTree, PyTree]:
     examples, shards = jax.tree.leaves(batch)[0].shape[0], data_shards()
     if every < 2 or examples % (every * shards):
         raise ConfigError(
-            f"A batch of {examples} examples on {shards} devices cannot have one in {every} "
-            f"trained as scoring sees it; set method.multi_resolution_every to at least 2, such "
-            f"that it divides the examples of each device."
+            f"A batch of {examples} examples on {shards} devices cannot be split into one in "
+            f"{every} and the others; set method.multi_resolution_every to at least 2, such that "
+            "it divides the examples of each device."
         )
     groups = jax.tree.map(lambda x: x.reshape(examples // every, every, *x.shape[1:]), batch)
     first = jax.tree.map(lambda x: x[:, 0], groups)

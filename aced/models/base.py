@@ -1,32 +1,57 @@
 """The interface of all models: two towers (CLIP, SigLIP) and CoCa."""
 
 import abc
+import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Int, PyTree
 
-from aced.config import Checked, ConfigError
-from aced.data.tokenizers import Tokenizer
-from aced.models import transformer
+from aced.config import Checked, ConfigError, MayChange
+from aced.data.images.transforms import ResizeConfig
+from aced.data.tokenizers import Tokenizer, TokenizerConfig
+from aced.models.transformer import Compute
+from aced.models.vit import Images
 from aced.outputs import Embeddings
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked, abc.ABC):
     """The settings of a model that embeds images and texts.
 
-    A kind of model is a frozen dataclass with the fields `image` and `text` (its towers),
-    `embed_dim`, `init_scale`, `dtype`, `scan`, `remat`, `attention`, `resize` and `tokenizer`.
+    A kind of model is a frozen dataclass that adds the fields `image` and `text` (its towers),
+    `embed_dim` and `init_scale`.
     """
+
+    # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan: MayChange[bool] = True  # over layers; False unrolls: same parameters, slower to compile
+    # What the backward pass recomputes to save memory. "none": only elementwise operations; "full":
+    # every block; "dots": everything but the products with weights.
+    remat: MayChange[Literal["none", "full", "dots"]] = "none"
+    # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs.
+    # The windows of a Swin transformer, 49 tokens each, always use "xla".
+    attention: MayChange[Literal["xla", "cudnn"] | None] = "xla"
+    # Preprocessing, which is stored with the model.
+    resize: ResizeConfig = ResizeConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
 
     # Settings that may differ in a model that another one starts from.
     FREE_TO_START_FROM: ClassVar[tuple[str, ...]] = ()
-    END_OF_TEXT: ClassVar[str]  # the setting that `end_of_text` is
+    END_OF_TEXT: ClassVar[str]  # name of the setting that `end_of_text` returns
 
     def _check(self) -> None:
-        transformer.check_attention(self.attention, self.dtype)
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ConfigError(
+                "attention = 'cudnn' works in half precision only, but dtype = 'float32'; set "
+                "dtype = 'bfloat16' or attention = 'xla'."
+            )
+
+    def compute(self, int8: bool) -> Compute:
+        """How the towers are computed; `int8`: products with the weights of blocks in 8 bits."""
+        return Compute(self.dtype, self.scan, self.remat, self.attention, int8)
 
     @property
     @abc.abstractmethod
@@ -55,12 +80,7 @@ class ModelConfig(Checked, abc.ABC):
         return self.build().init(key, image, text, method="everything")["params"]
 
     def embed(
-        self,
-        params: PyTree,
-        image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
-        text: Int[Array, "b l"],
-        *,
-        int8: bool = False,
+        self, params: PyTree, image: Images, text: Int[Array, "b l"], *, int8: bool = False
     ) -> Embeddings:
         """Returns the embeddings of paired images and texts."""
         return self.build(int8).apply({"params": params}, image, text, method="embed")

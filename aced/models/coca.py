@@ -15,16 +15,15 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from aced.bounds import NonNegativeInt, PositiveFloat, PositiveInt
-from aced.config import ConfigError, MayChange
+from aced.config import ConfigError
 from aced.data.batch_spec import SECOND
-from aced.data.images.transforms import ResizeConfig
 from aced.data.tokenizers import Tokenizer, TokenizerConfig
 from aced.models import presets, transformer, two_tower
 from aced.models.base import ModelConfig
 from aced.models.decoder import Cache, Decoder, DecoderConfig, real_words
 from aced.models.pooler import Cascade, Head
 from aced.models.swin import Swin
-from aced.models.vit import ImageConfig, ViT
+from aced.models.vit import ImageConfig, Images, ViT
 from aced.outputs import Embeddings, Words, word_logits
 from aced.parallel.mesh import constrain_by_example
 
@@ -40,33 +39,23 @@ class CoCaConfig(ModelConfig):
 
     image: ImageConfig = ImageConfig(patch=18, resolution=288, pool="none")
     text: DecoderConfig = DecoderConfig()
-    # Of the generative pooler: tokens of the image that the decoder reads. 0: there is no such
-    # pooler, and the decoder reads the encoder's own tokens (LiT-Decoder)
+    # Image tokens that the generative pooler gives to the decoder. 0: no generative pooler; the
+    # decoder reads the encoder's own tokens (LiT-Decoder).
     queries: NonNegativeInt = 256
-    pooler_heads: PositiveInt | None = None  # of both poolers; None: the decoder's
-    # Channels of both embeddings. None: the decoder's width, without projections (as the published
-    # numbers of parameters have it). A number: a projection without bias on either side.
+    pooler_heads: PositiveInt | None = None  # heads of both poolers; None: as many as the decoder's
+    # Channels of both embeddings. None: the decoder's width, without projections, which gives the
+    # published numbers of parameters. A number: a projection without bias on either side.
     embed_dim: PositiveInt | None = None
     init_scale: PositiveFloat = 1 / 0.07  # scale of the logits at the start; there is no bias
-    # Answers that a head of its own chooses from, for tasks; 0: no head
+    # Classes (answers) of the head that is added for a task; 0: no head
     classes: NonNegativeInt = 0
-    # Channels of a layer (with GELU) between the head's pooler and its classes; 0: none, CoCa's.
-    # Then what two pictures say is only ever added up, and no sum tells whether they are alike.
+    # Channels of a hidden layer (with GELU) between the head's pooler and its classes. 0: no such
+    # layer, as in CoCa; the logits are then sums of terms of one picture each, which cannot express
+    # whether two pictures are alike.
     head_hidden: NonNegativeInt = 0
-    pictures: Literal[1, 2] = 1  # that a question is about: 2 in NLVR2
-    # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    scan: MayChange[bool] = True  # over layers; False unrolls: same parameters, slower to compile
-    # What the backward pass computes again, to save memory: "none" but elementwise work; "full":
-    # every block; "dots": all but the products with weights
-    remat: MayChange[Literal["none", "full", "dots"]] = "none"
-    # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs.
-    attention: MayChange[Literal["xla", "cudnn"] | None] = "xla"
-    # Preprocessing travels with the model.
-    resize: ResizeConfig = ResizeConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    pictures: Literal[1, 2] = 1  # pictures per question; 2 in NLVR2
 
-    # Those of the head, and how much of the positions a task's texts need.
+    # The settings of the head, and the length of a task's texts.
     FREE_TO_START_FROM = ("classes", "head_hidden", "pictures", "tokenizer.length")
     END_OF_TEXT: ClassVar[str] = "text.eos_id"
 
@@ -84,8 +73,8 @@ class CoCaConfig(ModelConfig):
             )
         if (self.pictures == 2 or self.head_hidden) and not self.classes:
             raise ConfigError(
-                "pictures = 2 and head_hidden are the head's, which is there for classes; set "
-                "classes, too."
+                "pictures = 2 and head_hidden are settings of the head, which exists only with "
+                "classes; set classes, too."
             )
 
     @property
@@ -115,11 +104,7 @@ class CoCaConfig(ModelConfig):
 
 
 def preset(name: str, **changes: Any) -> CoCaConfig:
-    """Returns the model called `name` in `presets.COCA`; its tokenizer is cut to its length.
-
-    Args:
-        name: for instance "CoCa-Large" or "coca_tiny12".
-        **changes: fields of `CoCaConfig` to set otherwise.
+    """Returns `presets.COCA[name]`, with `changes`; its tokenizer is cut to its length.
 
     Raises:
         ConfigError: the name is unknown.
@@ -163,9 +148,7 @@ class CoCa(nn.Module):
     def setup(self):
         """Builds the submodules."""
         config, text = self.config, self.config.text
-        compute = transformer.Compute(
-            config.dtype, config.scan, config.remat, config.attention, self.int8
-        )
+        compute = config.compute(self.int8)
         if config.image.architecture == "swin":
             self.image = Swin(config.image, None, compute, pooled=False)
         else:
@@ -180,16 +163,11 @@ class CoCa(nn.Module):
         # The logarithm is learned, so that the scale stays positive.
         self.t = self.param("t", nn.initializers.constant(math.log(config.init_scale)), ())
 
-    def encode_image(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
-    ) -> Float[Array, "b d"]:
+    def encode_image(self, image: Images) -> Float[Array, "b d"]:
         """Returns zimg, L2-normalised, float32.
 
-        Args:
-            image: uint8 pixels, or normalised floats, of `image.resolution` pixels a side.
-
         Raises:
-            ValueError: the image has another resolution.
+            ValueError: the images do not have `image.resolution` pixels a side.
         """
         return _normalized(self._pool(image)[1])
 
@@ -201,15 +179,11 @@ class CoCa(nn.Module):
         """
         return _normalized(self.text.encode(text)[1])
 
-    def embed(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], text: Int[Array, "b l"]
-    ) -> Embeddings:
+    def embed(self, image: Images, text: Int[Array, "b l"]) -> Embeddings:
         """Returns the embeddings, without running the multimodal half."""
         return self._embeddings(self._pool(image)[1], self.text.encode(text)[1])
 
-    def __call__(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], text: Int[Array, "b l"]
-    ) -> Output:
+    def __call__(self, image: Images, text: Int[Array, "b l"]) -> Output:
         """Returns the output for paired images and texts, without hidden states: see `forward`."""
         pooled, zimg = self._pool(image)
         tokens, ztxt = self.text.encode(text)
@@ -237,9 +211,7 @@ class CoCa(nn.Module):
         if self.config.classes:
             self.answer(jnp.stack([image] * self.config.pictures, axis=1), text)
 
-    def begin(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], length: int
-    ) -> tuple[Float[Array, "b v"], dict[str, Cache]]:
+    def begin(self, image: Images, length: int) -> tuple[Float[Array, "b v"], dict[str, Cache]]:
         """See `Decoder.begin`."""
         return self.text.begin(self._pool(image)[0], length)
 
@@ -264,19 +236,14 @@ def _normalized(z: Float[Array, "b d"]) -> Float[Array, "b d"]:
 def forward(
     config: CoCaConfig,
     params: PyTree,
-    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    image: Images,
     text: Int[Array, "b l"],
     *,
     hidden: bool = False,
 ) -> Output:
-    """Returns the output for paired images and texts.
+    """Returns the output for paired images and texts of l words, including end of text and padding.
 
-    Args:
-        config: the model.
-        params: its parameters, from `init`.
-        image: as for `CoCa.encode_image`.
-        text: ids of l words, including end of text and padding.
-        hidden: whether to return the outputs of all blocks, for layerwise distillation.
+    With `hidden` it has the outputs of all blocks, for layerwise distillation.
 
     Raises:
         ValueError: the images have another resolution, or the texts exceed the positions.
@@ -295,11 +262,7 @@ def answer(
 ) -> Float[Array, "b c"]:
     """Returns float32 logits of the `classes` answers or labels.
 
-    Args:
-        config: the model.
-        params: its parameters, including the head.
-        images: the one or two pictures of each text.
-        text: ids of l words, including end of text and padding.
+    Each text of l words, including end of text and padding, is about one or two pictures.
 
     Raises:
         ValueError: the number of pictures is not `pictures`.
@@ -325,7 +288,7 @@ def answer_with_hidden(
 
 def _side_by_side(config: CoCaConfig, images: Sequence[Array]) -> UInt8[Array, "b k h w 3"]:
     if len(images) != config.pictures:
-        raise ValueError(f"The head reads {config.pictures} pictures, and is given {len(images)}.")
+        raise ValueError(f"The head reads {config.pictures} pictures, got {len(images)}.")
     return jnp.stack(images, axis=1)
 
 

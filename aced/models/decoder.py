@@ -10,7 +10,7 @@ its tokens and also reads the image. A text of l words has l + 2 tokens:
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from aced.bounds import PositiveInt
+from aced.bounds import OneOf, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.models import presets, transformer
 from aced.models.transformer import Compute
@@ -30,12 +30,12 @@ from aced.parallel.mesh import constrain_by_example, everywhere
 class DecoderConfig(Checked):
     """The decoder. The defaults are those of CoCa-Base."""
 
-    size: str = "B"  # a name in presets.SIZES, for width, mlp and heads
-    unimodal: PositiveInt = 12  # layers without the image
-    multimodal: PositiveInt = 12  # layers with it
+    size: Annotated[str, OneOf(presets.SIZES)] = "B"  # for width, mlp and heads
+    unimodal: PositiveInt = 12  # layers that read the text only
+    multimodal: PositiveInt = 12  # layers that also read the image
     vocab_size: PositiveInt = 64000  # rows of the token table, and columns of the softmax
     length: PositiveInt = 64  # words; shorter texts are taken as they are
-    eos_id: int = 49407  # end of text: what comes after the first one is padding
+    eos_id: int = 49407  # end of text; ids after the first one are padding
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6
     width: PositiveInt | None = None  # these three override the size's numbers
@@ -146,9 +146,8 @@ class Decoder(nn.Module):
         init = nn.initializers.normal(dims.width**-0.5)
         self.token = self.param("token", init, (config.vocab_size, dims.width))
         self.position = self.param("position", init, (config.length, dims.width))
-        vector = nn.initializers.normal(dims.width**-0.5)
-        self.start = self.param("start", vector, (dims.width,))
-        self.cls = self.param("cls", vector, (dims.width,))
+        self.start = self.param("start", init, (dims.width,))
+        self.cls = self.param("cls", init, (dims.width,))
         self.unimodal = self._half(config.unimodal, multimodal=False)
         self.norm_cls = transformer.layer_norm(config.norm_eps)
         if self.embed_dim is not None:
@@ -159,9 +158,8 @@ class Decoder(nn.Module):
         self.softmax = self.param("softmax", lambda key: {"kernel": init(key, shape)})
 
     def _half(self, layers: int, multimodal: bool) -> nn.Module:
-        config = self.config
-        shared = (nn.broadcast,) * 3
-        stack = transformer.stacked(DecoderBlock, layers, self.compute, (0, *shared))
+        config, axes = self.config, (0, *(nn.broadcast,) * 3)
+        stack = transformer.stacked(DecoderBlock, layers, self.compute, axes)
         return stack(config.dims, config.activation, config.norm_eps, multimodal, self.compute)
 
     def encode(self, text: Int[Array, "b l"]) -> tuple[Float[Array, "b l d"], Float[Array, "b z"]]:
@@ -212,10 +210,8 @@ class Decoder(nn.Module):
             zeros = jnp.zeros(shape, self.compute.dtype)
             return Cache(KeysValues(zeros, zeros), None)
 
-        caches = {
-            "unimodal": empty(self.config.unimodal),
-            "multimodal": empty(self.config.multimodal),
-        }
+        config = self.config
+        caches = {"unimodal": empty(config.unimodal), "multimodal": empty(config.multimodal)}
         x = jnp.broadcast_to(self.start, (len(image), 1, dims.width))
         return self._advance(x, jnp.int32(0), caches, image)
 

@@ -50,12 +50,7 @@ def _resize_square(matrix: np.ndarray, x: Float[Array, "o o ..."]) -> Float[Arra
 
 
 def resize_params(params: PyTree, config: ImageConfig, patch: int) -> PyTree:
-    """Returns the parameters of an image tower for patches of `patch` pixels a side.
-
-    Args:
-        params: parameters of a `ViT` with `config`.
-        config: the tower; the new one differs in `patch` only.
-        patch: pixels a side of the new patches.
+    """Returns the parameters of the image tower `config` for patches of `patch` pixels a side.
 
     The result is linear in the parameters. Normalising pixels commutes with resizing, because all
     pixels are normalised in the same way.
@@ -69,7 +64,7 @@ def resize_params(params: PyTree, config: ImageConfig, patch: int) -> PyTree:
     if config.architecture != "vit":
         raise ConfigError(
             f"A tower with image.architecture = '{config.architecture}' cannot be read at another "
-            "patch size: its windows are made for its own."
+            "patch size, because its windows are sized for its own patches."
         )
     if patch < 1 or config.resolution % patch:
         raise ConfigError(

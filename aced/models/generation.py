@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.models.coca import CoCa, CoCaConfig
 from aced.models.decoder import real_words
+from aced.models.vit import Images
 from aced.parallel import rules
 
 
@@ -26,16 +27,16 @@ from aced.parallel import rules
 class GenerationConfig(Checked):
     """How texts are written."""
 
-    # "greedy": the likeliest word, one after the other; "beam": the likeliest text of those that
-    # beam search sees; "top_p": words at random, among the likeliest (arXiv 1904.09751)
+    # "greedy": the likeliest word, one after the other; "beam": the likeliest text that beam
+    # search finds; "top_p": random words among the likeliest (arXiv 1904.09751)
     kind: Literal["greedy", "beam", "top_p"] = "beam"
-    # Most words, a prompt and the end of text included; None: as many as the decoder has.
+    # Most words, including a prompt and the end of text; None: all positions of the decoder.
     length: PositiveInt | None = None
-    beams: PositiveInt = 4  # "beam": texts that are kept of each image
+    beams: PositiveInt = 4  # "beam": texts that are kept for each image
     # "beam": alpha of ((5 + words) / 6)^alpha, by which log-probabilities are divided (arXiv
-    # 1609.08144, equation 14). 0: none, which favours short texts
+    # 1609.08144, equation 14). 0: no penalty, which favours short texts
     length_penalty: NonNegativeFloat = 0.6
-    # "top_p": the fewest words that have this probability together
+    # "top_p": the choice is among the fewest words that together have this probability
     top_p: PositiveFraction = 0.9
     temperature: PositiveFloat = 1.0  # "top_p": divides the logits, before anything else
 
@@ -81,7 +82,7 @@ def generate(
     config: CoCaConfig,
     how: GenerationConfig,
     params: PyTree,
-    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    image: Images,
     key: Key[Array, ""] | None = None,
     prompt: Int[Array, "b l"] | None = None,
 ) -> Texts:

@@ -14,11 +14,9 @@ _LARGEST = 127  # a symmetric range, without -128
 
 
 def quantize(x: Float[Array, "..."], axis: int) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
-    """Returns integers and float32 scales, whose product approximates `x`.
+    """Returns integers and float32 scales, whose product approximates `x`; zeros stay zeros.
 
-    Args:
-        x: the array to quantise; zeros stay zeros.
-        axis: the axis that shares a scale; the scales have length 1 along it.
+    The elements along `axis` share a scale.
     """
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)

@@ -83,12 +83,9 @@ def read(folder: str) -> Model:
 
 
 def read_params(folder: str, shapes: PyTree | None = None) -> PyTree:
-    """Returns the parameters of the model in `folder`.
+    """Returns the parameters of the model in `folder`, as float32 arrays on the host.
 
-    Args:
-        folder: a model folder.
-        shapes: `ShapeDtypeStruct`s with shardings to load as; types are converted. None: float32
-            arrays on the host.
+    Given `shapes`, `ShapeDtypeStruct`s with shardings, types are converted, and arrays are placed.
 
     Raises:
         InteropError: the weights were changed, or have other names, shapes or types than
@@ -102,7 +99,9 @@ def read_params(folder: str, shapes: PyTree | None = None) -> PyTree:
         names = set(reader.keys())
         params = {name: reader.get_tensor(name) for name in names & set(expected_shapes(config))}
     if names != set(params):
-        raise InteropError(f"{path / WEIGHTS} holds {sorted(names - set(params))[:4]}, unknown.")
+        raise InteropError(
+            f"{path / WEIGHTS} has unknown parameters: {sorted(names - set(params))[:4]}."
+        )
     check_shapes(config, nested(params), str(path / WEIGHTS))
     if shapes is None:
         return nested(params)
@@ -131,11 +130,12 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
         about = own_files.loads((folder / FILE).read_bytes())
     if about.get("format") != _FORMAT:
         raise InteropError(
-            f"{folder / FILE} is not of format {_FORMAT!r}; write one with python -m aced.convert."
+            f"{folder / FILE} does not have the format {_FORMAT!r}; write it with "
+            "python -m aced.convert."
         )
     if about.get("version") != _VERSION:
         raise InteropError(
-            f"{folder / FILE} is of version {about.get('version')!r}, and this program reads "
+            f"{folder / FILE} has version {about.get('version')!r}, but this program reads "
             f"{_VERSION}; convert the model again, or update the program."
         )
     return about
@@ -164,7 +164,7 @@ def _check_sha256(file: pathlib.Path, written: Any) -> None:
     digest = _sha256(file)
     if written not in (digest, ...):
         raise InteropError(
-            f"{file} is not the file that {FILE} was written for (SHA-256 {digest[:12]}, not "
+            f"{file} does not match {FILE} (its SHA-256 is {digest[:12]}, not "
             f"{str(written)[:12]}); copy the folder again."
         )
 

@@ -17,7 +17,7 @@ class Pooler(nn.Module):
     """One multi-head attention layer with learned queries, "probe" [queries width]."""
 
     queries: int
-    width: int  # of the result; that of the tokens may be another
+    width: int  # of the result; the tokens may have another width
     heads: int
     compute: Compute
 
@@ -38,7 +38,7 @@ class Pooler(nn.Module):
 class Cascade(nn.Module):
     """The generative pooler, a layer norm, and the contrastive pooler on top of both."""
 
-    queries: int  # of the generative pooler; 0: without it, all tokens are read as they are
+    queries: int  # of the generative pooler; 0: no such pooler, the tokens are used unchanged
     width: int
     heads: int
     norm_eps: float
@@ -57,8 +57,7 @@ class Cascade(nn.Module):
         pooled = pooled.astype(self.compute.dtype)
         z = Pooler(1, self.width, self.heads, self.compute, name="contrastive")(pooled)[:, 0]
         if self.embed_dim is not None:
-            head = nn.Dense(self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head")
-            z = head(z)
+            z = nn.Dense(self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head")(z)
         return pooled, z.astype(jnp.float32)
 
 
@@ -77,11 +76,9 @@ class Head(nn.Module):
     def __call__(
         self, states: Float[Array, "b k l d"], real: Bool[Array, "b l"]
     ) -> Float[Array, "b c"]:
-        """Returns float32 logits of the classes.
+        """Returns float32 logits from the decoder's outputs for k pictures with the same text.
 
-        Args:
-            states: the decoder's outputs for k pictures with the same text.
-            real: False for padding.
+        `real` is False for padding.
         """
         b, k, length, width = states.shape
         rows = states.reshape(b * k, length, width)

@@ -53,7 +53,7 @@ _CLIP_IMAGE = {
     "norm_eps": 1e-5,
     "pre_norm": True,
     "patch_bias": False,
-    "mean": (0.48145466, 0.4578275, 0.40821073),  # OpenAI's, of its own training images
+    "mean": (0.48145466, 0.4578275, 0.40821073),  # computed by OpenAI from its training images
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
 _CLIP_TEXT = {
@@ -135,18 +135,12 @@ COCA: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def resolve(key: str, size: str, **overrides: int | None) -> Size:
-    """Returns the `Size` called `size`, with the overrides that are not None.
-
-    Args:
-        key: path of the setting ("image", "text"), for error messages.
-        size: a name in `SIZES`.
-        **overrides: width, depth, mlp, heads.
+    """Returns `SIZES[size]`, with the overrides (width, depth, mlp, heads) that are not None.
 
     Raises:
-        ConfigError: the size is unknown, or the heads do not share the width.
+        ConfigError: the heads do not share the width; the message begins with `key`, the path of
+            the setting ("image", "text").
     """
-    if size not in SIZES:
-        raise ConfigError(f"{key}.size must be one of {', '.join(SIZES)}, got {size!r}.")
     given = {name: value for name, value in overrides.items() if value is not None}
     dims = dataclasses.replace(SIZES[size], **given)
     if dims.width % dims.heads:

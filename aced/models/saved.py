@@ -1,10 +1,14 @@
 """A model in memory, which every file format is read into and written from."""
 
+import contextlib
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from aced.config import ConfigError
 from aced.models import presets
@@ -13,9 +17,24 @@ from aced.models.two_tower import TwoTowerConfig
 Params = dict[str, Any]  # nested dicts of arrays
 TOKENIZER_FILES = {"sentencepiece": "tokenizer.model", "hf": "tokenizer.json"}
 
+# The leaves of nested dicts by their names, such as "image/patch/kernel", and the inverse.
+flat = functools.partial(traverse_util.flatten_dict, sep="/")
+nested = functools.partial(traverse_util.unflatten_dict, sep="/")
+
 
 class InteropError(ConfigError):
     """A model cannot be read, or the other format cannot express it."""
+
+
+@contextlib.contextmanager
+def checking_settings(source: str) -> Iterator[None]:
+    """Converts a ConfigError about the settings of a model to an InteropError that names it."""
+    try:
+        yield
+    except InteropError:
+        raise
+    except ConfigError as error:
+        raise InteropError(f"{source}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +44,8 @@ class Model:
     config: TwoTowerConfig  # tokenizer.path is a plain name: the file's content is `tokenizer`
     params: Params  # float32, as the model's `init` shapes them
     tokenizer: bytes = b""  # content of the tokenizer's file; empty where the kind has none
-    source: str = ""  # where it came from, for the record
-    notes: tuple[str, ...] = ()  # what was read otherwise than its files say, in words
+    source: str = ""  # the folder, file or hub name that it was read from
+    notes: tuple[str, ...] = ()  # where it deviates from its files, in words
 
     def __post_init__(self):
         check_shapes(self.config, self.params, self.source)
@@ -35,28 +54,6 @@ class Model:
                 f"{self.source}: tokenizer.kind={self.config.tokenizer.kind!r} has the path "
                 f"{self.config.tokenizer.path!r}, but {len(self.tokenizer)} bytes of a file."
             )
-
-
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts by their names, such as "image/patch/kernel"."""
-    if not isinstance(tree, dict):
-        return {path: tree}
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= flat(value, f"{path}/{key}" if path else key)
-    return out
-
-
-def nested(leaves: dict[str, Any]) -> Params:
-    """The inverse of `flat`."""
-    out: Params = {}
-    for name, value in leaves.items():
-        *folders, last = name.split("/")
-        at = out
-        for folder in folders:
-            at = at.setdefault(folder, {})
-        at[last] = value
-    return out
 
 
 def expected_shapes(config: TwoTowerConfig) -> dict[str, tuple[int, ...]]:
@@ -72,8 +69,7 @@ def check_shapes(config: TwoTowerConfig, params: Params, source: str) -> None:
     wrong = [name for name in sorted(want | have) if want.get(name) != have.get(name)]
     if wrong:
         listed = "; ".join(
-            f"{name}: the settings ask for {want.get(name, 'nothing')}, the weights have "
-            f"{have.get(name, 'nothing')}"
+            f"{name}: expected {want.get(name, 'nothing')}, found {have.get(name, 'nothing')}"
             for name in wrong[:4]
         )
         raise InteropError(f"{source}: {len(wrong)} parameters do not fit ({listed}).")
@@ -89,11 +85,9 @@ def size_settings(width: int, depth: int, mlp: int, heads: int) -> dict[str, Any
 
 
 def refuse(target: str, reasons: dict[str, bool]) -> None:
-    """Raises an InteropError that lists the settings `target` cannot express.
+    """Raises an InteropError that lists the settings that the format `target` cannot express.
 
-    Args:
-        target: name of the format.
-        reasons: whether each problem, a text that names the setting, is present.
+    `reasons` maps each problem, a text that names the setting, to whether it is present.
     """
     problems = [reason for reason, is_present in reasons.items() if is_present]
     if problems:

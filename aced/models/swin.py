@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from aced.models import transformer
 from aced.models.swin_config import SwinConfig, SwinStage
 from aced.models.transformer import Compute
-from aced.models.vit import ImageConfig, read_pixels
+from aced.models.vit import ImageConfig, Images, read_pixels
 from aced.parallel.mesh import constrain_by_example
 
 # The original's initialisation of all matrices but the patch embedding, and of the position bias.
@@ -77,13 +77,7 @@ class WindowAttention(nn.Module):
         stage, d = self.stage, x.shape[-1]
 
         def dense(name: str) -> nn.Dense:
-            return nn.Dense(
-                d,
-                dtype=self.compute.dtype,
-                kernel_init=_INIT,
-                dot_general=self.compute.dot_general,
-                name=name,
-            )
+            return self.compute.dense(d, kernel_init=_INIT, name=name)
 
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(*x.shape[:-1], stage.heads, d // stage.heads)
@@ -184,9 +178,7 @@ class Swin(nn.Module):
     pooled: bool = True  # False: all tokens come out, as of a ViT with pool = "none"
 
     @nn.compact
-    def __call__(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
-    ) -> Float[Array, "b d"] | Float[Array, "b n d"]:
+    def __call__(self, image: Images) -> Float[Array, "b d"] | Float[Array, "b n d"]:
         """Returns the float32 embeddings or tokens of `image`; see `vit.read_pixels`.
 
         Raises:

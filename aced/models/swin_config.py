@@ -1,9 +1,9 @@
 """Settings of a Swin transformer and its stages."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from aced.bounds import PositiveInt
+from aced.bounds import OneOf, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.models import presets
 
@@ -30,9 +30,9 @@ class SwinStage:
 class SwinConfig(Checked):
     """A Swin transformer (arXiv 2103.14030). The defaults are Swin-T; there is no drop path."""
 
-    size: str = "T"  # a name in presets.SWIN_SIZES
+    size: Annotated[str, OneOf(presets.SWIN_SIZES)] = "T"
     patch: PositiveInt = 4  # pixels a side
-    window: PositiveInt = 7  # tokens a side; no more than a stage's map
+    window: PositiveInt = 7  # tokens a side, at most those of a stage's map
     mlp_ratio: PositiveInt = 4  # channels inside the MLP, per channel
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu"
     norm_eps: float = 1e-5
@@ -46,8 +46,8 @@ class SwinConfig(Checked):
         dims = self.dims
         if not dims.depths or len(dims.depths) != len(dims.heads):
             raise ConfigError(
-                f"image.swin.depths = {dims.depths} and image.swin.heads = {dims.heads} must name "
-                "the same stages, at least one."
+                f"image.swin.depths = {dims.depths} and image.swin.heads = {dims.heads} must have "
+                "one number for each stage, and at least one stage."
             )
         if any(depth < 2 or depth % 2 for depth in dims.depths):
             raise ConfigError(
@@ -64,11 +64,6 @@ class SwinConfig(Checked):
     @property
     def dims(self) -> presets.SwinSize:
         """Width, depths and heads after the overrides."""
-        if self.size not in presets.SWIN_SIZES:
-            raise ConfigError(
-                f"image.swin.size must be one of {', '.join(presets.SWIN_SIZES)}, got "
-                f"{self.size!r}."
-            )
         names = ("width", "depths", "heads")
         given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
         return dataclasses.replace(presets.SWIN_SIZES[self.size], **given)

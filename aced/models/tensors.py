@@ -32,7 +32,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InteropError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise InteropError(f"{file} holds no JSON object.")
+        raise InteropError(f"{file} is not a JSON object.")
     return content
 
 
@@ -49,9 +49,7 @@ def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
 def read_safetensors(folder: pathlib.Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Returns the floating-point tensors of a folder as float32, without integer tensors.
 
-    Args:
-        folder: the folder of the weights.
-        names: file names to try in order; NAME.index.json lists the files of split weights.
+    The files `names` are tried in order; NAME.index.json lists the files of split weights.
 
     Raises:
         InteropError: none of the files exists, a file is broken, or the folder has only pickles.
@@ -63,7 +61,7 @@ def read_safetensors(folder: pathlib.Path, names: tuple[str, ...]) -> dict[str, 
         if index.is_file():
             return _read_shards(folder, index)
     refuse_pickles((file.name for file in folder.iterdir()), str(folder))
-    raise InteropError(f"{folder} holds no weights; looked for {', '.join(names)}.")
+    raise InteropError(f"{folder} has no weights; looked for {', '.join(names)}.")
 
 
 def refuse_pickles(names: Iterable[str], place: str) -> None:
@@ -72,10 +70,10 @@ def refuse_pickles(names: Iterable[str], place: str) -> None:
     if pickles:  # names weights before the state of an optimizer
         first = min(pickles, key=lambda name: ("model" not in name, name))
         raise InteropError(
-            f"{place} has its weights in {first}, a pickle or the like, which can run anything "
-            "when it is opened and is never read here. Get the safetensors file of the same model "
-            "(on the hub it may be in a pull request: --revision=refs/pr/N), or, if you trust it, "
-            "load it with its own library and save it again: "
+            f"{place} has its weights in {first}, a pickle or a similar format, which can run any "
+            "code when it is opened and is therefore not read. Get the safetensors file of the "
+            "same model (on the hub it may be in a pull request: --revision=refs/pr/N), or, if you "
+            "trust the file, load it with its own library and save it again: "
             'model.save_pretrained("FOLDER", safe_serialization=True).'
         )
 
@@ -87,9 +85,9 @@ def _read_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, np.ndar
     out: dict[str, np.ndarray] = {}
     for shard in sorted(set(map(str, where.values()))):
         if pathlib.PurePath(shard).name != shard or not shard.endswith(".safetensors"):
-            raise InteropError(f"{index} names {shard!r}, which is no safetensors file beside it.")
+            raise InteropError(f"{index} names {shard!r}, which is not a .safetensors beside it.")
         if not (folder / shard).is_file():
-            raise InteropError(f"{index} names {shard}, which is not there; copy it, too.")
+            raise InteropError(f"{index} names {shard}, which is missing; copy it, too.")
         out |= dict(_tensors(folder / shard))
     missing = sorted(set(where) - set(out) - _integer_names(folder, set(where.values())))
     if missing:
@@ -125,11 +123,5 @@ def open_safetensors(file: pathlib.Path) -> Iterator[Any]:
 
 
 def write_safetensors(file: pathlib.Path, tensors: dict[str, np.ndarray], form: str) -> None:
-    """Writes float32 tensors to one file.
-
-    Args:
-        file: the file to write.
-        tensors: tensors by name.
-        form: value of "format" in the header; transformers requires "pt".
-    """
+    """Writes float32 tensors; `form` is the "format" in the header (transformers requires "pt")."""
     save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, file, {"format": form})

@@ -1,13 +1,13 @@
 """The text tower: SigLIP's (bidirectional, last token) or CLIP's (causal, end-of-text token)."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from aced.bounds import PositiveInt
+from aced.bounds import OneOf, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.models import presets, transformer
 from aced.models.transformer import Compute
@@ -18,7 +18,7 @@ from aced.parallel.mesh import everywhere
 class TextConfig(Checked):
     """The text tower. The defaults are SigLIP's B."""
 
-    size: str = "B"  # a name in presets.SIZES
+    size: Annotated[str, OneOf(presets.SIZES)] = "B"
     vocab_size: PositiveInt = 32000  # rows of the token table; CLIP: 49408
     length: PositiveInt = 64  # positions; shorter texts are taken as they are; CLIP: 77
     # "last": the last position, padding or not (SigLIP pads to the full length);
@@ -35,7 +35,7 @@ class TextConfig(Checked):
     heads: PositiveInt | None = None
 
     def _check(self) -> None:
-        _ = self.dims  # refuses an unknown size here, and not when the model is built
+        _ = self.dims  # refuses sizes that do not fit together before the model is built
         if self.pool == "eot" and not 0 <= self.eot_id < self.vocab_size:
             raise ConfigError(
                 f"text.pool = 'eot' reads the token text.eot_id = {self.eot_id}, which is not in a "
@@ -77,13 +77,10 @@ class TextTower(nn.Module):
         table = everywhere(self.param("token", init, (config.vocab_size, dims.width)))
         positions = self.param("position", init, (config.length, dims.width))
         x = jnp.take(table, text, axis=0, mode="fill") + positions[:length]
-        x, _ = transformer.blocks(
-            dims,
-            activation=config.activation,
-            norm_eps=config.norm_eps,
-            causal=config.causal,
-            compute=self.compute,
-        )(x.astype(self.compute.dtype))
+        blocks = transformer.blocks(
+            dims, config.activation, config.norm_eps, config.causal, self.compute
+        )
+        x, _ = blocks(x.astype(self.compute.dtype))
         # Pools before the norm, which is by token.
         if config.pool == "last":
             x = x[:, -1]

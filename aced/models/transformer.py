@@ -7,13 +7,13 @@ whether the layers are scanned or unrolled, so checkpoints do not depend on that
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from aced.config import ConfigError
 from aced.models import int8
 from aced.models.presets import Size
 from aced.parallel.mesh import constrain_by_example
@@ -35,24 +35,15 @@ class Compute:
 
     dtype: str = "float32"  # of matrix products and activations
     scan: bool = True  # False: unrolled, slower to compile
-    remat: str = "none"  # what the backward pass recomputes: see `TwoTowerConfig.remat`
+    remat: str = "none"  # what the backward pass recomputes: see `base.ModelConfig.remat`
     attention: str | None = "xla"  # implementation of jax.nn.dot_product_attention
     # Products with the weights of `Attention` and `Mlp` in 8-bit integers; forward passes only
     int8: bool = False
 
-    @property
-    def dot_general(self) -> Callable[..., jax.Array] | None:
-        """The product for `nn.Dense`; None: its default."""
-        return int8.dot_general if self.int8 else None
-
-
-def check_attention(attention: str | None, dtype: str) -> None:
-    """Raises a ConfigError if the implementation of attention does not support `dtype`."""
-    if attention == "cudnn" and dtype == "float32":
-        raise ConfigError(
-            "attention = 'cudnn' works in half precision only, but dtype = 'float32'; set "
-            "dtype = 'bfloat16' or attention = 'xla'."
-        )
+    def dense(self, features: int, **options: Any) -> nn.Dense:
+        """A dense layer that is computed in this way."""
+        dot_general = int8.dot_general if self.int8 else None
+        return nn.Dense(features, dtype=self.dtype, dot_general=dot_general, **options)
 
 
 def layer_norm(eps: float, name: str | None = None) -> nn.LayerNorm:
@@ -70,16 +61,10 @@ class Attention(nn.Module):
 
     def setup(self):
         """Builds the submodules."""
-
-        def dense() -> nn.Dense:
-            return nn.Dense(
-                self.width,
-                dtype=self.compute.dtype,
-                kernel_init=nn.initializers.xavier_uniform(),
-                dot_general=self.compute.dot_general,
-            )
-
-        self.q, self.k, self.v, self.out = dense(), dense(), dense(), dense()
+        init = nn.initializers.xavier_uniform()
+        self.q, self.k, self.v, self.out = (
+            self.compute.dense(self.width, kernel_init=init) for _ in range(4)
+        )
 
     def __call__(
         self,
@@ -112,14 +97,8 @@ class Attention(nn.Module):
         """As `__call__`, with keys and values."""
         q = self._split(self.q(queries))
         q = jnp.broadcast_to(q, (keys.shape[0], *q.shape[1:]))
-        x = jax.nn.dot_product_attention(
-            q,
-            keys,
-            values,
-            mask=mask,
-            is_causal=self.causal,
-            implementation=self.compute.attention,
-        )
+        options = {"is_causal": self.causal, "implementation": self.compute.attention}
+        x = jax.nn.dot_product_attention(q, keys, values, mask=mask, **options)
         return self.out(x.reshape(*x.shape[:2], -1))
 
     def _split(self, x: Float[Array, "b n d"]) -> Float[Array, "b n h e"]:
@@ -137,19 +116,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Returns the MLP of every token."""
-
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(
-                features,
-                dtype=self.compute.dtype,
-                kernel_init=self.kernel_init,
-                bias_init=nn.initializers.normal(1e-6),  # big_vision's
-                dot_general=self.compute.dot_general,
-                name=name,
-            )
-
-        y = ACTIVATIONS[self.activation](dense(self.width, "fc1")(x))
-        return dense(x.shape[-1], "fc2")(y)
+        # big_vision's initialisation of the bias.
+        init = {"kernel_init": self.kernel_init, "bias_init": nn.initializers.normal(1e-6)}
+        y = self.compute.dense(self.width, **init, name="fc1")(x)
+        y = ACTIVATIONS[self.activation](y)
+        return self.compute.dense(x.shape[-1], **init, name="fc2")(y)
 
 
 class Block(nn.Module):
@@ -190,7 +161,7 @@ def _remat_policy(compute: Compute) -> Callable[..., bool] | None:
 
 
 def blocks(
-    dims: Size, *, activation: str, norm_eps: float, causal: bool, compute: Compute
+    dims: Size, activation: str, norm_eps: float, causal: bool, compute: Compute
 ) -> nn.Module:
     """All blocks of a tower as one module "blocks" with stacked parameters, [depth, ...]."""
     stack = stacked(Block, dims.depth, compute)

@@ -2,22 +2,21 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PyTree
 
 from aced.bounds import PositiveFloat, PositiveInt
-from aced.config import ConfigError, MayChange
-from aced.data.images.transforms import ResizeConfig
+from aced.config import ConfigError
 from aced.data.tokenizers import TokenizerConfig
-from aced.models import presets, transformer
+from aced.models import presets
 from aced.models.base import ModelConfig
 from aced.models.swin import Swin
 from aced.models.text import TextConfig, TextTower
-from aced.models.vit import ImageConfig, ViT
+from aced.models.vit import ImageConfig, Images, ViT
 from aced.outputs import Embeddings
 from aced.parallel.mesh import constrain_by_example
 
@@ -35,18 +34,6 @@ class TwoTowerConfig(ModelConfig):
     # Logit bias at the start: -10 for batches of 32k (SigLIP), near -log(batch) for smaller ones.
     # None: no such parameter (softmax loss, CLIP).
     init_bias: float | None = -10.0
-    # Of matrix products and activations. Parameters, norms, softmax and embeddings are float32.
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    scan: MayChange[bool] = True  # over layers; False unrolls: same parameters, slower to compile
-    # What the backward pass computes again, to save memory: "none" but elementwise work; "full":
-    # every block; "dots": all but the products with weights
-    remat: MayChange[Literal["none", "full", "dots"]] = "none"
-    # Implementation of jax.nn.dot_product_attention; None lets JAX choose; "cudnn" is for GPUs.
-    # The windows of a Swin transformer, 49 tokens each, are always by "xla".
-    attention: MayChange[Literal["xla", "cudnn"] | None] = "xla"
-    # Preprocessing travels with the model.
-    resize: ResizeConfig = ResizeConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
 
     END_OF_TEXT: ClassVar[str] = "text.eot_id"
 
@@ -74,11 +61,7 @@ class TwoTowerConfig(ModelConfig):
 
 
 def preset(name: str, **changes: Any) -> TwoTowerConfig:
-    """Returns the model called `name` in `presets.MODELS`; its tokenizer is cut to its length.
-
-    Args:
-        name: for instance "ACED-F1" or "CLIP-B/16".
-        **changes: fields of `TwoTowerConfig` to set otherwise.
+    """Returns `presets.MODELS[name]`, with `changes`; its tokenizer is cut to its length.
 
     Raises:
         ConfigError: the name is unknown.
@@ -104,9 +87,7 @@ class TwoTower(nn.Module):
     def setup(self):
         """Builds the submodules."""
         config = self.config
-        compute = transformer.Compute(
-            config.dtype, config.scan, config.remat, config.attention, self.int8
-        )
+        compute = config.compute(self.int8)
         tower = {"vit": ViT, "swin": Swin}[config.image.architecture]
         self.image = tower(config.image, config.embed_dim, compute)
         self.text = TextTower(config.text, config.width, compute)
@@ -115,16 +96,11 @@ class TwoTower(nn.Module):
         if config.init_bias is not None:
             self.bias = self.param("bias", nn.initializers.constant(config.init_bias), ())
 
-    def encode_image(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
-    ) -> Float[Array, "b d"]:
+    def encode_image(self, image: Images) -> Float[Array, "b d"]:
         """Returns zimg, L2-normalised, float32.
 
-        Args:
-            image: uint8 pixels, or normalised floats, of `image.resolution` pixels a side.
-
         Raises:
-            ValueError: the image has another resolution.
+            ValueError: the images do not have `image.resolution` pixels a side.
         """
         return l2_normalize(constrain_by_example(self.image(image)))
 
@@ -136,9 +112,7 @@ class TwoTower(nn.Module):
         """
         return l2_normalize(constrain_by_example(self.text(text)))
 
-    def __call__(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], text: Int[Array, "b l"]
-    ) -> Embeddings:
+    def __call__(self, image: Images, text: Int[Array, "b l"]) -> Embeddings:
         """Returns the embeddings of paired images and texts, with this model's scale and bias."""
         zimg, ztxt = self.encode_image(image), self.encode_text(text)
         scale, bias = logit_parameters(self.variables["params"])

@@ -1,7 +1,7 @@
 """The image tower: a vision transformer with a MAP head, a class token or average pooling."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +9,29 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from aced.bounds import PositiveFloat, PositiveInt
+from aced.bounds import OneOf, PositiveFloat, PositiveInt
 from aced.config import Checked, ConfigError
 from aced.models import presets, transformer
 from aced.models.swin_config import SwinConfig
 from aced.models.transformer import Compute
+
+# Pixels, or floats that are normalised by the tower's mean and std already.
+Images = UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig(Checked):
     """The image tower. The defaults are SigLIP's ViT-B/16 at 256 px."""
 
-    # "swin": a Swin transformer (`models.swin`) with the settings of `swin`. Of the others here it
-    # has resolution, mean and std.
+    # "swin": a Swin transformer (`models.swin`) with the settings of `swin`; of the other settings
+    # it reads only resolution, mean and std.
     architecture: Literal["vit", "swin"] = "vit"
-    size: str = "B"  # a name in presets.SIZES
+    size: Annotated[str, OneOf(presets.SIZES)] = "B"
     patch: PositiveInt = 16  # pixels a side
-    resolution: int = 256  # pixels a side; what is left of the last whole patch is not looked at
-    # "map": attention pooling (SigLIP); "cls": class token (CLIP); "gap": average of the tokens
-    # For those who pool the tokens themselves (CoCa), all of them come out, "none": without a class
-    # token; "all": with one (of a CLIP)
+    resolution: int = 256  # pixels a side; pixels beyond the last whole patch are ignored
+    # "map": attention pooling (SigLIP); "cls": class token (CLIP); "gap": average of the tokens.
+    # "none" and "all" return all tokens, for a model that pools them itself (CoCa): "none" without
+    # a class token, "all" with one (CLIP's).
     pool: Literal["map", "cls", "gap", "none", "all"] = "map"
     position: Literal["learned", "sincos2d"] = "learned"  # sincos2d: fixed, no parameters
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
@@ -120,8 +123,8 @@ class ImageConfig(Checked):
     def _check_it_is_a_vit(self) -> None:
         if self.architecture != "vit":
             raise ConfigError(
-                f"image.architecture = '{self.architecture}' has not one width, depth and sequence "
-                "of tokens; what asks for them needs image.architecture = 'vit'."
+                f"A tower with image.architecture = '{self.architecture}' has no single width, "
+                "depth and number of tokens, which are needed here; set image.architecture = 'vit'."
             )
 
 
@@ -134,16 +137,8 @@ def patchify(image: Array, patch: int) -> Array:
     return x.reshape(b, rows * columns, patch, patch, c)
 
 
-def read_pixels(
-    image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], config: ImageConfig, patch: int
-) -> Float[Array, "b n p"]:
-    """Returns the normalised pixels of every patch as a vector, in row-major order.
-
-    Args:
-        image: uint8 pixels, which are normalised by the config's mean and std, or normalised
-            floats.
-        config: settings of the tower.
-        patch: pixels a side.
+def read_pixels(image: Images, config: ImageConfig, patch: int) -> Float[Array, "b n p"]:
+    """Returns the normalised pixels of every patch of `patch` pixels a side, in row-major order.
 
     Raises:
         ValueError: the image does not have the config's resolution.
@@ -203,13 +198,8 @@ class ViT(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(
-        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
-    ) -> Float[Array, "b *n d"]:
+    def __call__(self, image: Images) -> Float[Array, "b *n d"]:
         """Returns the float32 embeddings of `image`, or of every token [b n d] without pooling.
-
-        Args:
-            image: uint8 pixels, or normalised floats; see `read_pixels`.
 
         Raises:
             ValueError: the image does not have the config's resolution.
@@ -219,13 +209,7 @@ class ViT(nn.Module):
         if config.pre_norm:
             x = transformer.layer_norm(config.norm_eps, "norm_pre")(x)
         x = x.astype(self.compute.dtype)
-        x, _ = transformer.blocks(
-            dims,
-            activation=config.activation,
-            norm_eps=config.norm_eps,
-            causal=False,
-            compute=self.compute,
-        )(x)
+        x, _ = transformer.blocks(dims, config.activation, config.norm_eps, False, self.compute)(x)
         if config.pool == "cls":
             x = x[:, 0]  # before the norm, which is by token
         x = transformer.layer_norm(config.norm_eps, "norm")(x)
@@ -234,8 +218,7 @@ class ViT(nn.Module):
         if config.pool == "map":
             x = MapHead(config, self.compute, name="map")(x)
         if self.embed_dim is not None:
-            head = nn.Dense(self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head")
-            x = head(x)
+            x = nn.Dense(self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head")(x)
         return x.astype(jnp.float32)
 
     def _embed(self, image: Array) -> Array:

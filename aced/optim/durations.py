@@ -42,8 +42,7 @@ def steps(
     if len(given) != 1:
         listed = ", ".join(f"{key}={value}" for key, value in given.items()) or "none"
         raise ConfigError(
-            f"Set exactly one of {', '.join(names)}; set are: {listed}. "
-            "Put the others to None to leave them out."
+            f"Set exactly one of {', '.join(names)}; set are: {listed}. Set the others to None."
         )
     ((key, value),) = given.items()
     if value < 0:

@@ -24,13 +24,14 @@ from jaxtyping import Array, PyTree
 from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveOrInfinite, ProperFraction
 from aced.config import Checked, ConfigError
 from aced.optim import schedules
+from aced.parallel.rules import name_of
 
 Rules = tuple[tuple[str, NonNegativeFloat], ...]
 
 # Matrices are recognised by name: blocks are stacked for scan, so a bias has two axes as well,
 # [layers, width]. Projections and tables of token embeddings are matrices; biases, norm scales,
-# positions, class tokens, probes, temperature and logit bias are not., PositiveOrInfinite
-# (big_vision decays kernels alone: decay_rules = ((".*/kernel", 1.0),).)
+# positions, class tokens, probes, temperature and logit bias are not.
+# (big_vision decays only kernels: decay_rules = ((".*/kernel", 1.0),).)
 MATRICES = r"projections/(?!.*bias$).*|(.*/)?(kernel|embedding|token)"
 
 
@@ -42,7 +43,7 @@ class OptimizerConfig(Checked):
     schedule: schedules.ScheduleConfig = dataclasses.field(default_factory=schedules.ScheduleConfig)
     # Decay of the first moment (our choice, not from the paper); adafactor: 0 for none
     b1: ProperFraction = 0.9
-    # adamw, lion: decay of the second; JEST needs it at filter_ratio >= 0.8
+    # adamw, lion: decay of the second moment; JEST needs 0.95 at filter_ratio >= 0.8
     b2: ProperFraction = 0.95
     # adamw: added to the root of the second moment (our choice, not from the paper)
     eps: NonNegativeFloat = 1e-8
@@ -54,11 +55,11 @@ class OptimizerConfig(Checked):
     adafactor_eps: NonNegativeFloat = 1e-30  # added to the squared gradient
     adafactor_min_factored: int = 32  # matrices narrower than this keep their whole second moment
     adafactor_clip_rms: PositiveFloat | None = None  # clip every parameter's update to this RMS
-    # Global norm of the gradient, frozen parameters left out (JEST)
+    # Largest global norm of the gradient, without frozen parameters (JEST)
     clip_norm: PositiveOrInfinite | None = 1.0
     weight_decay: NonNegativeFloat = 1e-4  # JEST, section 3
-    # "schedule": decay is multiplied by lr(s) / peak, as in big_vision, where JEST's 1e-4 belongs;
-    # "lr": by the learning rate, as in optax.adamw and PyTorch, where the same decay is 0.1.
+    # "schedule": decay is multiplied by lr(s) / peak, as in big_vision, for which JEST's 1e-4 is
+    # meant; "lr": by the learning rate, as in optax.adamw and PyTorch, where 0.1 is the same decay.
     decay_follows: Literal["schedule", "lr"] = "schedule"
     decay_rules: Rules = ((MATRICES, 1.0),)  # multiplies weight_decay; unmatched: 0
     lr_rules: Rules = ()  # multiplies the learning rate; 0: frozen; unmatched: 1
@@ -73,7 +74,7 @@ class OptimizerConfig(Checked):
         self._check_sizes()
 
     def _check_sizes(self):
-        """Refuses steps that no training survives: they end it late, or leave it useless."""
+        """Refuses learning rates and decays so large that no training can succeed."""
         rate = self.schedule.peak * max((value for _, value in self.lr_rules), default=1.0)
         if rate > schedules.MAX_RATE:
             raise ConfigError(
@@ -85,7 +86,7 @@ class OptimizerConfig(Checked):
         if share > 1:
             raise ConfigError(
                 f"weight_decay = {self.weight_decay:g} with its decay_rules and decay_follows = "
-                f"{self.decay_follows!r} takes {share:g} of a weight away at each step of the peak "
+                f"{self.decay_follows!r} removes {share:g} of a weight in each step at the peak "
                 "learning rate; at most 1 is allowed, so lower it."
             )
 
@@ -101,14 +102,8 @@ def build(
     """Returns the optimizer for `params`, and the learning rate as a function of the step.
 
     Frozen parameters (learning-rate multiplier 0) get an update of zero, have no optimizer state
-    and do not count in the clipped norm.
-
-    Args:
-        config: the settings.
-        params: parameters or their shapes; only names are read.
-        total_steps: length of the run.
-        batch_size: examples trained on per step.
-        data_size: examples per epoch; None: unknown.
+    and do not count in the clipped norm. `params` may be shapes, because only names are read. The
+    sizes are for durations: see `schedules.build`.
 
     Raises:
         ConfigError: a rule applies to no parameter, all parameters are frozen, or the schedule does
@@ -117,7 +112,7 @@ def build(
     lr = schedules.build(
         config.schedule, total_steps=total_steps, batch_size=batch_size, data_size=data_size
     )
-    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    names = [name_of(path) for path, _ in jax.tree.leaves_with_path(params)]
     lr_mults = _by_name(config.lr_rules, names, 1.0, "lr_rules")
     decays = _by_name(config.decay_rules, names, 0.0, "decay_rules")
     tx = optax.chain(
@@ -132,14 +127,10 @@ def build(
         raise ConfigError("lr_rules freeze every parameter; nothing is left to train.")
     if frozen:
         labels = jax.tree.map_with_path(
-            lambda path, _: "frozen" if lr_mults[_name(path)] == 0 else "trained", params
+            lambda path, _: "frozen" if lr_mults[name_of(path)] == 0 else "trained", params
         )
         tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
     return tx, lr
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _by_name(rules: Rules, names: list[str], default: float, key: str) -> dict[str, float]:
@@ -153,7 +144,7 @@ def _by_name(rules: Rules, names: list[str], default: float, key: str) -> dict[s
     for i, (pattern, _) in enumerate(rules):
         if not uses[i]:
             earlier = any(re.fullmatch(pattern, name) for name in names)
-            why = "earlier rules decide all its matches" if earlier else "it matches no parameter"
+            why = "earlier rules have all its matches" if earlier else "it matches no parameter"
             raise ConfigError(
                 f"{key}: '{pattern}' has no effect, {why}. A regex has to match a whole name, "
                 f"such as '{names[0]}'."
@@ -194,7 +185,7 @@ def _second_moment(config: OptimizerConfig, factored: bool) -> optax.GradientTra
 
 
 def _is_matrix(tree: PyTree) -> PyTree[bool]:
-    return jax.tree.map_with_path(lambda path, _: bool(re.fullmatch(MATRICES, _name(path))), tree)
+    return jax.tree.map_with_path(lambda path, _: bool(re.fullmatch(MATRICES, name_of(path))), tree)
 
 
 def _is_vector(tree: PyTree) -> PyTree[bool]:
@@ -217,7 +208,7 @@ def _step_and_decay(
         rate = lr(state.count)
 
         def step(path: tuple, u: Array, p: Array) -> Array:
-            name = _name(path)
+            name = name_of(path)
             scaled = rate * lr_mults[name]
             factor = scaled if config.decay_follows == "lr" else rate / config.schedule.peak
             decay = decays[name] * config.weight_decay

@@ -24,7 +24,7 @@ Schedule = Callable[[int | Int[Array, ""]], Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(Checked):
-    """Learning rate over the run. Of a duration's four spellings at most one is set."""
+    """Learning rate over the run. At most one of the four forms of a duration may be set."""
 
     kind: Literal["cosine", "rsqrt", "linear", "constant"] = "cosine"
     # Learning rate after the warm-up (JEST, section 3).
@@ -34,7 +34,7 @@ class ScheduleConfig(Checked):
     timescale_steps: PositiveInt = 10_000  # rsqrt: t in 1 / sqrt(1 + steps since warm-up / t)
     # Learning rate at the start of the warm-up, as a share of the shape
     start_factor: Fraction = 0.0
-    # Linear warm-up; none set: no warm-up. `_percent` is of the run, 0 to 100.
+    # Linear warm-up; none set: no warm-up. `_percent` is a share of the run, 0 to 100.
     warmup_steps: int | None = None
     warmup_examples: int | None = None  # examples trained
     warmup_epochs: float | None = None
@@ -48,14 +48,14 @@ class ScheduleConfig(Checked):
     def _check(self) -> None:
         if self.end_factor and self.kind in ("rsqrt", "constant"):
             raise ConfigError(
-                f"end_factor has no meaning for kind='{self.kind}', which ends by its cool-down; "
+                f"end_factor has no effect for kind='{self.kind}', which ends with its cool-down; "
                 "set it to 0."
             )
         cooldowns = [getattr(self, f"cooldown_{suffix}") for suffix in durations.SUFFIXES]
         if self.kind in ("cosine", "linear") and any(cooldowns):
             raise ConfigError(
-                f"kind='{self.kind}' already falls to its end; a cooldown_* on top would be a "
-                "second decay. Remove it, or use kind='rsqrt' or 'constant'."
+                f"kind='{self.kind}' already decays until the end of the run; a cooldown_* would "
+                "decay it a second time. Remove it, or use kind='rsqrt' or 'constant'."
             )
 
 

@@ -23,11 +23,11 @@ EXAMPLES = (DATA, FSDP)  # the axes that share the examples, the slower one firs
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Checked):
-    """How the devices share the work. `data` gets the devices that the others leave."""
+    """How the devices share the work. The axis `data` gets the remaining devices."""
 
     fsdp: PositiveInt = 1  # devices that share one copy of the parameters
     tensor: PositiveInt = 1  # devices that share the width of a layer, and its examples
-    # (regex, axes): where a parameter lies; they go before those of `parallel.rules`.
+    # (regex, axes) for the sharding of parameters, tried before those of `parallel.rules`.
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
     def _check(self) -> None:
@@ -154,8 +154,8 @@ def readers(mesh: Mesh) -> Readers:
     groups = sorted({tuple(sorted(rows)) for rows in held.values()})
     if sum(map(len, groups)) != shards:
         raise ConfigError(
-            "The processes share parts of their examples, so that none can read for itself; make "
-            "mesh.tensor a divisor or a multiple of the devices of a process."
+            "The processes share parts of their examples, so they cannot be grouped into readers; "
+            "make mesh.tensor a divisor or a multiple of the devices of a process."
         )
     local = held[jax.process_index()]
     peers = [process for process, rows in held.items() if rows == local]

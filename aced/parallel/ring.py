@@ -83,9 +83,7 @@ def logsumexps(
 ) -> tuple[Float[Array, " N"], Float[Array, " M"]]:
     """Log-sum-exp of each image's logits with all texts, and of each text's with all images.
 
-    Args:
-        logits: the logits of a block.
-        trained: as in `pair_sum`.
+    `logits` computes those of a block from `trained`, as in `pair_sum`.
 
     Raises:
         ConfigError: the devices cannot share the examples equally.

@@ -42,12 +42,9 @@ def name_of(path: tuple) -> str:
 
 
 def shardings(params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
-    """The sharding of every parameter.
+    """The sharding on `mesh` of every parameter, given a nested dict of parameters or their shapes.
 
-    Args:
-        params: a nested dict of parameters or of their shapes.
-        mesh: with the axes that the rules name.
-        rules: tried before `RULES`.
+    `rules` are tried before `RULES`.
 
     Raises:
         ConfigError: no rule matches a parameter, or its axes do not fit its dimensions.
@@ -97,18 +94,10 @@ def gathered(params: PyTree) -> PyTree:
 
 
 def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
-    """The sharding of every leaf of a train state.
+    """The sharding of every leaf of a `TrainState`, given as shapes; see `shardings`.
 
     A leaf whose name ends in a parameter's name and that has its shape (a moment, an average) is
     sharded like the parameter; factored moments, counters and keys are replicated.
-
-    Args:
-        state: the shapes of a `TrainState`.
-        mesh: with the axes that the rules name.
-        rules: tried before `RULES`.
-
-    Raises:
-        ConfigError: as `shardings`.
     """
     shapes = {name_of(path): x.shape for path, x in jax.tree.leaves_with_path(state.params)}
     leaves = jax.tree.leaves_with_path(shardings(state.params, mesh, rules))

@@ -36,7 +36,7 @@ class PreflightConfig(FlagSettings):
     topology: NonEmpty = setting(
         "",
         "What to plan for: a TPU slice by its shape in chips (v5e:16x16, v6e:16x16, v5p:4x4x4), or "
-        "GPUs by their number (gpu:h200x8), the latter by roofline alone.",
+        "GPUs by their number (gpu:h200x8), for which only a roofline is computed.",
     )
     num_slices: PositiveInt = setting(1, "TPU slices of that shape.")
     json: bool = setting(False, "Print the figures as JSON.")

@@ -56,7 +56,7 @@ def devices(topology: Topology, num_slices: int = 1) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             "The TPU compiler is missing; install the extra [tpu]: pip install -e '.[tpu]'. It "
-            "needs no TPU. --topology=gpu:... works without."
+            "needs no TPU. --topology=gpu:... works without it."
         )
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
     try:
@@ -74,11 +74,9 @@ def devices(topology: Topology, num_slices: int = 1) -> list[Any]:
 
 
 def compile_step(step_of: program.Program, limit: int | float) -> Attempt:
-    """Compiles the step of `step_of`.
+    """Compiles the step of `step_of`, which was built on a mesh of `devices`.
 
-    Args:
-        step_of: built on a mesh of `devices`.
-        limit: bytes of HBM on a device.
+    `limit` is the number of bytes of HBM on a device.
 
     Raises:
         ConfigError: the step cannot be traced with these settings.

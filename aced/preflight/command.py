@@ -44,12 +44,13 @@ def report(run: plan.Plan, topology: Topology, num_slices: int = 1) -> dict[str,
         values["examples_per_second"] = built.batch_size / line.seconds
         peak = chip.bf16 * topology.chips
         values["mfu"] = values["flops"]["model"] / line.seconds / peak
-        hours = line.seconds * built.total_steps * topology.chips / 3600
-        values["run"]["chip_hours"] = hours
+        values["run"]["chip_hours"] = line.seconds * built.total_steps * topology.chips / 3600
     if run.exchanges(built.mesh, built.batch_size):
-        values["notes"].append("strata are no multiple of the devices: the chosen pictures move")
+        values["notes"].append(
+            "strata are not a multiple of the devices, so chosen pictures move between them"
+        )
     if earlier := ", ".join(run.settings.before):
-        values["notes"].append(f"the runs before it are not counted: {earlier}")
+        values["notes"].append(f"earlier runs are not counted: {earlier}")
     values["assumed"] = run.assumed
     return values
 
@@ -206,7 +207,7 @@ def _without_compiler(
     hbm |= {"used": used, "free": chip.hbm - used}
     values |= {"method": "roofline", "fits": used <= chip.hbm}
     values["notes"].append(
-        "by roofline alone, nothing is compiled: temporaries, what remat computes again, and the "
+        "only a roofline, nothing is compiled: temporaries, recomputation by remat, and the "
         "traffic of activations and embeddings are left out"
     )
     if topology.chips > 8:

@@ -80,14 +80,8 @@ class Facts:
     branch_flops: int = 0
 
     def __add__(self, other: "Facts") -> "Facts":
-        return Facts(
-            self.collectives + other.collectives,
-            self.flops + other.flops,
-            self.hbm_bytes + other.hbm_bytes,
-            self.unknown_loops + other.unknown_loops,
-            self.opaque + other.opaque,
-            self.branch_flops + other.branch_flops,
-        )
+        names = (field.name for field in dataclasses.fields(Facts))
+        return Facts(*(getattr(self, name) + getattr(other, name) for name in names))
 
     def repeated(self, times: int) -> "Facts":
         """The costs of `times` executions."""
@@ -217,10 +211,8 @@ class _Reader:
         def before(place: int) -> int | None:
             return _number(_source(computation, initial.operands[place]))
 
-        counter, limit = _tuple_place(sides[0]), _number(sides[1])
-        if (
-            place := _tuple_place(sides[1])
-        ) is not None:  # carried by the loop, so it must be constant
+        counter, limit, place = _tuple_place(sides[0]), _number(sides[1]), _tuple_place(sides[1])
+        if place is not None:  # carried by the loop, so it must be constant
             same = _tuple_place(_source(body, body.root.operands[place])) == place
             limit = before(place) if same else None
         if counter is None or limit is None or (start := before(counter)) is None:

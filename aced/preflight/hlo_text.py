@@ -187,5 +187,5 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         elif current is not None and (instruction := _parse_instruction(line)):
             current.instructions[instruction.name] = instruction
     if entry is None:
-        raise ValueError("This is no text of a compiled program: it has no line 'ENTRY ...'.")
+        raise ValueError("This is not the text of a compiled program: it has no 'ENTRY ...' line.")
     return computations, entry

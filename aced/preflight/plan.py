@@ -90,5 +90,5 @@ def first_program(out: Plan, mesh: Mesh) -> program.Program:
         out.data_size = len(sources.open_source(out.settings.data))
     except (DatasetError, ConfigError, OSError):
         out.data_size = ASSUMED_DATA_SIZE
-        out.assumed.append(f"an epoch has {ASSUMED_DATA_SIZE:,} examples; the data set is not here")
+        out.assumed.append(f"an epoch has {ASSUMED_DATA_SIZE:,} examples; the data set is missing")
     return out.program(mesh, size)

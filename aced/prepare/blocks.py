@@ -22,7 +22,7 @@ from absl import logging
 
 from aced.files import own_files, storage
 from aced.prepare import progress
-from aced.prepare.captions import CaptionedImage, PrepareError, RejectedError, Rejects
+from aced.prepare.captions import CaptionedImage, PrepareError, RejectedError, Rejects, located
 from aced.prepare.config import PrepareConfig
 from aced.prepare.images import Checked, check
 from aced.prepare.workspace import Workspace
@@ -83,14 +83,11 @@ def unpack(data: bytes) -> Facts:
 def examine(
     config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Fetched]
 ) -> Iterator[Any]:
-    """Yields the packed facts of a block's images and, tagged, its rejected entries.
+    """Yields the packed facts of the images of a block and, tagged, its rejected entries.
 
-    Args:
-        config: the settings.
-        block: number of the block.
-        items: at most `BLOCK`, in the input's order.
-        fetch: gets the image of an item. It raises `RejectedError` with a third argument, the
-            location: `line`, and `image` if known.
+    `block` is its number; it has at most `BLOCK` items, in the input's order. `fetch` gets the
+    image of an item. It raises `RejectedError` with a third argument, the location: `line`, and
+    `image` if known.
     """
     workspace = Workspace(config.out)
     facts = _facts_file(block)
@@ -129,18 +126,12 @@ def _check_images(
     def load(item: Item) -> tuple[CaptionedImage, Checked, Checked | None] | RejectedError:
         try:
             image, data, second = fetch(item)
+            with located(image):
+                checked = check(data, config)
+            with located(image, "the second picture: "):
+                return image, checked, None if second is None else check(second, second_config)
         except RejectedError as error:
             return error
-        where = {"image": image.key, "line": image.line}
-        try:
-            checked = check(data, config)
-        except RejectedError as error:
-            return RejectedError(*error.args, where)
-        try:
-            return image, checked, None if second is None else check(second, second_config)
-        except RejectedError as error:
-            reason, detail = error.args
-            return RejectedError(reason, f"the second picture: {detail}", where)
 
     kept, rejects, seen = [], Rejects(config.place), 0
     with (
@@ -217,8 +208,8 @@ def read_pictures(workspace: Workspace, facts: Facts) -> tuple[bytes, bytes, byt
     if zlib.crc32(data) != facts.crc:
         raise PrepareError(
             f"The copy of {facts.key} in {workspace.path(_spool(facts.block))} is damaged. Remove "
-            f"{workspace.path(_facts_file(facts.block))} and start again, which copies that block "
-            "anew."
+            f"{workspace.path(_facts_file(facts.block))} and start again, which copies the block "
+            "again."
         )
     return data[: facts.size], data[facts.size : second_offset], data[second_offset:]
 

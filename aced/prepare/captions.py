@@ -5,6 +5,7 @@ listed; a problem of the whole table, such as a column missing in all lines, is 
 """
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import json
@@ -72,11 +73,21 @@ class RejectedError(Exception):
     """A line or image is left out; the arguments are the reason (a category) and the detail."""
 
 
+@contextlib.contextmanager
+def located(image: CaptionedImage, prefix: str = "") -> Iterator[None]:
+    """Puts `prefix` before the detail of a RejectedError, and adds the location of `image`."""
+    try:
+        yield
+    except RejectedError as error:
+        reason, detail = error.args
+        where = {"image": image.key, "line": image.line}
+        raise RejectedError(reason, f"{prefix}{detail}", where) from error
+
+
 class Rejects:
     """Collects rejected lines and images, each as (line, reason, JSON object to list).
 
-    Args:
-        place: name of the line number in the JSON objects, such as "record".
+    `place` is the name of the line number in the JSON objects, such as "record".
     """
 
     def __init__(self, place: str = "line") -> None:
@@ -163,7 +174,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the field {_repeated(names)!r} is there twice")
+        raise ValueError(f"the field {_repeated(names)!r} occurs twice")
     return fields
 
 
@@ -313,7 +324,7 @@ def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> Non
         rejects.add(error, image=other.key, line=other.line)
     if other.label != first.label:
         error = RejectedError(
-            "other_label", f"{other.label}, where {first.label} counts; see --separate"
+            "other_label", f"{other.label} instead of {first.label}, which is kept; see --separate"
         )
         rejects.add(error, image=other.key, line=other.line)
     if other.is_noisy is not None:
@@ -321,15 +332,10 @@ def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> Non
 
 
 def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[CaptionedImage]:
-    """Reads the table `path` (`.csv`, else JSON lines), UTF-8.
+    """Yields the image of each line with a caption in the table `path` (.csv, else JSON lines).
 
-    Args:
-        path: the table.
-        columns: names of the columns.
-        rejects: collects the rejected lines.
-
-    Yields:
-        The image of each line with a caption; `merge_lines` joins the lines of one image.
+    The table is UTF-8. `rejects` collects the rejected lines, and `merge_lines` joins the lines of
+    one image.
 
     Raises:
         PrepareError: a column is missing, or the file can't be read or is not CSV or UTF-8.

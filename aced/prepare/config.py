@@ -15,7 +15,7 @@ from aced.prepare.captions import Columns
 
 EMBEDDED = "DirectRunner"  # in this process, without a server: see runner.py
 
-# Above, the bands of the search (duplicates.py) are so short that all are compared with all.
+# Beyond this, bands of the search (duplicates.py) are so short that nearly all images share one.
 _MOST_BITS = 7
 
 
@@ -25,33 +25,40 @@ class PrepareConfig(FlagSettings):
 
     images: str = setting("", "Folder of the images; paths in the table are relative to it.")
     captions: str = setting("", "Table of captions: .jsonl or .csv (with a header), UTF-8.")
-    out: NonEmpty = setting("", "Folder to make; local or, with a package for it, gs:// or s3://.")
+    out: NonEmpty = setting(
+        "", "Folder to make: local, or gs:// or s3:// if the package for it is installed."
+    )
     follow_links: bool = setting(
         False,
-        "Read images behind symbolic links that lead out of --images too, as those of DVC and of "
+        "Also read images behind symbolic links that lead out of --images, as those of DVC and of "
         "the Hugging Face hub's cache do.",
     )
     tars: str = setting(
         "", "Instead of --images and --captions: WebDataset tars. A folder, file, glob or {0..9}."
     )
     parquet: str = setting(
-        "", "Instead of them: parquet files with the images' bytes in --image_column."
+        "",
+        "Instead of --images and --captions: parquet files with the bytes of the images in "
+        "--image_column.",
     )
     split: str = setting(
-        "train", "Split of a folder of parquet files that are named by splits, as the hub's are."
+        "train", "Split of a folder of parquet files that are named by splits, as on the hub."
     )
-    image_column: NonEmpty = setting("image", "Column of the image's path; in parquet, its bytes.")
+    image_column: NonEmpty = setting(
+        "image", "Column of the image's path or, in parquet, of its bytes."
+    )
     caption_column: str = setting(
         "",
-        "Column of the caption (or a list of them); in tars, field of KEY.json. Empty: 'caption', "
-        "in tars KEY.txt.",
+        "Column of the caption or of a list of captions; for tars, a field of KEY.json. Empty: "
+        "'caption' or, for tars, KEY.txt.",
     )
     label_column: str = setting(
-        "", "Column of the class: integers, or, in a table, names (sorted, numbered)."
+        "", "Column of the class: integers or, in a table, names (numbered in sorted order)."
     )
     second_column: str = setting(
         "",
-        "Column of a second picture, of examples about two: its path, or in parquet its bytes.",
+        "Column of the second picture of examples about two pictures: its path or, in parquet, "
+        "its bytes.",
     )
     answers_column: str = setting(
         "",
@@ -60,91 +67,91 @@ class PrepareConfig(FlagSettings):
     )
     separate: bool = setting(
         False,
-        "Every line or record stays an example of its own, with its own label: several questions "
-        "about one picture, say. Else those of one picture are put together, as its captions.",
+        "Keep every line or record as an example with its own label, such as several questions "
+        "about one picture. Otherwise those about one picture become one example.",
     )
-    noisy_column: str = setting("", "Column that says whether a pair is known to be bad.")
+    noisy_column: str = setting("", "Column that is true for pairs that are known to be bad.")
     clean_column: str = setting(
         "",
         "COLUMN=VALUE: lines with this value are clean. A picture is clean if all its lines are. "
         "Clean pictures that are not held out are written a second time, as the split 'clean', to "
         "train a reference on.",
     )
-    extra_columns: str = setting("", "Columns to keep as they are, separated by commas.")
+    extra_columns: str = setting("", "Columns to keep unchanged, separated by commas.")
     val: NonNegativeInt = setting(0, "Examples held out as split 'val'.")
     val_clean: bool = setting(
         False,
-        "Hold out only examples that noisy_column calls good, or that are clean by clean_column.",
+        "Hold out only examples that are not noisy and, with --clean_column, that are clean.",
     )
-    seed: int = setting(0, "Seed of the order and of what is held out.")
-    shards: NonNegativeInt = setting(0, "Files a split; 0: as many as make them about 256 MiB.")
-    lower: bool = setting(False, "Put captions in lower case.")
+    seed: int = setting(0, "Seed of the order and of the choice of held-out examples.")
+    shards: NonNegativeInt = setting(0, "Files per split; 0: as many as give about 256 MiB each.")
+    lower: bool = setting(False, "Convert captions to lower case.")
     max_side: NonNegativeInt = setting(
         0,
-        "Shrink images whose longer side is above this, lay transparent ones on white, and store "
-        "those anew: JPEG (quality 95) where it was JPEG, else PNG. 0: keep the bytes as found.",
+        "Shrink images whose longer side is above this, put transparent ones on white, and encode "
+        "these again: as JPEG (quality 95) if they were JPEG, else as PNG. 0: keep the bytes.",
     )
     # The default is Pillow's, and the input pipeline's (`data.max_pixels`).
-    max_pixels: PositiveInt = setting(89_478_485, "Reject images of more pixels, as found.")
+    max_pixels: PositiveInt = setting(89_478_485, "Reject images with more pixels.")
     thumbnails: NonNegativeInt = setting(
-        0, "Store a small copy beside each larger image, its shorter side this long. 0: none."
+        0, "Store a small copy of each larger image, with this length of its shorter side. 0: none."
     )
     near_duplicates: Annotated[int, Interval(ge=-1, le=_MOST_BITS)] = setting(
         -1,
         "Leave out an image that is a rescaled or recompressed copy of an earlier one: the 64-bit "
-        "perceptual hashes differ in at most so many bits, 0 to 7 (2 finds most), and their shapes "
-        "and colours agree. -1: keep them.",
+        "perceptual hashes differ in at most this many bits, 0 to 7 (2 finds most), and their "
+        "shapes and colours agree. -1: keep them.",
     )
     near_duplicate_captions: bool = setting(
-        False, "Give the captions of a near-duplicate that is left out to the image that is kept."
+        False, "Add the captions of a near-duplicate that is left out to the image that is kept."
     )
     threads: NonNegativeInt = setting(
-        0, "Threads that decode, in each worker. 0: one a core, at least 2; with a --runner, 1."
+        0, "Decoding threads in each worker. 0: one per core, at least 2; with a --runner, 1."
     )
     runner: str = setting(
         EMBEDDED,
         "Beam's runner: DataflowRunner, FlinkRunner, SparkRunner, ...; the default works in this "
-        "process. All flags that are not named here are Beam's, and passed on.",
+        "process. Flags that are not listed here are passed on to Beam.",
     )
-    overwrite: bool = setting(False, "Replace an earlier data set at --out, once all went well.")
+    overwrite: bool = setting(
+        False, "Replace an earlier data set at --out, after the new one is complete."
+    )
 
     def _check(self) -> None:
         given = [name for name in ("captions", "tars", "parquet") if getattr(self, name)]
         if len(given) > 1:
             raise ConfigError(f"--{given[0]} and --{given[1]} are two inputs; give one of them.")
         if self.images and given and not self.captions:
-            raise ConfigError(f"--images belongs to --captions; --{given[0]} has its own images.")
+            raise ConfigError(f"--images is for --captions; --{given[0]} has its own images.")
         if self.follow_links and given and not self.captions:
-            raise ConfigError(f"--follow_links is of --images; --{given[0]} has its own images.")
-        needed = []
+            raise ConfigError(f"--follow_links is for --images; --{given[0]} has its own images.")
         if not self.tars and not self.parquet:
-            needed = ["images", "captions"]
+            for name in ("images", "captions"):
+                if not getattr(self, name):
+                    raise ConfigError(f"--{name} is empty; set it.")
         elif self.noisy_column or self.extra_columns or self.clean_column:
             raise ConfigError(
-                "--noisy_column, --clean_column and --extra_columns are of a table: --captions."
+                "--noisy_column, --clean_column and --extra_columns need a table: --captions."
             )
         if self.split != "train" and not self.parquet:
-            raise ConfigError("--split is of a folder of parquet files: --parquet.")
+            raise ConfigError("--split needs a folder of parquet files: --parquet.")
         if self.tars and self.second_column:
-            raise ConfigError("--second_column is of a table or of parquet files, not of --tars.")
+            raise ConfigError("--second_column needs a table or parquet files, not --tars.")
         if self.near_duplicates >= 0 and (self.second_column or self.separate):
             raise ConfigError(
-                "--near_duplicates compares first pictures alone, and would leave out examples "
-                "that --second_column or --separate tell apart; leave it at -1."
+                "--near_duplicates compares only first pictures, and would leave out examples that "
+                "--second_column or --separate keep apart; leave it at -1."
             )
-        for name in needed:
-            if not getattr(self, name):
-                raise ConfigError(f"--{name} is empty; set it.")
         if self.near_duplicate_captions and self.near_duplicates < 0:
             raise ConfigError("--near_duplicate_captions needs --near_duplicates, which is off.")
         if self.thumbnails and 0 < self.max_side <= self.thumbnails:
             raise ConfigError(
-                f"--thumbnails={self.thumbnails} are no smaller than --max_side={self.max_side} "
-                "leaves any image; lower or drop them."
+                f"--thumbnails={self.thumbnails} must be below --max_side={self.max_side}, the "
+                "largest side of any image; lower it, or leave it out."
             )
         if self.val_clean and not self.noisy_column and not self.clean_column:
             raise ConfigError(
-                "--val_clean needs --noisy_column or --clean_column, which says what is clean."
+                "--val_clean needs --noisy_column or --clean_column, which defines what is clean."
             )
         if self.clean_column and not all(self.columns.clean):
             raise ConfigError(
@@ -202,9 +209,7 @@ class PrepareConfig(FlagSettings):
         return self.threads or max(2, os.cpu_count() or 2)
 
     def of_contents(self) -> dict[str, Any]:
-        """The settings that change the data set, without the split: the input's fingerprint
-        covers the files read.
-        """
+        """The settings that change the data set; the input's fingerprint covers the split."""
         settings = dataclasses.asdict(self)
         for name in ("out", "overwrite", "threads", "runner", "split"):
             del settings[name]

@@ -35,12 +35,9 @@ class Checked:
 
 
 def read_file(key: str, folder: str, follow_links: bool = False) -> bytes:
-    """The bytes of the image file `key` of `folder`.
+    """The bytes of the image file `key`, a path without "..", in a folder or an object store.
 
-    Args:
-        key: path in the folder, without "..".
-        folder: a folder or the prefix of an object store, which has no links.
-        follow_links: whether a symbolic link may lead out of the folder.
+    With `follow_links` a symbolic link may lead out of the folder.
 
     Raises:
         RejectedError: the file is missing, too large, or behind a link out of the folder.

@@ -20,6 +20,7 @@ from aced.prepare.captions import (
     RejectedError,
     Rejects,
     from_record,
+    located,
     merge_lines,
     read_captions,
 )
@@ -93,19 +94,12 @@ def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) 
     block, group = grouped
 
     def fetch(image: CaptionedImage) -> Fetched:
-        where = {"image": image.key, "line": image.line}
-        try:
+        with located(image):
             data = read_file(image.key, config.images, config.follow_links)
-        except RejectedError as error:
-            raise RejectedError(*error.args, where) from error
         if image.second is None:
             return image, data, None
-        try:
+        with located(image, f"the second picture, {image.second}: "):
             return image, data, read_file(image.second, config.images, config.follow_links)
-        except RejectedError as error:
-            reason, detail = error.args
-            detail = f"the second picture, {image.second}: {detail}"
-            raise RejectedError(reason, detail, where) from error
 
     images = sorted(map(unpack_captions, group), key=lambda image: image.line)
     yield from examine(config, block, images, fetch)
@@ -116,10 +110,7 @@ def from_records(
 ) -> tuple[beam.PCollection[bytes], beam.PCollection]:
     """Returns the packed facts of the records that decode, and the rejected entries.
 
-    Args:
-        config: the settings, with `tars` or `parquet`.
-        pipeline: an empty pipeline.
-        blocks: begin and end of each block; see `blocks_of`.
+    `config` has `tars` or `parquet`, the pipeline is empty, and `blocks` is from `blocks_of`.
     """
     examined = (
         pipeline

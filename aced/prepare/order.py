@@ -32,11 +32,7 @@ def split(
 ) -> beam.PCollection[tuple[str, bytes]]:
     """Returns the split of each image, with its packed facts.
 
-    Args:
-        config: the settings.
-        kept: packed facts.
-        counts: rejected images and lines by reason; for the error.
-        examples: a rejected entry by reason; for the error.
+    `counts` of rejected images and lines by reason, and `examples` of them, are for errors.
     """
     totals = (
         kept
@@ -113,8 +109,8 @@ def _bound(
         raise refuse(_nothing_left(config, counts, examples))
     if config.val > eligible or config.val == total:
         raise refuse(
-            f"--val={config.val} leaves nothing to train on, or is more than the {eligible} "
-            f"examples that can be held out of {total}; lower it."
+            f"--val={config.val} is too large: {eligible} of {total} examples can be held out, and "
+            "at least one must remain to train on. Lower it."
         )
     return max(smallest, default=(b"", -1))
 
@@ -199,7 +195,7 @@ def _layout(
     if config.clean_column and not any(part == CLEAN for part, _ in sums):
         column, value = config.columns.clean
         raise Workspace(config.out).refuse(
-            f"No picture to train on is clean by --clean_column: none that is not held out has "
+            f"No training picture is clean by --clean_column: none that is not held out has "
             f"{value!r} in column {column!r} of all its lines in {config.captions}. Correct the "
             "value, or lower --val."
         )

@@ -18,12 +18,9 @@ _TITLES = {
 
 
 def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: int) -> str:
-    """Returns the page.
+    """Returns the page of a summary, the content of summary.json.
 
-    Args:
-        summary: the content of summary.json.
-        read: reads a picture's encoded bytes.
-        max_pixels: the bound on pixels that the pictures were checked with.
+    `read` returns the encoded bytes of a picture, which was checked with the bound `max_pixels`.
     """
     statistics = summary["statistics"]
     names = ("images", "captions", "noisy", "image_bytes")
@@ -48,7 +45,7 @@ def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: i
     ]
     parts.append("<h2>Some of the images kept</h2>" + "".join(shown))
     if summary["pairs"]:
-        parts.append("<h2>Near-duplicates, the least alike first: kept, and left out</h2>")
+        parts.append("<h2>Near-duplicates, the least similar first: kept, and left out</h2>")
         parts += [
             f'<div class="pair">{_named(other, "the earlier one", read, max_pixels)}'
             f"{_named(dropped, f'left out, {apart}', read, max_pixels)}</div>"

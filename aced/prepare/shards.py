@@ -73,7 +73,7 @@ def hashes_name(file: str) -> str:
 def _from_earlier_run(
     workspace: Workspace, note: str, file: str, made_of: str
 ) -> dict[str, Any] | None:
-    """The description in `note` of the shard `file`, or None if that must be written again."""
+    """The description in `note` of the shard `file`, or None if it must be written again."""
     if not (workspace.exists(note) and workspace.exists(file)):
         return None
     try:

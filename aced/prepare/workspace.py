@@ -51,7 +51,8 @@ class Workspace:
         """The content of the file `name`; the caller compares checksums."""
         if (file := storage.stat(self.path(name))) is None:
             raise PrepareError(
-                f"{self.path(name)} is gone; does another process prepare {self.out}? Start again."
+                f"{self.path(name)} has disappeared. If no other process prepares {self.out}, "
+                "start again."
             )
         return storage.read(file.path, 0, file.size)
 

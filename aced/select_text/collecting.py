@@ -74,9 +74,9 @@ class Collection:
             for place in range(piece * _PIECE, min((piece + 1) * _PIECE, self._count)):
                 if place not in texts:
                     raise DatasetError(
-                        "A sentence that was chosen in the first pass over the corpus is not there "
-                        "in the second one: some file was changed or cannot be read any more (see "
-                        f"the warnings above). Remove {self._folder.parent} and start anew."
+                        "A sentence that was chosen in the first pass over the corpus is missing "
+                        "in the second one: a file was changed or can no longer be read (see the "
+                        f"warnings above). Remove {self._folder.parent} and start again."
                     )
                 yield texts[place]
 
@@ -98,10 +98,10 @@ class Collection:
             with path.open("rb") as file:
                 for place, text in msgpack.Unpacker(file, raw=False, max_str_len=MAX_STRING_BYTES):
                     if sentences.hashes([text])[0] != self.hashes[place]:
-                        raise ValueError(f"text {place} is another than was written")
+                        raise ValueError(f"text {place} is not the one that was written")
                     yield place, text
         except _DAMAGES as error:
             raise DatasetError(
-                f"{path} is not readable ({error}); start the same command again, which makes it "
-                "anew."
+                f"{path} is not readable ({error}); start the same command again, which writes a "
+                "new one."
             ) from error

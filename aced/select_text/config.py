@@ -15,49 +15,55 @@ from aced.select_text.corpus import CorpusConfig
 
 @dataclasses.dataclass(frozen=True)
 class SelectTextConfig(FlagSettings):
-    """What is chosen from what, by whom, and where it is written."""
+    """Which sentences are chosen, from which corpus, with which teacher."""
 
     corpus: tuple[str, ...] = setting(
         (),
         "Sentences: .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet files (paths, globs, {0..9}), or "
-        "folders of data sets, of which the captions are read. May be repeated.",
+        "folders of data sets, whose captions are read. May be given repeatedly.",
     )
     out: NonEmpty = setting("", "Folder to make: a data set of sentences, without images.")
     method: Literal["nearest", "random", "captions"] = setting(
         "nearest",
         "nearest: the k nearest sentences of every image, first neighbours before second ones. "
-        "random: uniform over the distinct sentences. captions: the same of the captions of "
-        "data sets, which --corpus has to name: those of the images themselves.",
+        "random: uniform over the distinct sentences. captions: uniform over the distinct captions "
+        "of data sets, those of the images, which --corpus must name.",
     )
-    budget: PositiveInt = setting(1_000_000, "Sentences to choose at most.")
-    k: PositiveInt = setting(8, "Neighbours of an image that are looked at.")
+    budget: PositiveInt = setting(1_000_000, "Most sentences to choose.")
+    k: PositiveInt = setting(8, "Nearest sentences of an image that are considered.")
     teacher: str = setting("", "Workdir of a run, or a model folder, with the text tower.")
     which: Literal["last", "best"] = setting("last", "Which checkpoint of a run.")
-    parameters: Literal["params", "ema"] = setting("params", "Of a run.")
+    parameters: Literal["params", "ema"] = setting(
+        "params", "Parameters of a run, or their exponential moving average."
+    )
     features: str = setting(
         "", "The teacher's features of the images: a folder that python -m aced.cache wrote."
     )
     class_names: str = setting(
-        "", "File with the names of classes, one a line: they come first, put in templates."
+        "", "File with class names, one per line, which are put into templates and come first."
     )
-    templates: str = setting("", "File with templates, one a line, {} for the name; else ours.")
+    templates: str = setting(
+        "", "File with templates, one per line, with {} for the class name. Empty: our own."
+    )
     templates_per_class: NonNegativeInt = setting(
-        0, "Templates of a class, at random; 0: all of them."
+        0, "Number of random templates per class; 0: all templates."
     )
-    column: str = setting("text", "Field of JSON lines, column of parquet files.")
+    column: str = setting("text", "Field of JSON lines, or column of parquet files.")
     split: str = setting("train", "Split of a data set.")
     min_characters: int = setting(2, "Shorter sentences are left out, after normalisation.")
     max_characters: int = setting(1000, "Longer sentences are left out, after normalisation.")
-    max_line_bytes: int = setting(1 << 20, "Longer lines and values are left out, unread.")
-    seed: Annotated[int, Interval(ge=0, lt=2**63)] = setting(0, "Of all that is random.")
-    block: PositiveInt = setting(65_536, "Sentences of a step, over all devices.")
+    max_line_bytes: int = setting(1 << 20, "Longer lines and values are left out without parsing.")
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] = setting(0, "Seed of all random choices.")
+    block: PositiveInt = setting(65_536, "Sentences per step, over all devices.")
     tile: PositiveInt = setting(2048, "Images and sentences that a device compares at once.")
-    save_minutes: PositiveFloat = setting(10.0, "Time between two saves, from which it goes on.")
+    save_minutes: PositiveFloat = setting(
+        10.0, "Time between two saves; a stopped selection resumes from the last one."
+    )
     shards: NonNegativeInt = setting(0, "Files of the data set; 0: one per four million sentences.")
     compare: bool = setting(
         True,
-        "With a teacher: measure at the end how near the nearest chosen sentence is to an image, "
-        "and that of a random sample of the same size. Costs a pass over both.",
+        "With a teacher: measure at the end how similar images are to the nearest chosen sentence, "
+        "and to the nearest one of a random sample of the same size. Takes a pass over both.",
     )
 
     def _check(self) -> None:
@@ -68,7 +74,7 @@ class SelectTextConfig(FlagSettings):
         if self.method == "nearest" and not self.teacher:
             raise ConfigError("--method=nearest needs --teacher and --features.")
         if (self.templates or self.templates_per_class) and not self.class_names:
-            raise ConfigError("--templates are never read without --class_names; set that.")
+            raise ConfigError("--templates are never read without --class_names; set it, too.")
         self.corpus_config  # noqa: B018 - refuses what does not fit
 
     @property

@@ -46,9 +46,9 @@ class CorpusConfig(Checked):
     column: str = "text"  # field of the JSON lines, column of the parquet files
     split: str = "train"  # of a data set
     min_characters: PositiveInt = 2  # after normalisation
-    # Four bytes of UTF-8 a character, so that what is chosen fits a record.
+    # A character has up to four bytes of UTF-8, and a chosen sentence must fit into a record.
     max_characters: Annotated[int, Le(records.MAX_STRING_BYTES // 4)] = 1000
-    # A line or value that is longer is left out unread.
+    # Longer lines and values are left out without parsing.
     max_line_bytes: Annotated[int, Interval(ge=1, le=records.MAX_STRING_BYTES)] = 1 << 20
 
     def _check(self) -> None:

@@ -59,8 +59,7 @@ class Images:
     def similarity(self, texts: Iterable[str]) -> dict[str, float]:
         """Mean similarity of the images to their nearest sentence, and to their k nearest.
 
-        Args:
-            texts: this process's part; all processes call this.
+        All processes call this, each with its part of the sentences.
         """
         found, texts = self.search.empty(), iter(texts)
         while True:

@@ -170,13 +170,10 @@ def merge(
     upper: UInt32[Array, " m"],
     lower: UInt32[Array, " m"],
 ) -> tuple[Float[Array, "n k"], UInt32[Array, "n k"], UInt32[Array, "n k"]]:
-    """Merges the best of m sentences into the lists of n images.
+    """Merges the best of m sentences into n lists of scores and of both halves of hashes.
 
-    Args:
-        lists: scores, and upper and lower halves of hashes.
-        score: scores of the sentences with each image; -inf excludes a sentence.
-        upper: upper halves of the sentences' hashes, which ascend and are distinct unless excluded.
-        lower: lower halves.
+    A score of -inf excludes a sentence. The hashes of the sentences ascend and, unless excluded,
+    are distinct.
     """
     k = lists[0].shape[1]
     best, at = jax.lax.top_k(score, min(k, score.shape[1]))

@@ -59,11 +59,11 @@ def read_lines(path: str, flag: str) -> list[str]:
         data = storage.read(path, 0, _MAX_BYTES + 1)
         text = data.decode("utf-8-sig")
     except (storage.StorageError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--{flag}={path} is no readable UTF-8 file: {error}") from error
+        raise ConfigError(f"--{flag}={path} is not a readable UTF-8 file: {error}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(data) > _MAX_BYTES or not lines:
         raise ConfigError(
-            f"--{flag}={path} has {'too many bytes' if lines else 'no lines'}; it is one entry a "
-            f"line, at most {_MAX_BYTES} bytes."
+            f"--{flag}={path} has {'too many bytes' if lines else 'no lines'}; it must have one "
+            f"entry per line, and at most {_MAX_BYTES} bytes."
         )
     return lines

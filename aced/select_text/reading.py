@@ -47,13 +47,9 @@ def share_of(reading: Reading, index: int, count: int) -> list[int]:
 def blocks(
     corpus: Corpus, numbers: Sequence[int], reading: Reading, size: int
 ) -> Iterator[Sentences]:
-    """The sentences of some parts in blocks, without repetition within a block.
+    """The sentences of the parts `numbers` in blocks of `size`, without repetition within a block.
 
-    Args:
-        corpus: the corpus.
-        numbers: numbers of the parts to read.
-        reading: the starting position, which is not changed.
-        size: sentences per block; the last block has fewer, maybe none.
+    They start at `reading`, which is not changed. The last block has fewer sentences, maybe none.
     """
     reading, texts, before, done = reading.copy(), {}, 0, 0
 

@@ -61,13 +61,9 @@ def save(workspace: Workspace, state: State) -> None:
 
 
 def restore(workspace: Workspace, state: State, search: Search | None, images: int) -> State:
-    """Returns the saved state, or `state` if nothing is saved.
+    """Returns the saved state; or the initial `state`, which may be changed, if nothing is saved.
 
-    Args:
-        workspace: the workspace with the saved state.
-        state: the initial state, which may be changed.
-        search: the search, on whose devices the lists are placed.
-        images: N; padding rows are not restored.
+    The lists of the first `images` rows are placed on the devices of `search`.
 
     Raises:
         DatasetError: a file is missing or damaged.
@@ -122,8 +118,7 @@ def _own_rows(found: Neighbours) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
     Processes with the same rows all write them.
     """
-    places = {s.index[0].start or 0: None for s in found.score.addressable_shards}
-    starts = sorted(places)
+    starts = sorted({s.index[0].start or 0 for s in found.score.addressable_shards})
     lists = {}
     for name in _LISTS:
         shards = {s.index[0].start or 0: s.data for s in getattr(found, name).addressable_shards}

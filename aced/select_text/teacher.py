@@ -82,8 +82,8 @@ def open_features(folder: str, teacher: Teacher) -> Cache:
     expected = {name: teacher.fingerprint[name] for name in ("weights", "tokenizer")}
     if lines := plan.other_fingerprints(expected):
         raise ConfigError(
-            f"--features={folder} are of another model than --teacher: {'; '.join(lines)}. Choose "
-            "the cache that `python -m aced.cache` made with this teacher."
+            f"--features={folder} were made by another model than --teacher: {'; '.join(lines)}. "
+            "Choose the cache that `python -m aced.cache` made with this teacher."
         )
     if len(cache.missing) == plan.examples:
         raise ConfigError(f"--features={folder} has no image that could be embedded.")
@@ -106,14 +106,10 @@ def place_features(
     width: int,
     mesh: Mesh,
 ) -> Float[Array, "rows d"]:
-    """Shards the features of `images` images over the mesh, padded with zeros to `rows`.
+    """Shards the features [images width] over the mesh, padded with zeros to `rows`.
 
-    Args:
-        read: returns the features of the images with ascending numbers below `images`.
-        images: N.
-        rows: N plus padding, a multiple of the shards.
-        width: d.
-        mesh: the devices; each process reads the rows of its own.
+    `rows` is a multiple of the shards. `read` returns the features of the images with ascending
+    numbers; each process reads the rows of its own devices.
     """
 
     def part(index: tuple[slice, ...]) -> Float[np.ndarray, "n d"]:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from aced.config import ConfigError, flatten
+from aced.config import ConfigError
 from aced.data import records
 from aced.data.records import DatasetError
 from aced.files import own_files, storage
@@ -55,7 +55,7 @@ class Workspace:
         finished = self.out.exists()
         if finished:
             if not (self.out / records.DESCRIPTION).is_file():
-                raise ConfigError(f"--out={self.out} exists and is no data set; choose another.")
+                raise ConfigError(f"--out={self.out} exists and is not a data set; choose another.")
             self._compare(self.out, records.read_description(self.out)["settings"], settings)
         elif (self.root / "settings.json").is_file():
             self._compare(self.root, self.read_json("settings.json"), settings)
@@ -69,17 +69,11 @@ class Workspace:
         return finished
 
     def _compare(self, path: pathlib.Path, there: Any, now: dict[str, Any]) -> None:
-        old, new = flatten(there), flatten(now)
-        lines = [
-            f"  {key}: there {old.get(key)!r}, now {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        if lines:
-            listed = "\n".join(lines)
+        if lines := own_files.differences(there, now).values():
+            listed = "\n".join(f"  {line}" for line in lines)
             raise ConfigError(
-                f"{path} is a selection with other settings:\n{listed}\nSet them back to go on "
-                f"with it, choose another --out, or remove {path}."
+                f"{path} is a selection with other settings:\n{listed}\nSet them back to resume "
+                f"it, choose another --out, or remove {path}."
             )
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -129,7 +123,7 @@ class Workspace:
 
     @property
     def _advice(self) -> str:
-        return f"remove {self.root} to start anew"
+        return f"remove {self.root} to start again"
 
     def wait_for_all(self, name: str) -> None:
         """Waits until all processes have called this with the same `name`, used once per start.

@@ -21,7 +21,8 @@ class SelectionConfig(Checked):
     # What is maximised: "learnability" = loss(learner) - loss(reference), H-ACID;
     # "easy_reference" = -loss(reference), I-ACID; "hard_learner" = loss(learner), ablation only.
     score: Literal["learnability", "hard_learner", "easy_reference"] = "learnability"
-    # "joint": a batch's score, grown chunk by chunk; "independent": each example by itself.
+    # "joint": examples are scored given those chosen before, chunk by chunk; "independent": each
+    # example is scored by itself.
     method: Literal["joint", "independent"] = "joint"
     # Independent only: "sample" in proportion to exp(gain * score), or take the "top_k".
     draw: Literal["sample", "top_k"] = "sample"
@@ -29,34 +30,33 @@ class SelectionConfig(Checked):
     filter_ratio: ProperFraction = 0.8
     # N, the number of chunks in which joint selection draws the sub-batch.
     chunks: PositiveInt = 16
-    # w in loss(learner) - w * loss(reference), of score "learnability". 1 is the paper's;
-    # "easy_reference" is the limit of a large w. Ours: see docs/selection.md.
+    # w in loss(learner) - w * loss(reference), for the score "learnability". The paper has 1;
+    # "easy_reference" is the limit of a large w. Other values are ours: see docs/selection.md.
     reference_weight: PositiveFloat = 1.0
-    # Factor on the scores before sampling, an inverse temperature. 100 is printed in JEST. The
-    # value of ACID is not known to us; a "temperature 10" could not be verified.
+    # Factor on the scores before sampling, an inverse temperature. JEST states 100. The value of
+    # ACID is not known to us; a "temperature 10" could not be verified.
     gain: PositiveFloat = 100.0
     # The same for the softmax loss, whose scores are averages; None: as `gain`.
     softmax_gain: PositiveFloat | None = None
-    # What the gain is measured in, at each draw; see gain.py. "none": nats, the paper's; "terms":
-    # nats of the mean pairwise loss, as SCID has it; "std": standard deviations of the candidates'
-    # scores; "perplexity": the gain is found with which a draw has an effective number of
-    # candidates (perplexity) that is `perplexity_share` of those that are left. All but "none" are
-    # ours.
+    # Unit of the gain in each draw; see gain.py. "none": nats, as in the paper; "terms": nats of
+    # the mean pairwise loss, as in SCID; "std": standard deviations of the candidates' scores;
+    # "perplexity": the gain is chosen such that the effective number of candidates (perplexity) is
+    # the share `perplexity_share` of the remaining ones. All but "none" are ours.
     normalization: Literal["none", "terms", "std", "perplexity"] = "none"
     perplexity_share: Annotated[float, Interval(gt=0, lt=1)] = 0.3
-    # What the first chunk is drawn by, before anything is chosen: each candidate's own "score", or
-    # "uniform". With the joint softmax loss, where a pair alone has no loss, "score" has the whole
-    # super-batch as negatives, which costs O(B^2 d); the paper leaves that open.
+    # How the first chunk is drawn: by each candidate's own "score", or "uniform". With the joint
+    # softmax loss, where a single pair has no loss, "score" uses the whole super-batch as
+    # negatives, which costs O(B^2 d). The paper does not specify this.
     first_chunk: Literal["score", "uniform"] = "score"
-    # Contiguous equal parts of the super-batch, each of which gives the same share of the
-    # sub-batch: one that has given it is not drawn from. 1 is the paper's algorithm. Where it is a
-    # multiple of the number of devices that share the examples, no pixel moves; otherwise the
-    # chosen are exchanged. The picks depend on this number and not on the devices. None: by the
-    # sizes, see `for_batch`.
+    # Number of contiguous equal parts of the super-batch, each of which gives the same share of the
+    # sub-batch; when a part has given its share, no more is drawn from it. 1 is the paper's
+    # algorithm. If it is a multiple of the number of devices that share the examples, no pixel
+    # moves; otherwise the chosen examples are exchanged. The picks depend on this number and not on
+    # the devices. None: set by the sizes, see `for_batch`.
     strata: PositiveInt | None = None
-    # Candidates of each stratum that are compared with a chunk at once: memory against speed.
+    # Candidates of each stratum that are compared with a chunk at once; more take more memory.
     tile: PositiveInt = 2048
-    # Of the matrix products: "highest" is float32; the gain amplifies what lower ones round off.
+    # Of the matrix products; "highest" is float32. The gain amplifies rounding errors.
     precision: Literal["default", "high", "highest"] = "highest"
 
     def _check(self) -> None:
@@ -73,16 +73,12 @@ class SelectionConfig(Checked):
         return self.gain
 
     def for_batch(self, size: int, super_batch: int | None = None) -> "SelectionConfig":
-        """Returns the settings with a number of strata, for a sub-batch of `size`.
+        """Returns the settings with a number of strata, for `size` of `super_batch` candidates.
 
         None becomes the largest power of two, at most 256, that divides super-batch and sub-batch
         and gives every stratum at least 128 picks, or else 1. It depends on the sizes only, so the
         picks are the same on any devices. benchmarks/results/strata.csv has the effect of strata
-        on the joint score.
-
-        Args:
-            size: b.
-            super_batch: B; None: follows from `filter_ratio`.
+        on the joint score. Without `super_batch` its size follows from `filter_ratio`.
         """
         if self.strata is not None:
             return self
@@ -116,7 +112,7 @@ class SelectionConfig(Checked):
         """
         if self.strata is None:
             raise ConfigError(
-                f"How many of a super-batch of {super_batch} are chosen depends on "
+                f"The number of picks from a super-batch of {super_batch} depends on "
                 f"selection.strata, which is None; set it, or call for_batch(b) first."
             )
         unit = math.lcm(self.strata, self._draws)

@@ -27,9 +27,7 @@ def exchange(
 ) -> PyTree[Shaped[Array, "b ..."]]:
     """The rows `ids` of every leaf, in that order, sharded by example over the context mesh.
 
-    Args:
-        tree: arrays [B ...], sharded by example.
-        ids: ascending; the same on all devices.
+    Leaves are sharded by example; ids ascend and are the same on all devices.
 
     Raises:
         ConfigError: the devices cannot share B or b equally.

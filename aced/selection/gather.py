@@ -19,13 +19,9 @@ def take(
 ) -> PyTree[Shaped[Array, "b ..."]]:
     """The rows `ids` of every leaf, in that order, with an equal share on each device.
 
-    If `strata` is a multiple of the number of devices that share the examples, no row moves;
-    otherwise rows are exchanged, with the same result.
-
-    Args:
-        tree: arrays [B ...]: pixels, tokens, embeddings.
-        ids: ascending, with the same number in each stratum, as from `select`.
-        strata: of the config passed to `select`; a number, see `SelectionConfig.for_batch`.
+    The ids are from `select`: ascending, with the same number in each of the `strata` of its config
+    (a number, see `SelectionConfig.for_batch`). If `strata` is a multiple of the number of devices
+    that share the examples, no row moves; otherwise rows are exchanged, with the same result.
 
     Raises:
         ConfigError: the devices cannot share B or b equally.

@@ -48,7 +48,7 @@ def score_terms(
         is_weighted = len(SCORES[score]) > 1 and name == "reference"
         if models[name] is None:
             raise ConfigError(
-                f"selection.score={score!r} needs the {name}'s embeddings, and there are none; "
+                f"selection.score={score!r} needs the {name}'s embeddings, but there are none; "
                 f"configure a {name} or choose another score."
             )
         terms.append((sign * reference_weight if is_weighted else sign, models[name].frozen()))

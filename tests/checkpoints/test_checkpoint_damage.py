@@ -183,7 +183,7 @@ def test_run_ends_and_moves_nothing_if_all_checkpoints_are_damaged(workdir):
         with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole:\n.*/3 is") as e:
             restored(workdir)
         assert "checkpoints/1 is damaged: state/ocdbt.process_0/d/" in str(e.value)
-        assert "Bring one back from a copy" in str(e.value)
+        assert "Restore one from a copy" in str(e.value)
         assert folders(workdir) == [1, 2, 3]
 
 
@@ -277,7 +277,7 @@ def test_load_params_detects_damage(workdir):
     assert_identical(load_params(workdir, which="best"), load_params(workdir, which=2))
     flip(one_of(workdir, 3, "ocdbt.process_0/d/"))
     for which in ("last", 3):
-        with pytest.raises(CheckpointError, match=r"3 is damaged: state/.* also \[1, 2\]"):
+        with pytest.raises(CheckpointError, match=r"3 is damaged: state/.*other steps: \[1, 2\]"):
             load_params(workdir, which=which)
     expected = jax.tree.map(np.asarray, make_state(2).params)
     assert_identical(load_params(workdir, which="best"), expected)  # it is not that one
@@ -319,10 +319,12 @@ def test_a_disk_that_stays_full(tmp_path):
         tmp_path,
     )
     assert done.returncode == 1, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert "CheckpointError: Checkpoint" in last, done.stderr
+    # Orbax's threads may still print after the error.
+    errors = [line for line in done.stderr.splitlines() if "CheckpointError: Checkpoint" in line]
+    assert errors, done.stderr
+    last = errors[-1]
     assert "failure 3 in a row" in last
-    assert "Checkpoints that are there: [1]. Make room" in last
+    assert "Existing checkpoints: [1]. Make room" in last
     assert folders(tmp_path) == [1]
     state = {"params": jax.random.normal(jax.random.key(1), (256, 256))}
     with Checkpointer(tmp_path) as checkpointer:

@@ -148,10 +148,10 @@ def test_a_tokenizer_of_its_own(tmp_path):
 def test_error_messages(tmp_path):
     file, settings = written(MODEL("shapes"), tmp_path / "out")
     with pytest.raises(
-        InteropError, match=r"say what they are with --model=NAME .*SigLIP-B/16-256"
+        InteropError, match=r"name their architecture with --model=NAME .*SigLIP-B/16-256"
     ):
         read(file, "")
-    with pytest.raises(InteropError, match=r"'B/16' is none of .* and no .json file"):
+    with pytest.raises(InteropError, match=r"'B/16' must be one of .*, or a .json file"):
         read(file, "B/16")
     with pytest.raises(InteropError, match="no tensor 'img/Transformer/encoderblock_2/"):
         read(file, "SigLIP-B/16-256")

@@ -201,7 +201,7 @@ def test_a_name_of_the_hub(ours, tmp_path):
         assert "someone/small" in done.stdout
         missing = fetch("someone/else", "none")
         assert missing.returncode == 1
-        assert "someone/else is no path here, and the hub did not give it" in missing.stderr
+        assert "someone/else is not a local path, and cannot be" in missing.stderr
         assert "Traceback" not in missing.stderr
         refused = fetch("someone/pickled", "none")
         assert refused.returncode == 1
@@ -221,7 +221,7 @@ def test_output_is_atomic(ours, tmp_path):
         command.convert(ConvertConfig(source=str(ours), out=str(out), to="open_clip"))
     assert list(tmp_path.iterdir()) == []
     command.convert(ConvertConfig(source=str(ours), out=str(out), to="huggingface"))
-    with pytest.raises(InteropError, match="is there already; choose another --out, or give"):
+    with pytest.raises(InteropError, match="already exists; choose another --out, or give"):
         command.convert(ConvertConfig(source=str(ours), out=str(out), to="aced"))
     command.convert(ConvertConfig(source=str(ours), out=str(out), to="aced", overwrite=True))
     assert sorted(x.name for x in out.iterdir()) == ["model.json", "model.safetensors"]
@@ -236,11 +236,11 @@ def test_output_is_atomic(ours, tmp_path):
 def test_only_earlier_outputs_are_replaced(run, ours, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     wanted = ConvertConfig(source=str(ours), out=str(tmp_path), to="aced", overwrite=True)
-    with pytest.raises(InteropError, match="is no earlier output of this command"):
+    with pytest.raises(InteropError, match="is not an earlier output of this command"):
         command.convert(wanted)
-    with pytest.raises(InteropError, match="is no earlier output of this command"):
+    with pytest.raises(InteropError, match="is not an earlier output of this command"):
         command.convert(dataclasses.replace(wanted, out=str(run)))
-    with pytest.raises(InteropError, match="is the source or holds it"):
+    with pytest.raises(InteropError, match="is the source or contains it"):
         command.convert(dataclasses.replace(wanted, out=str(ours)))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -249,7 +249,7 @@ def test_sources_that_are_nothing(tmp_path):
     wanted = ConvertConfig(source=str(tmp_path), out=str(tmp_path / "out"), to="aced")
     with pytest.raises(InteropError, match=r"neither model.json \(ours\), nor config.json with"):
         command.convert(wanted)
-    with pytest.raises(InteropError, match=r"is no folder, no .npz, and no owner/name"):
+    with pytest.raises(InteropError, match=r"is not a folder, an .npz file, or an owner/name"):
         command.convert(dataclasses.replace(wanted, source="nothing"))
 
 

@@ -64,7 +64,7 @@ def test_ids_match_except_padding_that_is_also_a_word(tokenizer, tmp_path):
     )
     assert list(theirs) == ["input_ids"]  # no mask: the text tower sees its padding
     if tokenizer in ("clip_bpe", "canonical"):
-        assert any("padding is token 49408" in note for note in notes)
+        assert any("padding is the new token 49408" in note for note in notes)
         table = tokenizer_write.padded_table(model, tokenizer_write.files(model))
         np.testing.assert_array_equal(table[49408], table[0])
         theirs["input_ids"][theirs["input_ids"] == 49408] = 0
@@ -73,7 +73,7 @@ def test_ids_match_except_padding_that_is_also_a_word(tokenizer, tmp_path):
 
 def test_unmended_text_is_noted(tmp_path):
     _, processor, notes = exported(ours.siglip("clip_bpe"), tmp_path / "out")
-    assert any("ftfy is no part of transformers" in note for note in notes)
+    assert any("transformers does not use ftfy" in note for note in notes)
     mine = tokenizer_write.opened(ours.siglip("clip_bpe"))
     for caption in NOT_MENDED:
         theirs = processor.tokenizer([caption], padding="max_length")["input_ids"]
@@ -152,5 +152,5 @@ def test_settings_that_transformers_cannot_express_are_named(model, message, tmp
 def test_byte_pair_sentencepiece_without_a_form_in_json(tmp_path):
     model = ours.siglip("sentencepiece")
     model = dataclasses.replace(model, tokenizer=foreign.sentencepiece_model("bpe"))
-    with pytest.raises(InteropError, match=r"take the tokenizer.json published beside it"):
+    with pytest.raises(InteropError, match=r"use the tokenizer.json that is published with it"):
         huggingface.write(model, tmp_path)

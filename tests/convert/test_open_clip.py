@@ -220,12 +220,12 @@ def test_siglip_with_a_tokenizer_that_open_clip_cleans_for(tmp_path):
     [
         ("vision_cfg", {"layers": [3, 4, 6, 3]}, "vision_cfg.layers must be a count"),
         ("vision_cfg", {"pool_type": "avg"}, "pool_type = 'avg'"),
-        ("vision_cfg", {"attentional_pool": True}, "attentional_pool = True is nothing that"),
-        ("vision_cfg", {"ls_init_value": 0.1}, "ls_init_value = 0.1 is nothing that"),
+        ("vision_cfg", {"attentional_pool": True}, "attentional_pool = True is not supported"),
+        ("vision_cfg", {"ls_init_value": 0.1}, "ls_init_value = 0.1 is not supported"),
         (
             "vision_cfg",
             {"timm_model_name": "convnext_base"},
-            "layers = 2 is nothing|cannot be read",
+            "layers = 2 is not supported|cannot be read",
         ),
         ("text_cfg", {"hf_model_name": "roberta-base"}, "hf_model_name = 'roberta-base'"),
         ("text_cfg", {"pool_type": "first"}, "pool_type = 'first'"),
@@ -262,7 +262,7 @@ def test_quick_gelu_where_the_config_does_not_record_it(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: ours.siglip(), "there is none of width 32.*--to=huggingface"),
+        (lambda: ours.siglip(), "timm has no tower of width 32.*--to=huggingface"),
         (lambda: ours.changed(ours.clip(), "image", pool="gap"), "image.pool must be"),
         (lambda: ours.changed(ours.clip(), "image", patch_bias=True), "image.patch_bias must be F"),
         (lambda: ours.changed(ours.clip(), "text", activation="gelu"), "must both be 'quick_gelu'"),

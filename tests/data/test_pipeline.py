@@ -282,7 +282,7 @@ def test_second_pictures_come_beside_the_first():
     assert (batch["id"] % 3 != 0).all()  # the others are counted, and replaced
     assert {index % 3 for _, index, _ in counters.recent} == {0}
     assert {reason for *_, reason in counters.recent} == {
-        "it has no 'second' picture, which a model looks at"
+        "it has no 'second' picture, which a model needs"
     }
     for name in names:
         expected = batch["id"] + (100 if "second" in name else 0)

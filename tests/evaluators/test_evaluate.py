@@ -113,7 +113,7 @@ def test_label_only_tars_are_classified_as_prepared_records_are(runs, tmp_path, 
     assert found["several/examples"] == 10
     assert 0 <= found["several/map"] <= 1
     assert "An evaluation leaves out record 20 of" in caplog.text
-    assert "its KEY.cls is no number of a class: 'broken'" in caplog.text
+    assert "its KEY.cls is not the number of a class: 'broken'" in caplog.text
 
 
 @pytest.mark.slow

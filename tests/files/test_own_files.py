@@ -81,10 +81,10 @@ def test_every_flipped_bit_of_other_files_is_found(tmp_path):
     [
         (b"", "it is empty"),
         (b"\0" * 5000, "it is 5,000 zero bytes"),
-        (b"[1]", "it is no JSON object but a list"),
+        (b"[1]", "it is not a JSON object but a list"),
         (b'{\n "a": 1,\n "b": "\xff"}', "line 3: byte 0xff is not UTF-8"),
-        (b'{\n "a": 1', "line 2: no JSON: Expecting ',' delimiter, column 8"),
-        (b"[" * 100_000, "brackets within brackets"),
+        (b'{\n "a": 1', "line 2: not JSON: Expecting ',' delimiter, column 8"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_json_that_is_not_an_object(data, message):

@@ -242,7 +242,7 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
     settings = config("iid", steps=2)
     owner = tmp_path / "run" / ownership.FILE
     with ownership.owned(str(owner)):
-        said = rf"{owner} says .*process {os.getpid()} on .*, started 2"
+        said = rf"{owner} is in use: process {os.getpid()} on .*, started 2"
         with pytest.raises(ConfigError, match=said):
             run(settings, tmp_path / "run")
         assert [path.name for path in owner.parent.iterdir()] == [ownership.FILE]

@@ -22,7 +22,7 @@ def test_braces_are_the_shells(pattern):
 
 def test_ranges_that_cannot_be_meant():
     for pattern in ("{5..3}", "{0..99999999}"):
-        with pytest.raises(ConfigError, match="must go up"):
+        with pytest.raises(ConfigError, match="must ascend"):
             storage.expand(pattern)
 
 
@@ -84,7 +84,9 @@ def test_links_are_followed(tmp_path):
         lambda: storage.find(str(snapshot), ".tar"),
         lambda: storage.matching(f"{snapshot}/*.tar"),
     ):
-        with pytest.raises(storage.StorageError, match=r"c.tar is a link to ../blobs/0c, where"):
+        with pytest.raises(
+            storage.StorageError, match=r"c.tar is a link to ../blobs/0c, which does not exist"
+        ):
             find()
     assert storage.matching(f"{snapshot}/*.parquet") == []
 

@@ -161,7 +161,7 @@ def test_sigmoid_losses_need_a_bias():
 
 
 def test_settings_that_contradict_each_other():
-    with pytest.raises(ConfigError, match="reference_scoring says how the reference runs"):
+    with pytest.raises(ConfigError, match="reference_scoring is for a reference that runs"):
         ContrastiveConfig(
             reference=FrozenConfig(cache="c"), reference_scoring=ScoringConfig(precision="int8")
         )

@@ -232,7 +232,7 @@ def test_what_is_read():
 def test_settings_that_contradict():
     with pytest.raises(ConfigError, match="set it to the number of answers"):
         CoCaTaskConfig(model=tiny_coca.TINY)
-    with pytest.raises(ConfigError, match="never reads"):
+    with pytest.raises(ConfigError, match="reads no method"):
         CoCaTaskConfig(model=ONE, task="captioning")
     with pytest.raises(ConfigError, match="pictures = 2"):
         dataclasses.replace(tiny_coca.TINY, pictures=2)

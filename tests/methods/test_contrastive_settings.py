@@ -81,7 +81,10 @@ def settings(**changes):
             lambda: settings(distillation=DistillationConfig(weight=1.0, teachers=("big",))),
             "names 'big'; known: .'reference'",
         ),
-        (lambda: settings(teachers={"reference": FrozenConfig()}), "may not be called 'reference'"),
+        (
+            lambda: settings(teachers={"reference": FrozenConfig()}),
+            "must not be called 'reference'",
+        ),
         (lambda: settings(distillation=DistillationConfig(weight=-1.0)), "must be at least 0"),
         (
             lambda: settings(distillation=DistillationConfig(weight=1.0, teachers=())),

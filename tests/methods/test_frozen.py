@@ -58,7 +58,7 @@ def test_nothing_to_resolve():
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(ConfigError, match=r"none does not exist, but a model should be there"):
+    with pytest.raises(ConfigError, match=r"none does not exist; it must be a run"):
         FrozenConfig(checkpoint="{workdir}/none").resolve(str(tmp_path))
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match=r"none holds no run \(no config.json\) and no model"):

@@ -342,7 +342,7 @@ def test_config_round_trip():
         ({"embed_dim": 0}, "embed_dim must be at least 1, got 0"),
         ({"init_scale": 0.0}, "init_scale must be above 0"),
         ({"head_hidden": -1}, "head_hidden must be at least 0, got -1"),
-        ({"head_hidden": 8}, "head_hidden are the head's, .* set classes, too"),
+        ({"head_hidden": 8}, "head_hidden are settings of the head, .* set classes, too"),
         ({"attention": "cudnn"}, "half precision only"),
     ],
 )

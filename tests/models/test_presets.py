@@ -70,8 +70,8 @@ def test_overrides_replace_single_numbers():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ImageConfig(size="XXL"), "image.size must be one of mu, Ti"),
-        (lambda: TextConfig(size="XXL"), "text.size must be one of mu, Ti"),
+        (lambda: ImageConfig(size="XXL"), "size must be 'mu' or 'Ti'"),
+        (lambda: TextConfig(size="XXL"), "size must be 'mu' or 'Ti'"),
         (lambda: TextConfig(width=100, heads=3), "text.width = 100 .* text.heads = 3"),
         (lambda: ImageConfig(depth=0), "depth must be at least 1, got 0"),
         (lambda: two_tower.preset("ACED-F9"), "model must be one of ACED-F0"),

@@ -399,10 +399,10 @@ def test_config_survives_the_round_trip_and_presets_are_read():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SwinConfig(size="L"), "image.swin.size must be one of mu, T, S, B, got 'L'"),
+        (lambda: SwinConfig(size="L"), "size must be 'mu' or 'T' or 'S' or 'B', got 'L'"),
         (lambda: SwinConfig(window=0), "window must be at least 1"),
         (lambda: SwinConfig(width=0), "width must be at least 1"),
-        (lambda: SwinConfig(depths=(2, 2)), "must name the same stages"),
+        (lambda: SwinConfig(depths=(2, 2)), "must have one number for each stage"),
         (lambda: SwinConfig(size="mu", depths=(2, 3)), r"even and at least 2, got \(2, 3\)"),
         (lambda: SwinConfig(size="mu", heads=(2, 5)), r"32 channels .*image.swin.heads\[1\] = 5"),
         (lambda: tower(36), "image.resolution = 36 must be a multiple of 8 pixels"),
@@ -410,7 +410,7 @@ def test_config_survives_the_round_trip_and_presets_are_read():
         (lambda: dataclasses.replace(WHOLE, width=64), "image.width is not read by .*'swin'"),
         (lambda: ImageConfig(swin=SwinConfig(window=8)), "image.swin is not read by .*'vit'"),
         (lambda: dataclasses.replace(WHOLE, std=(1.0, 0.0, 1.0)), r"std\[1\] must be above 0"),
-        (lambda: WHOLE.tokens, "needs image.architecture = 'vit'"),
+        (lambda: WHOLE.tokens, "set image.architecture = 'vit'"),
         (lambda: flexi.resize_params({}, WHOLE, 8), "cannot be read at another patch size"),
         (lambda: ScoringConfig(patch=32).check(MODEL), "method.scoring.patch = 32 needs image.arc"),
     ],

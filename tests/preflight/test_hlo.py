@@ -143,7 +143,7 @@ def test_convolutions_are_what_xla_counts():
 
 
 def test_another_text_is_refused():
-    with pytest.raises(ValueError, match="no text of a compiled program"):
+    with pytest.raises(ValueError, match="not the text of a compiled program"):
         hlo.read("module @jit_f { }")
 
 

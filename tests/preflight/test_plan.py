@@ -87,4 +87,4 @@ def test_epochs_count_the_data_set_or_an_assumed_one(tmp_path):
     config.data.array_record.path = str(tmp_path / "none")
     wanted = plan.read(config, str(tmp_path))
     assert plan.first_program(wanted, mesh).total_steps == 300_000
-    assert wanted.assumed == ["an epoch has 10,000,000 examples; the data set is not here"]
+    assert wanted.assumed == ["an epoch has 10,000,000 examples; the data set is missing"]

@@ -83,7 +83,7 @@ def test_a_step_for_eight_tpus():
     assert found["examples_per_second"] == pytest.approx(128 / time["step"])
     assert found["mfu"] == pytest.approx(step / time["step"] / (8 * 197e12))
     assert found["run"]["chip_hours"] == pytest.approx(10 * time["step"] * 8 / 3600)
-    assert found["notes"] == ["the runs before it are not counted: reference"]
+    assert found["notes"] == ["earlier runs are not counted: reference"]
     assert len(found["assumed"]) == 1
 
     shown = table.table(found)
@@ -133,7 +133,7 @@ def test_gpus_by_roofline_alone(tmp_path):
     wanted = plan.read(config, str(tmp_path))
     found = command.report(wanted, hardware.topology("gpu:h200x8"))
     assert (found["method"], found["fits"]) == ("roofline", True)
-    assert "by roofline alone" in found["notes"][0]
+    assert "only a roofline" in found["notes"][0]
     assert "compiled" not in found["flops"]
     step, state = found["flops"]["model"], found["hbm"]["state"]
     time, parameters = found["time"], 4 * found["parameters"]["learner"]
@@ -156,7 +156,7 @@ def test_gpus_that_cannot_even_hold_the_parameters(tmp_path):
     assert not found["fits"]
     assert found["hbm"]["free"] < 0
     assert "do NOT fit" in table.table(found)
-    assert "the chosen pictures move" in " ".join(found["notes"])
+    assert "chosen pictures move between them" in " ".join(found["notes"])
 
 
 @pytest.mark.parametrize(

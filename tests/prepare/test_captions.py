@@ -79,7 +79,7 @@ def test_json_line_with_a_repeated_field_is_rejected(tmp_path):
     lines = b'{"image": "0", "caption": "a", "caption": "b"}\n{"image": "1", "caption": "c"}\n'
     found, (left_out,) = from_table(tmp_path, lines, "t.jsonl")
     assert found == {"1": ["c"]}
-    assert left_out["detail"] == "not JSON: the field 'caption' is there twice"
+    assert left_out["detail"] == "not JSON: the field 'caption' occurs twice"
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])

@@ -187,10 +187,10 @@ def test_stores_are_read_and_written(tmp_path):
     ("settings", "error", "message"),
     [
         ({"tars": "t", "parquet": "p"}, ConfigError, "--tars and --parquet are two inputs"),
-        ({"tars": "t", "images": "i"}, ConfigError, "--images belongs to --captions"),
-        ({"tars": "t", "split": "val"}, ConfigError, "--split is of a folder of parquet files"),
+        ({"tars": "t", "images": "i"}, ConfigError, "--images is for --captions"),
+        ({"tars": "t", "split": "val"}, ConfigError, "--split needs a folder of parquet files"),
         ({"tars": "t", "noisy_column": "n"}, ConfigError, "--noisy_column"),
-        ({"tars": "t", "second_column": "n"}, ConfigError, "not of --tars"),
+        ({"tars": "t", "second_column": "n"}, ConfigError, "not --tars"),
         ({"tars": "t", "near_duplicates": 8}, ConfigError, "--near_duplicates must be"),
         ({"tars": "t", "near_duplicate_captions": True}, ConfigError, "which is off"),
         ({"tars": "t", "max_side": 9, "thumbnails": 9}, ConfigError, "--thumbnails=9"),

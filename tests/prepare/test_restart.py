@@ -196,7 +196,7 @@ def test_damaged_settings_keep_completed_work(stopped, tmp_path):
     path = tmp_path / ".out.partial" / "settings.json"
     good = path.read_bytes()
     path.write_bytes(good[:40])
-    with pytest.raises(PrepareError, match=f"{path} is not readable .line 2: no JSON"):
+    with pytest.raises(PrepareError, match=f"{path} is not readable .line 2: not JSON"):
         prepare(PrepareConfig(**stopped[0]))
     path.write_bytes(good)
     prepare(PrepareConfig(**stopped[0]))

@@ -24,7 +24,7 @@ def test_mistakes_are_named(tmp_path):
         prompts.prompts(["x"], ["a photo"], 0, 0)
     with pytest.raises(ConfigError, match="more than the 10 templates"):
         prompts.prompts(["x"], prompts.TEMPLATES, 11, 0)
-    with pytest.raises(ConfigError, match="no readable UTF-8 file"):
+    with pytest.raises(ConfigError, match="not a readable UTF-8 file"):
         prompts.read_lines(str(tmp_path / "none"), "class_names")
     (tmp_path / "empty").write_text("\n \n")
     with pytest.raises(ConfigError, match=r"--templates=.* has no lines"):

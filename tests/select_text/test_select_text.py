@@ -282,7 +282,7 @@ def test_a_corpus_that_changes_in_between_is_an_error(bench, tmp_path, monkeypat
 
     monkeypatch.setattr(command, "choose", change)
     config = bench.config(tmp_path / "out", corpus=(f"{tmp_path}/corpus/*.txt",))
-    with pytest.raises(DatasetError, match=r"is not there in the second one"):
+    with pytest.raises(DatasetError, match=r"is missing in the second one"):
         command.run(config, jax.devices()[:2])
 
 

@@ -282,11 +282,11 @@ def test_a_mixture_has_a_cache_whatever_its_weights(models, tmp_path):
 
 def test_preflight_needs_no_cache(data, models, tmp_path):
     config = cached.run_config(data, "", cache=tmp_path / "none")
-    with pytest.raises(ConfigError, match="is not here, and the width of its embeddings"):
+    with pytest.raises(ConfigError, match="does not exist, so the width of its embeddings"):
         plan.read(config, str(tmp_path))
     config.method.reference.model = to_config(cached.model())
     read = plan.read(config, str(tmp_path))
-    assert re.match(r"method\.reference\.cache = .*none' is not here", read.assumed[0])
+    assert re.match(r"method\.reference\.cache = .*none' does not exist", read.assumed[0])
     built = read.program(meshes.make_mesh(jax.devices()[:1]), 8)
     assert built.frozen == {}
     shapes = {name: (x.shape, str(x.dtype)) for name, x in built.batch().items()}
@@ -360,7 +360,7 @@ def test_every_flipped_bit_of_a_description_is_found_or_changes_nothing(caches, 
 
 
 def test_no_cache(tmp_path):
-    with pytest.raises(CacheError, match=r"is no cache: it has no cache.json"):
+    with pytest.raises(CacheError, match=r"is not a cache: it has no cache.json"):
         FrozenConfig(cache="{workdir}/cache").resolve(str(tmp_path))
     with pytest.raises(ConfigError, match="Mount the store"):
         FrozenConfig(cache="gs://bucket/cache").resolve(str(tmp_path))

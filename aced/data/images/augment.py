@@ -18,20 +18,20 @@ _ATTEMPTS = 10
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig(Checked):
-    """What is done to a picture before it is resized. The default is nothing."""
+    """Random changes of a picture before it is resized; none by default."""
 
     # Part of the picture's area that a random crop keeps, from least to most; (1, 1): no crop.
     # DIME-FM: 0.08 to 1
     crop_area: tuple[PositiveFraction, PositiveFraction] = (1.0, 1.0)
-    # Of the crop's width to its height.
+    # Ratio of the crop's width to its height, from least to most.
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    flip: Fraction = 0.0  # how often left and right are exchanged; DIME-FM: 0.5
+    flip: Fraction = 0.0  # probability that left and right are exchanged; DIME-FM: 0.5
 
     def _check(self) -> None:
         for name in ("crop_area", "crop_ratio"):
             least, most = getattr(self, name)
             if least > most:
-                raise ConfigError(f"{name} must be the least and the most, got {least} > {most}.")
+                raise ConfigError(f"{name} must be a range, got {least} > {most}.")
 
     @property
     def crops(self) -> bool:

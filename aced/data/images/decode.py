@@ -75,17 +75,12 @@ def decode(
     """Decodes a picture of one of `FORMATS` to RGB, upright.
 
     Applies the EXIF orientation, composites transparency on white, scales 16-bit greys to 8 bits
-    and takes the first frame of an animation.
+    and takes the first frame of an animation. Pictures of more than `max_pixels` are refused before
+    decoding, since a small file can expand to gigabytes. With `at_least` a JPEG is scaled down by
+    8, 4, 2 or 1, as far as both sides keep at least this many pixels (see `load`).
 
-    The peak memory is 8 bytes per pixel beside `data` and 8 MB, so below 0.8 GB for `MAX_PIXELS`;
-    a progressive JPEG takes up to 9 (CMYK 13), a TIFF up to 12, a WebP 17.
-
-    Args:
-        data: the encoded picture.
-        max_pixels: larger pictures are refused before decoding, since a small file can expand to
-            gigabytes.
-        at_least: None: the full size. Otherwise a JPEG is scaled down by 8, 4, 2 or 1, as far as
-            both sides keep at least this many pixels (see `load`).
+    The peak memory is 8 bytes per pixel beside `data` and 8 MB, so below 0.8 GB for `MAX_PIXELS`; a
+    progressive JPEG takes up to 9 (CMYK 13), a TIFF up to 12, a WebP 17.
 
     Raises:
         DecodeError: the picture is broken, of another format, or too large.

@@ -12,16 +12,17 @@ from aced.data.images.decode import picture_size
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig(Checked):
-    """Examples to leave out; 0: no such limit. Captions are left out one by one."""
+    """Limits on the examples that are used; 0: no limit. Captions are filtered one by one."""
 
     min_side: NonNegativeInt = 0  # pixels of the shorter side
-    # Longer side / shorter side; 3 is what img2dataset's users take.
+    # Longer side / shorter side; users of img2dataset often choose 3.
     max_aspect: NonNegativeOrInfinite = 0.0
-    min_chars: NonNegativeInt = 0  # of a caption, without space around it
+    min_chars: NonNegativeInt = 0  # characters of a caption, without space around it
     max_chars: NonNegativeInt = 0
-    min_words: NonNegativeInt = 0  # of a caption, divided by space
+    min_words: NonNegativeInt = 0  # words of a caption, separated by space
     max_words: NonNegativeInt = 0
-    # Examples left out in a row for one place of a batch that stop the run: next to nothing passes.
+    # The run stops when so many examples in a row are left out for one row of a batch, because the
+    # filters then pass next to nothing.
     max_in_a_row: MayChange[PositiveInt] = 10_000
 
     def _check(self) -> None:

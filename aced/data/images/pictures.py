@@ -22,7 +22,7 @@ class Look(NamedTuple):
     """The settings that determine the pixels that a model sees of a record."""
 
     resolution: int  # pixels a side
-    resize: ResizeConfig  # how the picture gets it
+    resize: ResizeConfig  # how the picture is resized to it
     picture: PictureName = "image"
     transform: Transform | None = None  # another library's, of the full picture, in place of resize
 
@@ -71,7 +71,7 @@ class Viewer:
         seen: list[Any] = [None] * self._count
         for name, looks in self._looks.items():
             if (image := record.get(name)) is None:
-                raise DecodeError(f"it has no {name!r} picture, which a model looks at")
+                raise DecodeError(f"it has no {name!r} picture, which a model needs")
             if cut is not None:
                 whole = decode(image, self._max_pixels) if isinstance(image, bytes) else image
                 part = np.ascontiguousarray(cut(whole))

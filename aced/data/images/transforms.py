@@ -20,8 +20,8 @@ class ResizeConfig(Checked):
     # "crop": the shorter side to the resolution, then the middle of the longer one (CLIP).
     mode: Literal["squash", "crop"] = "squash"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    # Of the margin of "crop", where it is half a pixel: torchvision (OpenAI's CLIP, open_clip)
-    # rounds to the nearest, transformers rounds down
+    # Rounding of the margin of "crop" where it is half a pixel: torchvision (OpenAI's CLIP,
+    # open_clip) rounds to the nearest, transformers rounds down.
     margin: Literal["nearest", "down"] = "nearest"
 
     def margin_of(self, side: int, resolution: int) -> int:

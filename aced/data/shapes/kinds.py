@@ -40,7 +40,7 @@ class Kind:
         return f"{self.text}es" if self.text.endswith("cross") else f"{self.text}s"
 
 
-# Attributes that kinds without a size name.
+# The attributes of random kinds, drawn uniformly; kinds here have no size.
 FORMS = (("colour", "shape"), ("colour", "shape"), ("shape",), ("colour",))
 
 

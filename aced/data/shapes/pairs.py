@@ -143,31 +143,30 @@ def _more(pair: Pair, draws: Draws, is_true: bool) -> Made:
 def _backgrounds(pair: Pair, draws: Draws, is_true: bool) -> Made:
     background = draws.pick(tuple(BACKGROUNDS))
     fits = _or_one_fails((True, True), draws, is_true)
-    first, second = (
-        dataclasses.replace(
-            scene,
-            background=background if fit else draws.other(tuple(BACKGROUNDS), background),
-        )
-        for scene, fit in zip(pair, fits, strict=True)
+    backgrounds = (
+        background if fit else draws.other(tuple(BACKGROUNDS), background) for fit in fits
     )
-    return (first, second), TEXTS["backgrounds"].format(background)
+    scenes = tuple(
+        dataclasses.replace(scene, background=own)
+        for scene, own in zip(pair, backgrounds, strict=True)
+    )
+    return scenes, TEXTS["backgrounds"].format(background)
 
 
 def _or_one_fails(required: tuple[bool, bool], draws: Draws, is_true: bool) -> tuple[bool, bool]:
     """`required`, with one of the two negated if the statement is false."""
     failing = draws.below(2)
-    first, second = (has != (not is_true and i == failing) for i, has in enumerate(required))
-    return first, second
+    return tuple(has != (not is_true and i == failing) for i, has in enumerate(required))
 
 
 def _having(pair: Pair, draws: Draws, has: tuple[bool, bool]) -> tuple[Pair, Kind]:
     """Scenes with or without (`has`) a thing of a random kind, and the kind."""
     kind = any_kind(draws, draws.pick(FORMS))
-    first, second = (
+    scenes = tuple(
         _with_kind(scene, draws, kind) if is_there else _without_kind(scene, draws, kind)
         for scene, is_there in zip(pair, has, strict=True)
     )
-    return (first, second), kind
+    return scenes, kind
 
 
 def _with_kind(scene: Scene, draws: Draws, kind: Kind) -> Scene:
@@ -191,8 +190,7 @@ def _without_kind(scene: Scene, draws: Draws, kind: Kind) -> Scene:
 
 
 def _with_counts(pair: Pair, draws: Draws, counts: tuple[int, int]) -> Pair:
-    first, second = (_with_count(scene, draws, n) for scene, n in zip(pair, counts, strict=True))
-    return first, second
+    return tuple(_with_count(scene, draws, n) for scene, n in zip(pair, counts, strict=True))
 
 
 def _with_count(scene: Scene, draws: Draws, count: int) -> Scene:

@@ -5,11 +5,11 @@ captions: a thing in the top left is not "on the left". For yes-no questions the
 first and the attributes in the same way for both, so the text does not reveal the answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aced.data.draws import Draws
 from aced.data.shapes.kinds import FORMS, NUMBERS, any_kind, kind_of, nearly, telling
-from aced.data.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene
+from aced.data.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
 
 ANSWERS = ("no", "yes", *COLOURS, *BACKGROUNDS, *SHAPES, *PLACES, *SIZES, *NUMBERS[:5])
 TEMPLATES = {
@@ -84,24 +84,19 @@ def _exists(scene: Scene, draws: Draws) -> Asked:
     return _make("exists", draws, kind.one), "no"
 
 
-def _is_at(scene: Scene, draws: Draws) -> Asked | None:
-    thing = draws.pick(scene.things)
-    names = [kind.text for kind in telling(scene.things, thing, ("size", "colour", "shape"))]
-    if not names:
-        return None
-    name, yes = draws.pick(names), draws.coin()
-    place = thing.place if yes else draws.other(range(len(PLACES)), thing.place)
-    return _make("is_at", draws, name, PLACES[place]), ANSWERS[yes]
+def _is(kind: str, value_of: Callable[[Thing], str], values: Sequence[str], others: Sequence[str]):
+    """Asks whether a thing identified by `others` has one of `values`."""
 
+    def question(scene: Scene, draws: Draws) -> Asked | None:
+        thing = draws.pick(scene.things)
+        names = [kind.text for kind in telling(scene.things, thing, others)]
+        if not names:
+            return None
+        name, yes = draws.pick(names), draws.coin()
+        value = value_of(thing) if yes else draws.other(values, value_of(thing))
+        return _make(kind, draws, name, value), ANSWERS[yes]
 
-def _is_colored(scene: Scene, draws: Draws) -> Asked | None:
-    thing = draws.pick(scene.things)
-    names = [kind.text for kind in telling(scene.things, thing, ("size", "shape"))]
-    if not names:
-        return None
-    name, yes = draws.pick(names), draws.coin()
-    colour = thing.colour if yes else draws.other(tuple(COLOURS), thing.colour)
-    return _make("is_colored", draws, name, colour), ANSWERS[yes]
+    return question
 
 
 def _relation(scene: Scene, draws: Draws) -> Asked | None:
@@ -138,7 +133,7 @@ _KINDS = (
     lambda scene, draws: (_make("count", draws), NUMBERS[len(scene.things)]),
     _count_kind,
     *[_exists] * 2,
-    _is_at,
-    _is_colored,
+    _is("is_at", lambda thing: PLACES[thing.place], PLACES, ("size", "colour", "shape")),
+    _is("is_colored", lambda thing: thing.colour, tuple(COLOURS), ("size", "shape")),
     *[_relation] * 2,
 )

@@ -123,16 +123,16 @@ class ShapesConfig(Checked):
     size: Annotated[int, Interval(ge=0, lt=2**31)] = 100_000
     seed: int = 0  # other seeds give other scenes
     split: Literal["train", "val"] = "train"  # disjoint streams; "val" is always clean
-    # Shares of the train captions that belong to another scene, say next to nothing, or repeat one
-    # of 16 captions. Pictures and the other captions don't depend on these shares.
+    # Shares of the train captions that belong to another scene, are vague, or repeat one of 16
+    # captions. Pictures and the other captions don't depend on these shares.
     wrong: NonNegativeFloat = 0.0
     vague: NonNegativeFloat = 0.0
     duplicate: NonNegativeFloat = 0.0
     resolution: Annotated[int, Ge(16)] = 64  # side of the drawn picture, pixels
-    # "captions", or the tasks that a model is fine-tuned on, of the same scenes (shapes_tasks):
-    # "questions" and answers, "entailment" of statements about a picture that is covered in part,
-    # and statements about "two_pictures". Not in the repr, from which fingerprints of captions are
-    # made that embedding caches hold.
+    # "captions", or a task on the same scenes that a model is fine-tuned on (`shapes.tasks`):
+    # "questions" and answers, "entailment" of statements about a partly covered picture, and
+    # statements about "two_pictures". Not in the repr, because the fingerprint in existing
+    # embedding caches is made from a repr without it.
     task: Literal["captions", "questions", "entailment", "two_pictures"] = dataclasses.field(
         default="captions", repr=False
     )

@@ -138,30 +138,30 @@ def _open_mixture(members: Mapping[str, MemberConfig]) -> Source:
 class DataConfig(SourceConfig):
     """Which examples are read, and how."""
 
-    # Several data sets by name, each in epochs of its own; ids are numbered through in the order of
-    # the names.
+    # Several data sets by name, each with its own epochs; ids are consecutive, in the order of the
+    # names.
     mixture: dict[str, MemberConfig] = dataclasses.field(
         default_factory=dict, metadata={"kind": Kind(_open_mixture, (), "")}
     )
     filters: FilterConfig = FilterConfig()  # examples to leave out
     shuffle: bool = True  # another permutation of the whole data set every epoch
-    # Of several captions of one picture: the first, or another one every time.
+    # Which caption of a picture with several is used: the first, or a random one every time.
     caption: Literal["first", "random"] = "random"
-    # That read and decode, per process; 0: none, for debugging.
+    # Threads per process that read and decode; 0: none, for debugging.
     num_threads: MayChange[NonNegativeInt] = 16
-    # Super-batches ready and waiting, per process; each costs its size in memory.
+    # Super-batches that each process prepares in advance; each takes its size in memory.
     prefetch: MayChange[NonNegativeInt] = 2
-    # Larger pictures are skipped; of so many a PNG takes 0.8 GB.
+    # Pictures with more pixels are skipped. A PNG of this size takes 0.8 GB.
     max_pixels: PositiveInt = 89_478_485
     # How pictures are decoded and resized for training; evaluation is always "exact".
-    # "exact": in full, by Pillow's filters: what published preprocessing gives.
-    # "fast": JPEGs at 1/2, 1/4 or 1/8 where that has enough pixels, then resized by OpenCV: 2 to 4
-    # times the pictures a second; on photographs 1 to 2 grey levels of difference in the mean.
+    # "exact": in full, by Pillow's filters, as published preprocessing does.
+    # "fast": JPEGs at 1/2, 1/4 or 1/8 where that has enough pixels, then resized by OpenCV, which
+    # is 2 to 4 times as fast. On photographs the mean difference is 1 to 2 grey levels.
     decode: Literal["exact", "fast"] = "exact"
-    # Models that see no more pixels than a stored thumbnail has read that, where there is one.
+    # Whether a model reads the stored thumbnail, if there is one with enough pixels.
     thumbnails: bool = False
-    # Unreadable records drawn in a row for one place of a batch that stop the run. Single ones are
-    # skipped and counted, and random others of the data set or the member take their place.
+    # The run stops when so many records in a row are unreadable for one row of a batch. Single ones
+    # are skipped and counted, and replaced by random ones of the data set or member.
     max_skipped_in_a_row: MayChange[PositiveInt] = 100
 
     def _check(self) -> None:
@@ -174,7 +174,7 @@ class DataConfig(SourceConfig):
         for name in self.mixture:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
                 raise ConfigError(
-                    f"data.mixture has a member {name!r}; names are letters, digits, _ and -."
+                    f"data.mixture has a member {name!r}; names have only letters, digits, _ and -."
                 )
 
     @property

@@ -37,20 +37,20 @@ class ParquetConfig(Checked):
 
     # A file, a folder of them, or a pattern: /data/coco/data/train-*.parquet, s3://bucket/*.parquet.
     path: MayChange[str] = ""
-    split: str = "train"  # of a folder whose files are named by splits, as the hub's are
+    split: str = "train"  # the split of a folder whose files are named by splits, as on the hub
     image: str = "image"  # column of the encoded pictures
-    # Columns of strings, of lists of strings, or of classes that `datasets` has named, whose names
-    # are the captions; of classified pictures alone maybe none.
+    # Columns of captions: strings, lists of strings, or classes named by `datasets`, whose names
+    # are then the captions. May be empty if there is a label.
     captions: tuple[str, ...] = ("caption",)
-    # Column with the number of a class, or with its name: then names are numbered in their order;
-    # none: no labels.
+    # Column with the number of a class, or with its name; names are numbered in sorted order.
+    # Empty: no labels.
     label: str = ""
-    second: str = ""  # column of a second picture, where examples are about two; none: one
+    second: str = ""  # column of the second picture of examples about two pictures; empty: none
     # Column with the answers that people gave to the question in the caption: strings, or structs
-    # with `answer`, as the hub's VQAv2; none: no answers.
+    # with `answer`, as in the hub's VQAv2. Empty: no answers.
     answers: str = ""
-    # The window of the shuffle, in MiB of unpacked row groups: examples mix only within it. Every
-    # process keeps up to twice as much in memory. Part of the order: the same on all machines.
+    # Window of the shuffle, in MiB of unpacked row groups: examples are mixed only within it. Every
+    # process keeps up to twice as much in memory. The order of examples depends on it.
     window_mib: PositiveInt = 1024
 
     def _check(self) -> None:
@@ -256,7 +256,7 @@ def _picture(value: Any) -> bytes:
     if not value:
         raise ValueError("it has no bytes of a picture; its path is not followed")
     if len(value) > records.MAX_IMAGE_BYTES:
-        raise ValueError(f"a picture of {len(value)} bytes; {records.MAX_IMAGE_BYTES} can be")
+        raise ValueError(f"a picture of {len(value)} bytes; at most {records.MAX_IMAGE_BYTES}")
     return value
 
 
@@ -278,6 +278,4 @@ def _answers(value: Any) -> tuple[str, ...]:
 def _label(value: Any, numbers: Mapping[str, int] | None) -> int:
     if numbers is not None:
         value = numbers.get(value)
-    if value is None or not -(1 << 31) <= value < 1 << 31:
-        raise ValueError(f"its label is no number of a class: {value!r}")
-    return value
+    return records.class_number(value, "label")

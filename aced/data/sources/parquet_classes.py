@@ -19,12 +19,7 @@ _THREADS = 16
 def names_of(
     files: Sequence[tuple[File, pa.Schema]], label: str, captions: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    """The class names by number of each column that has them; `label` comes first.
-
-    Args:
-        files: all files of a data set, with their schemas.
-        label: the column of labels, or "".
-        captions: the columns of captions.
+    """The class names by number of each column that has them; the column `label` comes first.
 
     Raises:
         ConfigError, StorageError: see `occurring`.
@@ -97,7 +92,7 @@ def occurring(files: Sequence[File], column: str) -> tuple[str, ...]:
             names |= names_of_file
             if len(names) > MOST:
                 raise ConfigError(
-                    f"The column {column!r} has more than {MOST:,} different names, which are no "
+                    f"The column {column!r} has more than {MOST:,} different names, too many for "
                     "classes; correct data.parquet.label."
                 )
     return tuple(sorted(names - {None}))

@@ -56,7 +56,7 @@ def read(file: File, columns: Sequence[str]) -> Footer:
         tail = storage.read(file.path, max(0, file.size - 8), 8)
         size = int.from_bytes(tail[:4], "little")
         if tail[4:] != _MARK or not 0 < size <= min(file.size - 8, _MAX_BYTES):
-            raise ValueError("it does not end as a parquet file does; it was cut off or is another")
+            raise ValueError("it does not end like a parquet file: it was cut off or is not one")
         footer = storage.read(file.path, file.size - 8 - size, size)
         return _parse(footer, tail, file.size, columns)
     except storage.StorageError:

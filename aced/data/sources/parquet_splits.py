@@ -16,6 +16,8 @@ from aced.files import storage
 from aced.files.storage import File
 
 DEFAULT = "train"
+# Errors of a malformed README.md.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
 _SUFFIX = ".parquet"
 _MAX_README_BYTES = 1 << 22
 _SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\b.*")  # name of the split, place among many
@@ -29,9 +31,8 @@ _WORDS = {
 def find(path: str, split: str) -> tuple[list[File], str]:
     """The files of `split` in the folder `path`, or all that a pattern or a file names.
 
-    Args:
-        path: see `storage.find`; the files of a folder may be in data/ or in folders of splits.
-        split: name of the split, or a synonym, such as "val" for "validation".
+    Files of a folder may be in data/ or in folders of splits, and a split may have a synonym, such
+    as "val" for "validation".
 
     Returns:
         The files in order, and the folder's name of the split, "" if it has none.
@@ -44,8 +45,8 @@ def find(path: str, split: str) -> tuple[list[File], str]:
     if not storage.is_folder(path):
         if split != DEFAULT:
             raise ConfigError(
-                f"data.parquet.split = {split!r} is of a folder, but {path} names the files; give "
-                "the folder, or leave the split out."
+                f"data.parquet.split = {split!r} needs a folder, but {path} names files; give the "
+                "folder, or leave the split out."
             )
         return storage.find(path, _SUFFIX), ""
     splits = _splits(path)
@@ -57,7 +58,7 @@ def find(path: str, split: str) -> tuple[list[File], str]:
     if len(matches) != 1:  # "val" and "dev" may both exist for "validation"
         known = ", ".join(filter(None, splits))
         if not known:
-            known = f"none: no file's name begins with that of a split, as in {split}-0.parquet"
+            known = f"none, because no file is named after a split, such as {split}-0.parquet"
         raise ConfigError(
             f"{path} has no split {split!r}. Its splits are: {known}. Set data.parquet.split "
             "(aced.prepare: --split) to one of them, or give the files: "
@@ -143,14 +144,7 @@ def _from_readme(path: str) -> dict[str, list[File]]:
         patterns = _patterns(configs, file.path)
     except ConfigError:
         raise
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
+    except _MALFORMED as error:
         logging.warning("%s is not used, splits go by the names of files: %r", file.path, error)
         return {}
     splits = {}

@@ -42,12 +42,10 @@ class TarError(ValueError):
 def members(
     read: Callable[[int, int], bytes], size: int, digest: "hashlib._Hash"
 ) -> Iterator[Member | Damage]:
-    """The members of a tar in their order.
+    """The members of a tar of `size` bytes, in their order.
 
-    Args:
-        read: `read(start, length)` returns up to `length` bytes; fewer at the end of the tar.
-        size: bytes of the tar.
-        digest: a hash that is updated with all headers: names, sizes and times of change.
+    `read(start, length)` returns up to `length` bytes, and fewer only at the end of the tar.
+    `digest` is updated with all headers: names, sizes and times of change.
 
     Raises:
         TarError: it is compressed, or does not begin as a tar does.
@@ -179,4 +177,4 @@ def _refuse(block: bytes) -> None:
     if block[:2] == b"\x1f\x8b" or block[:3] == b"BZh" or block[:6] == b"\xfd7zXZ\0":
         raise TarError("it is compressed, and has no random access; decompress it")
     if len(block) < BLOCK or block[257:262] != b"ustar":
-        raise TarError("it is no tar file")
+        raise TarError("it is not a tar file")

@@ -4,8 +4,8 @@ A tar can only be read from front to back; with this index, any example is one r
 once and kept in a file: beside the tars, for all machines, or else in a local folder. It is
 memory-mapped, so that 10^8 examples cost no memory; building takes twice its size, which is 104
 bytes and the name per example. It holds the size and the stamp (time of change, or ETag) of every
-tar, and is built again when one of them changes or its checksum is wrong. Comparing the checksum at
-a start reads it once, at about 3 GB/s of one core.
+tar, and is built again when one of them changes or its checksum is wrong. Comparing the checksum
+when a run starts reads the index once, at about 3 GB/s on one core.
 
 During the build each tar has its own file of the same form. So a killed build is resumed, and the
 hosts of a pod, which all start at once, share the tars without communication: each takes them in
@@ -52,11 +52,9 @@ class TarIndex:
 
 
 def load(files: Sequence[File], cache_folder: str) -> TarIndex:
-    """Loads the index of these tars, or builds and stores it.
+    """Loads the index of these tars, or builds it and stores it beside them.
 
-    Args:
-        files: the tars, in order.
-        cache_folder: a local folder for the index, if the folder of the tars is not writable.
+    If their folder is not writable, the index is stored in the local folder `cache_folder`.
 
     Raises:
         DatasetError: a file is not a tar, or is compressed.
@@ -136,7 +134,7 @@ def _read(place: str, table: list, own: str) -> TarIndex | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # errors of the store or of damaged content
-        logging.warning("The index %s is not used and built again: %s", place, error)
+        logging.warning("The index %s is not used, and is built again: %s", place, error)
         return None
 
 
@@ -156,9 +154,9 @@ def _parse(data: memoryview, table: list) -> TarIndex:
         raise ValueError("it is cut off")
     magic, crc, size = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        raise ValueError("it is no index of this version")
+        raise ValueError("it is not an index of this version")
     if crc != zlib.crc32(data[_CHECKED_FROM:]):
-        raise ValueError("its content is not that of its checksum: it was cut off or changed")
+        raise ValueError("its checksum does not match its content: it was cut off or changed")
     header = json.loads(bytes(data[_HEADER.size : _HEADER.size + size]))
     if header["tars"] != table:
         raise ValueError("tars have changed since")

@@ -90,17 +90,14 @@ def number(parts: Mapping[str, bytes]) -> int:
     """
     text = encoding.decode(_part(parts, ".cls")).strip()
     if not _NUMBER.fullmatch(text) or not -1 <= int(text) < 1 << 31:
-        raise ValueError(f"its KEY.cls is no number of a class: {text!r:.100}")
+        raise ValueError(f"its KEY.cls is not the number of a class: {text!r:.100}")
     return int(text)
 
 
 def shown(member: str, parts: Mapping[str, bytes], names: Sequence[str]) -> list[str]:
-    """The names of the classes in a member; none for class -1, which is unknown.
+    """The names of the classes in `member`, one of `MEMBERS`; none for class -1, which is unknown.
 
-    Args:
-        member: one of `MEMBERS`.
-        parts: the members of an example by kind.
-        names: the names of all classes, by number.
+    `parts` has the members of the example by kind, and `names` the names of all classes by number.
 
     Raises:
         ValueError: the member is missing, damaged, or does not fit the names.

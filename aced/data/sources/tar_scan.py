@@ -24,12 +24,12 @@ ENTRY = np.dtype(
     + [(f"{kind}{suffix}", "<i8") for kind in _PLACED for suffix in ("", "_size")]
 )
 # Bytes read at once: locally the few small files between two pictures; from a store everything,
-# since a request takes as long as many megabytes.
+# since a request takes as long as reading many megabytes.
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 23
 
 _APART = (
-    "other members of the same name stand elsewhere, and which belong together cannot be told; "
-    "write the tar again, with a name of its own for each example and its members together"
+    "other members of the same name are elsewhere in the tar, and it is unclear which belong "
+    "together; write the tar again, with a unique name and adjacent members for each example"
 )
 
 
@@ -103,7 +103,7 @@ def _joined(examples: list[_Example], path: str) -> list[_Example]:
                 example.damage = _APART
     if joined:
         logging.warning(
-            "%s: the members of %d examples do not stand together, and are read one by one, which "
+            "%s: the members of %d examples are not adjacent, so they are read one by one, which "
             "is slow. Write the tar again, with `tar --sort=name`.",
             path,
             joined,
@@ -156,7 +156,7 @@ def _finished(
         yield _Example(key, None, parts)
     elif others:
         for name in others:
-            reason = "a name ends at its first dot, so that this picture belongs to none"
+            reason = "an example's name ends at the first dot, so this picture belongs to none"
             yield _Example(name, reason)
     elif parts and not lost:
         reason = f"it has no picture in this tar ({', '.join(PICTURES)})"

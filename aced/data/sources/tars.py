@@ -34,16 +34,16 @@ class WebDatasetConfig(Checked):
 
     # A tar, a folder of them, or a pattern: /data/{00000..00099}.tar, gs://bucket/cc12m/*.tar.
     path: MayChange[str] = ""
-    # Fields of KEY.json that hold captions; ".cls" or ".npy": the names of the classes that KEY.cls
-    # or KEY.npy gives, by classnames.txt; ".txt": every line of KEY.txt is a caption; none: KEY.txt
-    # is one caption, which with a label may be missing.
+    # Fields of KEY.json with captions; ".cls" or ".npy": the names, in classnames.txt, of the
+    # classes in KEY.cls or KEY.npy; ".txt": every line of KEY.txt is a caption. Empty: KEY.txt is
+    # one caption, which may be missing if there is a label.
     captions: tuple[str, ...] = ()
-    # Field of KEY.json that holds the number of a class; ".cls": KEY.cls does; none: no labels.
+    # Field of KEY.json with the number of a class; ".cls": that in KEY.cls. Empty: no labels.
     label: str = ""
-    # Field of KEY.json that holds the number of the picture's group, such as a region, for
-    # evaluations of the worst group; ".npy:0": entry 0 of KEY.npy does; none: no groups.
+    # Field of KEY.json with the number of the picture's group, such as a region, for evaluations of
+    # the worst group; ".npy:0": entry 0 of KEY.npy. Empty: no groups.
     group: str = ""
-    # For the index, where it cannot be beside the tars.
+    # Folder of the index, if it cannot be stored beside the tars.
     cache_folder: MayChange[str] = "~/.cache/aced"
 
     def _check(self) -> None:
@@ -102,9 +102,9 @@ class TarSource:
         self.templates = tar_labels.templates(self._paths) if has_classes else None
         if is_named and self.class_names is None:
             raise ConfigError(
-                f"data.webdataset.captions = {config.captions} are the names of classes, and there "
+                f"data.webdataset.captions = {config.captions} are the names of classes, but there "
                 f"is no {tar_labels.NAMES} beside the tars of {self.name}, nor in the folder above "
-                "them; write one, the name of a class in each line."
+                "them; write one, with the name of a class in each line."
             )
         if is_named:
             names = "\n".join(self.class_names)
@@ -135,12 +135,12 @@ class TarSource:
             out["texts"] = self._texts(parts, fields)
             if self._config.label == ".cls":
                 out["label"] = tar_labels.number(parts)
-            elif self._config.label:
-                out["label"] = _label(fields, self._config.label)
+            elif name := self._config.label:
+                out["label"] = records.class_number(fields.get(name), f"label {name!r}")
             if entry := _ENTRY.fullmatch(self._config.group):
                 out["group"] = tar_labels.entry(parts, int(entry[1]))
-            elif self._config.group:
-                out["group"] = _label(fields, self._config.group)
+            elif name := self._config.group:
+                out["group"] = records.class_number(fields.get(name), f"group {name!r}")
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where}: {error}") from error
         return out
@@ -164,7 +164,7 @@ class TarSource:
             limit = records.MAX_IMAGE_BYTES if kind == "image" else records.MAX_STRING_BYTES
             if start >= 0:
                 if not 0 <= size <= limit:
-                    raise ValueError(f"{kind} of {size} bytes; {limit} can be")
+                    raise ValueError(f"{kind} of {size} bytes; at most {limit}")
                 spans[kind] = start, start + size
         first, last = min(s for s, _ in spans.values()), max(e for _, e in spans.values())
         if last - first <= sum(e - s for s, e in spans.values()) + _SLACK:
@@ -202,8 +202,9 @@ class TarSource:
         bad = first[first["damaged"] == 1]
         if len(first) and len(bad) == len(first):
             raise DatasetError(
-                f"{self._paths[0]}, {self._index.key(first[0])}. So are the first {len(first)} "
-                f"examples of {self.name}; check the path and how the tars were made."
+                f"None of the first {len(first)} examples of {self.name} can be used; the first: "
+                f"{self._paths[0]}, {self._index.key(first[0])}. Check the path and how the tars "
+                "were made."
             )
         if len(bad):
             logging.warning("%s They are skipped and counted.", self._left_out(first))
@@ -231,14 +232,14 @@ class TarSource:
         problem = ""
         if not self._fields and not (whole["text"] >= 0).any():
             problem = (
-                f"{self.name} has no KEY.txt that belongs to one of its pictures (of the same "
-                "name, in the same tar); write the tars so, or set data.webdataset.captions to the "
-                "fields of KEY.json with captions."
+                f"{self.name} has no KEY.txt that belongs to one of its pictures, by the same name "
+                "in the same tar; add such files, or set data.webdataset.captions to the fields of "
+                "KEY.json with captions."
             )
             if (whole["cls"] >= 0).any():
-                problem += " For classification by its KEY.cls set data.webdataset.label = '.cls'."
+                problem += " For the classes in KEY.cls set data.webdataset.label = '.cls'."
             if (whole["npy"] >= 0).any():
-                problem += " Where KEY.npy has the classes, set .captions = ('.npy',)."
+                problem += " For the classes in KEY.npy set .captions = ('.npy',)."
         elif missing := sorted(required - known):
             problem = (
                 f"{self.name} has no field {missing[0]!r} in its first {len(json_at)} examples; "
@@ -295,14 +296,7 @@ class TarSource:
 def _json(data: bytes) -> dict[str, Any]:
     value = json.loads(data)
     if not isinstance(value, dict):
-        raise ValueError(f"its JSON is {type(value).__name__} and no object")
-    return value
-
-
-def _label(fields: dict[str, Any], name: str) -> int:
-    value = fields.get(name)
-    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
-        raise ValueError(f"its label {name!r} is no number of a class: {value!r:.100}")
+        raise ValueError(f"its JSON is a {type(value).__name__}, not an object")
     return value
 
 
@@ -315,11 +309,11 @@ def refuse_packed(path: str) -> None:
     """
     if path.endswith(_PACKED):
         raise ConfigError(
-            f"{path} is compressed, and cannot be read at random; decompress it to .tar first."
+            f"{path} is compressed, so it has no random access; decompress it to .tar first."
         )
     for ending in _PACKED if storage.is_folder(path) else ():
         if packed := storage.matching(f"{path}/*{ending}"):
             raise ConfigError(
-                f"{path} holds {len(packed)} compressed tars, such as {packed[0].path}, which "
-                "cannot be read at random; decompress them to .tar first."
+                f"{path} holds {len(packed)} compressed tars, such as {packed[0].path}, which have "
+                "no random access; decompress them to .tar first."
             )

@@ -20,22 +20,24 @@ from aced.data.records import DatasetError, RecordError, check_index
 class TfdsConfig(Checked):
     """A prepared TFDS data set. Features of features are named with a dot: "captions.text"."""
 
-    name: str = ""  # such as "coco_captions" or "coco_captions:1.1.0"; or else builder_dir
-    builder_dir: str = ""  # a prepared data set itself: the folder of dataset_info.json
+    name: str = ""  # such as "coco_captions" or "coco_captions:1.1.0"; alternative: builder_dir
+    builder_dir: str = ""  # the folder of a prepared data set, with dataset_info.json
     split: str = "train"
-    # With `name`: where data sets are kept; empty: TFDS's default.
+    # With `name`: the folder of all data sets; empty: TFDS's default.
     data_dir: MayChange[str] = ""
     image: str = "image"  # feature with the picture
-    # Features with texts, or with several, or with classes, whose names are the texts then.
+    # Features with captions: a text, several texts, or classes, whose names are then the captions.
     captions: tuple[str, ...] = ("caption",)
-    label: str = ""  # feature with the number of a class; none: no labels
-    second: str = ""  # feature with a second picture, where examples are about two; none: one
+    label: str = ""  # feature with the number of a class; empty: no labels
+    second: str = ""  # feature with the second picture of examples about two pictures; empty: none
 
     def _check(self) -> None:
         if self.name and self.builder_dir:
             raise ConfigError("Set data.tfds.name or data.tfds.builder_dir, not both.")
         if self.data_dir and self.builder_dir:
-            raise ConfigError("data.tfds.data_dir goes with .name; .builder_dir is whole.")
+            raise ConfigError(
+                "data.tfds.data_dir is used only with .name, because .builder_dir is a whole path."
+            )
 
 
 class TfdsSource:
@@ -191,7 +193,7 @@ def _value(example: Any, name: str) -> Any:
 def _picture(example: Any, name: str) -> bytes:
     image = _value(example, name)
     if not isinstance(image, bytes) or not 0 < len(image) <= records.MAX_IMAGE_BYTES:
-        raise ValueError(f"its picture {name!r} is no 1 to {records.MAX_IMAGE_BYTES} bytes")
+        raise ValueError(f"its picture {name!r} must be 1 to {records.MAX_IMAGE_BYTES} bytes")
     return image
 
 

@@ -131,7 +131,7 @@ def test_looks_at_second_pictures(decoder, how):
 
 def test_missing_second_picture():
     record = {"image": grey(50)}
-    with pytest.raises(DecodeError, match="no 'second' picture, which a model looks at"):
+    with pytest.raises(DecodeError, match="no 'second' picture, which a model needs"):
         Viewer([LOOKS[0]._replace(picture="second")], "exact", 10**6)(record)
 
 

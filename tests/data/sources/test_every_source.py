@@ -348,7 +348,7 @@ def test_settings_that_are_missing_or_wrong():
             DataConfig(source=kind)
     with pytest.raises(ConfigError, match="weight must be above 0"):
         MemberConfig(weight=0.0)
-    with pytest.raises(ConfigError, match="names are letters"):
+    with pytest.raises(ConfigError, match="names have only letters"):
         DataConfig(mixture={"a/b": MemberConfig()})
     with pytest.raises(StorageError, match=r"/none/x\.tar does not exist"):
         open_source(SourceConfig(source="webdataset", webdataset=WebDatasetConfig("/none/x.tar")))

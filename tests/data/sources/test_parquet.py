@@ -188,7 +188,7 @@ def test_labels_that_are_names_are_numbered_in_their_order(tmp_path, encode):
 def test_labels_that_are_all_missing(tmp_path):
     table = pa.table({"image": [many.jpeg(0)], "class": pa.array([None], pa.string())})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(RecordError, match="its label is no number of a class: None"):
+    with pytest.raises(RecordError, match="its label is not the number of a class: None"):
         source(tmp_path, captions=(), label="class")[0]
 
 

@@ -197,7 +197,7 @@ def test_pictures_with_two_dots_are_damaged_or_ignored(tmp_path):
     read = source(tmp_path)
     assert len(read) == 5
     for i, name in enumerate(("IMG.06.3.jpg", "IMG.06.4.png")):
-        with pytest.raises(RecordError, match=rf"0.tar, {name}: .*ends at its first dot"):
+        with pytest.raises(RecordError, match=rf"0.tar, {name}: .*ends at the first dot"):
             read[i]
     assert [read[i]["image"] for i in (2, 3, 4)] == [many.jpeg(i) for i in (1, 2, 3)]
     assert [read[i]["texts"] for i in (2, 3, 4)] == [(many.caption(1),), ("c",), ("d",)]
@@ -238,7 +238,7 @@ def test_files_that_are_not_tars_are_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"0.tar cannot be used: it is compressed"):
         source(tmp_path)
     (tmp_path / "0.tar").write_bytes(b"hello" * 1000)
-    with pytest.raises(DatasetError, match="it is no tar file"):
+    with pytest.raises(DatasetError, match="it is not a tar file"):
         source(tmp_path)
     (tmp_path / "0.tar").write_bytes(many.tar_bytes([("a.npy", b"1"), ("a.txt", b"c")]))
     with pytest.raises(DatasetError, match="a: it has no picture"):
@@ -270,7 +270,7 @@ def test_bad_json_and_texts_are_the_records_alone(tmp_path):
         read[4]
     read = source(tmp_path, captions=("caption",))
     assert read[0]["texts"] == ("red circle",)
-    for i, reason in ((1, "recursion"), (2, "JSON is list"), (3, "3: .*surrogates not allowed")):
+    for i, reason in ((1, "recursion"), (2, "JSON is a list"), (3, "3: .*surrogates not allowed")):
         with pytest.raises(RecordError, match=reason):
             read[i]
 
@@ -306,7 +306,7 @@ def test_separated_members_are_joined(tmp_path, caplog):
     apart = sorted(samples, key=lambda member: member[0].rpartition(".")[2])
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(apart))
     read = source(tmp_path)
-    assert "the members of 20 examples do not stand together" in caplog.text
+    assert "the members of 20 examples are not adjacent" in caplog.text
     found = [read[i] for i in range(len(read))]
     assert [x["image"] for x in found] == [many.jpeg(i) for i in range(20)]
     assert [x["texts"] for x in found] == [(many.caption(i),) for i in range(20)]
@@ -360,7 +360,7 @@ def test_repeated_names_are_counted_with_their_captions(tmp_path, caplog):
     assert reasons.pop("") == 78  # "it has no caption"
     ((reason, times),) = reasons.items()
     assert times == 78
-    assert "write the tar again, with a name of its own for each example" in reason
+    assert "write the tar again, with a unique name" in reason
 
 
 def with_pax(name, data, record):
