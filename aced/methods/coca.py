@@ -83,7 +83,7 @@ class CoCaTraining(Contrastive):
         return macs.multimodal + macs.softmax if self.config.captioning_weight else 0
 
     def _task(
-        self, params: PyTree, batch: dict[str, Array]
+        self, params: PyTree, batch: dict[str, Array], shift: Embeddings | None
     ) -> tuple[Embeddings, Float[Array, ""], dict[str, Array]]:
         """The learner's embeddings of a sub-batch, the weighted loss, and each loss alone."""
         config = self.config
@@ -93,7 +93,7 @@ class CoCaTraining(Contrastive):
             learner = self.learner.embed(params["model"], batch)
         loss, parts = jnp.float32(0), {}
         if config.contrastive_weight:
-            matching = LOSSES[config.loss](learner, form=config.form)
+            matching = self._contrastive_loss(learner, shift)
             loss += config.contrastive_weight * matching
             parts["loss/contrastive"] = matching
         if config.captioning_weight:

@@ -35,6 +35,7 @@ from aced.data.batch_spec import View, with_embeddings
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import LOSSES, distillation
+from aced.losses.reference_shift import shifted
 from aced.methods.base import Batch, Loss, Method, Metrics, StepContext, Stepped
 from aced.methods.contrastive_settings import LEARNER, REFERENCE, ContrastiveConfig, frozen_key
 from aced.methods.providers import Provider, Running, Stored
@@ -78,6 +79,9 @@ class Contrastive(Method):
             score = functools.partial(score, scoring=config.reference_scoring)
             self.scorers[REFERENCE] = self._frozen_provider(REFERENCE, score)
         scored = config.reference_scores and config.reference_scoring.exact
+        self.shift: Provider | None = None  # of the reference on the sub-batch
+        if config.reference_shift:
+            self.shift = self._frozen_provider(REFERENCE, train, stored=scored)
         self.teachers = {
             name: self._frozen_provider(
                 name, train, stored=scored and name == REFERENCE, teaches=True
@@ -103,7 +107,8 @@ class Contrastive(Method):
     def _needs_bias(self, name: str) -> bool:
         """Whether a sigmoid loss reads the logits of this frozen model."""
         config = self.config
-        if name == REFERENCE and config.reference_scores and config.loss == "sigmoid":
+        scored = config.selects and scores.needs(config.selection.score, REFERENCE)
+        if name == REFERENCE and scored and config.loss == "sigmoid":
             return True
         distillation = config.distillation
         return self.distils and name in distillation.teachers and distillation.loss == "sigmoid"
@@ -128,6 +133,8 @@ class Contrastive(Method):
         with_gradient = self.learner.macs(trained) + self._macs_beside() * batch_size
         forward = sum(scorer.macs(candidates) for scorer in self.scorers.values())
         forward += sum(teacher.macs(batch_size) for teacher in self.teachers.values())
+        if self.shift is not None and REFERENCE not in self.teachers:
+            forward += self.shift.macs(batch_size)
         return flops.step_flops([(with_gradient, 1)], [(forward, 1)])
 
     def _macs_beside(self) -> int:
@@ -157,9 +164,12 @@ class Contrastive(Method):
         models, by prefix. The other arguments are those of `Method.train_step`.
         """
         chosen, iid, metrics = self._choose(train_state, frozen, batch, context)
+        shift = None
+        if self.shift is not None:
+            shift = _embed(self.shift, frozen.get(REFERENCE), chosen)
 
         def loss_fn(params: PyTree) -> Loss:
-            learner, task, parts = self._task(params, chosen)
+            learner, task, parts = self._task(params, chosen, shift)
             parts |= {"scale": learner.scale, "bias": learner.bias}
             if not self.distils:
                 return task, parts
@@ -185,13 +195,22 @@ class Contrastive(Method):
         """A warning if the sub-batch has collapsed, with the setting to change."""
         return collapse(measured, self.config.selection) if self.config.selects else ""
 
-    def _task(self, params: PyTree, batch: Batch) -> tuple[Embeddings, Float[Array, ""], Metrics]:
-        """The learner's embeddings of a sub-batch, the loss without distillation, and metrics."""
+    def _task(
+        self, params: PyTree, batch: Batch, shift: Embeddings | None
+    ) -> tuple[Embeddings, Float[Array, ""], Metrics]:
+        """The learner's embeddings of a sub-batch, the loss without distillation, and metrics.
+
+        `shift` are the reference's embeddings, if the loss is shifted by them.
+        """
         learner = self.learner.embed(params["model"], batch)
         if not self.config.contrastive_weight:
             return learner, jnp.float32(0), {}
-        loss = LOSSES[self.config.loss](learner, form=self.config.form)
+        loss = self._contrastive_loss(learner, shift)
         return learner, self.config.contrastive_weight * loss, {"loss/contrastive": loss}
+
+    def _contrastive_loss(self, learner: Embeddings, shift: Embeddings | None) -> Float[Array, ""]:
+        model = learner if shift is None else shifted(learner, shift)
+        return LOSSES[self.config.loss](model, form=self.config.form)
 
     def _choose(
         self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext

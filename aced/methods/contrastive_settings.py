@@ -54,6 +54,9 @@ class ContrastiveConfig(MethodConfig):
     model: two_tower.TwoTowerConfig = two_tower.TwoTowerConfig()
     loss: Annotated[str, OneOf(LOSSES)] = "sigmoid"
     contrastive_weight: NonNegativeFloat = 1.0  # of that loss; 0: distillation only
+    # Whether that loss is of the learner's similarities minus the reference's, as in DRRho-CLIP
+    # (arXiv 2505.06699); see losses/reference_shift.py. Softmax only
+    reference_shift: bool = False
     reference: FrozenConfig = FrozenConfig()  # scores candidates; unused if the score needs none
     # Models to distil from, by name; those that distillation.teachers leaves out are not loaded.
     teachers: dict[str, FrozenConfig] = dataclasses.field(default_factory=dict)
@@ -117,6 +120,12 @@ class ContrastiveConfig(MethodConfig):
                     f"method.distillation.teachers names {name!r}; known: {sorted(names)}."
                 )
 
+        if self.reference_shift and (self.loss != "softmax" or not self.contrastive_weight):
+            raise ConfigError(
+                "method.reference_shift changes the softmax loss; set method.loss = 'softmax' and "
+                "a method.contrastive_weight above 0, or method.reference_shift = False."
+            )
+
     def _check_weights(self) -> None:
         """Raises a ConfigError if nothing trains the learner, or what is selected is not used."""
         if self.contrastive_weight:
@@ -134,7 +143,13 @@ class ContrastiveConfig(MethodConfig):
 
     @property
     def title(self) -> str:
-        """The name of this configuration in arXiv 2411.18674."""
+        """The name in arXiv 2411.18674, with that of the shifted loss in 2505.06699."""
+        if not self.reference_shift:
+            return self._title
+        return "DRRho" if self._title == "IID" else f"{self._title} + DRRho"
+
+    @property
+    def _title(self) -> str:
         distils = self.distillation.weight > 0
         kd = f"{self.distillation.loss}-KD" + (" only" if self.only_distils else "")
         if not self.selects:
@@ -156,14 +171,15 @@ class ContrastiveConfig(MethodConfig):
 
     @property
     def reference_scores(self) -> bool:
-        """Whether the score includes the reference's losses."""
-        return self.selects and scores.needs(self.selection.score, REFERENCE)
+        """Whether the reference embeds the super-batch, for its losses or for false negatives."""
+        damps = self.selection.false_negative_margin is not None
+        return self.selects and (damps or scores.needs(self.selection.score, REFERENCE))
 
     @property
     def frozen(self) -> dict[str, FrozenConfig]:
         """The frozen models in use, by name."""
         needed = set(self.distillation.teachers) if self.distillation.weight > 0 else set()
-        needed |= {REFERENCE} if self.reference_scores else set()
+        needed |= {REFERENCE} if self.reference_scores or self.reference_shift else set()
         return {name: self.named[name] for name in sorted(needed)}
 
     @property

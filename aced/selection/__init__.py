@@ -48,8 +48,8 @@ def select(
     Args:
         key: a typed PRNG key.
         learner: embeddings of the super-batch; may be None with score "easy_reference".
-        reference: embeddings of the same super-batch; may be None with score "hard_learner". The
-            width may differ from the learner's.
+        reference: embeddings of the same super-batch; may be None with score "hard_learner" and
+            without damping of false negatives. The width may differ from the learner's.
         config: the settings.
         loss: "sigmoid" or "softmax", the loss that scores are made of.
         size: b, the number of examples to choose.
@@ -59,16 +59,35 @@ def select(
     """
     if loss not in ("sigmoid", "softmax"):
         raise ConfigError(f"Selection scores 'sigmoid' or 'softmax' losses, got {loss!r}.")
+    damped = None
+    if config.false_negative_margin is not None:
+        _check_damping(reference, config, loss)
+        damped = reference.frozen()
     terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
     n = terms[0][1].zimg.shape[0]
     config.check(n, size)
     config = config.for_batch(size, n)
     if config.method == "joint":
         noise = jax.random.gumbel(key, (config.chunks, n))
-        ids, metrics = select_joint(noise, terms, config, loss=loss, size=size)
+        ids, metrics = select_joint(noise, terms, config, loss=loss, size=size, damped=damped)
     else:
         noise = jax.random.gumbel(key, (n,))
         ids, metrics = select_independent(noise, terms, config, loss=loss, size=size)
     is_reference = scores.needs(config.score, "reference")
     diagnostics = describe(ids, terms[-1][1], config.strata, is_reference=is_reference)
     return Selection(ids=ids, metrics=metrics | diagnostics)
+
+
+def _check_damping(reference: Embeddings | None, config: SelectionConfig, loss: str) -> None:
+    """Raises a ConfigError if false negatives cannot be damped."""
+    if reference is None:
+        raise ConfigError(
+            "selection.false_negative_margin needs the reference's embeddings, and there are none; "
+            "configure a reference, or set it to None."
+        )
+    if loss == "softmax" and config.first_chunk == "score":
+        raise ConfigError(
+            "With the softmax loss the first chunk is drawn by losses against the whole "
+            "super-batch, in which false negatives count; set selection.first_chunk = 'uniform', "
+            "or selection.false_negative_margin to None."
+        )

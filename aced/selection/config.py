@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from aced.bounds import PositiveFloat, PositiveInt, ProperFraction
+from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, ProperFraction
 from aced.config import Checked, ConfigError
 
 # Limits for `strata=None`: enough strata for 256 chips, and enough picks per stratum that a fixed
@@ -44,6 +44,9 @@ class SelectionConfig(Checked):
     # the share `perplexity_share` of the remaining ones. All but "none" are ours.
     normalization: Literal["none", "terms", "std", "perplexity"] = "none"
     perplexity_share: Annotated[float, Interval(gt=0, lt=1)] = 0.3
+    # Joint only: pairs whose cosine by the reference is at least that of the candidate's own match
+    # minus this margin do not count, see false_negatives.py. None: all pairs count. Ours.
+    false_negative_margin: NonNegativeFloat | None = None
     # How the first chunk is drawn: by each candidate's own "score", or "uniform". With the joint
     # softmax loss, where a single pair has no loss, "score" uses the whole super-batch as
     # negatives, which costs O(B^2 d). The paper does not specify this.
@@ -64,6 +67,12 @@ class SelectionConfig(Checked):
             raise ConfigError(
                 f"selection.draw={self.draw!r} is for selection.method='independent'; joint "
                 f"selection always samples. Change one of the two."
+            )
+
+        if self.false_negative_margin is not None and self.method != "joint":
+            raise ConfigError(
+                "selection.false_negative_margin is for selection.method='joint'; independent "
+                "selection has no negatives. Change one of the two."
             )
 
     def gain_of(self, loss: str) -> float:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aced.outputs import Embeddings
-from aced.selection import scores
+from aced.selection import false_negatives, scores
 from aced.selection.config import SelectionConfig
 from aced.selection.gain import gain_of_draw, perplexity
 from aced.selection.gather import gather_rows, local_parts, replicated
@@ -68,6 +68,7 @@ def select_joint(
     *,
     loss: str,
     size: int,
+    damped: Embeddings | None = None,
 ) -> tuple[Int[Array, " b"], dict[str, Float[Array, ""]]]:
     """Ids of the chosen candidates and scalar metrics; see `aced.selection.select`.
 
@@ -78,6 +79,7 @@ def select_joint(
         config: settings that passed `config.check(B, size)`, with a number of strata.
         loss: "sigmoid" or "softmax".
         size: b.
+        damped: the reference's embeddings, to leave out false negatives; None: all pairs count.
     """
     strata, chunk = config.strata, size // config.chunks
     n, share = noise.shape[1], size // config.strata
@@ -108,7 +110,7 @@ def select_joint(
         for context, (_, e) in zip(carry.contexts, terms, strict=True):
             # The barrier keeps XLA from merging the messages of all models into one large one.
             ids, extended = jax.lax.optimization_barrier((ids, extended))
-            extended.append(_extend(context, e, ids, loss, config))
+            extended.append(_extend(context, e, ids, loss, config, damped))
         nlls = [_nll(context, e, loss) for context, (_, e) in zip(extended, terms, strict=True)]
         available = carry.available.at[ids].set(False)
         return _Carry(extended, available, left, scores.combine(terms, nlls)), (ids, numbers)
@@ -156,18 +158,36 @@ def _extend(
     ids: Int[Array, " k"],
     loss: str,
     config: SelectionConfig,
+    damped: Embeddings | None,
 ) -> Context:
     """The context after adding the chunk `ids` to C."""
     parts, rows = context[0].shape
     width = e.zimg.shape[1]
     zimg, ztxt = (z.reshape(parts, rows, width) for z in (e.zimg, e.ztxt))
     tile = min(config.tile, rows)
+    if damped is not None:
+        limit = false_negatives.limits(damped, config.false_negative_margin).reshape(parts, rows)
 
-    def reduced(z: Float[Array, "parts rows d"], chunk: Float[Array, "k d"]):
+    def reduced(
+        z: Float[Array, "parts rows d"],
+        chunk: Float[Array, "k d"],
+        candidates: Float[Array, "B e"] | None,
+        chosen: Float[Array, "B e"] | None,
+    ):
+        """`candidates` and `chosen` are the reference's embeddings of the same two sides."""
+        others = None if chosen is None else gather_rows(chosen, ids)
+
         def one_tile(start: Int[Array, ""]) -> Float[Array, "parts tile"]:
-            part = jax.lax.dynamic_slice_in_dim(z, start, tile, axis=1)
-            block = jnp.einsum("sid,kd->sik", part, chunk, precision=config.precision)
-            return _LOSSES[loss].reduce(e.scale * block + e.bias)
+            def of_tile(x: Array) -> Array:
+                return jax.lax.dynamic_slice_in_dim(x, start, tile, axis=1)
+
+            block = jnp.einsum("sid,kd->sik", of_tile(z), chunk, precision=config.precision)
+            block = e.scale * block + e.bias
+            if others is not None:
+                own = of_tile(candidates.reshape(parts, rows, -1))
+                left_out = false_negatives.alike(own, others, of_tile(limit), config.precision)
+                block = jnp.where(left_out, -jnp.inf, block)  # adds nothing to either loss
+            return _LOSSES[loss].reduce(block)
 
         # The last tile overlaps its predecessor if the tile does not divide the rows.
         starts = [min(start, rows - tile) for start in range(0, rows, tile)]
@@ -177,6 +197,7 @@ def _extend(
 
     # Only the chunk's embeddings are exchanged between devices.
     add = _LOSSES[loss].add
-    image = add(context[0], reduced(zimg, gather_rows(e.ztxt, ids)))
+    uimg, utxt = (None, None) if damped is None else (damped.zimg, damped.ztxt)
+    image = add(context[0], reduced(zimg, gather_rows(e.ztxt, ids), uimg, utxt))
     ids, image = jax.lax.optimization_barrier((ids, image))  # as in `select_joint`
-    return image, add(context[1], reduced(ztxt, gather_rows(e.zimg, ids)))
+    return image, add(context[1], reduced(ztxt, gather_rows(e.zimg, ids), utxt, uimg))

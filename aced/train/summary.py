@@ -16,7 +16,14 @@ COLUMNS = {
     "selection/noisy_share": ("noisy picks", "{:.1%}"),
 }
 # Numbers of evaluations that the table shows.
-SCORES = {"mean_r1": "{:.1%}", "top1": "{:.1%}", "accuracy": "{:.1%}", "cider": "{:.2f}"}
+SCORES = {
+    "mean_r1": "{:.1%}",
+    "top1": "{:.1%}",
+    "accuracy": "{:.1%}",
+    "soft_accuracy": "{:.1%}",
+    "exact": "{:.1%}",
+    "cider": "{:.2f}",
+}
 
 
 def table(workdir: epath.PathLike) -> str:

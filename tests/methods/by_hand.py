@@ -257,7 +257,11 @@ def step(method, train_state, frozen, batch, size):
 
     def loss(z, t, bias, projections):
         e = Embedded(*z, jnp.exp(t), bias)
-        task = contrastive(e.rows(ids), config.loss)
+        model = e.rows(ids)
+        if config.reference_shift:
+            alike = dataclasses.replace(seen["reference"].rows(ids), scale=e.scale, bias=0.0)
+            model = types.SimpleNamespace(zimg=ids, logits=model.logits - alike.logits)
+        task = contrastive(model, config.loss)
         kd = [
             distillation(
                 e.rows(kd_ids), teacher, config.distillation.loss, projections.get(name),

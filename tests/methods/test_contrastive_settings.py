@@ -163,3 +163,28 @@ def test_settings_of_teachers_that_contradict(settings, message):
     teachers = {"x": FrozenConfig(model=TEACHER)}
     with pytest.raises(ConfigError, match=message):
         ContrastiveConfig(teachers=teachers, distillation=DistillationConfig(**settings))
+
+
+def test_the_shifted_loss_runs_the_reference_on_the_sub_batch():
+    shift = {"loss": "softmax", "reference_shift": True, "reference": REFERENCE}
+    method = Contrastive(by_hand.settings("iid", **shift))
+    assert method.config.title == "DRRho"
+    assert list(method.frozen) == ["reference"]
+    assert method.flops_per_step(b) == 6 * L * b + 2 * R * b
+    # Where it teaches, too, or has scored, it runs once.
+    assert Contrastive(by_hand.settings("kd", **shift)).flops_per_step(b) == 6 * L * b + 2 * R * b
+    method = Contrastive(by_hand.settings("h_acid", **shift))
+    assert method.config.title == "H-ACID + DRRho"
+    assert method.flops_per_step(b) == 6 * L * b + 2 * L * B + 2 * R * B
+    for wrong in ({"loss": "sigmoid"}, {"contrastive_weight": 0.0}):
+        with pytest.raises(ConfigError, match=r"method\.reference_shift changes the softmax"):
+            by_hand.settings("kd", **shift | wrong)
+
+
+def test_damping_needs_a_reference_and_negatives():
+    damped = {"selection": {"false_negative_margin": 0.05}}
+    method = Contrastive(by_hand.settings("hard", **damped))
+    assert list(method.frozen) == ["reference"]
+    assert method.flops_per_step(b) == 6 * L * b + 4 * L * B
+    with pytest.raises(ConfigError, match="independent selection has no negatives"):
+        by_hand.settings("hard", selection={"false_negative_margin": 0.05, "method": "independent"})

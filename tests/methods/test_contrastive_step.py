@@ -28,6 +28,8 @@ MORE_CASES = [
     ("aced_iid", {"train_micro_batch": 2, "score_micro_batch": 8}),
     ("h_acid", {"selection": {"strata": 1}}),  # the paper's draw
     ("kd", {"contrastive_weight": 0.0}),
+    ("kd", {"loss": "softmax", "reference_shift": True}),
+    ("h_acid", {"loss": "softmax", "reference_shift": True, "train_micro_batch": 4}),
     ("aced", {"contrastive_weight": 0.0, "loss": "softmax"}),
     ("aced", {"contrastive_weight": 0.5, "distillation": {"reference_scale": 60.0}}),
 ]

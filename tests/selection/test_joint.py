@@ -44,7 +44,18 @@ def logit_matrix(e: Embeddings) -> np.ndarray:
     return float(e.scale) * zimg @ ztxt.T + float(e.bias)
 
 
-def conditional_losses(logits: np.ndarray, chosen: list[int], loss: str) -> np.ndarray:
+def false_negatives(e: Embeddings, margin: float | None) -> list[np.ndarray]:
+    """Of candidate i and example k: image i with text k, and text i with image k; [n n] each."""
+    cosines = np.float64(e.zimg) @ np.float64(e.ztxt).T
+    if margin is None:
+        return [np.zeros(cosines.shape, bool)] * 2
+    limit = np.diag(cosines)[:, None] - margin
+    return [side >= limit for side in (cosines, cosines.T)]
+
+
+def conditional_losses(
+    logits: np.ndarray, chosen: list[int], loss: str, left_out: list[np.ndarray]
+) -> np.ndarray:
     """What every candidate adds to the batch `chosen`, one candidate at a time."""
     n = len(logits)
     out = np.zeros(n)
@@ -52,11 +63,14 @@ def conditional_losses(logits: np.ndarray, chosen: list[int], loss: str) -> np.n
         sign = 2 * np.eye(n) - 1
         nll = np.logaddexp(0, -sign * logits)
         for i in range(n):
-            out[i] = nll[i, i] + nll[i, chosen].sum() + nll[chosen, i].sum()
+            out[i] = nll[i, i]
+            for k in chosen:
+                out[i] += nll[i, k] * ~left_out[0][i, k] + nll[k, i] * ~left_out[1][i, k]
         return out
     for i in range(n):
         batch = [*chosen, i] if chosen else list(range(n))
-        out[i] = (logsumexp(logits[i, batch]) + logsumexp(logits[batch, i])) / 2 - logits[i, i]
+        texts, images = ([k for k in batch if k == i or not x[i, k]] for x in left_out)
+        out[i] = (logsumexp(logits[i, texts]) + logsumexp(logits[images, i])) / 2 - logits[i, i]
     return out
 
 
@@ -83,11 +97,12 @@ def oracle(noise, learner, reference, config, loss, size):
     """Ids by chunk, and the mean scores of the draws."""
     n, share = noise.shape[1], size // config.strata
     rows = n // config.strata
+    left_out = false_negatives(reference, config.false_negative_margin)
     learner, reference = logit_matrix(learner), logit_matrix(reference)
     chosen, chunks, means = [], [], []
     for chunk_noise in np.asarray(noise, np.float64):
-        of_learner = conditional_losses(learner, chosen, loss)
-        of_reference = conditional_losses(reference, chosen, loss)
+        of_learner = conditional_losses(learner, chosen, loss, left_out)
+        of_reference = conditional_losses(reference, chosen, loss, left_out)
         score = {
             "learnability": of_learner - config.reference_weight * of_reference,
             "hard_learner": of_learner,
@@ -111,7 +126,8 @@ def oracle(noise, learner, reference, config, loss, size):
 
 def chosen(noise, learner, reference, config, *, loss, size):
     terms = score_terms(config.score, learner, reference, config.reference_weight)
-    return select_joint(noise, terms, config, loss=loss, size=size)
+    damped = None if config.false_negative_margin is None else reference
+    return select_joint(noise, terms, config, loss=loss, size=size, damped=damped)
 
 
 # With all of the compiler: a score of zero is to be zero.
@@ -143,6 +159,30 @@ def test_same_picks_as_the_matrix_form(score, loss, first, chunks, strata, tile)
     )
     # 17 does not divide the 31 rows of each of 4 strata, so that the last tile overlaps.
     check(n=124, size=48, config=config, loss=loss)
+
+
+@pytest.mark.parametrize(("chunks", "strata", "tile"), [(4, 1, 2048), (3, 4, 17)])
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("score", ["learnability", "hard_learner"])
+def test_false_negatives_do_not_count(score, loss, chunks, strata, tile):
+    """The same picks as by a matrix without them, and others than with them."""
+    config = SelectionConfig(
+        score=score,
+        chunks=chunks,
+        strata=strata,
+        tile=tile,
+        first_chunk="uniform",
+        gain=GAIN,
+        false_negative_margin=0.1,
+    )
+    left_out, _ = false_negatives(models(124)[1], 0.1)
+    np.fill_diagonal(left_out, False)
+    assert 0.005 < left_out.mean() < 0.2
+    check(n=124, size=48, config=config, loss=loss)
+    noise = jax.random.gumbel(jax.random.key(0), (chunks, 124))
+    without = dataclasses.replace(config, false_negative_margin=None)
+    picks = [choose(noise, *models(124), c, loss=loss, size=48)[0] for c in (config, without)]
+    assert set(picks[0].tolist()) != set(picks[1].tolist())
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,20 @@ def test_scores_that_need_one_model_work_without_the_other():
         ({"strata": 5}, (embeddings(0), embeddings(1)), 80, "sigmoid", "selection.strata=5"),
         ({"chunks": 1}, (embeddings(0), embeddings(1)), 97, "sigmoid", "Cannot choose 97"),
         ({}, (embeddings(0), embeddings(1)), 16, "hinge", "'hinge'"),
+        (
+            {"score": "hard_learner", "false_negative_margin": 0.0},
+            (embeddings(0), None),
+            16,
+            "sigmoid",
+            "false_negative_margin needs the reference's embeddings",
+        ),
+        (
+            {"false_negative_margin": 0.0},
+            (embeddings(0), embeddings(1)),
+            16,
+            "softmax",
+            "set selection.first_chunk = 'uniform'",
+        ),
     ],
 )
 def test_refusals(settings, models, size, loss, message):

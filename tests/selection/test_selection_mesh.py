@@ -39,6 +39,7 @@ def test_the_pattern_finds_pixels_where_they_move():
     [
         ("sigmoid", "joint", {}),
         ("sigmoid", "joint", {"normalization": "perplexity"}),
+        ("sigmoid", "joint", {"false_negative_margin": 0.2}),
         ("softmax", "joint", {}),
         ("softmax", "independent", {"normalization": "std", "gain": 3.0}),
     ],
