@@ -408,7 +408,7 @@ def test_a_start_from_a_model_of_another_shape(reference, tmp_path):
     settings = config("iid", steps=2)
     settings.method.model.image.patch = 16
     settings.init.checkpoint = reference
-    with pytest.raises(ConfigError, match=r"image\.patch: here 16, there 8.*take its model over"):
+    with pytest.raises(ConfigError, match=r"image\.patch: here 16, there 8.*use its model"):
         run(settings, tmp_path)
 
 
