@@ -236,7 +236,10 @@ class TarSource:
                 "fields of KEY.json with captions."
             )
             if (whole["cls"] >= 0).any():
-                problem += " For classification by its KEY.cls set data.webdataset.label = '.cls'."
+                problem += (
+                    " For classification by its KEY.cls set data.webdataset.label = '.cls'; to "
+                    "train on the names of the classes, .captions = ('.cls',)."
+                )
             if (whole["npy"] >= 0).any():
                 problem += " Where KEY.npy has the classes, set .captions = ('.npy',)."
         elif missing := sorted(required - known):
