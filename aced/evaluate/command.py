@@ -178,15 +178,22 @@ def _with_data_sets(
 
 
 def _worded(name: str, evaluation: EvalConfig, source: str) -> EvalConfig:
-    """The evaluation with class names and prompts of `--prompts`, as far as it has any."""
+    """The evaluation with class names and prompts of `--prompts`, as far as it has any.
+
+    A data set with another number of names keeps its own: a package's names are of a whole data
+    set, such as ImageNet, and the data set may be a subset, or another one.
+    """
     if evaluation.kind not in ("zeroshot", "linear_probe"):
         return evaluation
     words = prompts.read(source, name.removesuffix(benchmarks.PROBE))
-    logging.info(
-        "%s: %d class names and %d prompts from %s",
-        name, len(words.class_names), len(words.templates), source,
-    )  # fmt: skip
+    own = getattr(open_source(evaluation.data), "class_names", None) or words.class_names
     given = {key: value for key, value in words._asdict().items() if value}
+    if len(own) != len(words.class_names) and prompts.is_package(source):
+        given.pop("class_names", None)
+    logging.info(
+        "%s takes from %s: %s. It has %d class names of its own.",
+        name, source, ", ".join(given) or "nothing", len(own),
+    )  # fmt: skip
     return dataclasses.replace(evaluation, **given)
 
 
