@@ -12,17 +12,14 @@ from typing import Literal
 
 import jax
 from absl import app, flags
-from etils import epath
 
 from aced import evaluators, flag_settings
 from aced import main as training
-from aced.checkpoints import record
 from aced.config import ConfigError, Settings
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import suites
 from aced.flag_settings import FlagSettings, setting
-from aced.methods.frozen import CheckpointOf, load_model, trained_model
-from aced.models import model_folder
+from aced.methods.frozen import CheckpointOf, evaluated_parameters, load_model, trained_model
 from aced.parallel import mesh as meshes
 from aced.train import program
 from aced.train.config import parse
@@ -66,9 +63,10 @@ def run(
     item = CheckpointOf(checkpoint=wanted.model or workdir, which=wanted.which)
     folder = item.folder(workdir)
     model = trained_model(folder, type(settings.method.model))
-    item = dataclasses.replace(
-        item, checkpoint=folder, parameters=_parameters(folder, wanted.parameters)
-    )
+    parameters = wanted.parameters
+    if parameters == "trained":
+        parameters = evaluated_parameters(folder)
+    item = dataclasses.replace(item, checkpoint=folder, parameters=parameters)
     model.check_tokenizer(get_tokenizer(model.tokenizer))
     mesh = meshes.make_mesh(devices, settings.mesh)
     with jax.set_mesh(mesh):
@@ -78,16 +76,6 @@ def run(
             values = evaluators.build(evaluation, model, mesh)(params)
             numbers |= {f"{name}/{key}": float(value) for key, value in values.items()}
     return numbers | suites.averages(numbers, settings.suites)
-
-
-def _parameters(folder: str, choice: str) -> Literal["params", "ema"]:
-    """Resolves "trained" to the parameters that training evaluates."""
-    if choice != "trained":
-        return choice
-    if model_folder.is_model_folder(folder):
-        return "params"
-    settings = record.read(epath.Path(folder)).settings
-    return "ema" if settings.get("ema_decay", 0) > 0 else "params"
 
 
 def main(argv: list[str]) -> None:

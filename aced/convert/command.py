@@ -29,14 +29,10 @@ _MARKS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvertConfig(FlagSettings):
-    """The command's settings; each is a flag of the same name."""
+class SourceConfig(FlagSettings):
+    """What is read: a model, in any format."""
 
     source: NonEmpty = setting("", "Folder, .npz file, gs:// run, or owner/name on the hub.")
-    out: NonEmpty = setting("", "Folder to make.")
-    to: Literal["aced", "huggingface", "open_clip", "big_vision"] = setting(
-        "", "Format to write: aced is the model folder that a run's .checkpoint takes."
-    )
     which: Literal["last", "best"] = setting("last", "Of a run: which of its checkpoints.")
     parameters: Literal["params", "ema"] = setting(
         "params", "Of a run: the parameters, or their moving average."
@@ -48,10 +44,8 @@ class ConvertConfig(FlagSettings):
         "", "Of an .npz: a sentencepiece .model or tokenizer.json, if not as --model has it."
     )
     revision: str = setting("", "Of a model on the hub: branch, tag or commit.")
-    overwrite: bool = setting(False, "Replace an earlier output at --out, once all went well.")
 
     def _check(self) -> None:
-        storage.check_scheme(self.out, "--out", ())
         storage.check_scheme(
             self.source,
             "--source",
@@ -62,6 +56,21 @@ class ConvertConfig(FlagSettings):
             raise ConfigError(
                 "--model and --tokenizer are for .npz files; this source says itself."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig(SourceConfig):
+    """The command's settings; each is a flag of the same name."""
+
+    out: NonEmpty = setting("", "Folder to make.")
+    to: Literal["aced", "huggingface", "open_clip", "big_vision"] = setting(
+        "", "Format to write: aced is the model folder that a run's .checkpoint takes."
+    )
+    overwrite: bool = setting(False, "Replace an earlier output at --out, once all went well.")
+
+    def _check(self) -> None:
+        super()._check()
+        storage.check_scheme(self.out, "--out", ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +117,7 @@ def convert(config: ConvertConfig) -> Converted:
     return Converted(kind, model, notes)
 
 
-def read(config: ConvertConfig) -> tuple[str, Model]:
+def read(config: SourceConfig) -> tuple[str, Model]:
     """Returns a description of the source, and its model.
 
     Raises:
@@ -150,7 +159,7 @@ def read(config: ConvertConfig) -> tuple[str, Model]:
     )
 
 
-def _read_run(config: ConvertConfig, folder: str) -> Model:
+def _read_run(config: SourceConfig, folder: str) -> Model:
     settings = trained_model(folder)
     params = checkpointer.load_params(
         folder, which=config.which, key=config.parameters, part="model"
