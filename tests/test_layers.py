@@ -22,7 +22,7 @@ LAYERS = (
     ("commands",),
 )
 COMMANDS = (
-    "main", "sweep", "evaluate", "suite",
+    "main", "sweep", "evaluate", "suite", "inference", "latency",
     "prepare", "select_text", "convert", "preflight", "report",
 )  # fmt: skip
 
