@@ -47,6 +47,7 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["aced", "aced.*"]),
     package_data={"aced.data.clip_bpe": ["merges.txt", "LICENSE"]},
+    entry_points={"console_scripts": ["aced = aced.__main__:main"]},
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10.1,<0.13"],

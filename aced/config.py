@@ -8,7 +8,6 @@ its bounds and choices, and whether it may change when a run goes on; `Checked` 
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
@@ -20,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import ml_collections
 from ml_collections import config_dict
 
-from aced import bounds
+from aced import bounds, nearest
 from aced.errors import UserError
 
 T = TypeVar("T")
@@ -110,9 +109,9 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
     names = list(hints)
     unknown = [key for key in config if key not in names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = f"did you mean {path}.{near[0]}?" if near else f"known keys: {', '.join(names)}."
-        raise ConfigError(f"{path}.{unknown[0]} is not a setting that anything reads; {hint}")
+        near = [f"{path}.{name}" for name in nearest.names(unknown[0], names)]
+        hint = nearest.did_you_mean(near) if near else f"; known keys: {', '.join(names)}."
+        raise ConfigError(f"{path}.{unknown[0]} is not a setting that anything reads{hint}")
     values = {}
     for field in dataclasses.fields(cls):
         if (name := field.name) in config:
@@ -176,6 +175,27 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     return out
 
 
+class ArgumentHelp(Exception):  # noqa: N818 - a request, which the command answers
+    """The argument "help" of a config file.
+
+    Attributes:
+        defaults: the arguments of the file, with their defaults.
+    """
+
+    def __init__(self, defaults: Mapping[str, Any]):
+        super().__init__("help")
+        self.defaults = dict(defaults)
+
+
+def listed(defaults: Mapping[str, Any]) -> str:
+    """Arguments with their defaults, one per line; flags are off unless they are named."""
+    width = max(map(len, defaults))
+    return "\n".join(
+        f"  {name}" if value is False else f"  {name:{width}} = {value}"
+        for name, value in defaults.items()
+    )
+
+
 def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
     """Returns a config file's string argument, `configs/x.py:tiny,method=iid`, as settings.
 
@@ -185,12 +205,19 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
 
     Raises:
         ConfigError: a name is unknown or a value does not fit its type.
+        ArgumentHelp: one of the names is "help".
     """
+    if "help" in arg.split(","):
+        raise ArgumentHelp(defaults)
     settings = dict(defaults)
     for part in filter(None, arg.split(",")):
         name, given, value = part.partition("=")
         if name not in defaults:
-            raise ConfigError(f"Config argument {name!r} is unknown; known: {', '.join(defaults)}.")
+            raise ConfigError(
+                f"The config has no argument {name!r}"
+                f"{nearest.did_you_mean(nearest.arguments(name, defaults))} Its arguments, with "
+                f"their defaults:\n{listed(defaults)}"
+            )
         kind = type(defaults[name])
         if not given and kind is not bool:
             raise ConfigError(f"Config argument {name!r} needs a value: {name}=...")

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from aced import evaluators, flag_settings
-from aced import main as training
+from aced import command_line, evaluators, flag_settings, run_flags
 from aced.config import ConfigError, Settings
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import suites
@@ -80,10 +79,11 @@ def run(
 
 def main(argv: list[str]) -> None:
     """Flags -> config -> numbers."""
-    values = flags.FLAGS
-    with training.running(argv, f"--workdir={training.workdir()}"):
+    del argv
+    folder = run_flags.workdir()
+    with run_flags.running(f"--workdir={folder}"):
         config = flag_settings.read(EvaluateConfig)
-        numbers = run(values.config, config, training.workdir())
+        numbers = run(flags.FLAGS.config, config, folder)
         if jax.process_index() == 0:
             print(json.dumps(numbers, indent=2) if config.json else table(numbers))
 
@@ -95,7 +95,6 @@ def table(numbers: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(training)
+    run_flags.define()
     flag_settings.define(EvaluateConfig)
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=training.parse_flags)
+    command_line.run(main, run_flags.parse)

@@ -11,11 +11,10 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
-from absl import app
 from etils import epath
 from jaxtyping import Float
 
-from aced import command, flag_settings
+from aced import command, command_line, flag_settings
 from aced.checkpoints import record
 from aced.config import ConfigError, expand, flatten
 from aced.evaluators import suites
@@ -144,4 +143,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flag_settings.define(SuiteConfig)
-    app.run(main)
+    command_line.run(main, takes="runs")

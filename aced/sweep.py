@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated
 
-from absl import app, flags, logging
+from absl import flags, logging
 from annotated_types import Interval
 from etils import epath
 
-from aced import command, flag_settings
+from aced import command, command_line, flag_settings, nearest
 from aced.bounds import NonEmpty, PositiveInt
 from aced.config import ConfigError, expand
 from aced.files import own_files, ownership
@@ -197,8 +197,10 @@ def main(argv: list[str]) -> None:
         config = flag_settings.read(SweepConfig)
         passed_on = argv[1:]
         if wrong := [x for x in passed_on if not re.match(r"--(config\.\w|distributed)", x)]:
+            found = command_line.alike(wrong[0].lstrip("-").partition("=")[0])
             raise ConfigError(
-                f"{wrong[0]} is neither a flag of this command nor --config.KEY=VALUE."
+                f"{wrong[0]} is neither a flag of this command nor --config.KEY=VALUE"
+                f"{nearest.did_you_mean(found)}"
             )
         wanted = runs(config, passed_on)
         if "--distributed" in passed_on and config.index < 0 and not config.list:
@@ -218,5 +220,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flag_settings.define(SweepConfig)
     flags.DEFINE_boolean("force", False, ownership.FORCE)
-    # Unknown flags are passed on to the runs.
-    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))
+    command_line.run(main, command_line.passing_on, takes="flags of aced.main")

@@ -12,11 +12,22 @@ Hardware: 2 CPU cores; or any GPU.
 Cost:     3.82e13 FLOPs, derived from aced/cost/flops.py.
 Expect:   not measured; docs/selection.md compares the methods on icons with smaller towers.
 
-The method is the papers'; all settings are our choice, for speed. Arguments: `data`, `clean`, `val`
-(each a path or pattern of tars or parquet files, a folder of these, or a prepared folder; without
-`val`, the split of that name in `data`), `:method=iid` (or kd, hard, i_acid, h_acid, aced,
-aced_iid), `steps`, `seed`, `reference=PATH` (a finished run, instead of training one), `cache=PATH`
-(its embeddings, made by python -m aced.cache with this config), `tiny`.
+The method is the papers'; all settings are our choice, for speed. Arguments:
+
+  data             a prepared folder, or a path or pattern of tars or parquet files, or their folder
+  clean            pairs to train the reference on, in the same forms; empty: the split of `data`
+  val              pairs to evaluate on, in the same forms; empty: the split of `data`
+  method           aced, or iid, kd, hard, i_acid, h_acid, aced_iid
+  steps            of the learner
+  reference_steps  of the reference, which is trained first; 0: five thirds of `steps`
+  batch, lr        of both runs: the examples trained on per step, and the peak learning rate
+  width, depth     of the learner's towers; those of the reference are twice as wide and deep
+  resolution       of the images in pixels, a multiple of 8
+  length           of the captions in tokens
+  seed             of the learner; the reference's is 1,000 more
+  reference        PATH of a finished run or a converted model, instead of training one
+  cache            PATH of its embeddings, made by python -m aced.cache with this config
+  tiny             two steps with tiny models on the embedded data
 """
 
 import os
@@ -42,13 +53,22 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         val="",
         method="aced",
         steps=600,
+        reference_steps=0,
+        batch=smoke.BATCH,
+        lr=smoke.PEAK,
+        width=64,
+        depth=2,
+        resolution=RESOLUTION,
+        length=LENGTH,
         seed=0,
         reference="",
         cache="",
         tiny=False,
     )
     val = arg.val or arg.data
-    config = run(arg.data, val, depth=2, width=64, steps=arg.steps, seed=arg.seed)
+    common = {name: arg[name] for name in ("batch", "lr", "resolution", "length")}
+    towers = {"depth": arg.depth, "width": arg.width}
+    config = run(arg.data, val, steps=arg.steps, seed=arg.seed, **towers, **common)
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
     clean = arg.clean or (arg.data if _has_clean(arg.data) else "")
     sources = [name for name in ("clean", "reference", "cache") if arg[name]]
@@ -70,7 +90,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
     if config.method.reference.checkpoint and not arg.reference:
         config.before.reference = run(
-            clean or CLEAN, val, depth=4, width=128, steps=1000, seed=1000 + arg.seed
+            clean or CLEAN,
+            val,
+            depth=2 * arg.depth,
+            width=2 * arg.width,
+            steps=arg.reference_steps or max(1, arg.steps * 5 // 3),
+            seed=1000 + arg.seed,
+            **common,
         )
         if _has_clean(clean):
             config.before.reference.data.array_record.split = "clean"
@@ -78,20 +104,25 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def run(
-    train: str, val: str, *, depth: int, width: int, steps: int, seed: int
+    train: str,
+    val: str,
+    *,
+    resolution: int = RESOLUTION,
+    length: int = LENGTH,
+    **settings: float,
 ) -> ml_collections.ConfigDict:
-    """Uniform training on `train`, with retrieval on `val`."""
+    """Uniform training on `train`, with retrieval on `val`; `settings` are those of `smoke.run`."""
     if val == train and not _has_splits(val):
         raise ConfigError(f"{train} has no split for evaluation; set `val` to other files.")
-    config = smoke.run(depth=depth, width=width, steps=steps, seed=seed)
+    config = smoke.run(**settings)
     read(config.data, train, "train")
     config.data.num_threads = 4
 
     model = config.method.model
-    model.image.resolution = RESOLUTION
+    model.image.resolution = resolution
     model.tokenizer.kind = "clip_bpe"
-    model.tokenizer.length = LENGTH
-    model.text.length = LENGTH
+    model.tokenizer.length = length
+    model.text.length = length
     model.text.vocab_size = tokenizers.get_tokenizer(tokenizers.TokenizerConfig()).vocab_size
 
     config.evals = {"retrieval": to_config(EvalConfig(kind="retrieval", every_percent=50.0))}

@@ -10,22 +10,35 @@ The data are 10,000 scenes of the built-in `shapes`. Half of the captions are wr
 and `selection/noisy_share` shows the effect of selection. First a reference is trained on other,
 clean scenes, then a learner on uniform batches (IID). The reference embeds the 10,000 scenes once,
 and the method's learner is trained with these embeddings. The method is the papers'; all settings
-are our choice, for speed. Arguments: `:method=iid` (or kd, hard, i_acid,
-h_acid, aced, aced_iid), `:steps=300`, `:reference_steps=400`, `:seed=1`, `:reference=PATH` (a
-finished run, instead of training one), `:alone` (no IID run beside it), `:online` (the reference
-runs in every step, instead of once), `:tiny`.
+are our choice, for speed. Arguments:
+
+  method           aced, or iid, kd, hard, i_acid, h_acid, aced_iid
+  steps            of the learners
+  reference_steps  of the reference; 0: four thirds of `steps`
+  batch, lr        of all runs: the examples trained on per step, and the peak learning rate
+  width, depth     of the learners' towers; those of the reference are twice as wide and deep
+  resolution       of the images in pixels, a multiple of 8
+  seed             of the learners; the reference's is 1,000 more
+  reference        PATH of a finished run, instead of training one
+  alone            no IID run beside the method's
+  online           the reference runs in every step, instead of once
+  tiny             two steps with tiny models
 """
+
+import math
 
 import ml_collections
 
 from aced.cache.config import CacheConfig
-from aced.config import parse_arg, to_config
+from aced.config import ConfigError, parse_arg, to_config
 from aced.data.shapes import scenes
 from aced.evaluators import EvalConfig
 from aced.train.config import TrainConfig
 from configs import methods, tiny
 
 RESOLUTION = 32
+BATCH = 64
+PEAK = 1e-3  # of the learning rate
 POOL = 10_000  # pairs
 
 
@@ -34,7 +47,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         arg,
         method="aced",
         steps=300,
-        reference_steps=400,
+        reference_steps=0,
+        batch=BATCH,
+        lr=PEAK,
+        width=64,
+        depth=2,
+        resolution=RESOLUTION,
         seed=0,
         reference="",
         alone=False,
@@ -42,12 +60,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         tiny=False,
     )
 
-    config = learner(arg.method, arg.steps, arg.seed)
+    common = {"batch": arg.batch, "lr": arg.lr, "resolution": arg.resolution}
+    towers = {"depth": arg.depth, "width": arg.width}
+    config = learner(arg.method, steps=arg.steps, seed=arg.seed, **towers, **common)
     if methods.uses_reference(arg.method):
         if not arg.reference:
             # With another seed the reference sees neither the learner's pairs nor their noise.
             config.before.reference = run(
-                depth=4, width=128, steps=arg.reference_steps, seed=1000 + arg.seed
+                depth=2 * arg.depth,
+                width=2 * arg.width,
+                steps=arg.reference_steps or max(1, arg.steps * 4 // 3),
+                seed=1000 + arg.seed,
+                **common,
             )
         config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
         if not arg.online:
@@ -57,7 +81,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg.tiny:
         return shrink(config)
     if arg.method != "iid" and not arg.alone:
-        config.before.iid = learner("iid", arg.steps, arg.seed)
+        config.before.iid = learner("iid", steps=arg.steps, seed=arg.seed, **towers, **common)
     return config
 
 
@@ -71,9 +95,9 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-def learner(method: str, steps: int, seed: int) -> ml_collections.ConfigDict:
-    """A small learner on noisy pairs, without the earlier runs."""
-    config = run(depth=2, width=64, steps=steps, seed=seed)
+def learner(method: str, **settings: float) -> ml_collections.ConfigDict:
+    """A small learner on noisy pairs, without the earlier runs; `settings` are those of `run`."""
+    config = run(**settings)
     config.data.shapes.wrong = 0.5
     config.data.shapes.size = POOL
     methods.apply(config, method, filter_ratio=0.8, weight=1.0)
@@ -89,18 +113,31 @@ def select(selection: ml_collections.ConfigDict) -> None:
     selection.reference_weight = 2.0
 
 
-def run(*, depth: int, width: int, steps: int, seed: int) -> ml_collections.ConfigDict:
+def run(
+    *,
+    depth: int,
+    width: int,
+    steps: int,
+    seed: int,
+    batch: int = BATCH,
+    lr: float = PEAK,
+    resolution: int = RESOLUTION,
+) -> ml_collections.ConfigDict:
     """Uniform training of two towers of this depth and width on clean pairs."""
+    if width < 32 or width % 32:
+        raise ConfigError(f"width = {width} must be a multiple of 32, the width of a head.")
+    if batch < 1:
+        raise ConfigError(f"batch = {batch} must be at least 1.")
     config = to_config(TrainConfig())
     config.seed = seed
-    config.batch_size = 64
+    config.batch_size = batch
     config.total_steps = steps
     config.log_steps = 10
     config.picks_steps = 10
 
     config.data.source = "shapes"
     config.data.shapes.seed = seed
-    config.data.shapes.resolution = RESOLUTION
+    config.data.shapes.resolution = resolution
 
     model = config.method.model
     for tower in (model.image, model.text):
@@ -110,18 +147,18 @@ def run(*, depth: int, width: int, steps: int, seed: int) -> ml_collections.Conf
         tower.mlp = 4 * width
         tower.heads = width // 32
     model.image.patch = 8
-    model.image.resolution = RESOLUTION
+    model.image.resolution = resolution
     tiny.use_shapes_tokenizer(model, length=20)
-    model.init_bias = -4.0  # near -log(batch)
+    model.init_bias = -4.0 - math.log(batch / BATCH)  # near -log(batch)
 
-    config.optimizer.schedule.peak = 1e-3
+    config.optimizer.schedule.peak = lr
     config.optimizer.schedule.warmup_percent = 10.0
 
     for name, kind in (("retrieval", "retrieval"), ("classes", "zeroshot")):
         evaluation = to_config(EvalConfig(kind=kind, max_examples=1000, every_percent=50.0))
         evaluation.data.source = "shapes"
         evaluation.data.shapes.split = "val"
-        evaluation.data.shapes.resolution = RESOLUTION
+        evaluation.data.shapes.resolution = resolution
         evaluation.templates = scenes.TEMPLATES
         config.evals[name] = evaluation
     config.checkpoint.every_steps = 100

@@ -8,9 +8,11 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from aced import methods
-from aced.config import ConfigError
+from aced.checkpoints import record
+from aced.config import ArgumentHelp, ConfigError
 from aced.cost import flops as costs
 from aced.methods.frozen import FrozenConfig
 from aced.metrics import history
@@ -19,7 +21,7 @@ from aced.parallel import mesh as meshes
 from aced.parallel.mesh import MeshConfig
 from aced.preflight import plan
 from aced.train import loop, summary
-from aced.train.config import parse
+from aced.train.config import parse, recorded
 from tests.docs import pages
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -80,6 +82,16 @@ def test_table_describes_methods_without_a_name_in_the_paper():
     config = load("smoke").get_config("method=i_acid")
     config.method.distillation.weight = 1.0
     assert methods.parse(config.method).title == "I-ACID + softmax-KD"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_settings_of_a_record_are_those_of_its_run(name, tmp_path):
+    settings = parse(load(name).get_config("tiny"))
+    record.write(epath.Path(tmp_path), settings, "data")
+    config = recorded(record.read(epath.Path(tmp_path)).settings)
+    before = {name: parse(earlier) for name, earlier in settings.before.items()}
+    assert {name: parse(earlier) for name, earlier in config.before.items()} == before
+    assert dataclasses.replace(parse(config), before={}) == dataclasses.replace(settings, before={})
 
 
 @pytest.mark.slow
@@ -160,7 +172,28 @@ def flops(config):
     return own + cache + sum(flops(run) for run in settings.before.values())
 
 
+@pytest.mark.parametrize("name", ["small", "smoke"])
+def test_header_explains_every_argument(name):
+    with pytest.raises(ArgumentHelp) as request:
+        load(name).get_config("help")
+    header = load(name).__doc__.partition("Arguments:\n")[2]
+    explained = re.findall(r"^  ([\w, ]+?)  ", header, re.MULTILINE)
+    assert sorted(", ".join(explained).split(", ")) == sorted(request.value.defaults)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("width=48", "width = 48 must be a multiple of 32"),
+        ("batch=0", "batch = 0 must be at least"),
+    ],
+)
+def test_arguments_that_make_no_model(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        load("small").get_config(argument)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_unknown_arguments_are_refused(name):
-    with pytest.raises(ConfigError, match=r"'typo' is unknown; known: .*tiny"):
+    with pytest.raises(ConfigError, match=r"(?s)no argument 'typo'.*\n  tiny"):
         load(name).get_config("typo")

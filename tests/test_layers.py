@@ -8,9 +8,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "aced"
 # From the lowest to the highest. Modules of one layer do not import each other's packages.
 LAYERS = (
-    ("bounds", "errors"),
+    ("bounds", "errors", "nearest"),
     ("config", "outputs"),
-    ("files", "flag_settings"),
+    ("files", "flag_settings", "command_line"),
     ("parallel",),
     ("command",),
     ("losses", "selection", "optim", "metrics", "checkpoints"),
@@ -19,12 +19,24 @@ LAYERS = (
     ("cost", "cache"),
     ("methods", "evaluators"),
     ("train",),
+    ("recipes",),
+    ("run_flags",),
     ("commands",),
 )
 COMMANDS = (
-    "main", "sweep", "evaluate", "suite", "inference", "latency",
-    "prepare", "select_text", "convert", "preflight", "report",
-)  # fmt: skip
+    "__main__",
+    "main",
+    "sweep",
+    "evaluate",
+    "suite",
+    "inference",
+    "latency",
+    "prepare",
+    "select_text",
+    "convert",
+    "preflight",
+    "report",
+)
 
 
 def layer_of(module):

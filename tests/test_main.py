@@ -46,22 +46,48 @@ def test_one_config_trains_a_reference_and_a_learner_and_prints_both(first):
     assert [line.split()[:4] for line in done.stdout.splitlines() if "160" in line] == [
         ["learner", "ACED-ACIDistill", "32", "160"]
     ]
-    assert "step 2/2" in done.stderr
+    assert "learner 2/2" in done.stderr
+    plan = [line.split() for line in done.stderr.partition("The plan of ")[2].splitlines()[1:5]]
+    assert [line[0] for line in plan] == ["phase", "reference", "reference's", "learner"]
+    assert plan[3][1:4] == [*rows["learner"][:1], "2", "32"]
+    assert [plan[1][4], plan[3][4]] == [rows["reference"][3], rows["learner"][3]]  # FLOPs
     assert f"What was chosen, in pictures: {workdir}/picks.html" in done.stdout
     assert (workdir / "picks.html").read_text().count("<figure") == 2 * 2 * 12
     again = aced(TINY, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout  # finished: nothing is trained again
-    assert "step 2/2" not in again.stderr
+    assert "learner 2/2" not in again.stderr
+    assert again.stderr.partition("The plan of ")[2].count("100%") == 4
 
 
 def test_a_run_is_evaluated_by_the_command(first):
     workdir, _ = first
-    done = aced(TINY, f"--workdir={workdir}", "--json", command="evaluate")
+    done = aced(f"--config={workdir}/config.json", "--json", command="evaluate")
     assert done.returncode == 0, done.stderr
     found, logged = json.loads(done.stdout), history.last_values(workdir)
     assert "retrieval/mean_r1" in found
     assert found == pytest.approx({name: logged[name] for name in found}, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_starts_anew_from_the_settings_of_another(first):
+    workdir, _ = first
+    done = aced(f"--config={workdir}/config.json")
+    assert done.returncode == 0, done.stderr
+    again = workdir.with_name("learner-again")
+    assert f"The run is in {again}." in done.stdout
+    # Its reference and cache are its own.
+    assert (again / "config.json").read_bytes() == (workdir / "config.json").read_bytes()
+    assert (again / "reference/checkpoints/2").is_dir()
+    assert measured(again) == measured(workdir)
+
+
+def measured(workdir):
+    """The metrics of a run, without those that depend on the clock."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith("wall/")}
+        for line in history.read(workdir)
+    ]
 
 
 def test_a_run_is_reported_by_the_command(first, tmp_path):
@@ -93,15 +119,21 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
     for arguments, message in [
         (
             ["--config=configs/smoke.py:tiny", "--config.batch_siez=8"],
-            "\nThere is no 'batch_siez' in the config. Did you mean \"batch_size\"",
+            "\nThere is no setting batch_siez; did you mean --config.batch_size?",
         ),
         (["--config=configs/smoke.py:tiny", "--config.seed=abc"], "base 10: 'abc'\n"),
-        (["--config=configs/smoke.py:tiny", "--config.sede=None"], "There is no 'sede' in the"),
-        (["--config=configs/smoke.py:tiny", "--config.suites.x=1"], "There is no 'x' in the"),
+        (
+            ["--config=configs/smoke.py:tiny", "--config.sede=None"],
+            "There is no setting sede; did you mean --config.seed",
+        ),
+        (
+            ["--config=configs/smoke.py:tiny", "--config.suites.x=1"],
+            "There is no setting suites.x. Evaluations",
+        ),
         (["--config=configs/smoke.py:tiny", "--config.seed=None"], "seed must be int, got None"),
         (["--config=configs/smoke.py:tiny", "--config.total_steps=0"], "The run has no steps"),
-        ([], "--config is missing: give a recipe, such as --config=configs/smoke.py."),
-        (["--config=configs/smoke.py:tiny,typo"], "'typo' is unknown; known: method"),
+        ([], "--config is missing: give a recipe.\nRecipes"),
+        (["--config=configs/smoke.py:tiny,typo"], "The config has no argument 'typo'"),
         (
             ["--config=configs/smoke.py:tiny", "--config.batch_size=0"],
             "batch_size must be at least 1",
@@ -109,7 +141,7 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
         (["--config=configs/smok.py"], "There is no config file configs/smok.py in "),
         (
             ["--config=configs/smoke.py:tiny", "--config.evals.imagenet.kind=zeroshot"],
-            "There is no 'imagenet' in the config. Evaluations",
+            "There is no setting evals.imagenet.kind; did you mean",
         ),
         (
             ["--config=configs/acid_b16.py", "--config.batch_size=8"],
@@ -161,6 +193,7 @@ def test_run_resumes_after_ctrl_c(tmp_path):
 
 def test_help_says_how_to_change_settings():
     done = aced("--helpshort")
+    assert done.returncode == 0
     assert "--config.method.selection.gain=10" in done.stdout
     assert "--[no]force:" in done.stdout
     assert "goes on where the run stopped" in " ".join(done.stdout.split())
@@ -181,6 +214,7 @@ def test_help_says_how_to_change_settings():
 )
 def test_help_lists_the_flags_of_a_command(command, names):
     done = commands.call(command, "--help")
+    assert done.returncode == 0
     listed = re.findall(r"^ +--(?:\[no\])?(\w+): ", done.stdout, re.MULTILINE)
     missing = sorted(set(names) - set(listed))
     assert not missing, done.stdout

@@ -1,4 +1,4 @@
-"""Embeddings of a run's whole data set by its reference or a teacher, once instead of every step.
+"""Embeds a run's whole data set by its reference or a teacher, once instead of in every step.
 
     python -m aced.cache --config=configs/aced_f0.py --model=reference --out=/data/reference_cache
     python -m aced.main --config=configs/aced_f0.py:cache=/data/reference_cache --workdir=...
@@ -9,10 +9,9 @@ is resumed by the same command; exit code 42 after SIGTERM, 130 after Ctrl-C.
 """
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from aced import flag_settings
-from aced import main as training
+from aced import command_line, flag_settings, run_flags
 from aced.cache.command import run
 from aced.cache.config import CacheConfig
 from aced.cache.description import Description
@@ -51,17 +50,17 @@ def report(cache: Description) -> str:
 
 def main(argv: list[str]) -> None:
     """Makes the cache and prints a summary."""
+    del argv
     values = flags.FLAGS
-    with training.running(argv, f"--out={values.out}"):
+    with run_flags.running(f"--out={values.out}"):
         settings = flag_settings.read(CacheConfig)
-        cache = run(values.config, settings, training.workdir(), force=values.force)
+        cache = run(values.config, settings, run_flags.workdir(), force=values.force)
         if jax.process_index() == 0:
             print(f"{settings.out}: {report(cache)}")
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(training)
-    flags.DEFINE_boolean("force", False, ownership.FORCE)
+    run_flags.define()
     flag_settings.define(CacheConfig)
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=training.parse_flags)
+    flags.DEFINE_boolean("force", False, ownership.FORCE)
+    command_line.run(main, run_flags.parse)

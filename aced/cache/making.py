@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -124,9 +124,15 @@ class Maker:
             for name in description.TOWERS[plan.towers]
         }
 
-    def run(self, left: list[int], watchdog: Watchdog) -> int | None:
+    def run(
+        self,
+        left: list[int],
+        watchdog: Watchdog,
+        line: Callable[[int], progress.Progress] = progress.Progress,
+    ) -> int | None:
         """Makes the shards `left`, which are the same on all processes.
 
+        `line` opens the progress line, given the number of steps.
         Returns the exit code if a stop was requested while the last shard was made.
 
         Raises:
@@ -154,7 +160,7 @@ class Maker:
         logging.info("%s: %d of %d examples are done.", self._folder, done, self._plan.examples)
         meter = progress.Meter(Budget(self._batch_size, 0, 0))
         shard: _OpenShard | None = None
-        with Preemption() as preemption, progress.Progress(total) as line, batches:
+        with Preemption() as preemption, line(total) as shown, batches:
             for step, (batch, embedded) in enumerate(self._embedded(batches), 1):
                 wave = waves[(step - 1) // steps]
                 if (step - 1) % steps == 0:
@@ -164,7 +170,7 @@ class Maker:
                 if step % steps == 0 and shard is not None:
                     shard.close()
                 watchdog.alive()
-                line.show(step, meter.measure(step))
+                shown.show(step, meter.measure(step))
                 if preemption.reached(step):
                     if step == total:
                         return preemption.exit_code

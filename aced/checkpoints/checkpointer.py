@@ -418,6 +418,11 @@ def _loaded(path: epath.Path, abstract: PyTree | None, key: str, part: str | Non
     return loaded if part is None else loaded[part]
 
 
+def newest_step(workdir: epath.PathLike) -> int:
+    """The step of a run's newest complete checkpoint; 0: there is none."""
+    return max(_complete_steps(_folder(workdir)), default=0)
+
+
 def _folder(workdir: epath.PathLike) -> epath.Path:
     """The folder of a run's checkpoints, as the absolute path that Orbax needs."""
     path = epath.Path(workdir) / FOLDER

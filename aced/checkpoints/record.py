@@ -10,7 +10,15 @@ import jax
 from absl import logging
 from etils import epath
 
-from aced.config import MAY_CHANGE, ConfigError, flatten, optional, to_config, types_of
+from aced.config import (
+    MAY_CHANGE,
+    WORKDIR,
+    ConfigError,
+    flatten,
+    optional,
+    to_config,
+    types_of,
+)
 from aced.files import own_files
 
 FILE = "config.json"
@@ -41,7 +49,7 @@ def check(
         return
     with own_files.reading(file, _ADVICE):
         then = flatten(own_files.loads(file.read_bytes()))
-    now = flatten(_content(settings, fingerprint, models))
+    now = flatten(_content(folder, settings, fingerprint, models))
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     # Runs of before there were any of these go on.
     differing = [key for key in differing if key in then or not key.startswith(f"{_MODELS}.")]
@@ -128,12 +136,30 @@ def write(
         return
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{FILE}.part"
-    part.write_bytes(own_files.dumps(_content(settings, fingerprint, models)))
+    part.write_bytes(own_files.dumps(_content(folder, settings, fingerprint, models)))
     part.replace(folder / FILE)
 
 
-def _content(settings: Any, fingerprint: str, models: Mapping[str, str] | None) -> dict[str, Any]:
+def _content(
+    folder: epath.Path, settings: Any, fingerprint: str, models: Mapping[str, str] | None
+) -> dict[str, Any]:
     config = to_config(settings)
     config[_DATA] = fingerprint
     config[_MODELS] = dict(models or {})
-    return json.loads(config.to_json_best_effort(sort_keys=True))
+    content = json.loads(config.to_json_best_effort(sort_keys=True))
+    return content | {"method": _within(content["method"], str(folder))}
+
+
+def _within(settings: Any, folder: str) -> Any:
+    """Settings whose paths of models in `folder` begin with `WORKDIR` again, as a recipe has them.
+
+    So they hold for a folder that was moved, and for another run with these settings.
+    """
+    if not isinstance(settings, dict):
+        return settings
+    paths = {
+        name: value.replace(f"{folder}/", f"{WORKDIR}/", 1)
+        for name in ("checkpoint", "cache")
+        if isinstance(value := settings.get(name), str) and value.startswith(f"{folder}/")
+    }
+    return {name: _within(value, folder) for name, value in settings.items()} | paths

@@ -1,4 +1,4 @@
-"""`python -m aced.convert`: models from and to transformers, open_clip and big_vision.
+"""Converts models from and to transformers, open_clip and big_vision: `python -m aced.convert ...`.
 
     python -m aced.convert --source=google/siglip-base-patch16-224 --out=models/siglip --to=aced
     python -m aced.convert --source=runs/small --out=exports/small --to=huggingface
@@ -14,9 +14,9 @@ nothing is unpickled. The output is written atomically.
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from aced import command, flag_settings
+from aced import command, command_line, flag_settings
 from aced.convert import big_vision
 from aced.convert.command import ConvertConfig, Converted, convert
 from aced.models.saved import flat
@@ -88,8 +88,7 @@ def _next(config: ConvertConfig, sigmoid: bool) -> str:
 
 def main(argv: list[str]) -> None:
     """Converts a model and prints a summary."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Not a flag: {argv[1]}")
+    del argv
     command.quiet_libraries()
     with command.running(f"--out={flags.FLAGS.out}"):
         config = flag_settings.read(ConvertConfig)
@@ -98,4 +97,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flag_settings.define(ConvertConfig)
-    app.run(main)
+    command_line.run(main)

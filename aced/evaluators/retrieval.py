@@ -23,7 +23,7 @@ class Retrieval:
         self._embed = Embedder(config, model, mesh)
 
     def __call__(self, params: PyTree) -> dict[str, float]:
-        """Returns `i2t_r1` ... `t2i_r10` in [0, 1], their `mean_r1`, and the number of `pairs`.
+        """Returns `i2t_r1` ... `t2i_r10` in [0, 1], `mean_r1`, and numbers of `images`, `captions`.
 
         Raises:
             ConfigError: no example has a caption.
@@ -56,7 +56,7 @@ def recall(
             for rows in _blocks(np.arange(len(ztxt)))
         ]
     )
-    out = {"pairs": float(len(ztxt))}
+    out = {"images": float(len(queries)), "captions": float(len(ztxt))}
     for name, ranks in (("i2t", text_ranks), ("t2i", image_ranks)):
         out |= {f"{name}_r{k}": float(np.mean(ranks < k)) for k in KS}
     return out | {"mean_r1": (out["i2t_r1"] + out["t2i_r1"]) / 2}

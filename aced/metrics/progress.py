@@ -89,6 +89,9 @@ class Progress:
         self,
         total_steps: int,
         *,
+        name: str = "step",
+        flops: int | float = 0,
+        later_flops: int | float = 0,
         stream: TextIOBase | None = None,
         seconds: int | float = 30.0,
         clock: Callable[[], float] = time.perf_counter,
@@ -96,12 +99,16 @@ class Progress:
         """Opens the line.
 
         Args:
-            total_steps: length of the run.
+            total_steps: length of the phase.
+            name: of the phase.
+            flops: cost of a step. 0: not known.
+            later_flops: cost of all later phases, which the ETA includes where `flops` is known.
             stream: output; None: standard error. Only process 0 prints.
             seconds: least time between two lines if `stream` is no terminal.
             clock: returns seconds.
         """
-        self._total = total_steps
+        self._total, self._name = total_steps, name
+        self._later_steps = later_flops / flops if flops else 0.0  # in steps of this phase
         self._stream = (stream or sys.stderr) if jax.process_index() == 0 else None
         self._in_place = self._stream is not None and self._stream.isatty()
         self._seconds = 0.0 if self._in_place else seconds
@@ -120,7 +127,8 @@ class Progress:
         first_step, first_time = self._first
         # Includes evaluations and saves.
         pace = (now - first_time) / (step - first_step) if step > first_step else None
-        line = describe(step, self._total, values, pace)
+        eta = None if pace is None else (self._total - step + self._later_steps) * pace
+        line = describe(step, self._total, values, eta, name=self._name)
         if self._in_place:
             self._stream.write(f"\r{line:<{self._width}}")
             self._width = len(line)
@@ -143,15 +151,20 @@ class Progress:
 
 
 def describe(
-    step: int, total_steps: int, values: Mapping[str, Any], pace: float | None = None
+    step: int,
+    total_steps: int,
+    values: Mapping[str, Any],
+    eta: float | None = None,
+    *,
+    name: str = "step",
 ) -> str:
     """The progress line. Values that are missing are left out.
 
-    `pace`, if known, is the time per step in seconds, including evaluations and saves.
+    `eta`, if known, is the time to the end of all phases in seconds.
     """
-    parts = [f"step {step:,}/{total_steps:,}"]
-    if pace is not None:
-        parts.append(f"ETA {datetime.timedelta(seconds=round((total_steps - step) * pace))}")
+    parts = [f"{name} {step:,}/{total_steps:,}"]
+    if eta is not None:
+        parts.append(f"ETA {datetime.timedelta(seconds=round(eta))}")
     formats = {
         "loss": "loss {:.4f}",
         "wall/examples_per_s": "{:,.0f} examples/s",

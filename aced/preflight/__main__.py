@@ -19,10 +19,9 @@ import json
 import sys
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from aced import command, flag_settings
-from aced import main as training
+from aced import command, command_line, flag_settings, run_flags
 from aced.bounds import NonEmpty, PositiveInt
 from aced.cost import hardware
 from aced.flag_settings import FlagSettings, setting
@@ -45,21 +44,20 @@ class PreflightConfig(FlagSettings):
 
 def main(argv: list[str]) -> None:
     """Flags -> config -> report."""
-    training.refuse_arguments(argv)
-    values = flags.FLAGS
-    with command.running(f"--workdir={training.workdir()}"):
+    del argv
+    folder = run_flags.workdir()
+    with command.running(f"--workdir={folder}"):
         config = flag_settings.read(PreflightConfig)
         topology = hardware.topology(config.topology, config.num_slices)
         if not topology.chip.tpu:
             jax.config.update("jax_num_cpu_devices", topology.chips)  # for shardings of shapes
-        run = plan.read(values.config, training.workdir())
+        run = plan.read(flags.FLAGS.config, folder)
         figures = report(run, topology, config.num_slices)
     print(json.dumps(figures, indent=2) if config.json else table.table(figures))
     sys.exit(0 if figures["fits"] else 1)
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(training)
+    run_flags.define()
     flag_settings.define(PreflightConfig)
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=training.parse_flags)
+    command_line.run(main, run_flags.parse)

@@ -1,19 +1,15 @@
 """A run's settings, completed without its data and the checkpoints that it starts from."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
 from aced import methods
-from aced.cache import description
-from aced.config import WORKDIR, ConfigError, Settings
+from aced.config import ConfigError, Settings
 from aced.data import sources
 from aced.data.records import DatasetError
-from aced.methods.frozen import FrozenConfig, TrainedConfig, holds_model
-from aced.models.base import ModelConfig
 from aced.parallel import mesh as meshes
-from aced.train import program
+from aced.train import architectures, program
 from aced.train.config import TrainConfig, parse
 
 ASSUMED_DATA_SIZE = 10_000_000  # examples, for durations in epochs if the data set is missing
@@ -79,53 +75,7 @@ def read(config: Settings, workdir: str) -> Plan:
     """
     parsed = parse(config)
     settings = dataclasses.replace(parsed, method=methods.parse(config["method"]))
-    out = Plan(settings, [])
-    models = {name: _frozen_model(out, name, workdir) for name in settings.method.frozen}
-    out.settings = dataclasses.replace(settings, method=settings.method.with_frozen(models))
-    return out
-
-
-def _frozen_model(out: Plan, name: str, workdir: str) -> TrainedConfig:
-    """A frozen model with its architecture, which needs no run or cache."""
-    method = out.settings.method
-    item, key = method.frozen[name], method.key_of(name)
-    if item.cache:
-        return _cached_model(out, item, key, method.towers_of(name), workdir)
-    if item.checkpoint and holds_model(item.folder(workdir)):
-        return dataclasses.replace(item, checkpoint="", model=item.resolve(workdir).model)
-    missing = f"{key}.checkpoint = {item.checkpoint!r} holds no run"
-    model, where = _architecture(out, item, key)
-    if model is None:
-        raise ConfigError(f"{missing}, and its architecture is unknown; set {key}.model, too.")
-    out.assumed.append(f"{missing}; the model is {where}")
-    return dataclasses.replace(item, checkpoint="", model=model)
-
-
-def _architecture(out: Plan, item: TrainedConfig, key: str) -> tuple[ModelConfig | None, str]:
-    """A frozen model's architecture in the config, and its path; None: not in the config."""
-    if item.model is not None:
-        return item.model, f"{key}.model"
-    for earlier, run in out.settings.before.items():
-        if item.checkpoint == f"{WORKDIR}/{earlier}":
-            return parse(run).method.model, f"that of before.{earlier}"
-    return None, ""
-
-
-def _cached_model(
-    out: Plan, item: FrozenConfig, key: str, towers: Sequence[str], workdir: str
-) -> FrozenConfig:
-    if description.is_complete(item.cache_folder(workdir)):
-        return item.resolve(workdir, towers)
-    missing = f"{key}.cache = {item.cache!r} is not here"
-    model, where = _architecture(out, item, key)
-    if model is None:
-        raise ConfigError(
-            f"{missing}, and the width of its embeddings is unknown; set {key}.model, too."
-        )
-    out.assumed.append(f"{missing}; its embeddings are as wide as those of {where}")
-    # Costs do not depend on scale and bias.
-    bias = item.bias if item.bias is not None or model.init_bias is None else 0.0
-    return dataclasses.replace(item, checkpoint="", model=model, scale=item.scale or 1.0, bias=bias)
+    return Plan(*architectures.completed(settings, workdir))
 
 
 def first_program(out: Plan, mesh: Mesh) -> program.Program:

@@ -1,4 +1,4 @@
-"""`python -m aced.prepare`: images and captions -> a prepared data set.
+"""Makes a prepared data set of images and captions: `python -m aced.prepare ...`.
 
     python -m aced.prepare --images=photos --captions=captions.jsonl --out=data/photos --val=800
     python -m aced.prepare --images=pics --captions=c.csv --out=data --val=800 --clean_column=src=me
@@ -28,9 +28,9 @@ import contextlib
 import json
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from aced import command, flag_settings
+from aced import command, command_line, flag_settings
 from aced.files import ownership
 from aced.prepare import summary
 from aced.prepare.command import prepare
@@ -55,5 +55,4 @@ if __name__ == "__main__":
     flag_settings.define(PrepareConfig)
     flags.DEFINE_boolean("force", False, ownership.FORCE)
     flags.DEFINE_boolean("json", False, "Print the statistics as JSON, alone on standard output.")
-    # Unknown flags are passed on to Beam.
-    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))
+    command_line.run(main, command_line.passing_on, takes="flags of Apache Beam")

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -9,10 +10,10 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-from aced import errors
+from aced import errors, nearest
 from aced.config import ConfigError
 from aced.prepare import progress
-from aced.prepare.config import EMBEDDED
+from aced.prepare.config import EMBEDDED, PrepareConfig
 
 # Their job servers have options that Beam's own parsers do not know.
 _WITH_JOB_SERVERS = ("FlinkRunner", "SparkRunner", "PortableRunner")
@@ -29,8 +30,11 @@ def pipeline_on(runner: str, options: Sequence[str]) -> beam.Pipeline:
         ConfigError: an option is unknown to both Beam and the command.
     """
     if runner not in _WITH_JOB_SERVERS and (unknown := _unknown(options)):
+        names = [field.name for field in dataclasses.fields(PrepareConfig)]
+        found = nearest.names(unknown[0].lstrip("-").partition("=")[0], names)
         raise ConfigError(
-            f"{unknown[0]} is no flag of this command (see --helpshort) and no option of Beam."
+            f"{unknown[0]} is no flag of this command (see --help) and no option of Beam"
+            f"{nearest.did_you_mean([f'--{name}' for name in found])}"
         )
     settings = PipelineOptions([*options, f"--runner={runner}"])
     # Beam's DirectRunner would fetch and start a server (Prism); this runner is its fallback.

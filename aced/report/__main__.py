@@ -6,10 +6,10 @@ runs; if these are unavailable, the page has the reason instead. Curves need mat
 (`pip install '.[plots]'`).
 """
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
-from aced import command, flag_settings
+from aced import command, command_line, flag_settings
 from aced.config import expand
 from aced.report.command import ReportConfig, report
 
@@ -25,4 +25,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flag_settings.define(ReportConfig)
-    app.run(main)
+    command_line.run(main, takes="runs")

@@ -1,4 +1,4 @@
-"""`python -m aced.select_text`: sentences for distillation without pairs, from a corpus of text.
+"""Selects sentences for distillation without pairs: `python -m aced.select_text ...`.
 
     python -m aced.select_text --corpus='text/*.txt.gz' --teacher=models/l14 \\
         --features=caches/photos_l14 --k=8 --budget=28000000 --out=data/sentences
@@ -13,9 +13,9 @@ is resumed by the same command, with the same result.
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from aced import command, flag_settings
+from aced import command, command_line, flag_settings
 from aced.files import ownership
 from aced.select_text.command import run
 from aced.select_text.config import SelectTextConfig
@@ -40,8 +40,7 @@ def report(out: str, statistics: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Selects sentences and prints a summary."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Not a flag: {argv[1]}")
+    del argv
     with command.running_together(f"--out={flags.FLAGS.out}", flags.FLAGS.distributed):
         config = flag_settings.read(SelectTextConfig)
         statistics = run(config, force=flags.FLAGS.force)
@@ -57,4 +56,4 @@ if __name__ == "__main__":
         None,
         "Start this command on every machine and select as one; see python -m aced.main --help.",
     )
-    app.run(main)
+    command_line.run(main)

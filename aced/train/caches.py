@@ -5,6 +5,7 @@ Used by `python -m aced.cache`, and by a run before its first step (`before_cach
 
 import contextlib
 import dataclasses
+import functools
 import sys
 
 import jax.numpy as jnp
@@ -13,13 +14,16 @@ from jax.sharding import Mesh
 
 from aced.cache import fingerprint, making
 from aced.cache.config import CacheConfig
-from aced.cache.description import COMPLETE, Description, Plan
+from aced.cache.description import COMPLETE, TOWERS, Description, Plan
 from aced.config import ConfigError
+from aced.cost import flops
 from aced.data import sources
 from aced.files import ownership
 from aced.methods.base import MethodConfig
 from aced.methods.frozen import FrozenConfig, load_model
+from aced.metrics import progress
 from aced.models import two_tower
+from aced.models.base import ModelConfig
 from aced.parallel import distributed
 from aced.parallel.watchdog import Watchdog
 from aced.train import program
@@ -34,6 +38,7 @@ def make(
     watchdog: Watchdog,
     *,
     force: bool = False,
+    later_flops: int | float = 0,
 ) -> Description:
     """Makes a cache, or continues an unfinished one. All processes make the same call.
 
@@ -44,6 +49,7 @@ def make(
         mesh: the devices to use; must also be the mesh of the context (`jax.set_mesh`).
         watchdog: is reset as the pass progresses.
         force: take the folder over from another process that is known to be dead.
+        later_flops: of what is trained afterwards, which the progress line's ETA includes.
 
     Raises:
         ConfigError: a setting is wrong, the model is missing, or another process makes this cache.
@@ -64,15 +70,32 @@ def make(
         missing = making.begin(plan, folder)
         exit_code = None
         if missing:
-            size = cache.batch_size or settings.method.score_micro_batch or settings.batch_size
+            size = batch_size(settings, cache)
             params = load_model(item, shapes)
             maker = making.Maker(plan, folder, source, data, params, mesh, size)
-            exit_code = maker.run(missing, watchdog)
+            line = functools.partial(
+                progress.Progress,
+                name=f"{cache.model}'s cache",
+                flops=size * flops_of_example(item.model, cache.towers),
+                later_flops=later_flops,
+            )
+            exit_code = maker.run(missing, watchdog, line)
         description = making.end(plan, folder)
     if exit_code:
         logging.warning("%s is finished; start the same command again.", folder)
         sys.exit(exit_code)
     return description
+
+
+def batch_size(settings: TrainConfig, cache: CacheConfig) -> int:
+    """The examples embedded at a time, over all devices."""
+    return cache.batch_size or settings.method.score_micro_batch or settings.batch_size
+
+
+def flops_of_example(model: ModelConfig, towers: str) -> int:
+    """FLOPs of embedding an image, a caption, or one of each."""
+    by_tower = dict(zip(("image", "text"), flops.macs(model), strict=True))
+    return flops.step_flops([], [(by_tower[name], 1) for name in TOWERS[towers]])
 
 
 def _model(method: MethodConfig, name: str, workdir: str) -> FrozenConfig:

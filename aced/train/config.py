@@ -1,15 +1,17 @@
 """The settings of a run."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import ml_collections
 from annotated_types import Interval
 
 from aced import evaluators, methods
 from aced.bounds import NonNegativeInt, NonNegativeOrInfinite, PositiveInt, ProperFraction
 from aced.cache.config import CacheConfig
 from aced.checkpoints.checkpointer import CheckpointConfig
-from aced.config import Checked, ConfigError, MayChange, Settings, from_config
+from aced.config import Checked, ConfigError, MayChange, Settings, from_config, to_config
 from aced.data import sources
 from aced.evaluators import suites
 from aced.methods.base import MethodConfig
@@ -113,3 +115,14 @@ def parse(config: Settings) -> TrainConfig:
         except ConfigError as error:
             raise ConfigError(f"In config.before.{name}: {error}") from error
     return settings
+
+
+def recorded(settings: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns the settings of a run's record as a config file returns them.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong; the message names its path.
+    """
+    config = to_config(from_config(TrainConfig, settings))
+    config.before = {name: recorded(earlier) for name, earlier in settings["before"].items()}
+    return config

@@ -32,7 +32,7 @@ from aced.parallel import distributed
 from aced.parallel import mesh as meshes
 from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
-from aced.train import caches, overlap, program
+from aced.train import caches, overlap, plan, program
 from aced.train.config import TrainConfig, parse
 from aced.train.early_stop import EarlyStop
 from aced.train.profiling import Profiler
@@ -78,13 +78,20 @@ def run(
     storage.check_package(workdir)
     folder = epath.Path(workdir)
     settings = parse(config)
+    phases = plan.plan(settings, folder)
+    if jax.process_index() == 0:
+        logging.info("The plan of %s:\n%s", folder, plan.table(phases))
     with distributed.entered_by_first(overlap.checked(settings)):
-        _train(settings, folder, devices, force)
+        _train(settings, folder, devices, force, phases)
     return history.last_values(folder) if jax.process_index() == 0 else {}
 
 
 def _train(
-    settings: TrainConfig, folder: epath.Path, devices: Sequence[jax.Device] | None, force: bool
+    settings: TrainConfig,
+    folder: epath.Path,
+    devices: Sequence[jax.Device] | None,
+    force: bool,
+    phases: Sequence[plan.Phase],
 ) -> int | None:
     """Trains this run and those before it. Returns the exit code if preempted in the last step."""
     mesh = meshes.make_mesh(devices, settings.mesh)
@@ -95,7 +102,7 @@ def _train(
         distributed.check_shared(folder)
         for name, earlier in settings.before.items():
             logging.info("%s runs first, in %s", name, folder / name)
-            if exit_code := _train(parse(earlier), folder / name, devices, force):
+            if exit_code := _train(parse(earlier), folder / name, devices, force, phases):
                 logging.warning("%s is finished; start the same command again.", name)
                 sys.exit(exit_code)
 
@@ -105,13 +112,25 @@ def _train(
         with jax.set_mesh(mesh), Watchdog(settings.watchdog_minutes) as watchdog:
             for name, wanted in settings.before_caches.items():
                 logging.info("Caching embeddings first: %s", name)
-                caches.make(settings, wanted, str(folder), mesh, watchdog, force=force)
+                later = plan.later_flops(phases, wanted.folder(str(folder)))
+                caches.make(
+                    settings,
+                    wanted,
+                    str(folder),
+                    mesh,
+                    watchdog,
+                    force=force,
+                    later_flops=later,
+                )
             settings = dataclasses.replace(settings, method=settings.method.resolve(str(folder)))
-            return loop(set_up(settings, mesh, folder, source), watchdog)
+            later = plan.later_flops(phases, folder)
+            return loop(set_up(settings, mesh, folder, source), watchdog, later)
 
 
-def loop(run: Run, watchdog: Watchdog) -> int | None:
+def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | None:
     """Trains the remaining steps. Returns the exit code if preempted after the last one.
+
+    `later_flops` is the cost of the phases of the plan after this run.
 
     At most two steps are in flight; only a line of metrics, an evaluation or a checkpoint waits
     for the devices. All processes take the same branches.
@@ -140,7 +159,9 @@ def loop(run: Run, watchdog: Watchdog) -> int | None:
         Preemption() as preemption,
         run.checkpoints as checkpoints,
         Writer(run.folder, budget, run.start) as writer,
-        progress.Progress(prog.total_steps) as line,
+        progress.Progress(
+            prog.total_steps, name=run.folder.name, flops=budget.flops, later_flops=later_flops
+        ) as line,
         skipped,
         input_batches(run, start, counters) as host_batches,
         DevicePrefetch(host_batches, prog.mesh) as batches,

@@ -69,10 +69,7 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
     batch_size = settings.batch_size
     candidates = method.config.super_batch_size(batch_size)
     check_batch(settings, mesh)
-    # An epoch is one pass over the data; a step reads B examples and trains on b.
-    epoch = None if data_size is None else max(1, data_size * batch_size // candidates)
-    sizes = {"batch_size": batch_size, "data_size": epoch}
-    sizes["total_steps"] = durations.steps(settings, "total", **sizes)
+    sizes = sizes_of(settings, data_size)
 
     key = placed(_key(), meshes.replicated(mesh))
     # With jit these are traced once, for their shapes and for the program; inlining leaves the
@@ -118,6 +115,20 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
             out_shardings=(shardings, meshes.replicated(mesh)),
         ),
     )
+
+
+def sizes_of(settings: TrainConfig, data_size: int | None) -> dict[str, int | None]:
+    """What durations are resolved with: examples per step and epoch, and the steps of the run.
+
+    Raises:
+        ConfigError: the run is so many epochs long, and `data_size` is None.
+    """
+    b = settings.batch_size
+    # An epoch is one pass over the data; a step reads B examples and trains on b.
+    candidates = settings.method.super_batch_size(b)
+    epoch = None if data_size is None else max(1, data_size * b // candidates)
+    sizes = {"batch_size": b, "data_size": epoch}
+    return sizes | {"total_steps": durations.steps(settings, "total", **sizes)}
 
 
 def model_shapes(model: ModelConfig, mesh: Mesh, extra_rules: rules.Rules) -> PyTree:

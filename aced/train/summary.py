@@ -1,6 +1,6 @@
 """The table at the end of a run: the cost and the scores of each run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -29,12 +29,16 @@ def table(workdir: epath.PathLike) -> str:
     for name, path in folders.items():
         method = methods.parse(record.read(path).settings["method"])
         lines.append([name, method.title, *cells[name]])
+    return f"\n{aligned(lines)}\n"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A text table of these lines of cells, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
+    return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in lines
-    ]
-    return "\n".join(["", *text, ""])
+    )
 
 
 def rows(runs: Mapping[str, Mapping[str, int | float]]) -> tuple[list[str], dict[str, list[str]]]:

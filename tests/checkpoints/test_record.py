@@ -45,6 +45,19 @@ def test_the_second_stream_may_be_read_by_fewer_threads(tmp_path):
         record.check(folder, parse(config), "data")
 
 
+def test_models_in_the_workdir_are_recorded_as_such(tmp_path):
+    """So a moved run, or another one with these settings, finds its own."""
+    config = smoke.get_config("tiny,online")
+    reference = config.method.reference
+    reference.checkpoint, reference.cache = f"{tmp_path}/reference", f"{tmp_path}0/cache"
+    folder = epath.Path(tmp_path)
+    record.write(folder, parse(config), "data")
+    found = record.read(folder).settings["method"]["reference"]
+    assert found["checkpoint"] == "{workdir}/reference"
+    assert found["cache"] == f"{tmp_path}0/cache"  # beside it
+    record.check(folder, parse(config), "data")
+
+
 def test_new_setting_must_have_its_default(tmp_path, caplog):
     """So that a run can go on with newer code."""
     folder = epath.Path(tmp_path)

@@ -23,7 +23,8 @@ def test_recall_equals_a_full_sort(captions):
         i2t, t2i = _by_sorting(zimg, ztxt, owner, k)
         assert (found[f"i2t_r{k}"], found[f"t2i_r{k}"]) == (pytest.approx(i2t), pytest.approx(t2i))
     assert 0 < found["i2t_r1"] < found["i2t_r10"] < 1
-    assert found["pairs"] == len(owner)
+    assert found["captions"] == len(owner)
+    assert found["images"] == len(set(owner.tolist()))
 
 
 def test_images_without_a_caption_are_candidates_but_no_queries():

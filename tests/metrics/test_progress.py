@@ -67,7 +67,7 @@ VALUES = {
 
 
 def test_the_line():
-    assert progress.describe(1200, 10_000, VALUES, pace=2.0) == (
+    assert progress.describe(1200, 10_000, VALUES, eta=17_600.0) == (
         "step 1,200/10,000  ETA 4:53:20  loss 1.2346  1,234 examples/s  data wait 3%  MFU 41.2%"
     )
     assert progress.describe(1, 2, {}) == "step 1/2"
@@ -83,6 +83,19 @@ def test_eta_includes_evaluations_but_not_the_start():
     first, second = stream.getvalue().splitlines()
     assert "ETA" not in first
     assert "ETA 0:04:00" in second
+
+
+def test_eta_includes_the_phases_after_this_one():
+    clock, stream = Clock(), io.StringIO()
+    line = progress.Progress(
+        100, name="reference", flops=2e9, later_flops=6e11, stream=stream, seconds=0.0, clock=clock
+    )
+    line.show(10, {})
+    clock.now = 20.0
+    line.show(20, {})  # 1e9 FLOP/s
+    remaining = 80 * 2 + 600
+    assert stream.getvalue().splitlines()[1] == "reference 20/100  ETA 0:12:40"
+    assert remaining == 12 * 60 + 40
 
 
 def test_periodic_lines_without_a_terminal():

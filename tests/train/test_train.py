@@ -481,6 +481,6 @@ def test_evaluations_and_the_best_checkpoint(reference, tmp_path):
         saved = {int(p.name) for p in (workdir / checkpointer.FOLDER).iterdir()}
         assert saved == {best, 6}
         results[devices] = history.last_values(workdir)
-    for name in ("retrieval/i2t_r10", "retrieval/pairs", "classes/top5", "classes/examples"):
+    for name in ("retrieval/i2t_r10", "retrieval/captions", "classes/top5", "classes/examples"):
         assert results[8][name] == pytest.approx(results[1][name], abs=0.02)
-    assert results[1]["retrieval/pairs"] == 64
+    assert results[1]["retrieval/captions"] == 64

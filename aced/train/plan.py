@@ -1,0 +1,137 @@
+"""The plan of a run: what is trained and cached in which order, its cost, and what is done."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from aced import methods
+from aced.cache import description
+from aced.cache.config import CacheConfig
+from aced.checkpoints.checkpointer import newest_step
+from aced.config import ConfigError
+from aced.data import sources
+from aced.data.sources import DataConfig
+from aced.files import storage
+from aced.train import architectures, caches, program
+from aced.train.config import TrainConfig, parse
+from aced.train.summary import aligned
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with steps of its own: an earlier run, a cache, or the run itself."""
+
+    name: str
+    method: str  # its name in the papers; for a cache, what it holds
+    folder: str  # its workdir, or that of the cache
+    examples: int  # trained on, or embedded, per step
+    steps: int | None = None  # None: known once the data are open
+    flops: int | None = None  # per step; None: an architecture is not known yet
+    done: int = 0  # steps
+    epochs: float | None = None  # the length, where it is given so
+
+    @property
+    def later_flops(self) -> int:
+        """The FLOPs of the steps that are left, where they are known."""
+        return ((self.steps or 0) - self.done) * (self.flops or 0)
+
+
+def plan(settings: TrainConfig, folder: epath.Path) -> list[Phase]:
+    """Returns the phases of a run in their order.
+
+    No data set is opened, but for embedded and prepared ones on this machine if a length depends on
+    their size.
+
+    Args:
+        settings: of the run.
+        folder: the workdir.
+    """
+    return list(_phases(settings, folder, folder.name))
+
+
+def _phases(settings: TrainConfig, folder: epath.Path, name: str) -> Iterator[Phase]:
+    for earlier, before in settings.before.items():
+        yield from _phases(parse(before), folder / earlier, earlier)
+    # The architectures are those of earlier runs, so the costs are known before these are done.
+    try:
+        complete, _ = architectures.completed(settings, str(folder))
+    except ConfigError:  # trained by a run before an earlier one; checked when it is needed
+        complete = None
+    for wanted in settings.before_caches.values():
+        yield _cache(wanted, complete or settings, folder)
+    flops, steps = None, _steps(settings)
+    if complete is not None:
+        flops = methods.build(complete.method).flops_per_step(settings.batch_size)
+    done = newest_step(folder)
+    yield Phase(
+        name=name,
+        method=settings.method.title,
+        folder=str(folder),
+        examples=settings.batch_size,
+        steps=steps,
+        flops=flops,
+        done=done if steps is None else min(done, steps),
+        epochs=settings.total_epochs,
+    )
+
+
+def _cache(cache: CacheConfig, settings: TrainConfig, workdir: epath.Path) -> Phase:
+    folder, size = cache.folder(str(workdir)), caches.batch_size(settings, cache)
+    data = settings.method.data_of(cache.model, settings.data)
+    examples = _examples(data)
+    steps = None if examples is None else -(-examples // size)
+    item = settings.method.named.get(cache.model)
+    return Phase(
+        name=f"{cache.model}'s cache",
+        method="embeddings",
+        folder=str(folder),
+        examples=size,
+        steps=steps,
+        flops=item and item.model and size * caches.flops_of_example(item.model, cache.towers),
+        done=(steps or 0) if description.is_complete(str(folder)) else 0,
+    )
+
+
+def _steps(settings: TrainConfig) -> int | None:
+    """The length of a run; None: it is so many epochs of a data set that is not open yet."""
+    try:
+        return program.sizes_of(settings, None)["total_steps"]
+    except ConfigError:
+        examples = _examples(settings.data)
+    return examples and program.sizes_of(settings, examples)["total_steps"]
+
+
+def _examples(data: DataConfig) -> int | None:
+    """The size of a data set where it is written down on this machine; None: not known yet."""
+    prepared = data.source == "array_record" and not storage.is_remote(data.array_record.path)
+    return len(sources.open_source(data)) if prepared or data.source == "shapes" else None
+
+
+def later_flops(phases: Sequence[Phase], folder: epath.PathLike) -> int:
+    """Returns the known FLOPs of all phases after the one in `folder`."""
+    places = [phase.folder for phase in phases]
+    return sum(phase.later_flops for phase in phases[places.index(str(folder)) + 1 :])
+
+
+def table(phases: Sequence[Phase]) -> str:
+    """Returns the phases with their costs, one per line."""
+    lines = [["phase", "method", "steps", "examples", "FLOPs", "done"], *map(_line, phases)]
+    total = sum((phase.steps or 0) * (phase.flops or 0) for phase in phases)
+    left = sum(phase.later_flops for phase in phases)
+    if len(phases) > 1 and total:
+        lines.append(["together", "", "", "", f"{total:.2e}", f"{1 - left / total:.0%}"])
+    return aligned(lines)
+
+
+def _line(phase: Phase) -> list[str]:
+    steps, flops = phase.steps, phase.flops
+    unknown = "-" if phase.epochs is None else f"{phase.epochs:g} epochs"
+    return [
+        phase.name,
+        phase.method,
+        unknown if steps is None else f"{steps:,}",
+        "-" if steps is None else f"{steps * phase.examples:,}",
+        "-" if steps is None or flops is None else f"{steps * flops:.2e}",
+        "-" if steps is None else f"{phase.done / steps:.0%}",
+    ]
