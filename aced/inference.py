@@ -253,7 +253,18 @@ def load(
         ConfigError: `source` is not a model that can be read, or lacks what is asked for.
         CheckpointError: the run lacks the checkpoint.
     """
-    source = os.fspath(source)
+    return Encoder(read(os.fspath(source), which, parameters), precision, devices)
+
+
+def read(
+    source: str,
+    which: Literal["last", "best"] = "last",
+    parameters: Literal["trained", "params", "ema"] = "trained",
+) -> Model:
+    """Returns the model that `load` loads, as arrays on the host.
+
+    Arguments and errors are those of `load`.
+    """
     if source.endswith(layouts.BIG_VISION_SUFFIX):
         raise ConfigError(
             f"{source} holds weights without settings. Convert it, and load the new folder: "
@@ -273,7 +284,7 @@ def load(
     _, model = command.read(command.SourceConfig(source=source, which=which, parameters=parameters))
     for note in model.notes:
         logging.warning("%s: %s", source, note)
-    return Encoder(model, precision, devices)
+    return model
 
 
 def _is_picture(images: Any) -> bool:

@@ -99,7 +99,10 @@ def test_command_lists_runs_and_refuses_what_it_cannot_do():
     ]
     for wrong, message in (
         ("--index=2", "the sweep has 2 runs, from 0"),
-        ("--sett=3", "--sett=3 is neither a flag of this command nor --config.KEY=VALUE; did you mean --set"),
+        (
+            "--sett=3",
+            "--sett=3 is neither a flag of this command nor --config.KEY=VALUE; did you mean --set",
+        ),
     ):
         refused = commands.call("sweep", *flags, wrong)
         assert refused.returncode == 1

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.core import meta
-from jaxtyping import Array, Float, Int8, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from aced.models import int8
 
@@ -20,8 +20,8 @@ from aced.models import int8
 class Int8Weights(meta.AxisMetadata):
     """An array of weights as integers; flax calls `unbox` where a module uses the parameter."""
 
-    values: Int8[Array, "..."]
-    scale: Float[Array, "..."]  # float32, of length 1 along the axis that shares a scale
+    values: Any  # int8 [...]; Any, since JAX also fills nodes of trees with its own objects
+    scale: Any  # float32, of length 1 along the axis that shares a scale
 
     def unbox(self) -> Float[Array, "..."]:
         """The weights in float32."""
