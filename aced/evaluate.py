@@ -19,6 +19,7 @@ from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import suites
 from aced.flag_settings import FlagSettings, setting
 from aced.methods.frozen import CheckpointOf, evaluated_parameters, load_model, trained_model
+from aced.models import int8_weights
 from aced.parallel import mesh as meshes
 from aced.train import program
 from aced.train.config import parse
@@ -32,6 +33,9 @@ class EvaluateConfig(FlagSettings):
     which: Literal["last", "best"] = setting("last", "Of a run's checkpoints.")
     parameters: Literal["trained", "params", "ema"] = setting(
         "trained", "Of a run: as its training evaluated them, themselves, or their moving average."
+    )
+    precision: Literal["model", "float32", "bfloat16", "int8_weights"] = setting(
+        "model", "In the model's own dtype, in another, or with weights in 8-bit integers."
     )
     json: bool = setting(False, "Print the numbers as JSON.")
 
@@ -67,9 +71,13 @@ def run(
         parameters = evaluated_parameters(folder)
     item = dataclasses.replace(item, checkpoint=folder, parameters=parameters)
     model.check_tokenizer(get_tokenizer(model.tokenizer))
+    if wanted.precision in ("float32", "bfloat16"):
+        model = dataclasses.replace(model, dtype=wanted.precision)
     mesh = meshes.make_mesh(devices, settings.mesh)
     with jax.set_mesh(mesh):
         params = load_model(item, program.model_shapes(model, mesh, settings.mesh.rules))
+        if wanted.precision == "int8_weights":
+            params = jax.jit(int8_weights.quantized)(params)
         numbers = {}
         for name, evaluation in settings.evals.items():
             values = evaluators.build(evaluation, model, mesh)(params)

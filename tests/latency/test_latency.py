@@ -69,8 +69,10 @@ def test_xla_counts_what_we_count():
 
 
 def test_a_table_lists_what_was_measured_and_what_was_published():
-    small = command.Measurement("m", "int8", "image", 12_300_000, 1.5, None, 8, 50, 2.5, 2.0, 3.0, 400.0,
-                                3 << 20, 5 << 20)  # fmt: skip
+    counts = {"parameters": 12_300_000, "gmacs": 1.5, "xla_gmacs": None}
+    times = {"runs": 50, "ms": 2.5, "ms_lower": 2.0, "ms_upper": 3.0, "per_second": 400.0}
+    memory = {"arguments": 3 << 20, "temporaries": 5 << 20}
+    small = command.Measurement("m", "int8", "image", batch_size=8, **counts, **times, **memory)
     text = table([small, dataclasses.replace(small, tower="text", xla_gmacs=1.75)])
     first, second = text.splitlines()[2:4]
     assert first == (
