@@ -190,7 +190,7 @@ def test_damaged_settings_of_a_run(a_record, command):
     a_record.write_text(text.replace('"batch_size": 16', '"batch_size": 17', 1))
     message = refused(command, f"--config={a_record}")
     assert (
-        f"{a_record} is not readable (its content is not that of its sha256: it was changed"
+        f"{a_record} is not readable (its sha256 does not match its content: it was changed"
         in message
     )
     missing = a_record.with_name("missing") / "config.json"

@@ -45,7 +45,7 @@ def changed(data):
 DAMAGES = {
     "cut off": (lambda data: data[: len(data) // 2], "line "),
     "not UTF-8": (not_utf8, "byte 0xff is not UTF-8"),
-    "changed": (changed, "is not that of its sha256"),
+    "changed": (changed, "its sha256 does not match its content"),
     "no object": (lambda data: b"[1]\n", "not a JSON object but a list"),
     "empty": (lambda data: b"", "it is empty"),
     "zero bytes": (lambda data: bytes(len(data)), "zero bytes"),
@@ -215,7 +215,8 @@ def test_arrays_of_a_selection(selecting, damage):
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "no format"])
 def test_description_of_a_model(tmp_path, damage):
-    damage, message = (DAMAGES | {"no format": (without("format"), "is not of format")})[damage]
+    damages = DAMAGES | {"no format": (without("format"), "does not have the format")}
+    damage, message = damages[damage]
     cached.write_model(tmp_path / "model")
     damaged(tmp_path / "model" / "model.json", damage)
     done = commands.call(

@@ -85,7 +85,9 @@ def _read_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, np.ndar
     out: dict[str, np.ndarray] = {}
     for shard in sorted(set(map(str, where.values()))):
         if pathlib.PurePath(shard).name != shard or not shard.endswith(".safetensors"):
-            raise InteropError(f"{index} names {shard!r}, which is not a .safetensors beside it.")
+            raise InteropError(
+                f"{index} names {shard!r}, which is not a .safetensors file beside it."
+            )
         if not (folder / shard).is_file():
             raise InteropError(f"{index} names {shard}, which is missing; copy it, too.")
         out |= dict(_tensors(folder / shard))

@@ -61,7 +61,7 @@ def test_a_run_finds_its_model_and_loads_it_on_its_mesh(folder):
         assert x.dtype == "bfloat16"
         np.testing.assert_array_equal(x, flat(params)[name].astype("bfloat16"))
     assert loaded["text"]["token"].sharding.spec == PartitionSpec("data")
-    with pytest.raises(ConfigError, match="is a model folder: it has one set of parameters"):
+    with pytest.raises(ConfigError, match="is a model folder, which has one set of parameters"):
         load_model(CheckpointOf(str(folder), parameters="ema"), jax.tree.map(shape, params))
 
 
@@ -89,7 +89,7 @@ def test_a_flipped_bit_in_any_file_is_found(folder):
         good = path.read_bytes()
         for place in (0, len(good) // 2, len(good) - 9):
             path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
-            with pytest.raises(InteropError, match=f"^{path} is not "):
+            with pytest.raises(InteropError, match=f"^{path} (is not|does not match) "):
                 model_folder.read(str(folder))
         path.write_bytes(good)
     model_folder.read(str(folder))
@@ -106,10 +106,10 @@ def test_a_folder_of_before_its_files_had_checksums(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "other"}, "is not of format 'aced-model'"),
-        ({"version": 2}, "of version 2, and this program reads 1"),
-        ({"model": {}, "weights_sha256": "00"}, "is not the file that model.json was written for"),
-        ({"text.length": 17}, r"text/position: the settings ask for float32\[17, 24\]"),
+        ({"format": "other"}, "does not have the format 'aced-model'"),
+        ({"version": 2}, "has version 2, but this program reads 1"),
+        ({"model": {}, "weights_sha256": "00"}, "does not match model.json"),
+        ({"text.length": 17}, r"text/position: expected float32\[17, 24\]"),
         ({"image.registers": 4}, "image.registers is not a setting"),
         ({"tokenizer.path": "../tokenizer.model"}, "must name a file in this folder"),
         ({"tokenizer.path": "/etc/passwd"}, "must name a file in this folder"),
@@ -136,9 +136,9 @@ def rewritten(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.pop("t"), "t: the settings ask for .*, the weights have nothing"),
-        (lambda x: x.update(more=np.ones(1, np.float32)), r"holds \['more'\], unknown"),
-        (lambda x: x.update(t=x["t"].astype(np.float64)), r"the weights have float64\[\]"),
+        (lambda x: x.pop("t"), r"t: expected float32\[\], found nothing"),
+        (lambda x: x.update(more=np.ones(1, np.float32)), r"has unknown parameters: \['more'\]"),
+        (lambda x: x.update(t=x["t"].astype(np.float64)), r"found float64\[\]"),
         (lambda x: x.update({"image/position": x["image/position"][:4]}), r"float32\[4, 32\]"),
     ],
 )

@@ -296,7 +296,7 @@ def test_single_view_of_second_pictures_may_be_augmented():
     (batch,) = take(Pairs(20), 1, views={"": alone})
     assert (batch["image"][:, 0, 0, 0] == batch["id"] + 100).all()
     views = {"": dataclasses.replace(VIEW, augment=flipped), "second/": SECOND}
-    with pytest.raises(ConfigError, match="or of a second picture, would differ"):
+    with pytest.raises(ConfigError, match="or of a second picture would differ"):
         take(Pairs(20), 1, views=views)
 
 

@@ -91,7 +91,7 @@ def test_of_a_question_and_its_answer_the_answer_is_predicted():
         for i in range(int(given), end):
             losses.append(np.log(np.exp(row[i]).sum()) - row[i, text[i]])
     assert out["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    with pytest.raises(ConfigError, match=r"task = 'words' never reads method.model.classes"):
+    with pytest.raises(ConfigError, match=r"task = 'words' reads no method\.model\.classes"):
         CoCaTaskConfig(model=ONE, task="words")
 
 

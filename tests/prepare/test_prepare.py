@@ -316,7 +316,7 @@ def test_max_side_shrinks_large_keeps_small_and_flattens_transparent_images(tmp_
     ("settings", "error", "message"),
     [
         ({"images": "none"}, PrepareError, "none does not exist"),
-        ({"val": 10}, PrepareError, "leaves nothing to train on"),
+        ({"val": 10}, PrepareError, "at least one must remain to train on"),
         ({"val": 11}, PrepareError, "10 of 10 examples can be held out"),
         ({"val": -1}, ConfigError, "--val must be at least 0, got -1"),
         ({"val_clean": True}, ConfigError, "--noisy_column"),

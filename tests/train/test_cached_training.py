@@ -302,7 +302,7 @@ def test_shards_that_are_damaged(data, models, tmp_path):
     shard = out / "embeddings-00001-of-00003.array_record"
     good = shard.read_bytes()
     shard.write_bytes(good[:-100])
-    with pytest.raises(CacheError, match=rf"00001-of-00003.* has {len(good) - 100} bytes where"):
+    with pytest.raises(CacheError, match=rf"00001-of-00003.* has {len(good) - 100} bytes instead of"):
         run(config, tmp_path / "short")
     bad = bytearray(good)
     for place in range(200, 6000, 100):

@@ -100,5 +100,5 @@ def test_a_teacher_of_another_kind_is_refused(teacher, tmp_path):
     captions.before = {}
     captions.method.teacher.checkpoint = teacher
     captions.evals = {}
-    with pytest.raises(ConfigError, match="never reads"):
+    with pytest.raises(ConfigError, match="reads no method"):
         loop.run(captions, str(tmp_path), devices=DEVICE)

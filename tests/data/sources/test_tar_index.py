@@ -86,7 +86,7 @@ def test_damaged_index_is_built_again_with_a_warning(tmp_path, caplog, copied):
         index.write_bytes(data)
         caplog.clear()
         again = source(path, cache_folder=str(tmp_path / "cache"))
-        assert f"The index {index} is not used and built again" in caplog.text
+        assert f"The index {index} is not used, and is built again" in caplog.text
         assert [again[i] for i in range(3)] == [first[i] for i in range(3)]
         assert index.read_bytes() == good
 
