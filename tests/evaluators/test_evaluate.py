@@ -158,8 +158,6 @@ def test_what_cannot_be_evaluated(runs, tmp_path):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="holds no run"):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path))
-    with pytest.raises(ConfigError, match="--which must be 'last' or 'best'"):
-        EvaluateConfig(which="first")
 
 
 @pytest.mark.slow

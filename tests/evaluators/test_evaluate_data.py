@@ -260,6 +260,7 @@ def test_table_and_plot():
     ("flags", "message"),
     [
         ((), "There is nothing to evaluate: give data sets"),
+        (("--which=first",), "flag --which=first: value should be one of <last|best>"),
         (("--suite=shifts5",), "--suite needs the folder of its data sets"),
         (("--data=/nowhere",), "--data=/nowhere has no data sets"),
         (("--data={}/wds", "--suite=datacomp"), "none of the suites: stableeval27_reconstructed"),
