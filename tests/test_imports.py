@@ -1,5 +1,6 @@
 """Every module can be imported, and warns of nothing."""
 
+import pathlib
 import pkgutil
 import subprocess
 import sys
