@@ -1,5 +1,7 @@
 """`aced.load`: embeddings and logits against the model's own call, aced.evaluate's and others'."""
 
+import dataclasses
+
 import jax
 import jaxtyping
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 import aced
-from aced.checkpoints import checkpointer
+from aced.checkpoints import checkpointer, record
 from aced.config import ConfigError
 from aced.convert import tokenizer_write
 from aced.data.images.decode import DecodeError
@@ -15,7 +17,9 @@ from aced.data.images.transforms import resize
 from aced.data.sources import DataConfig, open_source
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.embed import Embedder
+from aced.files import own_files
 from aced.models import model_folder
+from aced.models.coca import CoCaConfig
 from aced.parallel import mesh as meshes
 from aced.train import loop
 from tests import small_run
@@ -184,6 +188,17 @@ def test_what_cannot_be_loaded(tmp_path):
     for wanted in ({"which": "best"}, {"parameters": "ema"}):
         with pytest.raises(ConfigError, match="is not a run: it has one set of parameters"):
             aced.load(folder, **wanted)
+
+
+def test_a_run_of_another_kind_of_model_is_named(tmp_path):
+    (tmp_path / checkpointer.FOLDER).mkdir()
+    model = dataclasses.asdict(CoCaConfig())
+    settings = {"ema_decay": 0.0, "method": {"model": model}, "data_fingerprint": ""}
+    (tmp_path / record.FILE).write_bytes(own_files.dumps(settings))
+    with pytest.raises(
+        ConfigError, match=r"holds no TwoTower model, .*method.model.queries is not"
+    ):
+        aced.load(tmp_path)
 
 
 @pytest.mark.slow

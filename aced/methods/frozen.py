@@ -203,7 +203,11 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
         raise ConfigError(
             f"{file} has no method.model; set .checkpoint to a workdir of aced.main."
         ) from error
-    return from_config(kind, model, f"{file}:method.model")
+    try:
+        return from_config(kind, model, f"{file}:method.model")
+    except ConfigError as error:
+        wanted = kind.__name__.removesuffix("Config")
+        raise ConfigError(f"{folder} holds no {wanted} model, which is needed: {error}") from error
 
 
 def evaluated_parameters(folder: str) -> Literal["params", "ema"]:
