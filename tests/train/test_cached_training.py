@@ -229,7 +229,7 @@ def test_the_same_checkpoint_and_model_are_accepted(data, models, caches, tmp_pa
 
 def test_a_cache_of_one_tower_is_no_reference(data, models, tmp_path):
     make(cached.run_config(data, models["reference"]), tmp_path / "images", towers="image")
-    with pytest.raises(CacheError, match="holds image embeddings alone"):
+    with pytest.raises(CacheError, match="holds only image embeddings"):
         run(cached.run_config(data, "", cache=tmp_path / "images"), tmp_path / "run")
 
 
@@ -302,7 +302,9 @@ def test_shards_that_are_damaged(data, models, tmp_path):
     shard = out / "embeddings-00001-of-00003.array_record"
     good = shard.read_bytes()
     shard.write_bytes(good[:-100])
-    with pytest.raises(CacheError, match=rf"00001-of-00003.* has {len(good) - 100} bytes instead of"):
+    with pytest.raises(
+        CacheError, match=rf"00001-of-00003.* has {len(good) - 100} bytes instead of"
+    ):
         run(config, tmp_path / "short")
     bad = bytearray(good)
     for place in range(200, 6000, 100):
