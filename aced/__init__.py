@@ -22,6 +22,7 @@ _PUBLIC = {
     "aced.selection": ("Selection", "SelectionConfig", "select", "take"),
     "aced.models.two_tower": ("TwoTower", "TwoTowerConfig", "preset"),
     "aced.methods.frozen": ("CheckpointOf", "load_model", "trained_model"),
+    "aced.inference": ("Encoder", "load"),
     "aced.data.tokenizers": ("TokenizerConfig", "get_tokenizer"),
     "aced.data.sources": ("DataConfig", "open_source"),
     "aced.data.pipeline": ("View", "train_batches"),

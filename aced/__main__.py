@@ -19,6 +19,7 @@ COMMANDS = {  # the module of each command
     "convert": "convert",
     "preflight": "preflight",
     "suite": "suite",
+    "latency": "latency",
 }
 
 

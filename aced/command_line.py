@@ -13,6 +13,7 @@ from aced import nearest
 from aced.errors import UserError
 
 _HELP = re.compile(r"--?(h|\?|help|helpshort)")
+_OF_ABSL = ("flagfile", "undefok")  # not among the defined flags
 _CONFIG = "config"  # the flag of a recipe, whose settings are flags, too: --config.seed=1
 
 
@@ -82,7 +83,7 @@ def check_names(argv: list[str]) -> None:
 def _is_flag(name: str) -> bool:
     if name.startswith("no") and name[2:] in flags.FLAGS:
         return flags.FLAGS[name[2:]].boolean
-    return name in flags.FLAGS
+    return name in flags.FLAGS or name in _OF_ABSL
 
 
 def alike(name: str) -> list[str]:

@@ -20,7 +20,7 @@ from aced.errors import UserError
 flags.disclaim_key_flags()  # those defined here are the command's, whose --help lists them
 
 _CONFIG = re.compile(r"--?(config|flagfile)(=|$)")
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(=None)?.*", re.DOTALL)
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(=None$)?.*", re.DOTALL)
 _MAPPINGS = ("evals", "mixture", "teachers", "suites", "before", "before_caches")
 _ADDED = (
     "Evaluations, members of a mixture, teachers and runs before this one are added in a config "
@@ -75,7 +75,7 @@ def workdir(*, starts: bool = False) -> str:
         return expand(flags.FLAGS.workdir)
     if recipes.is_record(file):
         folder = os.path.dirname(file) or os.curdir
-        return expand(f"{os.path.normpath(folder)}-again" if starts else folder)
+        return expand(f"{folder.rstrip('/')}-again" if starts else folder)
     return os.path.join("runs", _run_name(file))
 
 

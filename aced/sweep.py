@@ -28,7 +28,7 @@ from etils import epath
 from aced import command, command_line, flag_settings, nearest
 from aced.bounds import NonEmpty, PositiveInt
 from aced.config import ConfigError, expand
-from aced.files import own_files, ownership
+from aced.files import own_files, ownership, storage
 from aced.flag_settings import FlagSettings, setting
 
 FILE = "sweep.json"  # in --out: the arguments of the finished runs, by name
@@ -134,13 +134,13 @@ def train_all(config: SweepConfig, wanted: Sequence[Run], *, force: bool = False
                 logging.info("%s is finished.", title)
                 continue
             logging.info("%s: %s", title, _line(run))
-            code = _train(run)
-            if code in _STOPPED:
+            code, signalled = _train(run)
+            if code in _STOPPED or signalled:
                 logging.warning("The sweep stops here; the same command resumes it.")
                 return code
             if code == 0:
                 finished[run.name] = list(run.arguments)
-                (folder / FILE).write_bytes(own_files.dumps(finished))
+                storage.write(str(folder / FILE), own_files.dumps(finished))
                 continue
             path = folder / run.name
             if not path.exists() or not any(path.iterdir()):
@@ -171,28 +171,40 @@ def _line(run: Run) -> str:
     return shlex.join(["python", "-m", "aced.main", *run.arguments])
 
 
-def _train(run: Run) -> int:
-    """Trains a run in a process of its own, to which signals are passed on; returns its code.
+def _train(run: Run) -> tuple[int, bool]:
+    """Trains a run in a process of its own, to which signals are passed on.
 
     The process is not in the foreground of the terminal, so that Ctrl-C reaches it only once.
+
+    Returns:
+        Its exit code, and whether a signal arrived. A signal ends a run that has no step to save
+        yet, with the code 128 + signal.
     """
     words = [sys.executable, "-m", "aced.main", *run.arguments]
-    with subprocess.Popen(words, start_new_session=True) as process:
+    process: subprocess.Popen | None = None
+    received: list[int] = []
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            del frame
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        if process is not None:
             process.send_signal(number)
 
-        before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            return process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        process = subprocess.Popen(words, start_new_session=True)
+        if received:  # before there was a process
+            process.send_signal(received[-1])
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return (128 - code if code < 0 else code), bool(received)
 
 
 def main(argv: list[str]) -> None:
     """Flags -> runs."""
+    command.quiet_libraries()
     with command.running(f"--out={flags.FLAGS.out}"):
         config = flag_settings.read(SweepConfig)
         passed_on = argv[1:]

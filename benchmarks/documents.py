@@ -208,6 +208,37 @@ def smoke() -> str:
     return "".join(f"    {line}\n" for line in lines)
 
 
+def latency() -> str:
+    """Cost and time of the presets' towers in float32, by batch size."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    sizes = {}
+    for row in table.read("latency.csv"):
+        if row["precision"] != "float32":
+            continue
+        sizes[row["batch_size"]] = None
+        parameters = f"{int(row['parameters']) / 1e6:.1f}M"
+        start = [row["model"], row["tower"], parameters, row["gmacs"]]
+        cells = rows.setdefault((row["model"], row["tower"]), start)
+        cells.append(row["ms"] or "not measured")
+    times = [f"ms each, batch of {size}" for size in sizes]
+    return markdown(["model", "tower", "parameters", "GMAC", *times], [*rows.values()])
+
+
+def int8() -> str:
+    """Accuracy of the smoke run's models by the precision of their weights."""
+    rows = [
+        [
+            row["model"],
+            row["precision"],
+            row["megabytes"],
+            *(f"{100 * float(row[name]):.2f}" for name in ("classes/top1", "retrieval/mean_r1")),
+        ]
+        for row in table.read("int8.csv")
+    ]
+    titles = ["model", "precision", "parameters, MB", "zero-shot, %", "R@1, %"]
+    return markdown(titles, rows)
+
+
 def layers() -> str:
     """The packages and modules of each layer, from the highest to the lowest."""
     tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"))
@@ -245,6 +276,8 @@ def _purpose(name: str) -> str:
 TABLES = {
     "exports": exports,
     "gain_rule": gain_rule,
+    "int8": int8,
+    "latency": latency,
     "layers": layers,
     "methods": methods,
     "methods_else": methods_else,

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from aced import __main__ as aced
+from aced import run_flags
 from aced.checkpoints import record
 from aced.train.config import parse
 from configs import smoke
@@ -278,3 +279,34 @@ def test_console_command_in_a_process_of_its_own():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == commands.call("main", "--help").stdout
+
+
+@pytest.mark.parametrize("value", ["None", "Nonesuch", "x=None"])
+def test_only_none_itself_unsets_a_setting(value):
+    match = run_flags._OVERRIDE.fullmatch(f"--config.metrics.name={value}")
+    assert bool(match[2]) == (value == "None")
+
+
+def test_a_record_in_a_store_starts_a_run_beside_it(monkeypatch):
+    file = "gs://bucket/run1/config.json"
+    monkeypatch.setattr(run_flags.config_flags, "get_config_filename", lambda flag: file)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_flags.flags, "FLAGS", _Flags())
+        assert run_flags.workdir(starts=True) == "gs://bucket/run1-again"
+        assert run_flags.workdir() == "gs://bucket/run1"
+
+
+class _Flags(dict):
+    """Flags without a workdir."""
+
+    workdir = None
+
+    def __missing__(self, name):
+        return None
+
+
+def test_flags_of_absl_are_known(tmp_path):
+    (tmp_path / "flags").write_text("--nosuch=3\n")
+    done = commands.call("report", f"--flagfile={tmp_path}/flags", str(tmp_path))
+    assert "There is no flag --flagfile" not in done.stderr
+    assert "nosuch" in done.stderr

@@ -177,7 +177,7 @@ def test_header_explains_every_argument(name):
     with pytest.raises(ArgumentHelp) as request:
         load(name).get_config("help")
     header = load(name).__doc__.partition("Arguments:\n")[2]
-    explained = re.findall(r"^  ([\w, ]+?)  ", header, re.MULTILINE)
+    explained = re.findall(r"^  (\w[\w, ]*?)  ", header, re.MULTILINE)
     assert sorted(", ".join(explained).split(", ")) == sorted(request.value.defaults)
 
 

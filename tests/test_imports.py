@@ -1,5 +1,6 @@
 """Every module can be imported, and warns of nothing."""
 
+import pathlib
 import pkgutil
 import subprocess
 import sys
@@ -35,3 +36,9 @@ def test_help_does_not_import_jax():
         cwd=many_processes.ROOT, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout == "False\n"
+
+
+def test_names_of_test_files_differ():
+    """pytest imports them by their names alone."""
+    names = [path.name for path in pathlib.Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -29,6 +29,8 @@ COMMANDS = (
     "sweep",
     "evaluate",
     "suite",
+    "inference",
+    "latency",
     "prepare",
     "select_text",
     "convert",

@@ -118,7 +118,7 @@ def test_finished_runs_are_skipped_and_failed_ones_do_not_stop_the_others(
         trained.append(run.name)
         (tmp_path / run.name).mkdir(exist_ok=True)
         (tmp_path / run.name / "config.json").write_text("{}")
-        return codes.get(run.name, 0)
+        return codes.get(run.name, 0), False
 
     monkeypatch.setattr(sweep, "_train", train)
     caplog.set_level("INFO")
@@ -146,6 +146,21 @@ def test_a_run_that_cannot_start_ends_the_sweep(tmp_path):
     assert "optimizer.nothing" in done.stderr
     assert "Run 1 of 2: nothing=1 cannot start" in done.stderr
     assert "Run 2" not in done.stderr
+
+
+def test_a_signal_before_the_first_step_stops_the_sweep(tmp_path):
+    command = [sys.executable, "-m", "aced.sweep", f"--config={RECIPE}", f"--out={tmp_path}/out"]
+    command += ["--set=total_steps=6,4"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "Run 1 of 2" in line:
+            break
+    time.sleep(0.5)  # the run imports its modules
+    os.kill(process.pid, signal.SIGTERM)
+    text = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, text
+    assert "The sweep stops here; the same command resumes it." in text
+    assert "Run 2" not in text
 
 
 @pytest.mark.slow

@@ -373,9 +373,9 @@ def load_params(
     except DamagedError as error:
         others = [other for other in _complete_steps(folder) if other != step]
         raise CheckpointError(
-            f"{error} Start the run of {workdir} again, which moves it aside and goes on from the "
-            f"newest whole one (there are also {others or 'no others'}), or bring it back from a "
-            "copy."
+            f"{error} Start the run of {workdir} again, which moves this checkpoint aside and "
+            f"resumes from the newest intact one (other steps: {others or 'none'}), or restore it "
+            "from a copy."
         ) from error
 
 

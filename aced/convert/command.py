@@ -43,15 +43,11 @@ _MARKS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvertConfig(FlagSettings):
-    """The command's settings; each is a flag of the same name."""
+class SourceConfig(FlagSettings):
+    """What is read: a model, in any format."""
 
     source: NonEmpty = setting(
         "", "Model to read: a folder, an .npz file, a run at gs://, or owner/name on the hub."
-    )
-    out: NonEmpty = setting("", "Folder to make.")
-    to: Literal["aced", "huggingface", "open_clip", "big_vision", "stablehlo", "onnx"] = setting(
-        "", "Format to write; aced is the model folder that a .checkpoint setting of a run takes."
     )
     which: Literal["last", "best"] = setting("last", "Which checkpoint of a run to read.")
     parameters: Literal["params", "ema"] = setting(
@@ -67,26 +63,13 @@ class ConvertConfig(FlagSettings):
         "that --model names.",
     )
     revision: str = setting("", "Branch, tag or commit of a model on the hub.")
-    overwrite: bool = setting(
-        False, "Replace an earlier output at --out, after the conversion has succeeded."
-    )
     quick_gelu: bool = setting(
         False,
         "Read an open_clip model as trained with QuickGELU, as OpenAI's, DFN and MetaCLIP were, if "
         "its config does not record that.",
     )
-    text_length: NonNegativeInt = setting(
-        huggingface.PIPELINE_LENGTH,
-        "Text positions of a SigLIP written to huggingface. If the model reads fewer ids, "
-        "positions are added that it does not look at, since pipeline() of transformers pads to "
-        "64. 0: the weights stay as they are.",
-    )
-    license: str = setting(
-        "", "License of the weights, for the model card: an identifier of the hub: apache-2.0, ..."
-    )
 
     def _check(self) -> None:
-        storage.check_scheme(self.out, "--out", ())
         storage.check_scheme(
             self.source,
             "--source",
@@ -97,6 +80,32 @@ class ConvertConfig(FlagSettings):
             raise ConfigError(
                 "--model and --tokenizer are for .npz files; other sources hold their settings."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig(SourceConfig):
+    """The command's settings; each is a flag of the same name."""
+
+    out: NonEmpty = setting("", "Folder to make.")
+    to: Literal["aced", "huggingface", "open_clip", "big_vision", "stablehlo", "onnx"] = setting(
+        "", "Format to write; aced is the model folder that a .checkpoint setting of a run takes."
+    )
+    text_length: NonNegativeInt = setting(
+        huggingface.PIPELINE_LENGTH,
+        "Text positions of a SigLIP written to huggingface. If the model reads fewer ids, "
+        "positions are added that it does not look at, since pipeline() of transformers pads to "
+        "64. 0: the weights stay as they are.",
+    )
+    license: str = setting(
+        "", "License of the weights, for the model card: an identifier of the hub: apache-2.0, ..."
+    )
+    overwrite: bool = setting(
+        False, "Replace an earlier output at --out, after the conversion has succeeded."
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        storage.check_scheme(self.out, "--out", ())
         if self.text_length != huggingface.PIPELINE_LENGTH and self.to != "huggingface":
             raise ConfigError(
                 f"--text_length is for --to=huggingface; leave it out for --to={self.to}."
@@ -156,7 +165,7 @@ def convert(config: ConvertConfig) -> Converted:
     return Converted(kind, model, notes)
 
 
-def read(config: ConvertConfig) -> tuple[str, Model]:
+def read(config: SourceConfig) -> tuple[str, Model]:
     """Returns a description of the source, and its model.
 
     Raises:
@@ -220,7 +229,7 @@ def _card(config: ConvertConfig, kind: str, model: Model, notes: list[str]) -> s
     )
 
 
-def _read_run(config: ConvertConfig, folder: str) -> Model:
+def _read_run(config: SourceConfig, folder: str) -> Model:
     settings = trained_model(folder)
     params = checkpointer.load_params(
         folder, which=config.which, key=config.parameters, part="model"

@@ -24,8 +24,8 @@ from aced.evaluators.config import EvalConfig
 from aced.evaluators.suites import Suites
 from aced.files import ownership
 from aced.flag_settings import FlagSettings, setting
-from aced.methods.frozen import CheckpointOf, load_model, trained_model
-from aced.models import model_folder
+from aced.methods.frozen import CheckpointOf, evaluated_parameters, load_model, trained_model
+from aced.models import int8_weights, model_folder
 from aced.models.base import ModelConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.parallel import distributed
@@ -43,6 +43,9 @@ class EvaluateConfig(FlagSettings):
     which: Literal["last", "best"] = setting("last", "Of a run's checkpoints.")
     parameters: Literal["trained", "params", "ema"] = setting(
         "trained", "Of a run: as its training evaluated them, themselves, or their moving average."
+    )
+    precision: Literal["model", "float32", "bfloat16", "int8_weights"] = setting(
+        "model", "The model's own dtype, another one, or weights in 8-bit integers."
     )
     data: tuple[str, ...] = setting(
         (),
@@ -104,15 +107,20 @@ def run(
     kind, mesh_config, evaluations, averaged = _of_config(config, folder)
     model = trained_model(folder, kind)
     evaluations = _with_data_sets(evaluations, wanted)
-    item = dataclasses.replace(
-        item, checkpoint=folder, parameters=_parameters(folder, wanted.parameters)
-    )
+    parameters = wanted.parameters
+    if parameters == "trained":
+        parameters = evaluated_parameters(folder)
+    item = dataclasses.replace(item, checkpoint=folder, parameters=parameters)
     model.check_tokenizer(get_tokenizer(model.tokenizer))
+    if wanted.precision in ("float32", "bfloat16"):
+        model = dataclasses.replace(model, dtype=wanted.precision)
     mesh = meshes.make_mesh(devices, mesh_config)
     out = out_folder(wanted, workdir)
     owned = ownership.owned(f"{out}/{ownership.FILE}", force)
     with distributed.entered_by_first(owned), jax.set_mesh(mesh):
         params = load_model(item, program.model_shapes(model, mesh, mesh_config.rules))
+        if wanted.precision == "int8_weights":
+            params = jax.jit(int8_weights.quantized)(params)
         results = Results(out, folder, fingerprint.of_placed(params), model)
         numbers = _evaluate(evaluations, model, mesh, params, results)
         averages = suites.averages(numbers, averaged)
@@ -129,6 +137,7 @@ def out_folder(wanted: EvaluateConfig, workdir: str) -> str:
     model = CheckpointOf(checkpoint=wanted.model or workdir).folder(workdir)
     choices = "" if wanted.which == "last" else "_best"
     choices += "" if wanted.parameters == "trained" else f"_{wanted.parameters}"
+    choices += "" if wanted.precision == "model" else f"_{wanted.precision}"
     return str(epath.Path(model) / f"evaluation{choices}")
 
 
@@ -178,15 +187,22 @@ def _with_data_sets(
 
 
 def _worded(name: str, evaluation: EvalConfig, source: str) -> EvalConfig:
-    """The evaluation with class names and prompts of `--prompts`, as far as it has any."""
+    """The evaluation with class names and prompts of `--prompts`, as far as it has any.
+
+    A data set with another number of names keeps its own: a package's names are of a whole data
+    set, such as ImageNet, and the data set may be a subset, or another one.
+    """
     if evaluation.kind not in ("zeroshot", "linear_probe"):
         return evaluation
     words = prompts.read(source, name.removesuffix(benchmarks.PROBE))
-    logging.info(
-        "%s: %d class names and %d prompts from %s",
-        name, len(words.class_names), len(words.templates), source,
-    )  # fmt: skip
+    own = getattr(open_source(evaluation.data), "class_names", None) or words.class_names
     given = {key: value for key, value in words._asdict().items() if value}
+    if len(own) != len(words.class_names) and prompts.is_package(source):
+        given.pop("class_names", None)
+    logging.info(
+        "%s takes from %s: %s. It has %d class names of its own.",
+        name, source, ", ".join(given) or "nothing", len(own),
+    )  # fmt: skip
     return dataclasses.replace(evaluation, **given)
 
 
@@ -239,13 +255,3 @@ def _average(suite: str, numbers: dict[str, float]) -> dict[str, float]:
             ", ".join(missing),
         )
     return average
-
-
-def _parameters(folder: str, choice: str) -> Literal["params", "ema"]:
-    """Resolves "trained" to the parameters that training evaluates."""
-    if choice != "trained":
-        return choice
-    if model_folder.is_model_folder(folder):
-        return "params"
-    settings = record.read(epath.Path(folder)).settings
-    return "ema" if settings.get("ema_decay", 0) > 0 else "params"

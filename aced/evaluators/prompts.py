@@ -33,6 +33,11 @@ class Wording(NamedTuple):
     templates: tuple[str, ...] = ()
 
 
+def is_package(source: str) -> bool:
+    """Whether the words are those of an installed package, and not of a file."""
+    return source.partition(":")[0] in _PACKAGES
+
+
 def read(source: str, data_set: str) -> Wording:
     """The names and prompts for a data set; empty if the source has none for it.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from aced.bounds import PositiveFloat
 from aced.cache import description, fingerprint
 from aced.checkpoints import record
-from aced.checkpoints.checkpointer import load_params
+from aced.checkpoints.checkpointer import FOLDER, load_params
 from aced.config import Checked, ConfigError, MayChange, expand, flatten, from_config
 from aced.files import storage
 from aced.models import layouts, model_folder, two_tower
@@ -203,7 +203,24 @@ def trained_model(folder: str, kind: type[ModelConfig] = TwoTowerConfig) -> Mode
         raise ConfigError(
             f"{file} has no method.model; set .checkpoint to a workdir of aced.main."
         ) from error
-    return from_config(kind, model, f"{file}:method.model")
+    try:
+        return from_config(kind, model, f"{file}:method.model")
+    except ConfigError as error:
+        wanted = kind.__name__.removesuffix("Config")
+        raise ConfigError(f"{folder} holds no {wanted} model, which is needed: {error}") from error
+
+
+def evaluated_parameters(folder: str) -> Literal["params", "ema"]:
+    """The parameters that the training of the model in `folder` evaluates.
+
+    Returns:
+        "ema" for a run that keeps a moving average, otherwise "params": a model that is not a run
+        has one set of parameters.
+    """
+    run = epath.Path(folder)
+    if not (run / FOLDER).is_dir():
+        return "params"
+    return "ema" if record.read(run).settings.get("ema_decay", 0) > 0 else "params"
 
 
 def _check_ours(folder: str) -> None:

@@ -1,5 +1,6 @@
 """Makes a prepared data set, whole or not at all."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -120,7 +121,10 @@ def _existing(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any]
         existing = own_files.loads(storage.read(description.path, 0, description.size))
         statistics = existing["statistics"]
         missing = statistics["rejected"].get("missing_file")
-    if existing.get("settings") == json.loads(json.dumps(settings)):
+    # A data set made before there was a setting has its default.
+    defaults = {x.name: x.default for x in dataclasses.fields(config) if x.name in settings}
+    then = defaults | existing.get("settings", {})
+    if json.loads(json.dumps(then)) == json.loads(json.dumps(settings)):
         print(f"{out} was already made with these settings; nothing to do.")
         if missing:
             print(f"The files of {missing} images were missing then; --overwrite looks again.")

@@ -39,7 +39,7 @@ def _frozen_model(
     missing = f"{key}.checkpoint = {item.checkpoint!r} holds no run"
     model, where = _architecture(settings, item, key)
     if model is None:
-        raise ConfigError(f"{missing}, and its architecture is unknown; set {key}.model, too.")
+        raise ConfigError(f"{missing}, so its architecture is unknown; set {key}.model, too.")
     assumed.append(f"{missing}; the model is {where}")
     return dataclasses.replace(item, checkpoint="", model=model)
 
@@ -66,11 +66,11 @@ def _cached_model(
 ) -> FrozenConfig:
     if description.is_complete(item.cache_folder(workdir)):
         return item.resolve(workdir, towers)
-    missing = f"{key}.cache = {item.cache!r} is not here"
+    missing = f"{key}.cache = {item.cache!r} does not exist"
     model, where = _architecture(settings, item, key)
     if model is None:
         raise ConfigError(
-            f"{missing}, and the width of its embeddings is unknown; set {key}.model, too."
+            f"{missing}, so the width of its embeddings is unknown; set {key}.model, too."
         )
     assumed.append(f"{missing}; its embeddings are as wide as those of {where}")
     # Costs do not depend on scale and bias.

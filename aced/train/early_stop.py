@@ -12,6 +12,7 @@ from etils import epath
 
 from aced.bounds import NonNegativeFloat, PositiveInt
 from aced.config import Checked
+from aced.evaluators import suites
 from aced.metrics import history
 from aced.parallel import distributed
 
@@ -44,7 +45,8 @@ class EarlyStop:
         if config.metric is None or step is None:
             return cls(config)
         values = []
-        if jax.process_index() == 0:
+        # In a store there is no file before the first line.
+        if jax.process_index() == 0 and (folder / history.FILE).exists():
             lines = history.read(folder)
             values = [x[config.metric] for x in lines if config.metric in x and x["step"] <= step]
         stop = cls(config, values)
@@ -74,7 +76,7 @@ class EarlyStop:
                     metric,
                     self._without,
                 )
-        elif names:
+        elif names and evaluation != suites.PREFIX:  # an average needs several evaluations
             logging.log_first_n(
                 logging.ERROR,
                 "early_stop.metric = %r is not measured, so the run does not end early. There are: "

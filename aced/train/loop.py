@@ -233,6 +233,7 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
                     if early_stop.reached and not last:
                         rest = [name for name in run.evals if name not in due]
                         found |= evaluate(run, rest, train_state, watchdog)
+                        found |= suites.averages(found, settings.suites)  # of both parts
                         last = True
                 if scores := summary.evaluation(found, last_scores):
                     line.write(step, scores)

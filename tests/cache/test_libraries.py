@@ -273,5 +273,5 @@ def test_folders_without_a_model_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"there are no weights, \*.safetensors"):
         libraries.load("transformers", str(tmp_path))
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(InteropError, match=r"pytorch_model.bin, a pickle or the like"):
+    with pytest.raises(InteropError, match=r"pytorch_model.bin, a pickle or a similar format"):
         libraries.load("transformers", str(tmp_path))

@@ -22,7 +22,9 @@ EARLIER = re.compile(
     r"|method\.(?!encoder\.checkpoint).*"
     r"(model\.(scan|remat|attention)|tokenizer\.path|checkpoint|cache)"
 )
-LATER = re.compile(r"(profile|early_stop|metrics)\..*")  # settings that runs of before do not have
+LATER = re.compile(
+    r"(.*\.)?data\.(.*\.)?candidates\.path|(profile|early_stop|metrics)\..*"
+)  # settings that runs of before do not have
 
 
 def paths(hint, path):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 
-import foreign
 import numpy as np
 
 from aced.data.images.transforms import ResizeConfig
@@ -13,6 +12,7 @@ from aced.models.saved import TOKENIZER_FILES, Model, expected_shapes, nested
 from aced.models.text import TextConfig
 from aced.models.two_tower import TwoTowerConfig
 from aced.models.vit import ImageConfig
+from tests.convert import foreign
 
 IMAGE = ImageConfig(size="mu", width=32, depth=2, mlp=64, heads=2, patch=8, resolution=30)
 # name -> (tokenizer, ids in the vocabulary, content of the tokenizer's file)

@@ -12,6 +12,7 @@ import numpy as np
 import ours
 import pytest
 
+import aced
 from aced.convert import open_clip, open_clip_names, open_clip_write, tokenizer_write
 from aced.data.images import decode, transforms
 from aced.models import presets
@@ -103,6 +104,25 @@ def load(folder):
 @pytest.mark.parametrize("kind", MODELS)
 def test_embeddings_and_logits_are_theirs(kind):
     assert_equal_outputs(source(kind)[1], read(kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["clip", "custom"])
+def test_loaded_in_memory_it_agrees_with_their_transforms_and_model(kind):
+    folder, _ = source(kind)
+    model, transform, tokenizer = load(folder)
+    pictures = [picture.convert("RGB") for picture in foreign.pictures().values()]
+    texts = foreign.CAPTIONS[:8]
+    pixels = np.stack([transform(picture).numpy() for picture in pictures])
+    zimg, ztxt, _ = outputs(model, pixels.transpose(0, 2, 3, 1), tokenizer(texts).numpy())
+    encoder = aced.load(folder)
+    atol = 2e-3 if kind == "clip" else 1e-5  # a crop is off by a grey level here and there
+    np.testing.assert_allclose(encoder.embed_images(pictures), zimg, atol=atol)
+    np.testing.assert_allclose(encoder.embed_texts(texts), ztxt, atol=1e-5)
+    scale = model.logit_scale.exp().item()
+    bias = model.logit_bias.item() if kind == "custom" else 0
+    logits = scale * zimg @ ztxt.T + bias
+    np.testing.assert_allclose(encoder.similarity(pictures, texts), logits, atol=20 * atol)
 
 
 @pytest.mark.parametrize("kind", MODELS)

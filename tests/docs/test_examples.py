@@ -9,6 +9,7 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from aced import evaluators, losses, methods
 from aced.config import ConfigError, from_config
@@ -85,6 +86,16 @@ def test_readme_with_the_runs_of_the_first_command(tmp_path, monkeypatch):
     loop.run(config, "runs/smoke", devices=jax.devices()[:1])
     names = run("README.md")
     assert names["picks"].ids.shape == (64,)
+
+
+def test_using_a_model(tmp_path, monkeypatch):
+    write_model(tmp_path / "models/siglip", 32, seed=0)
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names = run("docs/guides/models.md")
+    assert names["zimg"].shape == names["ztxt"].shape == (2, 32)
 
 
 @pytest.mark.slow

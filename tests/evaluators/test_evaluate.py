@@ -1,18 +1,22 @@
 """Evaluation alone: the numbers that training logged, and those of other models."""
 
+import dataclasses
 import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from flax.core import meta
 
 from aced import evaluate
 from aced.config import ConfigError
 from aced.convert.command import ConvertConfig, convert
 from aced.data import records
 from aced.evaluate import EvaluateConfig
+from aced.inference import read
 from aced.metrics import history
+from aced.models import int8_weights, model_folder
 from aced.train import loop
 from configs import smoke
 from tests.data import many
@@ -66,6 +70,26 @@ def test_a_converted_model_is_evaluated_as_its_run(runs, tmp_path):
     wanted = EvaluateConfig(model=out)
     found = evaluate.run(config(), wanted, str(tmp_path / "none"), devices=jax.devices()[:1])
     assert found == pytest.approx(logged(runs / "plain"), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_weights_in_8_bits_are_evaluated_as_the_rounded_ones(runs, tmp_path):
+    model = read(str(runs / "plain"))
+    params = jax.jit(int8_weights.quantized)(model.params)
+    stored = jax.tree.map(np.asarray, meta.unbox(params))
+    (tmp_path / "rounded").mkdir()
+    model_folder.write(dataclasses.replace(model, params=stored), tmp_path / "rounded")
+    some, workdir = jax.devices()[:1], str(runs / "plain")
+    numbers = [
+        evaluate.run(config(), wanted, workdir, devices=some)
+        for wanted in (
+            EvaluateConfig(precision="int8_weights"),
+            EvaluateConfig(model=str(tmp_path / "rounded")),
+            EvaluateConfig(precision="float32"),
+        )
+    ]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
+    assert numbers[2] == pytest.approx(logged(runs / "plain"), abs=1e-6)
 
 
 def labelled(folder, labels):
@@ -134,8 +158,6 @@ def test_what_cannot_be_evaluated(runs, tmp_path):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="holds no run"):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path))
-    with pytest.raises(ConfigError, match="--which must be 'last' or 'best'"):
-        EvaluateConfig(which="first")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -160,8 +161,23 @@ def test_prompts_of_a_file(evaluate, place, tmp_path):
     words = {"imagenet-a": {"class_names": list(wds_tree.NAMES), "templates": ["a {}"]}}
     (tmp_path / "prompts.json").write_text(json.dumps(words))
     _, log = evaluate(place, prompts=f"{tmp_path}/prompts.json", out="prompts")
-    assert "imagenet_a: 7 class names and 1 prompts from" in log
-    assert "fmow: 0 class names and 0 prompts from" in log
+    assert "prompts.json: class_names, templates. It has 7 class names of its own" in log
+    assert "prompts.json: nothing." in log
+
+
+def test_a_package_s_names_are_for_data_sets_with_as_many(evaluate, place, tmp_path, monkeypatch):
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    for names, given in ((wds_tree.NAMES, "class_names, templates"), ("ab", "templates")):
+        (tmp_path / "open_clip" / "zero_shot_metadata.py").write_text(
+            f"IMAGENET_CLASSNAMES = {tuple(names)}\n"
+            "OPENAI_IMAGENET_TEMPLATES = (lambda c: f'a {c}.',)\n"
+        )
+        data = (f"{place}/wds/wds_imagenet-a",)
+        _, log = evaluate(place, data=data, prompts="open_clip:imagenet", out="packaged")
+        assert f"imagenet_a takes from open_clip:imagenet: {given}. It has 7" in log
 
 
 def test_labels_numbered_in_a_longer_list(evaluate, place, tmp_path):
@@ -244,6 +260,7 @@ def test_table_and_plot():
     ("flags", "message"),
     [
         ((), "There is nothing to evaluate: give data sets"),
+        (("--which=first",), "flag --which=first: value should be one of <last|best>"),
         (("--suite=shifts5",), "--suite needs the folder of its data sets"),
         (("--data=/nowhere",), "--data=/nowhere has no data sets"),
         (("--data={}/wds", "--suite=datacomp"), "none of the suites: stableeval27_reconstructed"),

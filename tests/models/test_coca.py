@@ -336,7 +336,7 @@ def test_config_round_trip():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": ImageConfig()}, r"with a class token\), not 'vit' and 'map'"),
+        ({"image": ImageConfig()}, r"with a class token\), not 'map'"),
         ({"queries": -1}, "queries must be at least 0"),
         ({"pooler_heads": 3}, "pooler_heads = 3 must be a divisor .* 32"),
         ({"embed_dim": 0}, "embed_dim must be at least 1, got 0"),

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from aced.config import ConfigError
 from aced.data import records
-from aced.files import ownership
+from aced.files import own_files, ownership
 from aced.prepare.captions import PrepareError
 from aced.prepare.command import PrepareConfig, prepare
 from tests import commands
@@ -427,6 +427,20 @@ def test_command(tmp_path, folder):
     assert nowhere.returncode == 1
     assert nowhere.stderr.strip().startswith(f"error: {captions}/")
     assert "Not a directory" in nowhere.stderr
+
+
+def test_data_set_from_before_there_was_a_setting_is_still_the_same(tmp_path, folder, capsys):
+    statistics = run(tmp_path, folder, rows())
+    path = tmp_path / "out" / records.DESCRIPTION
+    content = own_files.loads(path.read_bytes())
+    del content["settings"]["near_duplicate_captions"]
+    path.write_bytes(own_files.dumps(content))
+    assert run(tmp_path, folder, rows()) == statistics
+    assert "already made with these settings" in capsys.readouterr().out
+    content["settings"]["seed"] = 7
+    path.write_bytes(own_files.dumps(content))
+    with pytest.raises(PrepareError, match="with other settings"):
+        run(tmp_path, folder, rows())
 
 
 def test_copies_are_dropped_but_similar_images_kept(tmp_path, folder):

@@ -77,7 +77,7 @@ def test_every_runner_gives_the_same_bytes(tmp_path, settings):
 
 def test_error_in_a_remote_worker_names_the_problem_of_the_input(tmp_path, settings):
     settings |= {"val": 24, "out": str(tmp_path / "out"), "runner": "PortableRunner"}
-    with pytest.raises(PrepareError, match="--val=24 leaves nothing") as caught:
+    with pytest.raises(PrepareError, match="--val=24 is too large") as caught:
         prepare(PrepareConfig(**settings), PORTABLE)
     assert "running" not in str(caught.value)  # Beam's names of steps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "images"]

@@ -229,7 +229,7 @@ def test_the_same_checkpoint_and_model_are_accepted(data, models, caches, tmp_pa
 
 def test_a_cache_of_one_tower_is_no_reference(data, models, tmp_path):
     make(cached.run_config(data, models["reference"]), tmp_path / "images", towers="image")
-    with pytest.raises(CacheError, match="holds image embeddings alone"):
+    with pytest.raises(CacheError, match="holds only image embeddings"):
         run(cached.run_config(data, "", cache=tmp_path / "images"), tmp_path / "run")
 
 

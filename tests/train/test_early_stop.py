@@ -4,6 +4,7 @@ import math
 import shutil
 
 import pytest
+from etils import epath
 
 from aced.checkpoints import checkpointer
 from aced.config import ConfigError
@@ -47,6 +48,17 @@ def test_a_misspelt_number_is_logged_with_those_there_are(caplog):
     assert "There are: val/r1, val/r5" in caplog.text
 
 
+def test_average_that_is_not_due_is_no_mistake(caplog):
+    stop = EarlyStop(EarlyStopConfig(metric="suite/both"))
+    stop.update({"suite/one": 0.5, "val/r1": 0.5})
+    assert not caplog.text
+
+
+def test_run_that_was_stopped_before_its_first_metrics_goes_on(tmp_path):
+    stop = EarlyStop.resumed(EarlyStopConfig(metric="val/r1"), epath.Path(tmp_path), 30)
+    assert not stop.reached
+
+
 def test_evaluation_has_to_exist():
     config = smoke.get_config("method=iid,tiny")
     config.early_stop.metric = "retrieval/mean_r1"
@@ -68,6 +80,7 @@ def test_run_ends_early_and_once(tmp_path, caplog):
             out.evals[name].every_percent = None
             out.evals[name].every_steps = every
         # No value is better than the first one by so much.
+        out.suites.both = ("retrieval/mean_r1", "classes/top1")
         out.early_stop.update(metric="retrieval/mean_r1", min_delta=10.0, patience=patience)
         return out
 
@@ -78,6 +91,7 @@ def test_run_ends_early_and_once(tmp_path, caplog):
     run(config(), once)
     assert list(numbers(once, "retrieval/mean_r1")) == [2, 4, 6]
     assert list(numbers(once, "classes/top1")) == [6]  # all evaluations have their last number
+    assert list(numbers(once, "suite/both")) == [6]
     assert list(numbers(once, "loss")) == [1, 2, 3, 4, 5, 6]
     steps = [int(path.name) for path in (once / checkpointer.FOLDER).iterdir()]
     assert max(steps) == 6

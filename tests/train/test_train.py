@@ -156,7 +156,8 @@ def in_a_process(function, *arguments):
     program = PROGRAM.format(root=str(ROOT), function=function, arguments=arguments)
     return subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        check=False, env=many_processes.environment(1),
+        # As many devices as here, since XLA compiles other programs for a process with one.
+        check=False, env=many_processes.environment(jax.device_count()),
     )  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def test_the_recipe_takes_folders_of_tars_and_of_parquet(tmp_path):
     assert len(open_source(held_out)) == 1
     with pytest.raises(ConfigError, match=r"holds 1 compressed tars, such as .*; decompress them"):
         small.get_config(f"method=iid,data={tmp_path}/packed")
-    with pytest.raises(ConfigError, match=r"0.tar.gz is compressed, and cannot be read at random"):
+    with pytest.raises(ConfigError, match=r"0.tar.gz is compressed, so it has no random access"):
         small.get_config(f"method=iid,data={tmp_path}/packed/0.tar.gz")
     for name in ("tars", "rows"):
         with pytest.raises(ConfigError, match="set `val` to other files"):

@@ -111,10 +111,17 @@ def load(data: bytes, max_pixels: int, at_least: Sequence[int | None]) -> list[P
             return [loaded[k] for k in reductions]
     with _opened(data) as picture:
         _check_size(*picture.size, max_pixels)
-        picture.load()
-        orientation = _orientation(picture)  # after `load`, which reads PNG's late chunks
-        pixels = _to_rgb(picture)
-        return [Picture(pixels, *map(float, pixels.shape[:2]), orientation)] * len(at_least)
+        return [_load_opened(picture)] * len(at_least)
+
+
+def from_pillow(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Converts a picture of Pillow's to RGB, upright, as `decode` does a file of the same content.
+
+    Raises:
+        DecodeError: its pixels are floating-point numbers.
+    """
+    loaded = _load_opened(picture)
+    return np.ascontiguousarray(loaded.upright(loaded.pixels))
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
@@ -225,6 +232,13 @@ def _load_jpeg(data: bytes, header: JpegHeader, reduction: int) -> Picture | Non
         return Picture(pixels, height, width)
     with _opened(data) as picture:
         return Picture(pixels, height, width, _orientation(picture))
+
+
+def _load_opened(picture: Image.Image) -> Picture:
+    picture.load()
+    orientation = _orientation(picture)  # after `load`, which reads PNG's late chunks
+    pixels = _to_rgb(picture)
+    return Picture(pixels, *map(float, pixels.shape[:2]), orientation)
 
 
 def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

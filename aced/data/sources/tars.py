@@ -237,7 +237,10 @@ class TarSource:
                 "KEY.json with captions."
             )
             if (whole["cls"] >= 0).any():
-                problem += " For the classes in KEY.cls set data.webdataset.label = '.cls'."
+                problem += (
+                    " To classify by KEY.cls set data.webdataset.label = '.cls'; to train on the "
+                    "names of the classes, .captions = ('.cls',)."
+                )
             if (whole["npy"] >= 0).any():
                 problem += " For the classes in KEY.npy set .captions = ('.npy',)."
         elif missing := sorted(required - known):

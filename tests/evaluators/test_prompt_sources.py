@@ -76,7 +76,7 @@ def test_installed_clip_benchmark():
     ("source", "message"),
     [
         ("open_clip:flowers", "there are open_clip:imagenet, open_clip:imagenet_simple"),
-        ("clip_benchmark:rose", "there are clip_benchmark:flowers, "),
+        ("clip_benchmark:rose", "clip_benchmark:flowers, "),
         ("nowhere.json", "there is no file nowhere.json"),
     ],
 )

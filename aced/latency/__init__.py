@@ -1,0 +1,1 @@
+"""Latency, cost and memory of a model's towers on this machine."""
