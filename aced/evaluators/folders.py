@@ -33,6 +33,7 @@ from aced.evaluators import benchmarks
 from aced.evaluators.benchmarks import DataSet
 from aced.evaluators.config import EvalConfig, ProbeConfig
 from aced.files import encoding, storage
+from aced.files.storage import StorageError
 
 # Files by which a folder is recognised, and the source that reads it.
 _MARKS = {
@@ -58,6 +59,7 @@ class Choices:
     label: str = ""  # column of parquet, where there are several of classes
     classes: Literal["named", "occurring"] = "named"
     batch_size: int = EvalConfig.batch_size
+    bootstrap: int = EvalConfig.bootstrap
 
 
 def find(patterns: Sequence[str]) -> dict[str, str]:
@@ -143,7 +145,11 @@ def evaluation(folder: str, about: DataSet, choices: Choices) -> EvalConfig:
             raise ConfigError(f"{folder} is what a probe is trained on; evaluate it on other data.")
         found = dataclasses.replace(found, kind="linear_probe", probe=ProbeConfig(data=train.data))
     return dataclasses.replace(
-        found, classes=choices.classes, batch_size=choices.batch_size, resize=about.resize
+        found,
+        classes=choices.classes,
+        batch_size=choices.batch_size,
+        bootstrap=choices.bootstrap,
+        resize=about.resize,
     )
 
 
@@ -272,7 +278,7 @@ def chosen(
             if key not in evaluations and key not in missing:
                 try:
                     evaluations[key] = _of_suite(found, name, kind, choices)
-                except ConfigError as error:
+                except (ConfigError, DatasetError, StorageError) as error:
                     missing[key] = str(error)
     return evaluations, missing
 
@@ -285,7 +291,12 @@ def _every(found: Mapping[str, str], choices: Choices) -> Iterator[tuple[str, Ev
 
 
 def _of_suite(found: Mapping[str, str], name: str, kind: str, choices: Choices) -> EvalConfig:
-    """The evaluation of the data set `name`; a ConfigError if it is not there or another one."""
+    """The evaluation of the data set `name`, whose data are opened.
+
+    Raises:
+        ConfigError: it is not there, or is another one.
+        DatasetError, StorageError: see `evaluation`.
+    """
     about = benchmarks.SETS[name]
     folder = next((found[f] for f in benchmarks.folders_of(name) if f in found), None)
     if folder is None:
@@ -295,4 +306,6 @@ def _of_suite(found: Mapping[str, str], name: str, kind: str, choices: Choices) 
     )
     if made.classes_in == "captions" and not about.shows_several:
         raise ConfigError(f"{folder} has several classes per picture, where one is expected")
+    for data in (made.data, *([made.probe.data] if made.kind == "linear_probe" else [])):
+        open_source(data)  # notices missing files and damaged ones
     return made

@@ -233,6 +233,20 @@ def test_a_suite_has_its_data_sets_alone_and_names_the_missing_ones(tmp_path):
     assert not missing
 
 
+def test_a_damaged_data_set_of_a_suite_is_missing(tmp_path):
+    for name in ("imagenet_a", "imagenet_r", "imagenet_v2", "imagenet_sketch"):
+        wds_tree.classes(tmp_path / name, 6, tars=3)
+    (tmp_path / "imagenet_a" / "test" / "1.tar").unlink()
+    (tmp_path / "imagenet_r" / "test" / "1.tar").write_bytes(b"no tar" * 1000)
+    (tmp_path / "imagenet_v2" / "dataset_type.txt").write_bytes(b"\xff")
+    found = folders.find([str(tmp_path)])
+    evaluations, missing = folders.chosen(found, ["shifts5"], Choices())
+    assert evaluations.keys() == {"imagenet_sketch"}
+    assert "holds 2 tars" in missing["imagenet_a"]
+    assert "imagenet_r/test/1.tar" in missing["imagenet_r"]
+    assert "dataset_type.txt" in missing["imagenet_v2"]
+
+
 def test_elevaters_data_sets_have_their_own_settings(tmp_path):
     wds_tree.several_classes(tmp_path / "voc2007", 4)
     wds_tree.classes(tmp_path / "wds_kitti_closest_vehicle_distance", 4)
