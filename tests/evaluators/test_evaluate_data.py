@@ -226,13 +226,13 @@ def test_labels_numbered_in_a_longer_list(evaluate, place, tmp_path):
         return {k.rpartition("/")[2]: v for k, v in numbers.items() if k.startswith(f"{name}/")}
 
     every, log = evaluate(place, **data, out="named")
-    assert "pictures of 2 classes, and all 7 classes with a name are to choose from" in log
+    assert "pictures of 2 classes, and all 7 named classes are candidates" in log
     short = numbers_of("short", every)
     assert numbers_of("long", every) != short
     for subset in ({"classes": "occurring"}, {"prompts": f"{tmp_path}/names.json"}):
         found, log = evaluate(place, **data, **subset, out=next(iter(subset)))
         assert numbers_of("long", found) == short
-        assert "are to choose from" not in log
+        assert "are candidates" not in log
 
 
 def test_pictures_of_classes_without_a_name_are_left_out(evaluate, place, tmp_path):
@@ -284,6 +284,19 @@ def test_table_and_plot():
         "| b/mean_r1 | 25.00 | - |",
     ]
     assert comparison.plot(models, names) == comparison.plot(models, names)
+
+
+def test_numbers_of_answers_and_captions():
+    numbers = {
+        **{"answers/accuracy": 0.5, "answers/soft_accuracy": 0.6, "words/exact": 0.25},
+        **{"captions/cider": 1.25, "captions/exact": 0.0},
+    }
+    names = comparison.main_numbers(numbers)
+    assert names == ["answers/soft_accuracy", "words/exact", "captions/cider"]
+    assert "| captions/cider | 1.250 |" in comparison.table({"ours": numbers}, names)
+    # CIDEr, which is no share, has no place on an axis in per cent.
+    without = [name for name in names if name != "captions/cider"]
+    assert comparison.plot({"ours": numbers}, names) == comparison.plot({"ours": numbers}, without)
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,17 @@ def test_a_suite_has_its_data_sets_alone_and_names_the_missing_ones(tmp_path):
     assert not missing
 
 
+def test_folders_of_elevaters_toolkit():
+    folders_of = {
+        **{"caltech-101": "caltech101", "cifar-10": "cifar10", "cifar-100": "cifar100"},
+        **{"fer-2013": "fer2013", "food-101": "food101", "oxford-flower-102": "flowers102"},
+        **{"oxford-iiit-pets": "oxford_pets", "resisc45_clip": "resisc45"},
+        **{"voc-2007-classification": "voc2007_multilabel", "eurosat_clip": "eurosat"},
+        "fgvc-aircraft-2013b-variants102": "fgvc_aircraft",
+    }
+    assert {name: benchmarks.known_name(name) for name in folders_of} == folders_of
+
+
 def test_a_damaged_data_set_of_a_suite_is_missing(tmp_path):
     for name in ("imagenet_a", "imagenet_r", "imagenet_v2", "imagenet_sketch"):
         wds_tree.classes(tmp_path / name, 6, tars=3)
