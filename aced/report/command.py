@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from aced.train import summary
 PICTURES = "picks.html"
 _MOST_SETTINGS = 60  # rows in the table of settings that differ
 _EARLIER = ("before", "before_caches")  # settings of earlier runs
+_LAST = ("evals", "checkpoint", "metrics")  # settings that do not change what is learned
+_GROUP = "..."  # a group of settings
 _NONE = "-"  # a setting that a run does not have, or that is None
 
 
@@ -93,20 +96,31 @@ def write_pictures(workdir: epath.PathLike) -> epath.Path:
 
 
 def _differing(found: Sequence[Run]) -> list[list[str]]:
-    """A row for each setting that differs between runs, without those of earlier runs."""
+    """A row for each setting that differs between runs, without those of earlier runs.
+
+    A group that some runs do not have is one row, and its settings are compared between the others.
+    """
     settings = [flatten(run.settings) for run in found]
-    keys = sorted({key for values in settings for key in values})
+    groups = [{group for key in values for group in _above(key)} for values in settings]
+    keys = {key for values in settings for key in values}.union(*groups)
     rows = []
-    for key in keys:
-        # A key that is a setting in one run and a group in another gets a single row.
-        parents = [".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 1)]
-        if parents and (parents[0] in _EARLIER or not set(parents).isdisjoint(keys)):
+    for key in sorted(keys, key=lambda key: (key.partition(".")[0] in _LAST, key)):
+        if key.partition(".")[0] in _EARLIER:
             continue
-        values = [_text(run_settings.get(key)) for run_settings in settings]
-        if len(set(values)) > 1:
+        having = [all(group in has for group in _above(key)) for has in groups]
+        values = [
+            _GROUP if key in has else _text(run_settings.get(key))
+            for run_settings, has in zip(settings, groups, strict=True)
+        ]
+        if len(set(itertools.compress(values, having))) > 1:
             rows.append([key, *values])
     more = len(rows) - _MOST_SETTINGS
     return rows[:_MOST_SETTINGS] + ([[f"and {more} more"]] if more > 0 else [])
+
+
+def _above(key: str) -> list[str]:
+    """The groups that a setting or a group is in."""
+    return [key[:i] for i, letter in enumerate(key) if letter == "."]
 
 
 def _text(value: Any) -> str:

@@ -252,6 +252,25 @@ def test_settings_that_no_run_has_are_left_out(tmp_path):
     assert rows == {"total_examples": ["320", "-"], "total_steps": ["-", "10"]}
 
 
+def test_group_that_a_run_does_not_have_is_one_row_and_what_is_not_learned_comes_last(tmp_path):
+    gains = {"method.selection.gain": 7.0, "checkpoint.every_steps": 3}
+    folders = [
+        write(tmp_path / "a", lines=[LOSSES], evaluated=True),
+        write(tmp_path / "b", lines=[LOSSES], evaluated=True, total=11, **gains),
+        write(tmp_path / "c", lines=[LOSSES]),
+    ]
+    found = opened(*folders)
+    for key in ("selection", "teachers"):
+        found[2].settings["method"].pop(key, None)
+    rows = command._differing(found)
+    assert rows[0][0] == "method.selection"
+    assert rows[0][1:] == ["...", "...", "-"]
+    assert rows[1][0] == "method.selection.gain"
+    assert rows[1][2:] == ["7.0", "-"]
+    assert [row[0] for row in rows[2:]] == ["total_steps", "checkpoint.every_steps", "evals"]
+    assert rows[-1][1:] == ["...", "...", "-"]
+
+
 def test_header_has_when_where_and_on_what_a_run_ran(tmp_path):
     folder = write(tmp_path / "a", lines=[{"wall/seconds": 10.0}, {"wall/seconds": 3723.4}])
     write_start(folder)
