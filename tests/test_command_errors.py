@@ -180,7 +180,7 @@ def test_a_disk_that_gets_full(made, small_disk, name):
         if done.returncode:
             assert "\nerror: " in done.stderr, done.stderr
             assert "Make room" in done.stderr.rpartition("\nerror: ")[2], done.stderr
-    assert codes[0] == 1
+    assert codes[0] == int(name != "report")  # whose page is smaller
     assert codes[-1] == int(name == "main")  # whose checkpoints need more than there is
 
 

@@ -180,7 +180,7 @@ def test_errors_name_the_picture(encoder, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(ConfigError, match=r"is no folder, no .npz, and no owner/name"):
+    with pytest.raises(ConfigError, match=r"is not a folder, an .npz file, or an owner/name"):
         aced.load(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"weights without settings. Convert it.*--source=x.npz"):
         aced.load("x.npz")

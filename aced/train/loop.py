@@ -84,6 +84,8 @@ def run(
     storage.check_package(workdir)
     folder = epath.Path(workdir)
     settings = parse(config)
+    for wanted in settings.before_caches.values():  # check now, before earlier runs spend hours
+        wanted.folder(str(folder))
     phases = plan.plan(settings, folder)
     if jax.process_index() == 0:
         logging.info("The plan of %s:\n%s", folder, plan.table(phases))
@@ -103,8 +105,6 @@ def _train(
     mesh = meshes.make_mesh(devices, settings.mesh)
     program.check_batch(settings, mesh)
     sinks.check(settings.metrics.to)
-    for wanted in settings.before_caches.values():  # check now, before earlier runs spend hours
-        wanted.folder(str(folder))
     with distributed.entered_by_first(ownership.owned(str(folder / ownership.FILE), force)):
         distributed.check_shared(folder)
         for name, earlier in settings.before.items():

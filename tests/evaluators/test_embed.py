@@ -53,7 +53,7 @@ def test_retrieval_by_coca_equals_that_of_its_embeddings(monkeypatch):
     for mesh in meshes_to_try():
         found = evaluate(CONFIG, mesh)
         assert [found["t2i_r1"], found["t2i_r5"], found["t2i_r10"]] == pytest.approx(found_by)
-        assert found["pairs"] == len(pairs)
+        assert found["captions"] == len(pairs)
 
 
 @pytest.mark.slow

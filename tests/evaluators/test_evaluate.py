@@ -154,7 +154,7 @@ def test_classes_beyond_the_names_are_named(runs, tmp_path):
 def test_what_cannot_be_evaluated(runs, tmp_path):
     with pytest.raises(ConfigError, match="There is nothing to evaluate"):
         evaluate.run(config(evals={}), EvaluateConfig(), str(runs / "plain"))
-    with pytest.raises(ConfigError, match=r"nowhere does not exist, .*--workdir"):
+    with pytest.raises(ConfigError, match=r"nowhere does not exist; .*--workdir"):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="holds no run"):
         evaluate.run(config(), EvaluateConfig(), str(tmp_path))

@@ -160,6 +160,7 @@ def test_a_head_from_texts_that_is_not_trained_is_the_zero_shot_classifier(monke
         config = dataclasses.replace(CONFIG, probe=probe, classes_in=classes_in)
         found = evaluate(monkeypatch, config, mesh)
         expected = evaluate(monkeypatch, dataclasses.replace(config, kind="zeroshot"), mesh)
+        expected.pop("map_11point_elevater", None)  # of a softmax with another scale
         assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 

@@ -255,7 +255,7 @@ def test_a_selection_with_other_settings_is_refused(bench, tmp_path, kill_after)
     with pytest.raises(ConfigError, match=r"budget: there 60, now 61"):
         command.run(bench.config(tmp_path / "out", budget=61), jax.devices()[:2])
     (tmp_path / "other").mkdir()
-    with pytest.raises(ConfigError, match=r"is no data set"):
+    with pytest.raises(ConfigError, match=r"is not a data set"):
         command.run(bench.config(tmp_path / "other"), jax.devices()[:2])
 
 

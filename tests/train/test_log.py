@@ -4,6 +4,7 @@ import contextlib
 import logging
 
 import pytest
+from absl import logging as absl_logging
 
 from aced import evaluators
 from aced.data.prefetch import DevicePrefetch
@@ -47,6 +48,8 @@ def logged(tmp_path_factory):
     level = logger.level
     logger.setLevel(logging.DEBUG)
     with pytest.MonkeyPatch.context() as patch:
+        # What an earlier test of this process has logged once may be logged again.
+        patch.setattr(absl_logging, "_log_counter_per_token", {})
         patch.setattr(
             evaluators.retrieval.Retrieval, "__call__", lambda *_: {"mean_r1": next(values)}
         )
