@@ -16,6 +16,7 @@ from aced.data.sources import DataConfig
 from aced.files import storage
 from aced.train import architectures, caches, program
 from aced.train.config import TrainConfig, parse
+from aced.train.early_stop import EarlyStop
 from aced.train.summary import aligned
 
 
@@ -77,6 +78,8 @@ def _phases(settings: TrainConfig, folder: epath.Path, name: str) -> Iterator[Ph
     if complete is not None:
         flops = methods.build(complete.method).flops_per_step(settings.batch_size)
     done = newest_step(folder)
+    if EarlyStop.resumed(settings.early_stop, folder, done).reached:
+        steps = done
     yield Phase(
         name=name,
         method=settings.method.title,
