@@ -97,6 +97,17 @@ def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
     return incomplete
 
 
+def steps_of_wave(examples: int, shard_size: int, rows: int) -> int:
+    """Steps in which every reader embeds one shard, `rows` examples at a time.
+
+    Args:
+        examples: of the data set.
+        shard_size: examples of a shard; the last one may have fewer.
+        rows: examples that a reader embeds per step.
+    """
+    return -(-min(examples, shard_size) // rows)
+
+
 class Maker(abc.ABC):
     """Embeds the examples of shards, batch by batch, and writes them."""
 
@@ -136,8 +147,8 @@ class Maker(abc.ABC):
             left[i : i + self._readers.count] for i in range(0, len(left), self._readers.count)
         ]
         # All processes take as many steps per wave as the slowest reader needs.
-        longest = len(self._plan.range(0))
-        steps = distributed.largest(-(-longest // self._rows))
+        steps = steps_of_wave(self._plan.examples, self._plan.shard_size, self._rows)
+        steps = distributed.largest(steps)
         index_of = functools.partial(self._index, waves, steps)
         total = steps * len(waves)
         batches = complete_batches(

@@ -49,25 +49,36 @@ def report(folders: Sequence[str], config: ReportConfig) -> tuple[str, bool]:
     """Returns the page of the runs in `folders`, with a list of the folders that hold no run.
 
     Returns:
-        The page, and whether all runs are finished.
+        The page, and whether all runs are finished. A folder in which a process works counts as an
+        unfinished run, and while the page is watched also one that may become a run.
 
     Raises:
-        ConfigError: no folder holds a run, or matplotlib is not installed.
+        ConfigError: no folder holds a run and the page is not watched, or matplotlib is not
+            installed.
     """
     found, others = runs.open_all(folders)
-    if not found:
+    if not found and not (folders and config.watch):
         raise ConfigError(
             f"None of {', '.join(folders) or 'no folders'} is the workdir of a run; give some, "
             "such as runs/*."
         )
     now = datetime.datetime.now(datetime.UTC)
     parts = [f"<p>Written at {now:%Y-%m-%d %H:%M:%S} UTC.</p>"]
+    begun = [name for name in others if runs.is_in_use(name)]
+    is_finished = bool(found) and not begun and all(run.is_finished for run in found)
+    for text, names in (
+        ("No metrics yet", begun),
+        ("No workdirs of runs", [name for name in others if name not in begun]),
+    ):
+        if names:
+            parts.append(f"<p>{text}: {page.escape(', '.join(names))}</p>")
+    refresh = 0 if is_finished else config.watch
+    if not found:
+        return page.document("Runs", parts, refresh), is_finished
     values = {run.name: summary.values_of(run.lines) for run in found}
     titles, cells = summary.rows(values)
     rows = [[run.name, run.method, *cells[run.name]] for run in found]
     parts.append(page.table("Runs", ["run", "method", *titles], rows))
-    if others:
-        parts.append(f"<p>No workdirs of runs: {page.escape(', '.join(others))}</p>")
     for message in (m for run in found for m in history.lost_lines(run.folder)):
         logging.warning("%s", message)
         parts.append(f"<p>{page.escape(message)}</p>")
@@ -78,7 +89,7 @@ def report(folders: Sequence[str], config: ReportConfig) -> tuple[str, bool]:
     parts += _curves(found, groups)
     if config.pictures:
         parts += galleries.of_runs([members[0] for members in groups.values()], config.pictures)
-    return page.document("Runs", parts, refresh=config.watch), all(x.is_finished for x in found)
+    return page.document("Runs", parts, refresh), is_finished
 
 
 def write_pictures(workdir: epath.PathLike) -> epath.Path:

@@ -11,7 +11,7 @@ from etils import epath
 from aced import methods
 from aced.checkpoints import record
 from aced.config import ConfigError, expand, from_config
-from aced.files import storage
+from aced.files import ownership, storage
 from aced.metrics import history
 from aced.train import starts, summary
 from aced.train.early_stop import EarlyStop, EarlyStopConfig
@@ -56,24 +56,40 @@ class Run:
 
 
 def open_all(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs in `folders`, each after the runs before it, and the folders that hold none.
+    """The runs in `folders`, each after the runs before it, and the folders that are none.
 
-    Runs have their shortest unique names; a run before another one is "RUN/NAME".
+    Runs have their shortest unique names; a run before another one is "RUN/NAME". These are found
+    while they train, too, when the folder that they are in is no run yet.
     """
     paths: dict[str, epath.Path] = {}
     others = []
     for name in dict.fromkeys(folder.rstrip("/") for folder in folders):
         path = expand(name)
         storage.check_scheme(path, "The run", ("gs",))
-        if summary.is_run(folder := epath.Path(path)):
-            for before in record.read(folder).settings.get("before", {}):
-                if summary.is_run(folder / before):
-                    paths[f"{name}/{before}"] = folder / before
-            paths[name] = folder
-        else:
+        paths |= _runs_in(name, epath.Path(path))
+        if name not in paths:
             others.append(name)
     names = _short(list(paths))
     return [_open(names[name], path) for name, path in paths.items()], others
+
+
+def _runs_in(name: str, folder: epath.Path) -> dict[str, epath.Path]:
+    """The run in `folder`, after the runs before it."""
+    if is_run := summary.is_run(folder):
+        before = list(record.read(folder).settings.get("before", {}))
+    elif is_in_use(folder):
+        before = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    else:
+        return {}
+    found: dict[str, epath.Path] = {}
+    for earlier in before:
+        found |= _runs_in(f"{name}/{earlier}", folder / earlier)
+    return found | ({name: folder} if is_run else {})
+
+
+def is_in_use(folder: epath.PathLike) -> bool:
+    """Whether a process works in `folder`, such as on a run before its own."""
+    return (epath.Path(expand(str(folder))) / ownership.FILE).exists()
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:

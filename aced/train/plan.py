@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import jax
 from etils import epath
 
 from aced import methods
-from aced.cache import description
+from aced.cache import description, making
 from aced.cache.config import CacheConfig
 from aced.checkpoints.checkpointer import newest_step
 from aced.config import ConfigError
@@ -15,6 +16,7 @@ from aced.data.sources import DataConfig
 from aced.files import storage
 from aced.train import architectures, caches, program
 from aced.train.config import TrainConfig, parse
+from aced.train.early_stop import EarlyStop
 from aced.train.summary import aligned
 
 
@@ -30,11 +32,23 @@ class Phase:
     flops: int | None = None  # per step; None: an architecture is not known yet
     done: int = 0  # steps
     epochs: float | None = None  # the length, where it is given so
+    most: int | None = None  # examples; the last step of a shard of a cache has fewer than others
+
+    @property
+    def total_examples(self) -> int:
+        """The examples of all steps, where their number is known."""
+        total = (self.steps or 0) * self.examples
+        return total if self.most is None else min(total, self.most)
+
+    @property
+    def total_flops(self) -> int:
+        """The FLOPs of all steps, where they are known."""
+        return self.total_examples * (self.flops or 0) // self.examples
 
     @property
     def later_flops(self) -> int:
         """The FLOPs of the steps that are left, where they are known."""
-        return ((self.steps or 0) - self.done) * (self.flops or 0)
+        return self.total_flops * (self.steps - self.done) // self.steps if self.steps else 0
 
 
 def plan(settings: TrainConfig, folder: epath.Path) -> list[Phase]:
@@ -64,6 +78,8 @@ def _phases(settings: TrainConfig, folder: epath.Path, name: str) -> Iterator[Ph
     if complete is not None:
         flops = methods.build(complete.method).flops_per_step(settings.batch_size)
     done = newest_step(folder)
+    if EarlyStop.resumed(settings.early_stop, folder, done).reached:
+        steps = done
     yield Phase(
         name=name,
         method=settings.method.title,
@@ -80,7 +96,7 @@ def _cache(cache: CacheConfig, settings: TrainConfig, workdir: epath.Path) -> Ph
     folder, size = cache.folder(str(workdir)), caches.batch_size(settings, cache)
     data = settings.method.data_of(cache.model, settings.data)
     examples = _examples(data)
-    steps = None if examples is None else -(-examples // size)
+    steps = examples and _cache_steps(examples, cache.shard_size, size)
     item = settings.method.named.get(cache.model)
     return Phase(
         name=f"{cache.model}'s cache",
@@ -90,7 +106,15 @@ def _cache(cache: CacheConfig, settings: TrainConfig, workdir: epath.Path) -> Ph
         steps=steps,
         flops=item and item.model and size * caches.flops_of_example(item.model, cache.towers),
         done=(steps or 0) if description.is_complete(str(folder)) else 0,
+        most=examples,
     )
+
+
+def _cache_steps(examples: int, shard_size: int, batch_size: int) -> int:
+    """The steps of a pass in which each process reads for itself, as without tensor parallelism."""
+    readers = jax.process_count()
+    waves = -(-examples // (shard_size * readers))
+    return waves * making.steps_of_wave(examples, shard_size, -(-batch_size // readers))
 
 
 def _steps(settings: TrainConfig) -> int | None:
@@ -117,7 +141,7 @@ def later_flops(phases: Sequence[Phase], folder: epath.PathLike) -> int:
 def table(phases: Sequence[Phase]) -> str:
     """Returns the phases with their costs, one per line."""
     lines = [["phase", "method", "steps", "examples", "FLOPs", "done"], *map(_line, phases)]
-    total = sum((phase.steps or 0) * (phase.flops or 0) for phase in phases)
+    total = sum(phase.total_flops for phase in phases)
     left = sum(phase.later_flops for phase in phases)
     if len(phases) > 1 and total:
         lines.append(["together", "", "", "", f"{total:.2e}", f"{1 - left / total:.0%}"])
@@ -131,7 +155,7 @@ def _line(phase: Phase) -> list[str]:
         phase.name,
         phase.method,
         unknown if steps is None else f"{steps:,}",
-        "-" if steps is None else f"{steps * phase.examples:,}",
-        "-" if steps is None or flops is None else f"{steps * flops:.2e}",
+        "-" if steps is None else f"{phase.total_examples:,}",
+        "-" if steps is None or flops is None else f"{phase.total_flops:.2e}",
         "-" if steps is None else f"{phase.done / steps:.0%}",
     ]

@@ -4,11 +4,13 @@ import re
 import time
 
 import numpy as np
+import pytest
 from etils import epath
 
 from aced.checkpoints import record
-from aced.config import to_config
+from aced.config import ConfigError, to_config
 from aced.evaluators import EvalConfig
+from aced.files import ownership
 from aced.metrics import history, jsonl
 from aced.report import command, curves, page, panels, runs, seeds
 from aced.report.command import ReportConfig
@@ -324,8 +326,28 @@ def test_page_is_written_again_until_the_runs_are_finished(tmp_path, monkeypatch
     assert seconds == 7
     assert '<meta http-equiv="refresh" content="7">' in first
     assert "777,777" not in first
-    assert "777,777" in (tmp_path / "page.html").read_text()
+    last = (tmp_path / "page.html").read_text()
+    assert "777,777" in last
+    assert "refresh" not in last
     assert done.stdout.count("MB") == 2
+
+
+def test_watched_page_waits_for_a_run_and_shows_the_runs_before_it(tmp_path):
+    watched = ReportConfig(pictures=0, watch=7)
+    text, is_finished = command.report([str(tmp_path / "a")], watched)
+    assert "No workdirs of runs" in text
+    assert not is_finished
+    reference = write(tmp_path / "a" / "reference", "iid", [LOSSES])
+    write_start(reference, total_steps=1)
+    (tmp_path / "a" / ownership.FILE).write_bytes(ownership.Owner.this().bytes())
+    text, is_finished = command.report([str(tmp_path / "a")], watched)
+    assert f"No metrics yet: {tmp_path / 'a'}" in text
+    assert [run.name for run in opened(tmp_path / "a")] == ["reference"]
+    assert opened(tmp_path / "a")[0].is_finished
+    assert not is_finished
+    assert 'content="7"' in text
+    with pytest.raises(ConfigError, match="is the workdir of a run; give some"):
+        command.report([str(tmp_path / "b")], ReportConfig())
 
 
 def test_pages_have_no_refresh_unless_watched_and_are_for_narrow_screens():

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 from etils import epath
 
+from aced.metrics import history, jsonl
 from aced.train import plan
 from aced.train.config import parse
 from configs import siglip_b16, small, smoke
@@ -28,7 +29,8 @@ def test_phases_in_their_order_with_their_costs(tmp_path):
     assert f"{reference.steps * reference.flops:.2e}" == "4.62e+12"
     assert f"{run.steps * run.flops:.2e}" == "1.25e+12"
     # Batches of 320 for 10,000 scenes; the last is padded.
-    assert (cache.steps, cache.examples) == (32, 320)
+    assert (cache.steps, cache.examples, cache.total_examples) == (32, 320, 10_000)
+    assert cache.total_flops == cache.flops // 320 * 10_000
     total = sum(phase.later_flops for phase in (iid, reference, cache, run))
     assert total == pytest.approx(test_configs.flops(smoke.get_config()), rel=0.01)
 
@@ -61,6 +63,24 @@ def test_what_is_done_is_not_later(tmp_path):
     assert plan.later_flops(phases, tmp_path) == 0
     lines = [line.split() for line in plan.table(phases).splitlines()]
     assert [line[-1] for line in lines] == ["done", "25%", "100%", "0%", "0%", "68%"]
+
+
+def test_phase_that_ended_early_is_done(tmp_path):
+    config = smoke.get_config("method=iid")
+    config.early_stop.metric, config.early_stop.patience = "classes/top1", 2
+    (tmp_path / "checkpoints/90").mkdir(parents=True)
+    lines = [{"step": 30 * i, "classes/top1": 1 / i} for i in (1, 2, 3)]
+    (tmp_path / history.FILE).write_bytes(jsonl.dumps(lines))
+    run = planned(config, tmp_path)[-1]
+    assert (run.steps, run.done, run.later_flops) == (90, 90, 0)
+
+
+def test_every_shard_of_a_cache_ends_with_a_step_of_its_own(tmp_path):
+    config = smoke.get_config()
+    (cache,) = config.before_caches.values()
+    cache.shard_size = 1_000  # three steps of 320, and one of 40
+    planned_cache = planned(config, tmp_path)[2]
+    assert (planned_cache.steps, planned_cache.total_examples) == (40, 10_000)
 
 
 def test_length_in_epochs(tmp_path):
