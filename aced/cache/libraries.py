@@ -215,7 +215,7 @@ def load(library: str, folder: str) -> LibraryModel:
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         tensors.refuse_pickles((file.name for file in path.iterdir()), folder)
-        raise ConfigError(f"--model={library}:{folder}: there are no weights, *.safetensors.")
+        raise ConfigError(f"--model={library}:{folder} has no weights (*.safetensors).")
     try:
         return kind(path, weights)
     except ImportError as error:

@@ -109,9 +109,9 @@ class ContrastiveConfig(MethodConfig):
             )
         if distillation.reference_scale is not None and REFERENCE not in distillation.teachers:
             raise ConfigError(
-                "method.distillation.reference_scale is of a reference that teaches, and "
-                f"method.distillation.teachers is {distillation.teachers}; set "
-                "method.teachers.NAME.scale for these."
+                "method.distillation.reference_scale is for a reference that teaches, but "
+                f"method.distillation.teachers = {distillation.teachers} does not list it; set "
+                "method.teachers.NAME.scale for these teachers."
             )
         self._check_weights()
         for name in self.distillation.teachers:
