@@ -15,6 +15,7 @@ from aced.config import ArgumentHelp, ConfigError, listed
 from aced.errors import UserError
 
 FOLDER = "configs"
+RECORD = "config.json"  # `record.FILE`, whose module takes seconds to import
 _ROOT = "Start from the root of the repository, where configs/ is."
 
 
@@ -45,15 +46,22 @@ class Parser(flags.ArgumentParser):
 
 
 def is_record(path: str) -> bool:
-    """Whether `path` is that of a run's config.json."""
-    return path.endswith(".json")
+    """Whether `path` is that of a run's config.json, and no recipe with an argument like it."""
+    return ".py:" not in path and os.path.basename(path) == RECORD
 
 
 def summaries() -> str:
-    """The recipes of the current folder, with the first line of the documentation of each."""
+    """The recipes of the current folder, with the first line of the documentation of each.
+
+    A file that Python cannot parse is listed, too.
+    """
     lines = {}
     for path in sorted(pathlib.Path(FOLDER).glob("*.py")):
-        module = ast.parse(path.read_text(encoding="utf-8"))
+        try:
+            module = ast.parse(path.read_bytes(), str(path))
+        except (SyntaxError, ValueError) as error:  # ValueError: null bytes, before Python 3.12
+            lines[path.stem] = f"does not parse: {error}"
+            continue
         names = [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
         if "get_config" in names:
             lines[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
@@ -70,8 +78,10 @@ def summaries() -> str:
 
 
 def _no_file(file: str) -> str:
-    if os.path.isfile(os.path.join(file, "config.json")):
-        hint = f"; did you mean the settings of the run there, {os.path.join(file, 'config.json')}?"
+    if os.path.isfile(file):
+        return f"{file} is neither a recipe, NAME.py, nor the {RECORD} of a run.\n{summaries()}"
+    if os.path.isfile(path := os.path.join(file, RECORD)):
+        hint = f"; did you mean the settings of the run there, {path}?"
     else:
         names = {path.stem: str(path) for path in pathlib.Path(FOLDER).glob("*.py")}
         stem = pathlib.Path(file).stem
@@ -108,7 +118,7 @@ def _recorded(file: str) -> ml_collections.ConfigDict:
     from aced.train.config import recorded
 
     path = epath.Path(file)
-    if path.name != record.FILE or not path.exists():
+    if not path.exists():
         raise UserError(
             f"{file} is no {record.FILE} of a run; it is in the workdir of every run, such as "
             f"runs/smoke/{record.FILE}."

@@ -75,16 +75,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = run(arg.data, val, steps=arg.steps, seed=arg.seed, **towers, **common)
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
     clean = arg.clean or (arg.data if _has_clean(arg.data) else "")
-    sources = [name for name in ("clean", "reference", "cache") if arg[name]]
-    if methods.uses_reference(arg.method) and not (sources or clean) and arg.data != DATA:
+    given = [name for name in ("clean", "reference", "cache") if arg[name]]
+    if methods.uses_reference(arg.method) and not (given or clean) and arg.data != DATA:
         raise ConfigError(
             f"method={arg.method} needs a reference: prepare the data with --clean_column, or give "
             "clean=PATH (pairs that you trust, to train one on first), reference=PATH (a finished "
             "run or a converted model) or cache=PATH; or choose method=iid."
         )
-    if sources and not methods.uses_reference(arg.method):
+    if given and not methods.uses_reference(arg.method):
         raise ConfigError(
-            f"method={arg.method} uses no reference: leave out {sources[0]}=, or choose another "
+            f"method={arg.method} uses no reference: leave out {given[0]}=, or choose another "
             "method, such as method=aced."
         )
     if arg.teacher and not methods.distils(arg.method):

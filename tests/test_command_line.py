@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from aced import __main__ as aced
-from aced import run_flags
+from aced import recipes, run_flags
 from aced.checkpoints import record
 from aced.train.config import parse
 from configs import smoke
@@ -78,6 +78,31 @@ def test_no_recipes_outside_the_repository(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     message = refused("main", "--config=configs/small.py")
     assert f"There are no recipes in {tmp_path}. Start from the root of the repository" in message
+
+
+def test_recipe_that_does_not_parse_is_listed_with_the_others(monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/broken.py").write_text("x = (\n")
+    (tmp_path / "configs/whole.py").write_text('"""A whole one."""\ndef get_config(): pass\n')
+    monkeypatch.chdir(tmp_path)
+    lines = recipes.summaries().splitlines()
+    assert lines[1].startswith("  broken  does not parse: ")
+    assert lines[1].endswith("(broken.py, line 1)")
+    assert lines[2] == "  whole   A whole one."
+
+
+def test_argument_that_ends_like_a_record_is_one_of_the_recipe(a_record):
+    text = f"configs/small.py:method=iid,data={a_record}"
+    assert not recipes.is_record(text)
+    assert recipes.is_record(str(a_record))
+    message = refused("main", f"--config={text},steps")
+    assert "is no config.json of a run" not in message
+
+
+def test_file_that_is_neither_a_recipe_nor_a_record(a_record):
+    other = a_record.rename(a_record.with_name("other.json"))
+    message = refused("main", f"--config={other}")
+    assert f"{other} is neither a recipe, NAME.py, nor the config.json of a run." in message
 
 
 def test_argument_that_resembles_another():

@@ -1,7 +1,7 @@
 """Models that open_clip or transformers run, in torch, and that embed a data set for a cache.
 
 Any of their models with an image and a text tower can so be a reference or a teacher, although it
-has no form in JAX: training reads its embeddings only. The library itself transforms the pictures
+has no form in JAX: training needs only its embeddings. The library itself transforms the pictures
 and tokenizes the captions.
 """
 
@@ -70,6 +70,7 @@ class _TorchModel(LibraryModel):
 
     library: str
     config: str  # the file that describes the model
+    weights: str  # a pattern of the files that the library loads
 
     def __init__(self, folder: pathlib.Path, weights: Sequence[pathlib.Path]):
         """Loads the model in `folder`."""
@@ -113,6 +114,8 @@ class _TorchModel(LibraryModel):
 
 class _OpenClip(_TorchModel):
     library, config = "open_clip", layouts.OPEN_CLIP_CONFIG
+    # It prefers this file to all others, and some pickles to safetensors of another name.
+    weights = "open_clip_model.safetensors"
 
     def _load(self, folder: str) -> None:
         import open_clip
@@ -139,6 +142,7 @@ class _OpenClip(_TorchModel):
 
 class _Transformers(_TorchModel):
     library, config = "transformers", layouts.TRANSFORMERS_CONFIG
+    weights = "*.safetensors"
 
     def _load(self, folder: str) -> None:
         import transformers
@@ -212,10 +216,10 @@ def load(library: str, folder: str) -> LibraryModel:
             "config, safetensors and tokenizer of a model, as `hf download OWNER/NAME "
             "--local-dir=FOLDER` makes it."
         )
-    weights = sorted(path.glob("*.safetensors"))
+    weights = sorted(path.glob(kind.weights))
     if not weights:
         tensors.refuse_pickles((file.name for file in path.iterdir()), folder)
-        raise ConfigError(f"--model={library}:{folder} has no weights (*.safetensors).")
+        raise ConfigError(f"--model={library}:{folder} has no weights ({kind.weights}).")
     try:
         return kind(path, weights)
     except ImportError as error:

@@ -12,14 +12,14 @@ from etils import epath
 from jaxtyping import PyTree
 
 from aced import evaluators
-from aced.bounds import PositiveInt
+from aced.bounds import NonNegativeInt, PositiveInt
 from aced.cache import fingerprint
 from aced.checkpoints import record
 from aced.config import ConfigError, Settings, expand
 from aced.data.sources import open_source
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluate.results import Entry, Results
-from aced.evaluators import benchmarks, folders, prompts, suites
+from aced.evaluators import benchmarks, classification, folders, prompts, suites
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.suites import Suites
 from aced.files import ownership
@@ -54,7 +54,7 @@ class EvaluateConfig(FlagSettings):
     )
     suite: tuple[str, ...] = setting(
         (),
-        "Those data sets alone that a published suite has, and their average: "
+        "Only the data sets of a published suite, and their average: "
         f"{', '.join(benchmarks.SUITES)}. May be repeated.",
     )
     kind: Literal["auto", "zeroshot", "linear_probe", "retrieval"] = setting(
@@ -70,6 +70,9 @@ class EvaluateConfig(FlagSettings):
     )
     label: str = setting("", "Column of the class in parquet that has several such columns.")
     batch_size: PositiveInt = setting(EvalConfig.batch_size, "Pictures or texts at once.")
+    bootstrap: NonNegativeInt = setting(
+        0, "Samples for intervals of 95 % of the numbers of --data; 1000 is usual, 0: none."
+    )
     out: str = setting(
         "", "Folder of results.json, results.md and results.svg. Empty: MODEL/evaluation."
     )
@@ -164,7 +167,9 @@ def _with_data_sets(
     """Adds the evaluations of the flags, and logs which data sets of the suites are missing."""
     if wanted.suite and not wanted.data:
         raise ConfigError("--suite needs the folder of its data sets: add --data=FOLDER.")
-    choices = folders.Choices(wanted.kind, wanted.label, wanted.classes, wanted.batch_size)
+    choices = folders.Choices(
+        wanted.kind, wanted.label, wanted.classes, wanted.batch_size, wanted.bootstrap
+    )
     missing = {}
     if wanted.data:
         found, missing = folders.chosen(folders.find(wanted.data), wanted.suite, choices)
@@ -195,7 +200,8 @@ def _worded(name: str, evaluation: EvalConfig, source: str) -> EvalConfig:
     if evaluation.kind not in ("zeroshot", "linear_probe"):
         return evaluation
     words = prompts.read(source, name.removesuffix(benchmarks.PROBE))
-    own = getattr(open_source(evaluation.data), "class_names", None) or words.class_names
+    own = classification.class_names(evaluation, open_source(evaluation.data))
+    own = own or words.class_names
     given = {key: value for key, value in words._asdict().items() if value}
     if len(own) != len(words.class_names) and prompts.is_package(source):
         given.pop("class_names", None)
@@ -216,8 +222,7 @@ def _evaluate(
     """The numbers of all evaluations, those that `results` holds without running them again."""
     numbers, due = {}, {}
     for name, evaluation in evaluations.items():
-        source = open_source(evaluation.data)
-        entry = Entry(name, evaluation, source.fingerprint, len(source))
+        entry = _entry(name, evaluation)
         if (known := results.numbers(entry)) is not None:
             logging.info("%s is in %s already.", name, results.file)
             numbers |= known
@@ -238,6 +243,15 @@ def _evaluate(
         done, left = done + entry.examples, left - entry.examples
     order = list(evaluations)
     return dict(sorted(numbers.items(), key=lambda x: order.index(x[0].rpartition("/")[0])))
+
+
+def _entry(name: str, evaluation: EvalConfig) -> Entry:
+    source = open_source(evaluation.data)
+    words = classification.class_names, classification.templates
+    also = [tuple(of(evaluation, source)) for of in words]
+    if evaluation.kind == "linear_probe":
+        also.append((open_source(evaluation.probe.data).fingerprint,))
+    return Entry(name, evaluation, source.fingerprint, len(source), also)
 
 
 def _duration(seconds: float) -> str:

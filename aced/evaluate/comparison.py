@@ -7,7 +7,11 @@ from aced.config import ConfigError
 from aced.evaluators import suites
 
 # The number that stands for an evaluation where no suite names one: the first that it has.
-_MAIN = ("map_11point", "top1", "mean_r1", "jaccard_10_12", "cider", "accuracy")
+_MAIN = (
+    *("map_11point", "top1", "mean_r1", "jaccard_10_12"),
+    *("cider", "soft_accuracy", "accuracy", "exact"),
+)
+_CIDER = "/cider"  # in no per cent
 _HEIGHT, _WIDTH = 0.26, 8.0  # inches: of a row, of the plot
 
 Numbers = Mapping[str, float]  # by their full names, such as "cifar10/top1"
@@ -37,7 +41,7 @@ def table(models: Mapping[str, Numbers], names: Sequence[str]) -> str:
 
 
 def plot(models: Mapping[str, Numbers], names: Sequence[str]) -> bytes:
-    """A dot for each model on a line for each of `names`, as SVG.
+    """A dot for each model on a line for each of `names` that is in per cent, as SVG.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -47,6 +51,7 @@ def plot(models: Mapping[str, Numbers], names: Sequence[str]) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(f"A plot needs `pip install '.[plots]'`: {error}") from error
+    names = [name for name in names if not name.endswith(_CIDER)]
     # Reproducible output: no date, no random names of clip paths.
     with mpl.rc_context({"svg.hashsalt": "aced"}):
         figure = Figure(figsize=(_WIDTH, 1.0 + _HEIGHT * len(names)), layout="constrained")
@@ -72,7 +77,7 @@ def _markers(count: int) -> list[str]:
 def _shown(name: str, numbers: Numbers) -> str:
     if name not in numbers:
         return "-"
-    return f"{numbers[name]:.3f}" if name.endswith("/cider") else f"{100 * numbers[name]:.2f}"
+    return f"{numbers[name]:.3f}" if name.endswith(_CIDER) else f"{100 * numbers[name]:.2f}"
 
 
 def _escaped(text: str) -> str:

@@ -1,14 +1,14 @@
 """results.json: the numbers of a model's evaluations, written after each of them.
 
 An evaluation that was killed goes on with the data sets whose numbers are not there yet. A number
-belongs to weights, settings of the model and the evaluation, and the content of the data set; where
-one of these has changed, it is computed again.
+belongs to weights, settings of the model and the evaluation, names of the classes, prompts, and the
+content of the data sets; where one of these has changed, it is computed again.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,12 +35,17 @@ class Entry(NamedTuple):
     config: EvalConfig
     fingerprint: str  # of its data set
     examples: int
+    # What it reads besides settings and data set: class names and prompts, which may be in files
+    # beside the data set, and the fingerprint of a probe's training data.
+    also: Sequence[Sequence[str]] = ()
 
     def key(self, model: str) -> str:
         """The hash of all that its numbers depend on; `model` is that of the model."""
         settings = flatten(dataclasses.asdict(self.config))
         kept = {k: v for k, v in settings.items() if not k.startswith(_FREE)}
-        content = json.dumps([model, kept, self.fingerprint], sort_keys=True, default=str)
+        content = json.dumps(
+            [model, kept, self.fingerprint, self.also], sort_keys=True, default=str
+        )
         return hashlib.sha256(content.encode()).hexdigest()
 
 

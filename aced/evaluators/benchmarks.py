@@ -37,22 +37,22 @@ class Suite(NamedTuple):
 
 
 SETS = {
-    "caltech101": DataSet(),
+    "caltech101": DataSet(("caltech_101",)),
     "camelyon17": DataSet(),
-    "cifar10": DataSet(),
-    "cifar100": DataSet(),
+    "cifar10": DataSet(("cifar_10",)),
+    "cifar100": DataSet(("cifar_100",)),
     "clevr_count_all": DataSet(),
     "clevr_closest_object_distance": DataSet(),
     "country211": DataSet(),
     "dollar_street": DataSet(group=".npy:0"),  # quarter of the household's income
     "dtd": DataSet(),
-    "eurosat": DataSet(),
-    "fer2013": DataSet(),
-    "fgvc_aircraft": DataSet(),
+    "eurosat": DataSet(("eurosat_clip",)),
+    "fer2013": DataSet(("fer_2013",)),
+    "fgvc_aircraft": DataSet(("fgvc_aircraft_2013b_variants102",)),
     "flickr30k": DataSet(("flickr_1k_test_image_text_retrieval",)),
-    "flowers102": DataSet(("flowers",)),
+    "flowers102": DataSet(("flowers", "oxford_flower_102")),
     "fmow": DataSet(group=".npy:0"),  # region
-    "food101": DataSet(),
+    "food101": DataSet(("food_101",)),
     "geode": DataSet(group=".npy:0"),  # region
     "gtsrb": DataSet(),
     "hateful_memes": DataSet(),
@@ -71,16 +71,16 @@ SETS = {
     "mnist": DataSet(),
     "mscoco": DataSet(("coco", "mscoco_captions", "mscoco_2014_5k_test_image_text_retrieval")),
     "objectnet": DataSet(),
-    "oxford_pets": DataSet(("pets",)),
+    "oxford_pets": DataSet(("pets", "oxford_iiit_pets")),
     "patch_camelyon": DataSet(("pcam",)),
     "rendered_sst2": DataSet(("renderedsst2",)),
-    "resisc45": DataSet(),
+    "resisc45": DataSet(("resisc45_clip",)),
     "stanford_cars": DataSet(("cars",)),
     "stl10": DataSet(),
     "sun397": DataSet(),
     "svhn": DataSet(),
     "voc2007": DataSet(),  # CLIP_benchmark's: an object each, cut out of the pictures
-    "voc2007_multilabel": DataSet(("voc2007",), shows_several=True),
+    "voc2007_multilabel": DataSet(("voc2007", "voc_2007_classification"), shows_several=True),
     "winogavil": DataSet(),
 }
 

@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 
 from aced.config import ConfigError
 from aced.data.reader import known_fields
@@ -245,40 +243,3 @@ def _f1_macro(chosen: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"]) -> bo
         return bootstrap.mean_of_known(np.where(occurring > 0, f1, np.nan))
 
     return statistic
-
-
-class Precisions(NamedTuple):
-    """Average precision in [0, 1], averaged over the classes that occur; 0 if none does."""
-
-    eleven_points: Float[Array, ""]  # of the VOC challenge until 2009: Everingham et al., 4.2
-    area: Float[Array, ""]  # under the stepwise precision-recall curve
-
-
-def mean_average_precision(
-    scores: Float[Array, "n classes"], shown: Bool[Array, "n classes"]
-) -> Precisions:
-    """Mean average precision: how well images of a class are ranked before the others.
-
-    Every score is a threshold, so equal scores count together and the order of images is
-    irrelevant. For data whose images show several classes, such as VOC2007.
-    """
-    precisions = jax.vmap(_average_precision, in_axes=1)(scores, shown)
-    occurs = shown.any(axis=0)
-    count = jnp.maximum(occurs.sum(), 1)
-    return Precisions(*(jnp.sum(x * occurs) / count for x in precisions))
-
-
-def _average_precision(scores: Float[Array, " n"], shown: Bool[Array, " n"]) -> Precisions:
-    n = len(scores)
-    order = jnp.argsort(-scores)
-    scores, right = scores[order], jnp.cumsum(shown[order])
-    is_last = jnp.append(scores[:-1] != scores[1:], True)  # of equal scores
-    precision = jnp.where(is_last, right / jnp.arange(1, n + 1), 0.0)
-    # The best precision at a recall of at least k / 10, compared in integers.
-    reaches = 10 * right[None] >= jnp.arange(11)[:, None] * right[-1]
-    eleven = jnp.max(jnp.where(reaches, precision, 0.0), axis=1).mean()
-    # The matches that each threshold adds to the previous one.
-    before = jnp.where(is_last, right, 0)
-    before = jnp.append(0, jax.lax.cummax(before)[:-1])
-    gained = jnp.where(is_last, right - before, 0)
-    return Precisions(eleven, jnp.sum(precision * gained) / jnp.maximum(right[-1], 1))

@@ -33,6 +33,7 @@ from aced.evaluators import benchmarks
 from aced.evaluators.benchmarks import DataSet
 from aced.evaluators.config import EvalConfig, ProbeConfig
 from aced.files import encoding, storage
+from aced.files.storage import StorageError
 
 # Files by which a folder is recognised, and the source that reads it.
 _MARKS = {
@@ -58,6 +59,7 @@ class Choices:
     label: str = ""  # column of parquet, where there are several of classes
     classes: Literal["named", "occurring"] = "named"
     batch_size: int = EvalConfig.batch_size
+    bootstrap: int = EvalConfig.bootstrap
 
 
 def find(patterns: Sequence[str]) -> dict[str, str]:
@@ -120,26 +122,34 @@ def evaluation(folder: str, about: DataSet, choices: Choices) -> EvalConfig:
 
     Raises:
         ConfigError: the data set has neither classes nor captions, no names of its classes, no
-            training data for a linear probe, or pictures that show one class where several are
-            expected.
+            training data for a linear probe other than those that it is evaluated on, or pictures
+            that show one class where several are expected.
         DatasetError: files are damaged.
         StorageError: files cannot be read.
     """
     mark = next(mark for mark in _MARKS if storage.matching(f"{folder}/{mark}"))
     reads = {"webdataset": _tars, "parquet": _parquet, "array_record": _prepared}[_MARKS[mark]]
     found = reads(folder, _SPLITS, about, choices)
-    shows_several = found.classes_in == "captions"
-    if about.shows_several and not shows_several:
-        raise ConfigError(f"{folder} has one class per picture, where several are expected.")
     if choices.kind == "retrieval":
-        found = dataclasses.replace(found, kind="retrieval")
+        if found.kind != "retrieval":
+            raise ConfigError(f"{folder} has no captions, which --kind=retrieval needs.")
+    elif about.shows_several and found.classes_in != "captions":
+        raise ConfigError(f"{folder} has one class per picture, where several are expected.")
     elif choices.kind != "auto" and found.kind != "zeroshot":
         raise ConfigError(f"{folder} has no classes, which --kind={choices.kind} needs.")
     if choices.kind == "linear_probe":
-        train = reads(folder, ("train",), about, choices)
+        # The folder of one split is beside that of the training data.
+        whole = (folder.rpartition("/")[0] or ".") if _is_split(folder) else folder
+        train = reads(whole, ("train",), about, choices)
+        if train.data == found.data:
+            raise ConfigError(f"{folder} is what a probe is trained on; evaluate it on other data.")
         found = dataclasses.replace(found, kind="linear_probe", probe=ProbeConfig(data=train.data))
     return dataclasses.replace(
-        found, classes=choices.classes, batch_size=choices.batch_size, resize=about.resize
+        found,
+        classes=choices.classes,
+        batch_size=choices.batch_size,
+        bootstrap=choices.bootstrap,
+        resize=about.resize,
     )
 
 
@@ -159,7 +169,10 @@ def _tars(folder: str, splits: Sequence[str], about: DataSet, choices: Choices) 
     def data(**settings: str | tuple[str, ...]) -> DataConfig:
         return DataConfig(source="webdataset", webdataset=WebDatasetConfig(path=path, **settings))
 
-    if asked == "multilabel" or about.shows_several or kinds & {"cls", "npy"} == {"npy"}:
+    if choices.kind == "retrieval" and "text" in kinds:
+        return EvalConfig(kind="retrieval", data=data(captions=(".txt",)))
+    several = about.shows_several and "npy" in kinds
+    if asked == "multilabel" or several or kinds & {"cls", "npy"} == {"npy"}:
         return _classified(data(captions=(".npy",)), several=True)
     if asked == "retrieval" or "cls" not in kinds:
         return EvalConfig(kind="retrieval", data=data(captions=(".txt",)))
@@ -206,6 +219,8 @@ def _parquet(folder: str, splits: Sequence[str], about: DataSet, choices: Choice
     def data(**more: str | tuple[str, ...]) -> DataConfig:
         return DataConfig(source="parquet", parquet=ParquetConfig(**settings, **more))
 
+    if choices.kind == "retrieval" and roles.caption:
+        return EvalConfig(kind="retrieval", data=data(captions=(roles.caption,)))
     if roles.classes and (about.shows_several or not roles.label):
         return _classified(data(captions=(roles.classes,)), several=True)
     if roles.label:
@@ -226,11 +241,12 @@ def _prepared(folder: str, splits: Sequence[str], about: DataSet, choices: Choic
             )
     prepared = ArrayRecordConfig(path=path, split=split)
     data = DataConfig(source="array_record", array_record=prepared)
+    if choices.kind == "retrieval":
+        return EvalConfig(kind="retrieval", data=data)  # every record has captions
+    if "label" in known_fields(open_source(data), data):
+        return _classified(data)
     if about.shows_several:
         return _classified(data, several=True)
-    source = open_source(data)
-    if "label" in known_fields(source, data):
-        return _classified(data)
     return EvalConfig(kind="retrieval", data=data)
 
 
@@ -262,7 +278,7 @@ def chosen(
             if key not in evaluations and key not in missing:
                 try:
                     evaluations[key] = _of_suite(found, name, kind, choices)
-                except ConfigError as error:
+                except (ConfigError, DatasetError, StorageError) as error:
                     missing[key] = str(error)
     return evaluations, missing
 
@@ -275,7 +291,12 @@ def _every(found: Mapping[str, str], choices: Choices) -> Iterator[tuple[str, Ev
 
 
 def _of_suite(found: Mapping[str, str], name: str, kind: str, choices: Choices) -> EvalConfig:
-    """The evaluation of the data set `name`; a ConfigError if it is not there or another one."""
+    """The evaluation of the data set `name`, whose data are opened.
+
+    Raises:
+        ConfigError: it is not there, or is another one.
+        DatasetError, StorageError: see `evaluation`.
+    """
     about = benchmarks.SETS[name]
     folder = next((found[f] for f in benchmarks.folders_of(name) if f in found), None)
     if folder is None:
@@ -285,4 +306,6 @@ def _of_suite(found: Mapping[str, str], name: str, kind: str, choices: Choices) 
     )
     if made.classes_in == "captions" and not about.shows_several:
         raise ConfigError(f"{folder} has several classes per picture, where one is expected")
+    for data in (made.data, *([made.probe.data] if made.kind == "linear_probe" else [])):
+        open_source(data)  # notices missing files and damaged ones
     return made

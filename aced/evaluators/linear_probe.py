@@ -23,7 +23,7 @@ from aced.config import ConfigError
 from aced.data.sources import open_source
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import classification
-from aced.evaluators.classification import Truth, mean_average_precision
+from aced.evaluators.classification import Truth
 from aced.evaluators.config import EvalConfig, ProbeConfig
 from aced.evaluators.embed import Embedder
 from aced.models import two_tower
@@ -281,7 +281,7 @@ def _quality(head: Head, examples: Examples, size: int) -> Float[Array, ""]:
     if examples.truth.ndim == 2:
         logits = jax.lax.map(lambda rows: head(examples.x[rows]), _batches(jnp.arange(n), size))
         logits = logits.reshape(-1, logits.shape[-1])[:n]
-        return mean_average_precision(logits, examples.truth).eleven_points
+        return mean_average_precision(logits, examples.truth)
 
     def right(rows: Int[Array, " size"]) -> Int[Array, ""]:
         logits = head(examples.x[rows])
@@ -289,3 +289,26 @@ def _quality(head: Head, examples: Examples, size: int) -> Float[Array, ""]:
         return jnp.sum((jnp.sum(logits >= own, axis=1) == 1) & (rows >= 0))
 
     return jax.lax.map(right, _batches(jnp.arange(n), size)).sum() / n
+
+
+def mean_average_precision(
+    scores: Float[Array, "n classes"], shown: Bool[Array, "n classes"]
+) -> Float[Array, ""]:
+    """`map_11point` of `classification.numbers`, where settings are searched on the device.
+
+    It is averaged over the classes that occur; 0 if none does. Every score is a threshold, so equal
+    scores count together and the order of images is irrelevant.
+    """
+    precisions = jax.vmap(_average_precision, in_axes=1)(scores, shown)
+    occurs = shown.any(axis=0)
+    return jnp.sum(precisions * occurs) / jnp.maximum(occurs.sum(), 1)
+
+
+def _average_precision(scores: Float[Array, " n"], shown: Bool[Array, " n"]) -> Float[Array, ""]:
+    order = jnp.argsort(-scores)
+    scores, right = scores[order], jnp.cumsum(shown[order])
+    is_last = jnp.append(scores[:-1] != scores[1:], True)  # of equal scores
+    precision = jnp.where(is_last, right / jnp.arange(1, len(scores) + 1), 0.0)
+    # The best precision at a recall of at least k / 10, compared in integers.
+    reaches = 10 * right[None] >= jnp.arange(11)[:, None] * right[-1]
+    return jnp.max(jnp.where(reaches, precision, 0.0), axis=1).mean()

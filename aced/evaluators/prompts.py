@@ -13,7 +13,7 @@ import importlib.util
 import json
 import pathlib
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aced.config import ConfigError
@@ -64,13 +64,27 @@ def read(source: str, data_set: str) -> Wording:
             raise ConfigError(f"--prompts={source}: there are {_listed(package, templates)}.")
         return _wording(names, templates, (name,) if name else benchmarks.folders_of(data_set))
     content = _json(pathlib.Path(source))
-    if wrong := {key for entry in content.values() for key in entry} - set(Wording._fields):
-        raise ConfigError(
-            f"{source} has {sorted(wrong)}; entries are {', '.join(Wording._fields)}."
-        )
+    for key, entry in content.items():
+        _check(entry, f"{source}: {key!r}")
     known = benchmarks.folders_of(data_set)
     entry = next((content[key] for key in content if benchmarks.plain(key) in known), {})
-    return Wording(**{key: tuple(values) for key, values in entry.items()})
+    return Wording(tuple(entry.get("class_names", ())), _templates(entry.get("templates", ())))
+
+
+def _check(entry: Any, place: str) -> None:
+    """Raises a ConfigError unless an entry of a file has lists of strings alone."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{place} must be an object with {' and '.join(Wording._fields)}.")
+    if wrong := entry.keys() - set(Wording._fields):
+        raise ConfigError(f"{place} has {sorted(wrong)}; there are {', '.join(Wording._fields)}.")
+    for key, values in entry.items():
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"{place}: {key} must be a list of strings.")
+
+
+def _templates(texts: Iterable[str]) -> tuple[str, ...]:
+    """CLIP_benchmark writes {c} for the class, and we {}."""
+    return tuple(text.replace("{c}", "{}") for text in texts)
 
 
 def _wording(
@@ -84,7 +98,7 @@ def _wording(
 
     # As CLIP_benchmark does it, ImageNet's prompts are for data sets that have none of their own.
     texts = of(templates) or templates.get("imagenet1k", [])
-    return Wording(tuple(of(names)), tuple(text.replace("{c}", "{}") for text in texts))
+    return Wording(tuple(of(names)), _templates(texts))
 
 
 def _folder(package: str) -> pathlib.Path:

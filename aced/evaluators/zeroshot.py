@@ -64,7 +64,7 @@ class ZeroShot:
             chosen = np.flatnonzero([name != "" for name in self._names])
         if len(occurring) < len(chosen) and self._config.max_examples is None:
             logging.warning(
-                "%s has pictures of %d classes, and all %d classes with a name are to choose from. "
+                "%s has pictures of %d classes, and all %d named classes are candidates. "
                 "If it is a subset whose labels are numbered in the longer list, as ImageNet-A and "
                 "-R are of ImageNet, set classes = 'occurring' (aced.evaluate: "
                 "--classes=occurring).",

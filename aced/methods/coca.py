@@ -47,8 +47,8 @@ class CoCaTrainConfig(ContrastiveConfig):
 
     @property
     def only_distils(self) -> bool:
-        """Whether distillation is the only loss."""
-        return not (self.contrastive_weight or self.captioning_weight)
+        """False: `_check_weights` refuses settings without a loss beside distillation."""
+        return False
 
     def _check(self) -> None:
         super()._check()

@@ -133,7 +133,8 @@ class Contrastive(Method):
         with_gradient = self.learner.macs(trained) + self._macs_beside() * batch_size
         forward = sum(scorer.macs(candidates) for scorer in self.scorers.values())
         forward += sum(teacher.macs(batch_size) for teacher in self.teachers.values())
-        if self.shift is not None and REFERENCE not in self.teachers:
+        # A reference that shifts and teaches the same sub-batch runs once.
+        if self.shift is not None and (REFERENCE not in self.teachers or self.distils_apart):
             forward += self.shift.macs(batch_size)
         return flops.step_flops([(with_gradient, 1)], [(forward, 1)])
 

@@ -107,12 +107,7 @@ class ContrastiveConfig(MethodConfig):
                 "method.distillation.loss = 'feature' has no logits that could be averaged; leave "
                 "method.distillation.average at 'probabilities'."
             )
-        if distillation.reference_scale is not None and REFERENCE not in distillation.teachers:
-            raise ConfigError(
-                "method.distillation.reference_scale is for a reference that teaches, but "
-                f"method.distillation.teachers = {distillation.teachers} does not list it; set "
-                "method.teachers.NAME.scale for these teachers."
-            )
+        self._check_scales()
         self._check_weights()
         for name in self.distillation.teachers:
             if name not in names:
@@ -125,6 +120,33 @@ class ContrastiveConfig(MethodConfig):
                 "method.reference_shift changes the softmax loss; set method.loss = 'softmax' and "
                 "a method.contrastive_weight above 0, or method.reference_shift = False."
             )
+
+    def _check_scales(self) -> None:
+        """Raises a ConfigError if the scale of a teacher's logits is set and not read."""
+        distillation = self.distillation
+        if distillation.reference_scale is not None and REFERENCE not in distillation.teachers:
+            raise ConfigError(
+                "method.distillation.reference_scale is for a reference that teaches, but "
+                f"method.distillation.teachers = {distillation.teachers} does not list it; set "
+                "method.teachers.NAME.scale for these teachers."
+            )
+        if distillation.reference_scale is not None and not distillation.weight:
+            raise ConfigError(
+                "method.distillation.reference_scale is not read where method.distillation.weight "
+                "is 0; leave it at None, or set the weight."
+            )
+        if distillation.loss != FEATURE:
+            return
+        # The scale of a cached teacher may be that of its cache, which is filled in.
+        teachers = {name: item for name, item in self.teachers.items() if not item.cache}
+        scales = {f"{frozen_key(name)}.scale": item.scale for name, item in teachers.items()}
+        scales["method.distillation.reference_scale"] = distillation.reference_scale
+        for key, scale in scales.items():
+            if scale is not None:
+                raise ConfigError(
+                    f"{key} is not read with method.distillation.loss = 'feature', which has no "
+                    "logits; leave it at None."
+                )
 
     def _check_weights(self) -> None:
         """Raises a ConfigError if nothing trains the learner, or what is selected is not used."""

@@ -20,32 +20,44 @@ class MLflow:
 
     def __init__(self, card: RunCard):
         self._card = card
+        self._run_id: str | None = None
+        self._has_params = True
 
     def open(self, run_id: str | None) -> str:
         """As in `Service`."""
         from mlflow import MlflowClient  # takes seconds
 
         self._client = client = MlflowClient()
+        run_id = run_id or self._run_id  # of a call that failed after it had created a run
         if run_id is None:
             project = self._card.project
             found = client.get_experiment_by_name(project)
             experiment = found.experiment_id if found else client.create_experiment(project)
             run = client.create_run(experiment, run_name=self._card.name)
-            self._log_params(run.info.run_id)
+            self._has_params = False
         else:
             client.update_run(run_id, status="RUNNING")
             run = client.get_run(run_id)
         self._run_id, self._start = run.info.run_id, run.info.start_time
+        if not self._has_params:
+            self._log_params()
+            self._has_params = True
         logging.info("Metrics are sent to MLflow: %s, run %s", client.tracking_uri, self._run_id)
         return self._run_id
 
-    def _log_params(self, run_id: str) -> None:
-        """Logs the settings, which MLflow does not let change later."""
+    def _log_params(self) -> None:
+        """Logs the settings, which MLflow does not let change later; warns of those it refuses."""
         from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
 
         params = [Param(key, value) for key, value in params_of(self._card.settings).items()]
         for part in _pieces(params, _PARAMS):
-            self._client.log_batch(run_id, params=part)
+            try:
+                self._client.log_batch(self._run_id, params=part)
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":  # no network, for example
+                    raise
+                logging.warning("MLflow has refused %d settings: %s", len(part), error)
 
     def write(self, lines: Sequence[Line]) -> int:
         """As in `Service`."""

@@ -46,11 +46,17 @@ def check(names: Sequence[str]) -> None:
     """
     for name in names:
         package = SINKS[name].package
-        if package and importlib.util.find_spec(package) is None:
+        if package and not _is_installed(package):
             raise ConfigError(
                 f"metrics.to has {name!r}, which needs the package {package}: "
                 f"pip install '.[{package}]', or take {name!r} out of metrics.to."
             )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether Python finds the package; a folder of its name, such as ./wandb, has no loader."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.loader is not None
 
 
 def build(names: Sequence[str], card: RunCard) -> dict[str, Sink]:

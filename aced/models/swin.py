@@ -194,7 +194,7 @@ class Swin(nn.Module):
             x = Stage(swin, stage, compute, name=f"stage{i}")(x)
         x = transformer.layer_norm(swin.norm_eps, "norm")(x)
         if not self.pooled:
-            return x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float32)
+            return x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
         x = x.mean(axis=(1, 2))
         if self.embed_dim is not None:
             x = nn.Dense(self.embed_dim, use_bias=False, dtype=compute.dtype, name="head")(x)

@@ -56,7 +56,7 @@ def of_run(run: Run, count: int, places: Sequence[float] = _PLACES) -> list[str]
             f"<p>Chosen:</p>{_figures(batch.chosen, settings)}"
         )
         if batch.left:
-            parts.append(f"<p>Left:</p>{_figures(batch.left, settings)}")
+            parts.append(f"<p>Rejected:</p>{_figures(batch.left, settings)}")
     if any(x.is_noisy is not None for batch in shown for x in (*batch.chosen, *batch.left)):
         parts.append("<p>Framed in red: pairs that the data set labels as wrong.</p>")
     return parts

@@ -1,5 +1,6 @@
 """Groups of runs whose settings differ only in seeds, which are drawn as one curve with a band."""
 
+import collections
 import re
 from collections.abc import Sequence
 
@@ -10,10 +11,18 @@ _NUMBER = re.compile(r"(seed[\W_]?)\d+")  # of a seed in a name: seed1, seed=1, 
 
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by the label of their group; a run on its own has its name as its label."""
-    found: dict[str, list[Run]] = {}
+    """The runs by the label of their group; a run on its own has its name as its label.
+
+    The runs of a group have different seeds. Second copies of runs, such as the references of runs
+    that one recipe made, are in groups of their own.
+    """
+    found: dict[tuple[str, int], list[Run]] = {}
+    copies: collections.Counter[str] = collections.Counter()
     for run in runs:
-        found.setdefault(_key(run), []).append(run)
+        with_seeds = _text(run, with_seeds=True)
+        key = _NUMBER.sub(r"\1", _text(run, with_seeds=False)), copies[with_seeds]
+        found.setdefault(key, []).append(run)
+        copies[with_seeds] += 1
     labels: dict[str, list[Run]] = {}
     for members in found.values():
         first = members[0].name
@@ -26,13 +35,11 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return labels
 
 
-def _key(run: Run) -> str:
-    """The settings but for seeds; paths within the run, or named by a seed, count as equal."""
-    settings = flatten(run.settings)
-    kept = {k: v for k, v in settings.items() if k.rpartition(".")[2] != "seed"}
-    folder = str(run.folder)
-    text = repr(sorted(kept.items())).replace(folder, "")
-    return _NUMBER.sub(r"\1", text)
+def _text(run: Run, *, with_seeds: bool) -> str:
+    """The settings of a run, in which paths within the run are equal to those of other runs."""
+    settings = flatten(run.settings).items()
+    kept = [(k, v) for k, v in settings if with_seeds or k.rpartition(".")[2] != "seed"]
+    return repr(sorted(kept)).replace(str(run.folder), "")
 
 
 def _shared(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from aced.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, ProperFraction
+from aced.bounds import PositiveFloat, PositiveInt, ProperFraction
 from aced.config import Checked, ConfigError
 
 # Limits for `strata=None`: enough strata for 256 chips, and enough picks per stratum that a fixed
@@ -45,8 +45,9 @@ class SelectionConfig(Checked):
     normalization: Literal["none", "terms", "std", "perplexity"] = "none"
     perplexity_share: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     # Joint only: pairs whose cosine by the reference is at least that of the candidate's own match
-    # minus this margin do not count, see false_negatives.py. None: all pairs count. Ours.
-    false_negative_margin: NonNegativeFloat | None = None
+    # minus this margin do not count, see false_negatives.py. Above 0: the cosines of equal captions
+    # differ by rounding, which would decide with 0. None: all pairs count. Ours.
+    false_negative_margin: PositiveFloat | None = None
     # How the first chunk is drawn: by each candidate's own "score", or "uniform". With the joint
     # softmax loss, where a single pair has no loss, "score" uses the whole super-batch as
     # negatives, which costs O(B^2 d). The paper does not specify this.

@@ -2,15 +2,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aced.evaluators import classification
 from aced.evaluators.classification import numbers
+from aced.evaluators.linear_probe import mean_average_precision
 
 RNG = np.random.default_rng(0)
 
 
-def both(scores, shown):
-    found = classification.mean_average_precision(jnp.float32(scores), jnp.asarray(shown))
-    return np.array(found)
+def on_the_device(scores, shown):
+    """The 11 points alone."""
+    return float(mean_average_precision(jnp.float32(scores), jnp.asarray(shown)))
 
 
 def by_thresholds(scores, shown):
@@ -32,10 +32,10 @@ def test_equals_every_threshold_by_hand(decimals, n):
     shown[0, :3], shown[:, 4] = True, False  # the last class is never shown, and does not count
     scores = np.round(RNG.normal(size=(n, 5)) + shown, decimals).astype(np.float32)
     seen = [c for c in range(5) if shown[:, c].any()]
-    expected = np.mean([by_thresholds(scores[:, c], shown[:, c]) for c in seen], axis=0)
-    assert both(scores, shown) == pytest.approx(expected, abs=1e-6)
+    expected = np.mean([by_thresholds(scores[:, c], shown[:, c])[0] for c in seen])
+    assert on_the_device(scores, shown) == pytest.approx(expected, abs=1e-6)
     order = RNG.permutation(n)
-    assert both(scores[order], shown[order]) == pytest.approx(expected)
+    assert on_the_device(scores[order], shown[order]) == pytest.approx(expected)
 
 
 def on_the_host(scores, shown):
@@ -77,10 +77,10 @@ def test_the_point_at_recall_zero_is_one_in_elevater():
 
 def test_perfect_random_and_empty_rankings():
     shown = RNG.random((40, 3)) < 0.25
-    assert both(shown, shown) == pytest.approx([1, 1])
-    useless = both(np.zeros((40, 3)), shown)
-    assert useless == pytest.approx([shown.mean(), shown.mean()])
-    assert both(np.zeros((4, 3)), np.zeros((4, 3), bool)).tolist() == [0, 0]
+    for of in (on_the_device, on_the_host):
+        assert of(shown, shown) == pytest.approx(1)
+        assert of(np.zeros((40, 3)), shown) == pytest.approx(shown.mean())
+        assert np.all(np.equal(of(np.zeros((4, 3)), np.zeros((4, 3), bool)), 0))
 
 
 def test_metrics_of_several_classes():
@@ -89,5 +89,6 @@ def test_metrics_of_several_classes():
     found = numbers(scores, shown)
     assert found["top1"] == 0.5  # the first; what shows all; of the third the best two are equal
     assert found["examples"] == 4
-    assert found["map"] == pytest.approx(both(scores, shown)[1])
+    expected = np.mean([by_thresholds(scores[:, c], shown[:, c]) for c in range(3)], axis=0)
+    assert [found["map_11point"], found["map"]] == pytest.approx(expected)
     assert numbers(np.full((4, 3), np.nan), shown)["map"] == pytest.approx(shown.mean())

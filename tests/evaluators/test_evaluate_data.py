@@ -1,5 +1,6 @@
 """`python -m aced.evaluate --data=...`: data sets and suites without a config."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -12,7 +13,9 @@ import pytest
 from aced import evaluators
 from aced.config import ConfigError
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
-from aced.evaluate import EvaluateConfig, comparison, results, run
+from aced.evaluate import EvaluateConfig, command, comparison, results, run
+from aced.evaluators import folders
+from aced.evaluators.benchmarks import DataSet
 from aced.files import own_files
 from aced.models import model_folder
 from aced.models.saved import Model, expected_shapes, nested
@@ -138,8 +141,11 @@ def test_what_has_changed_is_evaluated_again(evaluate, place, tmp_path):
     data = (f"{place}/wds/wds_imagenet-a",)
     before, _ = evaluate(place, data=data)
     assert "Set 1 of 1" in evaluate(place, data=data, classes="occurring")[1]
-    (place / "wds" / "wds_imagenet-a" / "classnames.txt").write_text("\n".join("abcdefg"))
-    assert "Set 1 of 1" in evaluate(place, data=data)[1]
+    evaluate(place, data=data)
+    for name, lines in (("classnames", "abcdefg"), ("zeroshot_classification_templates", ["{c}"])):
+        assert "Set 1 of 1" not in evaluate(place, data=data)[1]
+        (place / "wds" / "wds_imagenet-a" / f"{name}.txt").write_text("\n".join(lines))
+        assert "Set 1 of 1" in evaluate(place, data=data)[1]
     shutil.rmtree(place / "model")
     write_model(place / "model", seed=1)
     after, log = evaluate(place, data=data)
@@ -163,6 +169,30 @@ def test_prompts_of_a_file(evaluate, place, tmp_path):
     _, log = evaluate(place, prompts=f"{tmp_path}/prompts.json", out="prompts")
     assert "prompts.json: class_names, templates. It has 7 class names of its own" in log
     assert "prompts.json: nothing." in log
+
+
+def test_names_of_a_config_count_as_a_data_set_s_own(place, tmp_path, monkeypatch):
+    """Those of a package are of another number, so that they replace neither."""
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip" / "__init__.py").touch()
+    (tmp_path / "open_clip" / "zero_shot_metadata.py").write_text(
+        "IMAGENET_CLASSNAMES = ('a', 'b')\nOPENAI_IMAGENET_TEMPLATES = (lambda c: f'a {c}.',)\n"
+    )
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = folders.evaluation(f"{place}/wds/wds_imagenet-a", DataSet(), folders.Choices())
+    for count in (7, 3):
+        own = dataclasses.replace(made, class_names=tuple("uvwxyzo"[:count]))
+        worded = command._worded("imagenet_a", own, "open_clip:imagenet")
+        assert (worded.class_names, worded.templates) == (own.class_names, ("a {}.",))
+
+
+def test_intervals(evaluate, place):
+    data = (f"{place}/wds/wds_imagenet-a",)
+    numbers, _ = evaluate(place, data=data, bootstrap=50, out="intervals")
+    low, high = (numbers[f"imagenet_a/top1_{end}"] for end in ("low", "high"))
+    assert low <= numbers["imagenet_a/top1"] <= high
+    assert low < high
 
 
 def test_a_package_s_names_are_for_data_sets_with_as_many(evaluate, place, tmp_path, monkeypatch):
@@ -196,13 +226,13 @@ def test_labels_numbered_in_a_longer_list(evaluate, place, tmp_path):
         return {k.rpartition("/")[2]: v for k, v in numbers.items() if k.startswith(f"{name}/")}
 
     every, log = evaluate(place, **data, out="named")
-    assert "pictures of 2 classes, and all 7 classes with a name are to choose from" in log
+    assert "pictures of 2 classes, and all 7 named classes are candidates" in log
     short = numbers_of("short", every)
     assert numbers_of("long", every) != short
     for subset in ({"classes": "occurring"}, {"prompts": f"{tmp_path}/names.json"}):
         found, log = evaluate(place, **data, **subset, out=next(iter(subset)))
         assert numbers_of("long", found) == short
-        assert "are to choose from" not in log
+        assert "are candidates" not in log
 
 
 def test_pictures_of_classes_without_a_name_are_left_out(evaluate, place, tmp_path):
@@ -254,6 +284,19 @@ def test_table_and_plot():
         "| b/mean_r1 | 25.00 | - |",
     ]
     assert comparison.plot(models, names) == comparison.plot(models, names)
+
+
+def test_numbers_of_answers_and_captions():
+    numbers = {
+        **{"answers/accuracy": 0.5, "answers/soft_accuracy": 0.6, "words/exact": 0.25},
+        **{"captions/cider": 1.25, "captions/exact": 0.0},
+    }
+    names = comparison.main_numbers(numbers)
+    assert names == ["answers/soft_accuracy", "words/exact", "captions/cider"]
+    assert "| captions/cider | 1.250 |" in comparison.table({"ours": numbers}, names)
+    # CIDEr, which is no share, has no place on an axis in per cent.
+    without = [name for name in names if name != "captions/cider"]
+    assert comparison.plot({"ours": numbers}, names) == comparison.plot({"ours": numbers}, without)
 
 
 @pytest.mark.parametrize(

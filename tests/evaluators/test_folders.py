@@ -129,6 +129,8 @@ def test_probes_train_on_the_split_train(tmp_path):
     made = folders.evaluation(str(folder), NONE, Choices(kind="linear_probe"))
     assert made.kind == "linear_probe"
     assert (len(open_source(made.data)), len(open_source(made.probe.data))) == (5, 7)
+    inner = folders.evaluation(f"{folder}/test", NONE, Choices(kind="linear_probe"))
+    assert (inner.data, inner.probe) == (made.data, made.probe)
     parquet(tmp_path / "b" / "train-0.parquet", 4)
     parquet(tmp_path / "b" / "test-0.parquet", 3)
     made = folders.evaluation(str(tmp_path / "b"), NONE, Choices(kind="linear_probe"))
@@ -136,6 +138,44 @@ def test_probes_train_on_the_split_train(tmp_path):
     only = wds_tree.captions(tmp_path / "c", 5)
     with pytest.raises(ConfigError, match="has no classes, which --kind=linear_probe needs"):
         folders.evaluation(str(only), NONE, Choices(kind="linear_probe"))
+
+
+def test_probes_never_train_on_what_they_are_evaluated_on(tmp_path):
+    folder = wds_tree.classes(tmp_path / "a", 5)
+    with pytest.raises(ConfigError, match=r"a has no train/\*.tar, on which a probe is trained"):
+        folders.evaluation(f"{folder}/test", NONE, Choices(kind="linear_probe"))
+    wds_tree.classes(folder, 7, split="train")
+    with pytest.raises(ConfigError, match="a/train is what a probe is trained on; evaluate it on"):
+        folders.evaluation(f"{folder}/train", NONE, Choices(kind="linear_probe"))
+
+
+def test_retrieval_reads_captions_where_there_are_classes_too(tmp_path):
+    both = [[("cls", b"1"), ("txt", f"picture {i}".encode())] for i in range(4)]
+    wds_tree.write(tmp_path / "tars", both)
+    parquet(tmp_path / "parquet" / "test-0.parquet", text=[f"picture {i}" for i in range(6)])
+    prepared(tmp_path / "records" / "test", label=True)
+    found = {"tars": "picture 0", "parquet": "picture 0", "records": "a cat"}
+    for name, text in found.items():
+        assert folders.evaluation(f"{tmp_path}/{name}", NONE, Choices()).kind == "zeroshot"
+        made = folders.evaluation(f"{tmp_path}/{name}", NONE, Choices(kind="retrieval"))
+        assert (made.kind, made.classes_in, first(made)["texts"]) == ("retrieval", "label", (text,))
+    wds_tree.classes(tmp_path / "no_captions", 4)
+    parquet(tmp_path / "no_captions_either" / "test-0.parquet")
+    for name in ("no_captions", "no_captions_either"):
+        with pytest.raises(ConfigError, match="has no captions, which --kind=retrieval needs"):
+            folders.evaluation(f"{tmp_path}/{name}", NONE, Choices(kind="retrieval"))
+
+
+def test_one_class_where_several_are_expected(tmp_path):
+    wds_tree.classes(tmp_path / "voc2007", 4)
+    prepared(tmp_path / "records" / "test", label=True)
+    for folder in ("voc2007", "records"):
+        with pytest.raises(ConfigError, match="has one class per picture, where several are"):
+            folders.evaluation(f"{tmp_path}/{folder}", DataSet(shows_several=True), Choices())
+    found = folders.find([f"{tmp_path}/voc2007"])
+    evaluations, missing = folders.chosen(found, ["elevater20"], Choices())
+    assert not evaluations
+    assert "has one class per picture, where several are" in missing["voc2007_multilabel"]
 
 
 def test_classes_in_parquet_of_any_names(tmp_path):
@@ -191,6 +231,31 @@ def test_a_suite_has_its_data_sets_alone_and_names_the_missing_ones(tmp_path):
     evaluations, missing = folders.chosen(found, [], Choices())
     assert evaluations.keys() == {"imagenet_a", "imagenet_v2", "cifar10", "objectnet"}
     assert not missing
+
+
+def test_folders_of_elevaters_toolkit():
+    folders_of = {
+        **{"caltech-101": "caltech101", "cifar-10": "cifar10", "cifar-100": "cifar100"},
+        **{"fer-2013": "fer2013", "food-101": "food101", "oxford-flower-102": "flowers102"},
+        **{"oxford-iiit-pets": "oxford_pets", "resisc45_clip": "resisc45"},
+        **{"voc-2007-classification": "voc2007_multilabel", "eurosat_clip": "eurosat"},
+        "fgvc-aircraft-2013b-variants102": "fgvc_aircraft",
+    }
+    assert {name: benchmarks.known_name(name) for name in folders_of} == folders_of
+
+
+def test_a_damaged_data_set_of_a_suite_is_missing(tmp_path):
+    for name in ("imagenet_a", "imagenet_r", "imagenet_v2", "imagenet_sketch"):
+        wds_tree.classes(tmp_path / name, 6, tars=3)
+    (tmp_path / "imagenet_a" / "test" / "1.tar").unlink()
+    (tmp_path / "imagenet_r" / "test" / "1.tar").write_bytes(b"no tar" * 1000)
+    (tmp_path / "imagenet_v2" / "dataset_type.txt").write_bytes(b"\xff")
+    found = folders.find([str(tmp_path)])
+    evaluations, missing = folders.chosen(found, ["shifts5"], Choices())
+    assert evaluations.keys() == {"imagenet_sketch"}
+    assert "holds 2 tars" in missing["imagenet_a"]
+    assert "imagenet_r/test/1.tar" in missing["imagenet_r"]
+    assert "dataset_type.txt" in missing["imagenet_v2"]
 
 
 def test_elevaters_data_sets_have_their_own_settings(tmp_path):

@@ -12,9 +12,8 @@ from aced import evaluators
 from aced.config import ConfigError
 from aced.data.sources import DataConfig
 from aced.evaluators import EvalConfig, linear_probe, zeroshot
-from aced.evaluators.classification import mean_average_precision
 from aced.evaluators.config import ProbeConfig
-from aced.evaluators.linear_probe import Head, fit
+from aced.evaluators.linear_probe import Head, fit, mean_average_precision
 from aced.parallel import mesh as meshes
 from aced.parallel import rules
 from aced.parallel.mesh import MeshConfig
@@ -66,7 +65,7 @@ def share_right(scores, label):
 
 def eleven_points(scores, shown):
     scores, shown = jnp.float32(scores), jnp.asarray(shown)
-    return float(mean_average_precision(scores, shown).eleven_points)
+    return float(mean_average_precision(scores, shown))
 
 
 @pytest.mark.parametrize("number", ["validation_top1", "validation_map_11point"])

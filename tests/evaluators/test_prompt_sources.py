@@ -104,8 +104,18 @@ def test_files(tmp_path):
     assert prompts.read(str(file), "flowers102") == ((), ("a {}",))
     assert prompts.read(str(file), "cifar10") == ((), ())
     file.write_text(json.dumps({"cifar10": {"names": ["a {}"]}}))
-    with pytest.raises(ConfigError, match=r"has \['names'\]; entries are class_names, templates"):
+    with pytest.raises(ConfigError, match=r"has \['names'\]; there are class_names, templates"):
         prompts.read(str(file), "cifar10")
+    file.write_text(json.dumps({"cifar10": {"templates": ["a {c}", "{c}"]}}))
+    assert prompts.read(str(file), "cifar10") == ((), ("a {}", "{}"))
+    for entry, message in (
+        (["a {}"], "must be an object with class_names and templates"),
+        ({"templates": "a {}"}, "templates must be a list of strings"),
+        ({"class_names": ["a", 1]}, "class_names must be a list of strings"),
+    ):
+        file.write_text(json.dumps({"cifar10": entry}))
+        with pytest.raises(ConfigError, match=f"prompts.json: 'cifar10'.*{message}"):
+            prompts.read(str(file), "dtd")
     file.write_text("[]")
     with pytest.raises(ConfigError, match="must be a JSON object"):
         prompts.read(str(file), "cifar10")

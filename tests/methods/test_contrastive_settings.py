@@ -157,10 +157,16 @@ def test_distillation_only():
     [
         ({"average": "logits", "loss": "feature"}, "has no logits that could be averaged"),
         ({"reference_scale": 60.0, "teachers": ("x",)}, r"set method.teachers.NAME.scale"),
+        ({"reference_scale": 60.0}, r"reference_scale is not read .*weight is 0"),
+        ({"reference_scale": 60.0, "weight": 1.0, "loss": "feature"}, "is not read .*'feature'"),
+        (
+            {"weight": 1.0, "loss": "feature", "teachers": ("x",)},
+            r"method.teachers.x.scale is not read .*'feature'",
+        ),
     ],
 )
 def test_settings_of_teachers_that_contradict(settings, message):
-    teachers = {"x": FrozenConfig(model=TEACHER)}
+    teachers = {"x": FrozenConfig(model=TEACHER, scale=70.0)}
     with pytest.raises(ConfigError, match=message):
         ContrastiveConfig(teachers=teachers, distillation=DistillationConfig(**settings))
 
@@ -173,6 +179,9 @@ def test_the_shifted_loss_runs_the_reference_on_the_sub_batch():
     assert method.flops_per_step(b) == 6 * L * b + 2 * R * b
     # Where it teaches, too, or has scored, it runs once.
     assert Contrastive(by_hand.settings("kd", **shift)).flops_per_step(b) == 6 * L * b + 2 * R * b
+    # It teaches another sub-batch than that of the shifted loss, without having scored.
+    apart = by_hand.settings("hard", **shift, distillation={"weight": 1.0, "batch": "iid"})
+    assert Contrastive(apart).flops_per_step(b) == 12 * L * b + 2 * L * B + 4 * R * b
     method = Contrastive(by_hand.settings("h_acid", **shift))
     assert method.config.title == "H-ACID + DRRho"
     assert method.flops_per_step(b) == 6 * L * b + 2 * L * B + 2 * R * B

@@ -1,6 +1,7 @@
 """The thread that sends lines to a service: order, ids, resumption, failures and time."""
 
 import json
+import sys
 import threading
 import time
 
@@ -162,6 +163,14 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch):
     sinks.check(("tensorboard",))
     with pytest.raises(ConfigError, match=r"needs the package mlflow: pip install '.\[mlflow\]'"):
         sinks.check(("tensorboard", "mlflow"))
+
+
+def test_folder_with_the_name_of_a_package_is_not_the_package(monkeypatch, tmp_path):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(ConfigError, match="needs the package wandb"):
+        sinks.check(("wandb",))
 
 
 def test_unknown_sinks_are_refused():

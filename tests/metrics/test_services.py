@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from etils import epath
 
 from aced.metrics import mlflow
+from aced.metrics.shown import RunCard
 from tests import many_processes
 
 # A run with a line a step from FIRST to LAST, resumed after RESUME (0: new); with `kill` it dies
@@ -135,3 +137,33 @@ def test_mlflow_has_each_line_once_in_one_run(tmp_path, monkeypatch):
 def test_settings_are_cut_to_what_mlflow_accepts():
     found = mlflow.params_of({"a.b-c/d": True, "x" * 300: "y" * 7000, "é[0]": None})
     assert found == {"a.b-c/d": "true", "x" * 250: "y" * 6000, "é_0_": "null"}
+
+
+@pytest.mark.slow  # the import of mlflow takes seconds
+def test_mlflow_has_one_run_after_an_error_and_a_refused_setting(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/store")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    log, errors = MlflowClient.log_batch, [MlflowException("no network")]
+
+    def log_batch(self, *args, **settings):
+        if errors:
+            raise errors.pop()
+        log(self, *args, **settings)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    settings = {"..": 1} | {f"setting{i}": i for i in range(150)}  # a name that MLflow refuses
+    service = mlflow.MLflow(RunCard(epath.Path(tmp_path), "tests", "a run", settings, 0, []))
+    with pytest.raises(MlflowException, match="no network"):
+        service.open(None)
+    run_id = service.open(None)
+    service.write([{"step": 1, "loss": 0.5}])
+    assert "MLflow has refused 100 settings" in caplog.text
+    client = MlflowClient()
+    (found,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert found.info.run_id == run_id
+    assert found.data.metrics == {"loss": 0.5}
+    assert found.data.params["setting149"] == "149"

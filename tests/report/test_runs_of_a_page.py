@@ -128,6 +128,21 @@ def test_runs_that_differ_only_in_the_seed_are_a_group(tmp_path):
     }
 
 
+def test_copies_of_a_run_are_not_seeds(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write(tmp_path / name, lines=[{"loss": 1.0}], seed=seed, before=("reference",))
+        write(tmp_path / name / "reference", "iid", lines=[{"loss": 1.0}], seed=7)
+    groups = seeds.groups(opened(*(tmp_path / name for name in "abc")))
+    names = {label: [run.name for run in members] for label, members in groups.items()}
+    assert names == {
+        "a/reference": ["a/reference"],
+        "a, n = 2": ["a", "c"],
+        "b/reference": ["b/reference"],
+        "b": ["b"],
+        "c/reference": ["c/reference"],
+    }
+
+
 def test_references_of_other_seeds_do_not_separate_runs_but_other_references_do(tmp_path):
     def reference(i, path):
         return write(

@@ -90,14 +90,14 @@ def test_scores_that_need_one_model_work_without_the_other():
         ({"chunks": 1}, (embeddings(0), embeddings(1)), 97, "sigmoid", "Cannot choose 97"),
         ({}, (embeddings(0), embeddings(1)), 16, "hinge", "'hinge'"),
         (
-            {"score": "hard_learner", "false_negative_margin": 0.0},
+            {"score": "hard_learner", "false_negative_margin": 0.02},
             (embeddings(0), None),
             16,
             "sigmoid",
             "false_negative_margin needs the reference's embeddings",
         ),
         (
-            {"false_negative_margin": 0.0},
+            {"false_negative_margin": 0.02},
             (embeddings(0), embeddings(1)),
             16,
             "softmax",
@@ -119,6 +119,7 @@ def test_refusals(settings, models, size, loss, message):
         ({"strata": 0}, "strata"),
         ({"tile": 0}, "tile"),
         ({"gain": 0.0}, "gain"),
+        ({"false_negative_margin": 0.0}, "false_negative_margin"),
         ({"draw": "top_k"}, "selection.draw"),
     ],
 )
