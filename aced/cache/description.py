@@ -60,8 +60,8 @@ class Plan(Checked):
     model: TwoTowerConfig | None  # None: another library's
     scale: PositiveFloat  # of the model's logits
     bias: Finite | None  # None: it was trained without one
-    calibration_pairs: int  # most pairs to which a scale and a bias are fitted
-    calibration_batch_size: int  # b of the sigmoid loss for which they are fitted
+    calibration_pairs: int  # maximum number of pairs for fitting a scale and a bias
+    calibration_batch_size: int  # b of the sigmoid loss in that fit
     fingerprint: dict[str, str]  # of "weights", "tokenizer", "decode" and "data"
     other: About | None = None  # another library's model
 

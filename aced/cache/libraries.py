@@ -219,7 +219,7 @@ def load(library: str, folder: str) -> LibraryModel:
     weights = sorted(path.glob(kind.weights))
     if not weights:
         tensors.refuse_pickles((file.name for file in path.iterdir()), folder)
-        raise ConfigError(f"--model={library}:{folder}: there are no weights, {kind.weights}.")
+        raise ConfigError(f"--model={library}:{folder} has no weights ({kind.weights}).")
     try:
         return kind(path, weights)
     except ImportError as error:

@@ -103,8 +103,8 @@ class Targets:
     def __call__(self, given: Sequence[str]) -> Mapping[str, Any]:
         """The classes among the given answers, -1 where there are no more, and their degrees.
 
-        Answers that are no class are left out. Of more than `MOST` classes, those with the highest
-        degrees are kept.
+        Answers that are not a class are left out. If there are more than `MOST` classes, those with
+        the highest degrees are kept.
         """
         forms = dict.fromkeys(map(normalized, given))
         classes = [number for form in forms for number in self._classes.get(form, ())]

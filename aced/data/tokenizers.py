@@ -143,8 +143,8 @@ class Tokenizer:
     def decode(self, ids: Int[np.ndarray, "n l"]) -> list[str]:
         """Returns the texts of rows of ids, each up to its end of text, without special ids.
 
-        Texts are cleaned ones; where the vocabulary splits words, as CLIP's does at punctuation,
-        their parts are separated by spaces. Ids beyond the vocabulary are dropped.
+        Texts come back as they were cleaned. Where the vocabulary splits words, as CLIP's does at
+        punctuation, their parts are separated by spaces. Ids beyond the vocabulary are dropped.
         """
         return [self._decode(self._content(row)) for row in ids.tolist()]
 

@@ -193,7 +193,7 @@ def numbers(suite: str) -> tuple[str, ...]:
 
 
 def average(suite: str, found: Mapping[str, float]) -> dict[str, float]:
-    """The mean of a suite's numbers, as "suite/NAME"; of a part of them under a name that says so.
+    """The mean of a suite's numbers, as "suite/NAME", or under another name if some are missing.
 
     Args:
         suite: its name.

@@ -142,8 +142,8 @@ class Labelled:
             for caption in captions:
                 if caption not in places:
                     raise ConfigError(
-                        f"{self._source.name} has the caption {caption!r:.100}, which is no class "
-                        "name; correct class_names of the evaluation, or its classes_in."
+                        f"{self._source.name} has the caption {caption!r:.100}, which is not a "
+                        "class name; correct class_names of the evaluation, or its classes_in."
                     )
                 shown[places[caption]] = True
         return truth

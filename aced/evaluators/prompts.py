@@ -120,7 +120,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}.") from error
+        raise ConfigError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a JSON object with an entry for each data set.")
     return content

@@ -48,7 +48,7 @@ def recall(
     Args:
         zimg: image embeddings.
         ztxt: caption embeddings.
-        owner: the image that each caption belongs to. Images without captions are no queries.
+        owner: the image that each caption belongs to. Images without captions are not queries.
         samples: of the bootstrap; 0: no intervals. Images are drawn, with all their captions, as
             queries; the candidates stay the same. See `bootstrap.numbers`.
 

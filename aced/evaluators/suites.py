@@ -33,7 +33,7 @@ def check(suites: Suites, evaluations: Sequence[str]) -> None:
         for number in numbers:
             if number.rpartition("/")[0] not in evaluations:
                 raise ConfigError(
-                    f"suites.{name} has {number!r}, which is no number of an evaluation; write "
+                    f"suites.{name} has {number!r}, which is not a number of an evaluation; write "
                     f"EVALUATION/NUMBER, with one of {sorted(evaluations)}."
                 )
 

@@ -350,7 +350,7 @@ def _beat(file: _OnDisk | _InStore, me: Owner, path: str, done: threading.Event)
             failing = False
         except Exception as error:  # stores raise their own errors; the run continues
             if not failing:
-                logging.warning("%s: no sign of life could be written: %s", path, error)
+                logging.warning("%s: the heartbeat could not be written: %s", path, error)
             failing = True
 
 

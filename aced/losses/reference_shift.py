@@ -2,11 +2,11 @@
 
     l_ij = t (<zimg_i, ztxt_j> - <uimg_i, utxt_j>)
 
-with z of the learner and u of the reference. What the reference finds alike, too, is no mistake of
-the learner, and what it separates has to be separated further. The formula is that of the authors'
-code, in which the learner's scale multiplies both similarities. It differs from theirs in two ways:
-a match is among its own negatives, as in the softmax loss, and there are no running averages of the
-sums of each example (FastCLIP), so that only the batch provides negatives.
+with z of the learner and u of the reference. A pair that the reference also finds similar is not a
+mistake of the learner, and one that it separates must be separated further. The formula is that of
+the authors' code, in which the learner's scale multiplies both similarities. It differs from theirs
+in two ways: a match is among its own negatives, as in the softmax loss, and there are no running
+averages of the sums of each example (FastCLIP), so that only the batch provides negatives.
 """
 
 import jax.numpy as jnp

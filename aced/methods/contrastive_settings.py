@@ -126,9 +126,9 @@ class ContrastiveConfig(MethodConfig):
         distillation = self.distillation
         if distillation.reference_scale is not None and REFERENCE not in distillation.teachers:
             raise ConfigError(
-                "method.distillation.reference_scale is of a reference that teaches, and "
-                f"method.distillation.teachers is {distillation.teachers}; set "
-                "method.teachers.NAME.scale for these."
+                "method.distillation.reference_scale is for a reference that teaches, but "
+                f"method.distillation.teachers = {distillation.teachers} does not list it; set "
+                "method.teachers.NAME.scale for these teachers."
             )
         if distillation.reference_scale is not None and not distillation.weight:
             raise ConfigError(

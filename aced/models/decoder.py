@@ -34,7 +34,7 @@ class DecoderConfig(Checked):
     unimodal: PositiveInt = 12  # layers that read the text only
     multimodal: PositiveInt = 12  # layers that also read the image
     vocab_size: PositiveInt = 64000  # rows of the token table, and columns of the softmax
-    length: PositiveInt = 64  # words; shorter texts are taken as they are
+    length: PositiveInt = 64  # maximum number of words in a text
     eos_id: int = 49407  # end of text; ids after the first one are padding
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6

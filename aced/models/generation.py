@@ -30,7 +30,8 @@ class GenerationConfig(Checked):
     # "greedy": the likeliest word, one after the other; "beam": the likeliest text that beam
     # search finds; "top_p": random words among the likeliest (arXiv 1904.09751)
     kind: Literal["greedy", "beam", "top_p"] = "beam"
-    # Most words, including a prompt and the end of text; None: all positions of the decoder.
+    # Maximum number of words, including a prompt and the end of text; None: all positions of the
+    # decoder.
     length: PositiveInt | None = None
     beams: PositiveInt = 4  # "beam": texts that are kept for each image
     # "beam": alpha of ((5 + words) / 6)^alpha, by which log-probabilities are divided (arXiv
@@ -134,7 +135,7 @@ class _Prompt(NamedTuple):
 
 
 def longest(config: CoCaConfig, how: GenerationConfig) -> int:
-    """Returns the most words of a text, including the end of text.
+    """Returns the maximum number of words in a text, including the end of text.
 
     Raises:
         ConfigError: the length exceeds the decoder's positions.

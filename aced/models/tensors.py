@@ -121,7 +121,7 @@ def open_safetensors(file: pathlib.Path) -> Iterator[Any]:
         with safetensors.safe_open(file, framework="numpy") as reader:
             yield reader
     except (safetensors.SafetensorError, OSError) as error:
-        raise InteropError(f"{file} is not a whole safetensors file: {error}") from error
+        raise InteropError(f"{file} is not a complete safetensors file: {error}") from error
 
 
 def write_safetensors(file: pathlib.Path, tensors: dict[str, np.ndarray], form: str) -> None:

@@ -20,7 +20,7 @@ class TextConfig(Checked):
 
     size: Annotated[str, OneOf(presets.SIZES)] = "B"
     vocab_size: PositiveInt = 32000  # rows of the token table; CLIP: 49408
-    length: PositiveInt = 64  # positions; shorter texts are taken as they are; CLIP: 77
+    length: PositiveInt = 64  # maximum number of ids in a text; CLIP: 77
     # "last": the last position, padding or not (SigLIP pads to the full length);
     # "eot": the first position that holds eot_id (CLIP)
     pool: Literal["last", "eot"] = "last"

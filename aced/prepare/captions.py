@@ -256,7 +256,7 @@ def _answers(value: Any) -> list[str]:
     except ValueError:
         answers = None
     if not isinstance(answers, list) or len(answers) > records.MAX_ITEMS:
-        raise RejectedError("malformed_line", f"the answers {value!r:.80} are no list of texts")
+        raise RejectedError("malformed_line", f"the answers {value!r:.80} are not a list of texts")
     return [_text(text, "an answer") for text in answers]
 
 

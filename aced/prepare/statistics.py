@@ -144,7 +144,7 @@ def first_rejected(rejected: beam.PCollection) -> beam.PCollection:
 def as_statistics(
     counted: Iterable[tuple[Counter, int]], rejected: dict[str, int]
 ) -> dict[str, Any]:
-    """The statistics of `dataset.json`; "noisy" is left out where the input does not tell."""
+    """The statistics of `dataset.json`; "noisy" is left out if it is unknown."""
     by_name: dict[str, dict[str, int]] = {}
     for (name, split_or_bin), count in sorted(counted):
         by_name.setdefault(name, {})[split_or_bin] = count

@@ -19,7 +19,7 @@ def ranked(
     Args:
         hashes: hashes of the neighbours of images, the nearest first, in several arrays.
         scores: similarities of the neighbours; -inf for empty places.
-        room: the most sentences to take.
+        room: maximum number of sentences to take.
         taken: hashes that are not taken again.
     """
     chosen, seen = [np.empty(0, np.uint64)], np.sort(taken)

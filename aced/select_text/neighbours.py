@@ -2,8 +2,8 @@
 
 The images are sharded over the devices, each with its best k sentences so far. A block's sentences
 are embedded by example and their embeddings gathered on all devices, where each device compares its
-own images with them tile by tile. The memory is neither images x sentences nor grows with the
-corpus.
+own images with them tile by tile. The matrix of images x sentences never exists, and the memory
+does not grow with the corpus.
 
 Sentences are sorted by similarity, then by hash, so the result does not depend on their order or
 on the blocks. A sentence takes only one place in a list. It is enough to look at the k best of a

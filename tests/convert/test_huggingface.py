@@ -346,7 +346,7 @@ def test_files_that_are_missing_or_unsafe(tmp_path):
     folder = copied("siglip", tmp_path / "d")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InteropError, match="not a whole safetensors file"):
+    with pytest.raises(InteropError, match="not a complete safetensors file"):
         huggingface.read(folder, "it")
     folder = copied("siglip", tmp_path / "e")
     (folder / "model.safetensors").unlink()

@@ -96,7 +96,7 @@ def test_a_table_of_answers_is_prepared_and_read(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rejected = (tmp_path / "out" / "rejected.jsonl").read_text()
-    assert "the answers 'none' are no list of texts" in rejected
+    assert "the answers 'none' are not a list of texts" in rejected
     source = records.RecordSource(tmp_path / "out", "train")
     assert len(source) == 3
     found = {record["key"]: record for record in (source[i] for i in range(3))}

@@ -175,7 +175,7 @@ def test_pictures_of_several_classes(monkeypatch, caplog):
     assert 0 < first["map"] <= 1
     assert first["validation_map_11point"] > 0
     (mesh, _) = meshes_to_try()
-    with pytest.raises(ConfigError, match="'black', which is no class name"):
+    with pytest.raises(ConfigError, match="'black', which is not a class name"):
         evaluate(monkeypatch, dataclasses.replace(config, class_names=("red", "star")), mesh)
     with pytest.raises(ConfigError, match="needs class names"):
         evaluate(monkeypatch, dataclasses.replace(config, class_names=()), mesh)

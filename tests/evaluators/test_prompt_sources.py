@@ -120,5 +120,5 @@ def test_files(tmp_path):
     with pytest.raises(ConfigError, match="must be a JSON object"):
         prompts.read(str(file), "cifar10")
     file.write_text("{")
-    with pytest.raises(ConfigError, match="is no JSON"):
+    with pytest.raises(ConfigError, match="is not JSON"):
         prompts.read(str(file), "cifar10")

@@ -71,7 +71,7 @@ def test_averages_need_all_evaluations_of_a_suite(monkeypatch):
     [
         ({"suites": {"x": ()}}, r"suites.x must have some numbers"),
         ({"suites": {"x": ("retrieval/mean_r1",) * 2}}, r"each once"),
-        ({"suites": {"x": ("nope/top1",)}}, r"'nope/top1', which is no number of an evaluation"),
+        ({"suites": {"x": ("nope/top1",)}}, r"'nope/top1', which is not a number of an evaluation"),
         ({"checkpoint.best_metric": "suite/x"}, r"is not a number of an evaluation"),
         ({"suites": {"x": ("top1",)}}, r"EVALUATION/NUMBER"),
     ],

@@ -133,7 +133,7 @@ class ParquetSource:
         return self._ends[-1]
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Row `index`, see `Source`; without caption `texts` is empty.
+        """Row `index`, see `Source`; without captions `texts` is empty.
 
         Raises:
             IndexError: `index` is out of range.

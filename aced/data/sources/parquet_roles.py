@@ -50,7 +50,7 @@ def read(path: str, split: str, label: str = "") -> Roles:
 
     Raises:
         ConfigError: there is no column of pictures, or there are several columns of classes and
-            none has a usual name; or `label` is no column of classes.
+            none has a usual name; or `label` is not a column of classes.
         DatasetError: the file is not parquet.
         StorageError: the file cannot be read.
     """

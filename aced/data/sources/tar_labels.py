@@ -34,7 +34,7 @@ def class_names(paths: Sequence[str]) -> tuple[str, ...] | None:
         DatasetError: the list is not UTF-8 or has an empty line.
         StorageError: the list cannot be read.
     """
-    return _lines(paths, NAMES, "the name of a class, the first that of class 0")
+    return _lines(paths, NAMES, "the name of a class, from class 0 on")
 
 
 def templates(paths: Sequence[str]) -> tuple[str, ...] | None:
@@ -108,7 +108,7 @@ def shown(member: str, parts: Mapping[str, bytes], names: Sequence[str]) -> list
         return [names[label]] if label >= 0 else []
     vector = _vector(_part(parts, ".npy"))
     if not np.isin(vector, (0, 1)).all():
-        raise ValueError(f"its KEY.npy is no vector of zeros and ones: {vector[:10]}")
+        raise ValueError(f"its KEY.npy is not a vector of zeros and ones: {vector[:10]}")
     if len(vector) != len(names):
         raise ValueError(f"its KEY.npy has {len(vector)} classes; {NAMES} has {len(names)}")
     return [names[i] for i in np.flatnonzero(vector)]
@@ -149,5 +149,5 @@ def _vector(data: bytes) -> Float[np.ndarray, " n"]:
         if len(vector) != shape[0] or not np.isfinite(vector).all():
             raise ValueError(f"{len(vector)} of {shape[0]} values, or values that are not finite")
     except Exception as error:  # NumPy raises nearly anything for damaged headers
-        raise ValueError(f"its KEY.npy is no vector of numbers: {error}") from error
+        raise ValueError(f"its KEY.npy is not a vector of numbers: {error}") from error
     return vector.astype(np.float64)

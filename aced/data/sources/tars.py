@@ -116,7 +116,7 @@ class TarSource:
         return len(self._index.entries)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Example `index`, see `Source`; without caption `texts` is empty.
+        """Example `index`, see `Source`; without captions `texts` is empty.
 
         Raises:
             IndexError: `index` is out of range.

@@ -107,7 +107,7 @@ class TfdsSource:
         return len(self._source)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Example `index`, see `Source`; without caption `texts` is empty.
+        """Example `index`, see `Source`; without captions `texts` is empty.
 
         Raises:
             IndexError: `index` is out of range.
