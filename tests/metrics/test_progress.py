@@ -218,6 +218,7 @@ def test_names_with_braces(window):
 def test_log_lines_and_evaluations_stay_above_the_line(window, monkeypatch):
     handler = logging.get_absl_handler().python_handler
     monkeypatch.setattr("sys.stderr", window)
+    monkeypatch.setattr(handler, "stream", window)  # which an earlier test may have chosen
     monkeypatch.setattr(logging, "_warn_preinit_stderr", False)  # flags are not parsed in tests
     record = stdlib_logging.LogRecord("absl", stdlib_logging.INFO, "a.py", 1, "logged", (), None)
     with progress.Progress(100, name="aced", stream=window) as line:
