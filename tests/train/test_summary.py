@@ -9,7 +9,7 @@ def test_evaluation_is_printed_with_its_changes():
     found = {
         "retrieval/mean_r1": 0.108,
         "retrieval/i2t_r1": 0.2,
-        "retrieval/pairs": 1000.0,
+        "retrieval/images": 1000.0,
         "captions/cider": 0.52,
         "classes/top1": 0.1,
     }
