@@ -14,7 +14,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -54,6 +53,8 @@ class SingleOrder:
     """All examples in one permutation per epoch, or in the source's order."""
 
     def __init__(self, count: int, *, seed: int, shuffle: bool):
+        import grain  # here, so that help and errors in settings are fast
+
         order = grain.MapDataset.range(count).seed(seed)
         self._order = (order.shuffle() if shuffle else order).repeat()
         self._order[0]  # lets grain initialise itself, which is not thread-safe

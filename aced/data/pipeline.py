@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
@@ -67,6 +66,8 @@ class Batches(Iterator[Any], contextlib.AbstractContextManager):
 
         A thread makes several rows at a time: each hand-over takes the GIL and wakes a thread.
         """
+        import grain  # here, so that help and errors in settings are fast
+
         size = max(size for size in range(1, _AT_ONCE + 1) if batch_size % size == 0)
 
         def some(i: int) -> list[Any]:
