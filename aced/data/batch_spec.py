@@ -23,15 +23,15 @@ K = TypeVar("K")
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What one model sees of an example."""
+    """How the pictures and texts of an example are prepared for one model."""
 
     resolution: int  # pixels a side
     tokenizer: TokenizerConfig | None  # None: the model reads no captions
     resize: ResizeConfig = dataclasses.field(default_factory=ResizeConfig)
     augment: AugmentConfig = AugmentConfig()  # in training; allowed only for a single view
     picture: PictureName = "image"  # records without this picture are skipped and counted
-    # Whether an answer follows the caption, a question; records without one are skipped and
-    # counted. Only for the learner's view.
+    # Whether captions are questions, each followed by one of its answers. Records without an answer
+    # that fits into the text are skipped and counted. Only for the learner's view.
     answers: bool = False
 
     @property

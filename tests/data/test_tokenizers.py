@@ -152,6 +152,19 @@ def test_clip_pad_id_is_a_setting():
     assert ids.tolist() == [[49406, 2368, 49407, 49407, 49407]]
 
 
+def test_texts_fit_if_they_are_not_cut(spm_path):
+    """Counted with the end of text, where texts have one."""
+    texts = ["red", "red red red", "red red red red", "red red red red red"]
+    ended = get_tokenizer(TokenizerConfig(kind="shapes", length=4))
+    assert ended.fit(texts) == [True, True, False, False]
+    assert ended.fit([]) == []
+    settings = {"kind": "sentencepiece", "path": spm_path, "eos": False}
+    texts = ["one", "one two three", "a much longer text with many words in it"]
+    sizes = (get_tokenizer(TokenizerConfig(length=64, **settings))(texts) != 1).sum(axis=1)
+    short = get_tokenizer(TokenizerConfig(length=int(sizes[1]), **settings))
+    assert short.fit(texts) == [True, True, False]
+
+
 def test_no_texts_give_no_rows():
     assert Tokenizer(TokenizerConfig())([]).shape == (0, 64)
 
