@@ -128,8 +128,8 @@ def train_batches(
     its answers that fit after it, and `given` int32 [n] the number of the question's words.
 
     A record that cannot be read, has no caption (or no answer that fits), is dropped by the filters
-    or is missing in a cache is replaced by a random one of the data set, or of the same member of a mixture, which is
-    determined by the seed and the row.
+    or is missing in a cache is replaced by a random one of the data set, or of the same member of a
+    mixture, which is determined by the seed and the row.
 
     Args:
         source: the examples.
