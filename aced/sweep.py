@@ -51,6 +51,9 @@ class SweepConfig(FlagSettings):
     index: Annotated[int, Interval(ge=-1)] = setting(-1, "Train only this run, from 0. -1: all.")
     list: bool = setting(False, "Print the command of each run, and train none.")
 
+    def _check(self) -> None:
+        storage.check_scheme(self.out, "--out", ("gs",))
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -212,19 +212,19 @@ def load(library: str, folder: str) -> LibraryModel:
     path, kind = pathlib.Path(folder), _MODELS[library]
     if not (path / kind.config).is_file():
         raise ConfigError(
-            f"--model={library}:{folder}: there is no {path / kind.config}. Give a folder with "
+            f"{library}:{folder}: there is no {path / kind.config}. Give a folder with "
             "config, safetensors and tokenizer of a model, as `hf download OWNER/NAME "
             "--local-dir=FOLDER` makes it."
         )
     weights = sorted(path.glob(kind.weights))
     if not weights:
         tensors.refuse_pickles((file.name for file in path.iterdir()), folder)
-        raise ConfigError(f"--model={library}:{folder} has no weights ({kind.weights}).")
+        raise ConfigError(f"{library}:{folder} has no weights ({kind.weights}).")
     try:
         return kind(path, weights)
     except ImportError as error:
         raise ConfigError(
-            f"--model={library}:... needs: pip install '.[teachers]' ({error})."
+            f"{library}:FOLDER needs: pip install '.[teachers]' ({error})."
         ) from error
 
 

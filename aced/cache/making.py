@@ -74,13 +74,13 @@ def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
         listed = "\n".join(f"  {line}" for line in lines)
         raise description.CacheError(
             f"{folder} holds another cache:\n{listed}\nSet them back to resume that one, or choose "
-            "another --out for a new one."
+            "another folder for a new one."
         )
     if existing is None:
         ours = (f"{PLAN}.part", ownership.FILE)
         others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
         if others:
-            raise ConfigError(f"--out={folder} is not empty ({others[0]}); choose a new folder.")
+            raise ConfigError(f"{folder} is not empty ({others[0]}); choose a new folder.")
         description.write(folder / PLAN, plan)
     for path in folder.iterdir():  # partial files of a killed process
         if path.suffix == ".part" and (entries.is_ours(path.name) or path.stem in (PLAN, COMPLETE)):

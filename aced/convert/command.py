@@ -76,6 +76,8 @@ class SourceConfig(FlagSettings):
             ("gs",),
             "Download it, or give owner/name of a model on the Hugging Face hub.",
         )
+        for name in ("model", "tokenizer"):
+            storage.check_scheme(getattr(self, name), f"--{name}", ())
         if not self.source.endswith(".npz") and (self.model or self.tokenizer):
             raise ConfigError(
                 "--model and --tokenizer are for .npz files; other sources hold their settings."

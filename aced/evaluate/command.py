@@ -22,7 +22,7 @@ from aced.evaluate.results import Entry, Results
 from aced.evaluators import benchmarks, classification, folders, prompts, suites
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.suites import Suites
-from aced.files import ownership
+from aced.files import ownership, storage
 from aced.flag_settings import FlagSettings, setting
 from aced.methods.frozen import CheckpointOf, evaluated_parameters, load_model, trained_model
 from aced.models import int8_weights, model_folder
@@ -78,6 +78,9 @@ class EvaluateConfig(FlagSettings):
     )
     baselines: str = setting("", "results.json files to compare with, separated by commas.")
     json: bool = setting(False, "Print the numbers as JSON.")
+
+    def _check(self) -> None:
+        storage.check_scheme(self.out, "--out", storage.STORES)
 
 
 def run(

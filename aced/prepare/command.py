@@ -48,7 +48,7 @@ def prepare(
     settings = config.of_contents()
     if config.captions:
         _check_table(config)
-        with fsspec.open(config.captions, "rb") as table:
+        with storage.open_file(config.captions) as table:
             settings["input"] = hashlib.file_digest(table, "sha256").hexdigest()
     else:
         inputs.open_records.cache_clear()  # the files may have changed since an earlier call
