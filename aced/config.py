@@ -114,7 +114,7 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
     if unknown:
         near = [f"{path}.{name}" for name in nearest.names(unknown[0], names)]
         hint = nearest.did_you_mean(near) if near else f"; known keys: {', '.join(names)}."
-        raise ConfigError(f"{path}.{unknown[0]} is not a setting that anything reads{hint}")
+        raise ConfigError(f"{path}.{unknown[0]} is not a setting{hint}")
     values = {}
     for field in dataclasses.fields(cls):
         if (name := field.name) in config:

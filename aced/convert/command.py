@@ -95,7 +95,7 @@ class ConvertConfig(SourceConfig):
     text_length: NonNegativeInt = setting(
         huggingface.PIPELINE_LENGTH,
         "Text positions of a SigLIP written to huggingface. If the model reads fewer ids, "
-        "positions are added that it does not look at, since pipeline() of transformers pads to "
+        "positions are added that receive no attention, since pipeline() of transformers pads to "
         "64. 0: the weights stay as they are.",
     )
     license: str = setting(

@@ -246,7 +246,7 @@ def write(model: Model, folder: pathlib.Path, text_length: int = 0) -> list[str]
         model, unread = positions.extend(model, text_length), text_length - own
         config = model.config
         notes.append(
-            f"{unread} text positions were added that the model does not look at, so that "
+            f"{unread} text positions were added that receive no attention, so that "
             "transformers' pipelines can run it; embeddings are the same up to rounding"
         )
     written = tokenizer_write.files(model, unread)

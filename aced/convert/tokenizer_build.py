@@ -1,4 +1,4 @@
-"""Builds our tokenizers with the `tokenizers` library; transformers and open_clip load its files."""
+"""Builds tokenizers with the `tokenizers` library; transformers and open_clip load their files."""
 
 import re
 import string

@@ -97,8 +97,10 @@ class Source(Protocol):
         """The number of examples."""
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """`image`, maybe `second` bytes, `texts` (str, ...), `id`, maybe `key`, `label`,
-        `answers` (str, ...), ...
+        """The fields of an example.
+
+        These are `image` bytes, `texts` (str, ...) and `id`; optional are `second` bytes, `key`,
+        `label`, `answers` (str, ...) and others.
         """
 
 

@@ -186,7 +186,7 @@ def _with_data_sets(
         logging.warning("%s is missing and left out: %s", name, reason)
     if not evaluations:
         raise ConfigError(
-            "There is nothing to evaluate: give data sets (--data=FOLDER, maybe with --suite), or "
+            "There is nothing to evaluate: give data sets (--data=FOLDER, also with --suite), or "
             "a --config with evaluations (config.evals)."
         )
     if not wanted.prompts:

@@ -77,7 +77,7 @@ class ContrastiveConfig(MethodConfig):
     score_micro_batch: MayChange[NonNegativeInt] = 0
     scoring: ScoringConfig = ScoringConfig()  # how the learner runs for scoring
     reference_scoring: ScoringConfig = ScoringConfig()  # how the reference runs for scoring
-    # One in so many trained examples is computed as in `scoring`, the others in full; 0: none. A
+    # n: one in n trained examples is computed as in `scoring`, the others in full; 0: none. A
     # learner that scores with larger patches or shorter texts has to be trained with these. JEST's
     # Flexi trains half of the batch in this way (2), and needs a quarter (4).
     multi_resolution_every: Annotated[int, Interval(ge=0, le=1024)] = 0
@@ -87,7 +87,7 @@ class ContrastiveConfig(MethodConfig):
         if self.multi_resolution_every == 1:
             raise ConfigError(
                 "method.multi_resolution_every = 1 leaves no example computed in full; set it to "
-                "0 (none) or 2 to 1024 (one example in so many)."
+                "0 (none) or n = 2 to 1024 (one example in n)."
             )
         if self.multi_resolution_every and self.scoring.view.exact:
             raise ConfigError(

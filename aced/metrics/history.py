@@ -33,7 +33,7 @@ def read_some(
 
     Args:
         workdir: of the run.
-        most: runs of so many lines are read whole, and of others so many lines.
+        most: runs with at most this many lines are read whole; of others, this many are read.
         numbers: all lines are read that have a metric EVALUATION/NUMBER with one of these names.
 
     Returns:

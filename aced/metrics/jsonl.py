@@ -24,7 +24,7 @@ _PART_BYTES = 4_000_000  # size at which a part is complete
 _BLOCK_BYTES = 1 << 20
 _SHOWN_BYTES = 80  # of a skipped line, in the warning
 _CHECKSUM = b', "crc32": "'  # of the line without this entry
-_ENDING = re.compile(rb'"[0-9a-f]{8}"}$')  # of a line with a checksum, whatever its name has become
+_ENDING = re.compile(rb'"[0-9a-f]{8}"}$')  # of a line with a checksum, even under a damaged name
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -116,7 +116,7 @@ def some(
 
     Args:
         path: the file; parts are treated as one.
-        most: so many lines are read of each part, besides those that match.
+        most: the number of lines that are read of each part, besides those that match.
         pattern: regular expression for something in a line.
         keys: required keys of a line.
 

@@ -38,7 +38,7 @@ class ReportConfig(FlagSettings):
     )
     watch: NonNegativeInt = setting(
         0,
-        "Write the page again every so many seconds, until all runs are finished; an open page "
+        "Seconds after which the page is written again, until all runs are finished; an open page "
         "shows the new one by itself. 0: write it once.",
     )
 

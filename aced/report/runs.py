@@ -63,10 +63,10 @@ class Run:
 
 
 def open_all(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs in `folders`, each after the runs before it, and the folders that are none.
+    """The runs in `folders`, each after the runs before it, and the folders without a run.
 
-    Runs have their shortest unique names; a run before another one is "RUN/NAME". These are found
-    while they train, too, when the folder that they are in is no run yet.
+    Runs have their shortest unique names; a run before another one is "RUN/NAME". The runs before
+    a run are listed already while they train, when their folder holds no other run yet.
     """
     paths: dict[str, epath.Path] = {}
     others = []

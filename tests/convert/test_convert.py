@@ -108,7 +108,7 @@ def test_from_a_run_to_zero_shot_in_transformers(run, ours, tmp_path, monkeypatc
     config = ConvertConfig(source=str(run), out=str(out), to="huggingface")
     done = command.convert(config)
     (note,) = done.notes
-    assert "48 text positions were added that the model does not look at" in note
+    assert "48 text positions were added that receive no attention" in note
     text = summary(done, config)
     assert "patch 8, 32 px" in text
     data = scenes.Shapes(scenes.ShapesConfig(resolution=32))
