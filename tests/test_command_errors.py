@@ -1,4 +1,4 @@
-"""What commands say when a file or folder of theirs cannot be used: one message, no stack trace."""
+"""Commands whose files or folders cannot be used end with one message and no stack trace."""
 
 import json
 import shutil

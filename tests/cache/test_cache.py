@@ -1,4 +1,4 @@
-"""The command: every example once, whatever happens on the way, and refusals of what is another."""
+"""The command: every example once, also after kills and errors, and refusals of other caches."""
 
 import hashlib
 import io

@@ -107,7 +107,7 @@ def many_captions(seed, number):
     rng = random.Random(seed)
     drawn = scenes.Shapes(scenes.ShapesConfig())
     words = " ".join(pydoc_data.topics.topics.values()).split()
-    # Of Unicode 3.2: libraries differ in how many of the newer letters they know.
+    # Only letters of Unicode 3.2, since libraries differ in the newer ones that they support.
     category = unicodedata.ucd_3_2_0.category
     known = [char for char in map(chr, range(0x20000)) if category(char) != "Cn"]
     all_ = known + [chr(code) for code in range(0x1F300, 0x1FB00)]  # newer emoji are no letters

@@ -120,7 +120,7 @@ def test_wrong_settings_are_refused(make, message):
 
 
 def test_unused_models_may_be_missing():
-    # Weight 0: the list of teachers says nothing. Nothing is scored, or not by the reference.
+    # With weight 0 the list of teachers is ignored; without scores by it, so is the reference.
     Contrastive(settings(selection=SelectionConfig(filter_ratio=0.0)))
     Contrastive(settings(selection=SelectionConfig(score="hard_learner")))
 

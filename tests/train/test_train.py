@@ -393,7 +393,7 @@ def test_a_workdir_of_another_run(reference, tmp_path):
 
 @pytest.mark.slow
 def test_a_reference_of_another_shape_than_assumed(reference, tmp_path, caplog):
-    """It is used as it was trained, and computed as the settings say."""
+    """It is used as it was trained, and computed with the dtype and attention of the settings."""
     run(with_reference(config("i_acid", steps=2), reference), tmp_path / "right")
     settings = with_reference(config("i_acid", steps=2), reference)
     settings.method.reference.model = settings.method.model.copy_and_resolve_references()
