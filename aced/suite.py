@@ -37,7 +37,7 @@ class SuiteConfig(FlagSettings):
         try:
             re.compile(self.numbers)
         except re.error as error:
-            raise ConfigError(f"--numbers={self.numbers!r} is no regex: {error}.") from error
+            raise ConfigError(f"--numbers={self.numbers!r} is not a regular expression: {error}.") from error
 
 
 def choose(folders: Sequence[str], config: SuiteConfig) -> str:

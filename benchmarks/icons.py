@@ -299,7 +299,7 @@ def join(parts: dict[str, pathlib.Path], out: pathlib.Path) -> None:
     `prepare` holds out by a hash of its own; here whole families are.
     """
     if out.exists() and not (out / records.DESCRIPTION).is_file():
-        sys.exit(f"error: {out} exists and is no data set; remove it or choose another --out.")
+        sys.exit(f"error: {out} exists and is not a data set; remove it or choose another --out.")
     partial = out.with_name(f".{out.name}.joined")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

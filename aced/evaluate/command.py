@@ -266,7 +266,7 @@ def _average(suite: str, numbers: dict[str, float]) -> dict[str, float]:
     average = benchmarks.average(suite, numbers)
     if missing:
         logging.warning(
-            "%s is no average of the suite: %d of its numbers are missing, %s.",
+            "%s is not the average of the suite: %d of its numbers are missing, %s.",
             next(iter(average), f"suite/{suite}"),
             len(missing),
             ", ".join(missing),

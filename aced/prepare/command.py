@@ -113,7 +113,7 @@ def _existing(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any]
     description = storage.stat(f"{out}/{records.DESCRIPTION}") if is_folder else None
     if description is None:
         raise PrepareError(
-            f"{out} exists and is no data set, so it is not overwritten; choose another --out."
+            f"{out} exists and is not a data set, so it is not overwritten; choose another --out."
         )
     if config.overwrite:
         return None

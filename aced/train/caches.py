@@ -137,7 +137,7 @@ def _frozen(method: MethodConfig, cache: CacheConfig, workdir: str) -> FrozenCon
     models, name = method.named, cache.model
     if name not in models:
         raise ConfigError(
-            f"{cache.PREFIX}model={name} is no model of this config; it has: {sorted(models)}. "
+            f"{cache.PREFIX}model={name} is not a model of this config; it has: {sorted(models)}. "
             "Models of other libraries are given as open_clip:FOLDER or transformers:FOLDER."
         )
     item = dataclasses.replace(models[name], cache="")

@@ -213,7 +213,7 @@ def test_other_weights_are_another_cache(whole, data, tmp_path):
     [
         ({"out": "gs://bucket/cache"}, "Local paths can. Mount the store"),
         ({"shard_size": 0}, "--shard_size must be at least 1"),
-        ({"model": "large"}, r"--model=large is no model of this config; it has: \['reference'\]"),
+        ({"model": "large"}, r"--model=large is not a model of this config; it has: \['reference'\]"),
         ({"batch_size": 9}, "9 examples cannot be shared equally by 2 devices"),
     ],
 )
@@ -244,7 +244,7 @@ def test_messages_about_a_cache_in_a_config_name_the_setting_and_no_flag(data, t
     with pytest.raises(ConfigError, match=r"^config\.before_caches\.first\.out = 'gs://bucket/a'"):
         loop.run(config, str(tmp_path / "run"))
     config = cached.run_config(data, str(tmp_path))
-    with pytest.raises(ConfigError, match=r"^model=large is no model of this config"):
+    with pytest.raises(ConfigError, match=r"^model=large is not a model of this config"):
         command.run(config, CacheConfig(out=str(tmp_path / "a"), model="large"), "")
 
 

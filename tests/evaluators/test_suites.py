@@ -162,7 +162,7 @@ def test_missing_numbers_are_refused(runs, tmp_path):
         suite.choose(folders[:1], SuiteConfig())
     with pytest.raises(ConfigError, match="No runs"):
         suite.choose([], SuiteConfig())
-    with pytest.raises(ConfigError, match=r"--numbers='\(' is no regex"):
+    with pytest.raises(ConfigError, match=r"--numbers='\(' is not a regular expression"):
         SuiteConfig(numbers="(")
     for regex in ("nope", "suite/.*", "loss", "wall/.*"):
         with pytest.raises(ConfigError, match=r"matches no number of .*retrieval/mean_r1"):

@@ -332,7 +332,7 @@ def test_changed_tokenizer_ids_are_refused_on_resume(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_unused_pixels_are_reported(tmp_path, caplog):
     run(config("iid", steps=1, **{"method.model.image.resolution": 35}), tmp_path)
-    assert "resolution = 35 is no multiple of patch = 8; the last 3 pixels" in caplog.text
+    assert "resolution = 35 is not a multiple of patch = 8; the last 3 pixels" in caplog.text
 
 
 @pytest.mark.slow
