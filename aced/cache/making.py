@@ -229,10 +229,7 @@ class Maker(abc.ABC):
 
     @abc.abstractmethod
     def _finish(self, batch: Complete, running: Any) -> tuple[Complete, tuple]:
-        """Waits for `_start`; returns the batch, its zimg [n d] and a list of n ztxt [k d].
-
-        An embedding of a tower that is not cached is None.
-        """
+        """Waits for `_start`; returns zimg [n d] and the ztxt [k d] of each example, or Nones."""
 
 
 class ModelMaker(Maker):
@@ -355,25 +352,23 @@ class _OpenShard:
         zimg: Float[np.ndarray, "n d"] | None,
         ztxt: list[Float[np.ndarray, "_ d"]] | None,
     ) -> None:
-        """Writes the entries of a batch; that of an unusable example has no rows."""
-        usable = []
+        """Writes the entries of a batch."""
         for i, index in enumerate(batch.ids.tolist()):
             if index < 0:
                 continue
-            towers = []
+            towers = [] if zimg is None else [zimg[i : i + 1]]
+            towers += [] if ztxt is None else [ztxt[i]]
             if batch.reasons[i] is not None:
                 self._missing[str(index)] = batch.reasons[i]
-            else:
-                usable.append(i)
-                towers += [] if zimg is None else [zimg[i : i + 1]]
-                towers += [] if ztxt is None else [ztxt[i]]
-                self._captions += 0 if ztxt is None else len(ztxt[i])
+                towers = []
             rows = np.concatenate([*towers, np.zeros((0, self._plan.width), np.float32)])
             if not np.isfinite(rows).all():
                 raise description.CacheError(
                     f"The model's embedding of example {index} is not finite. Check its checkpoint."
                 )
+            self._captions += 0 if ztxt is None or not towers else len(ztxt[i])
             self._writer.write(index, precision.encode(rows, self._plan.precision))
+        usable = [i for i in range(len(batch.ids)) if batch.ids[i] >= 0 and not batch.reasons[i]]
         if usable and ztxt is not None:
             texts = np.concatenate([ztxt[i] for i in usable])
             owners = np.repeat(usable, [len(ztxt[i]) for i in usable])

@@ -97,10 +97,8 @@ class Source(Protocol):
         """The number of examples."""
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """The fields of an example.
-
-        These are `image` bytes, `texts` (str, ...) and `id`; optional are `second` bytes, `key`,
-        `label`, `answers` (str, ...) and others.
+        """`image`, maybe `second` bytes, `texts` (str, ...), `id`, maybe `key`, `label`,
+        `answers` (str, ...), ...
         """
 
 
