@@ -14,6 +14,7 @@ from aced.flag_settings import FlagSettings, setting
 from aced.prepare.captions import Columns
 
 EMBEDDED = "DirectRunner"  # in this process, without a server: see runner.py
+DASK = "DaskRunner"  # ours: see dask_runner.py
 
 # Beyond this, bands of the search (duplicates.py) are so short that nearly all images share one.
 _MOST_BITS = 7
