@@ -6,8 +6,10 @@ again in each task that reads them. This one translates what the preparation use
 collections in the global window, without timers or state.
 
 A collection is a list of partitions, and each step is a task per partition. To group by key, each
-task divides its partition by a checksum of the key. Dask repeats the tasks of a worker that dies,
-on other workers; blocks and shards that are complete in the workspace are not made again.
+task divides its partition by a checksum of the key, and writes the pieces to one file of the
+workspace, where the tasks that join them read theirs. So the number of tasks is proportional to
+that of partitions, and a worker that dies takes no pieces along. Dask repeats its tasks on other
+workers; blocks and shards that are complete in the workspace are not made again.
 """
 
 import collections
@@ -15,6 +17,7 @@ import contextlib
 import functools
 import itertools
 import operator
+import pickle
 import threading
 import time
 import uuid
@@ -35,16 +38,26 @@ from apache_beam.utils.windowed_value import WindowedValue
 from dask.delayed import Delayed, delayed
 
 from aced.config import ConfigError
+from aced.files import storage
 from aced.prepare import progress
+from aced.prepare.blocks import ahead
 from aced.prepare.captions import PrepareError
+from aced.prepare.workspace import Workspace
 
-# Tasks grow with the square of the partitions, and threads that are done first take the others'.
-_PARTITIONS_PER_THREAD, _LEAST_PARTITIONS = 2, 8
+_PARTITIONS_PER_THREAD = 4  # so that threads that are done first take over work of the others
 _SECONDS = 0.5  # between reports of a task
+_READERS = 16  # threads of a task that read pieces, which may be in an object store
+_FOLDER = "exchange"  # of pieces, in the workspace
+
+Piece = tuple[str, int, int]  # file of the workspace, begin, size
 
 
 class DaskRunner(PipelineRunner):
     """Runs a pipeline on the cluster of `--dask_client_address`, or on one of this machine."""
+
+    def __init__(self, out: str):
+        """Sets the data set whose workspace the workers exchange data through."""
+        self._out = out
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> PipelineResult:
         """Runs `pipeline` to its end, and shows its progress.
@@ -62,8 +75,10 @@ class DaskRunner(PipelineRunner):
         with _connected(settings) as client, progress.shown() as bars:
             client.wait_for_workers(1)
             threads = sum(client.nthreads().values())
+            Workspace(self._out).remove(_FOLDER)  # left by a killed run
             tasks = _Tasks(
-                partitions or max(_LEAST_PARTITIONS, _PARTITIONS_PER_THREAD * threads),
+                self._out,
+                partitions or _PARTITIONS_PER_THREAD * threads,
                 topic=f"aced.prepare-{uuid.uuid4()}",
             )
             pipeline.visit(tasks)
@@ -88,17 +103,20 @@ def _connected(settings: Mapping[str, Any]) -> distributed.Client:
         return distributed.Client(**settings)
     except OSError as error:
         where = settings.get("address") or settings.get("scheduler_file")
-        raise ConfigError(f"No Dask scheduler answers at {where}: {error}. Start it first.") from error
+        raise ConfigError(
+            f"No Dask scheduler answers at {where}: {error}. Start it first."
+        ) from error
 
 
 class _Tasks(PipelineVisitor):
     """The tasks that compute each collection of a pipeline, one per partition.
 
-    `topic` is that of the events by which tasks report their progress.
+    `topic` is that of the events by which tasks report their progress; it is unique to the run.
     """
 
-    def __init__(self, partitions: int, topic: str):
+    def __init__(self, out: str, partitions: int, topic: str):
         self.topic = topic
+        self._out = out
         self._partitions = partitions
         self._of: dict[beam.pvalue.PValue, list[Delayed]] = {}
         self._read: set[beam.pvalue.PValue] = set()
@@ -141,7 +159,8 @@ class _Tasks(PipelineVisitor):
         elif isinstance(transform, beam.Flatten):
             inputs = list(itertools.chain(*map(self._tasks_of, step.inputs)))
             n = self._partitions
-            tasks = [self._task(name, _chain, *inputs[i::n]) for i in range(min(n, len(inputs)))]
+            chains = [inputs[i::n] for i in range(min(n, len(inputs)))]
+            tasks = [self._task(name, _chain_all, *chain) for chain in chains]
         elif isinstance(transform, beam.Reshuffle):
             tasks = self._exchange(name, self._tasks_of(*step.inputs), _deal, _chain)
         elif isinstance(transform, beam.GroupByKey):
@@ -170,9 +189,7 @@ class _Tasks(PipelineVisitor):
             views.append(self._task(f"{name}, side input", view, *self._tasks_of(side.pvalue)))
         packed = pickler.dumps((transform.fn, transform.args, transform.kwargs))
         run = functools.partial(_process, packed, self.topic)
-        results = [
-            self._task(name, run, task, *views) for task in self._tasks_of(*step.inputs)
-        ]
+        results = [self._task(name, run, task, *views) for task in self._tasks_of(*step.inputs)]
         for tag, output in step.outputs.items():
             take = operator.methodcaller("get", tag, [])
             self._of[output] = [self._task(f"{name}, output", take, result) for result in results]
@@ -182,18 +199,15 @@ class _Tasks(PipelineVisitor):
         name: str,
         tasks: Iterable[Delayed],
         divide: Callable[[int, list[Any]], list[list[Any]]],
-        join: Callable[..., list[Any]],
+        join: Callable[[Iterable[list[Any]]], list[Any]],
     ) -> list[Delayed]:
-        """Each partition divided by `divide`, and the parts of equal index joined by `join`."""
-        divide = functools.partial(divide, self._partitions)
-        divided = [self._task(f"{name}, divide", divide, task) for task in tasks]
-        joined = []
-        for i in range(self._partitions):
-            parts = [
-                self._task(f"{name}, part", operator.itemgetter(i), task) for task in divided
-            ]
-            joined.append(self._task(name, join, *parts))
-        return joined
+        """Each partition divided by `divide`, and the pieces of equal index joined by `join`."""
+        write = functools.partial(_write, self._out, functools.partial(divide, self._partitions))
+        pieces = [self._task(f"{name}, divide", write, task) for task in tasks]
+        return [
+            self._task(name, functools.partial(_read, self._out, join, i), *pieces)
+            for i in range(self._partitions)
+        ]
 
     def _tasks_of(self, collection: beam.pvalue.PValue) -> list[Delayed]:
         self._read.add(collection)
@@ -245,7 +259,36 @@ def _combine(packed: bytes, groups: list[tuple[Any, list[Any]]]) -> list[tuple[A
 
 def _view(packed: bytes, *partitions: list[Any]) -> Any:
     """A side input in the form in which a function reads it, such as a dict."""
-    return pickler.loads(packed)(_chain(*partitions))
+    return pickler.loads(packed)(_chain(partitions))
+
+
+def _write(
+    out: str, divide: Callable[[list[Any]], list[list[Any]]], elements: list[Any]
+) -> list[Piece]:
+    """Writes the pieces of a partition to one file, of a name of its own: tasks may be repeated."""
+    data = [pickle.dumps(part) if part else b"" for part in divide(elements)]
+    name = f"{_FOLDER}/{uuid.uuid4()}"
+    Workspace(out).write(name, b"".join(data))
+    sizes = list(map(len, data))
+    begins = itertools.accumulate(sizes, initial=0)
+    return [(name, begin, size) for begin, size in zip(begins, sizes, strict=False)]
+
+
+def _read(
+    out: str,
+    join: Callable[[Iterable[list[Any]]], list[Any]],
+    index: int,
+    *partitions: list[Piece],
+) -> list[Any]:
+    """Joins the pieces with this index of all partitions."""
+    path = Workspace(out).path
+
+    def load(piece: Piece) -> list[Any]:
+        name, begin, size = piece
+        return pickle.loads(storage.read(path(name), begin, size))
+
+    pieces = [pieces[index] for pieces in partitions if pieces[index][2]]
+    return join(ahead(load, pieces, _READERS))
 
 
 def _divide(number: int, pairs: list[tuple[Any, Any]]) -> list[list[tuple[Any, Any]]]:
@@ -256,9 +299,9 @@ def _divide(number: int, pairs: list[tuple[Any, Any]]) -> list[list[tuple[Any, A
     return parts
 
 
-def _group(*parts: list[tuple[Any, Any]]) -> list[tuple[Any, list[Any]]]:
+def _group(parts: Iterable[list[tuple[Any, Any]]]) -> list[tuple[Any, list[Any]]]:
     groups = collections.defaultdict(list)
-    for key, value in itertools.chain(*parts):
+    for key, value in itertools.chain.from_iterable(parts):
         groups[key].append(value)
     return list(groups.items())
 
@@ -267,8 +310,12 @@ def _deal(number: int, elements: list[Any]) -> list[list[Any]]:
     return [elements[i::number] for i in range(number)]
 
 
-def _chain(*partitions: list[Any]) -> list[Any]:
-    return list(itertools.chain(*partitions))
+def _chain(parts: Iterable[list[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _chain_all(*partitions: list[Any]) -> list[Any]:
+    return _chain(partitions)
 
 
 def _nothing(*_: Any) -> None:

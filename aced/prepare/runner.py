@@ -20,17 +20,18 @@ from aced.prepare.config import DASK, EMBEDDED, PrepareConfig
 _WITH_JOB_SERVERS = ("FlinkRunner", "SparkRunner", "PortableRunner")
 
 
-def pipeline_on(runner: str, options: Sequence[str]) -> beam.Pipeline:
+def pipeline_on(runner: str, options: Sequence[str], out: str) -> beam.Pipeline:
     """Returns an empty pipeline.
 
     Args:
         runner: Beam's name of a runner.
         options: Beam's flags.
+        out: the data set to make.
 
     Raises:
         ConfigError: an option is unknown to both Beam and the command, or a package is missing.
     """
-    chosen = _chosen(runner)
+    chosen = _chosen(runner, out)
     if runner not in _WITH_JOB_SERVERS and (unknown := _unknown(options)):
         names = [field.name for field in dataclasses.fields(PrepareConfig)]
         found = nearest.names(unknown[0].lstrip("-").partition("=")[0], names)
@@ -42,7 +43,7 @@ def pipeline_on(runner: str, options: Sequence[str]) -> beam.Pipeline:
     return beam.Pipeline(runner=chosen, options=settings)
 
 
-def _chosen(runner: str) -> PipelineRunner | str:
+def _chosen(runner: str, out: str) -> PipelineRunner | str:
     """The runner, or its name where it is Beam's."""
     if runner == EMBEDDED:  # Beam's would fetch and start a server (Prism); this is its fallback
         return fn_runner.FnApiRunner()
@@ -52,7 +53,7 @@ def _chosen(runner: str) -> PipelineRunner | str:
         from aced.prepare.dask_runner import DaskRunner  # its package is optional
     except ImportError as error:
         raise ConfigError(f"--runner={DASK} needs `pip install '.[dask]'`: {error}.") from error
-    return DaskRunner()
+    return DaskRunner(out)
 
 
 def _unknown(options: Sequence[str]) -> list[str]:
