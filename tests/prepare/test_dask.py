@@ -100,7 +100,7 @@ def test_two_processes_give_the_bytes_of_one(cluster, tmp_path, capfd, make):
 @pytest.mark.slow
 def test_worker_killed_in_the_middle(cluster, tmp_path):
     # Large pictures that are encoded again, so that the work takes seconds.
-    settings = SETTINGS | as_parquet(tmp_path, side=1000) | {"max_side": 900}
+    settings = SETTINGS | as_parquet(tmp_path, side=400) | {"max_side": 380}
     prepare(PrepareConfig(out=str(tmp_path / "one"), **settings))
     flags = [f"--{name}={value}" for name, value in settings.items()]
     flags += [f"--out={tmp_path}/two", f"--runner={DASK}", "--dask_npartitions=6"]
@@ -112,9 +112,9 @@ def test_worker_killed_in_the_middle(cluster, tmp_path):
         text=True,
     )
     blocks = tmp_path / ".two.partial" / "blocks"
-    while command.poll() is None and len(list(blocks.glob("*.facts"))) < 2:
-        time.sleep(0.02)
     with distributed.Client(cluster.scheduler_address) as client:
+        while command.poll() is None and len(list(blocks.glob("*.facts"))) < 2:
+            time.sleep(0.02)
         busy = next(address for address, tasks in client.processing().items() if tasks)
     nanny = next(n for n in cluster.workers.values() if n.worker_address == busy)
     killed = nanny.pid
@@ -139,7 +139,7 @@ def test_error_of_a_worker_names_the_problem_of_the_input(cluster, tmp_path):
 def test_no_scheduler_at_the_address(tmp_path):
     options = ["--dask_client_address=tcp://127.0.0.1:1", "--dask_connection_timeout=1"]
     pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
-    with pytest.raises(ConfigError, match="No Dask scheduler answers at tcp://127.0.0.1:1"):
+    with pytest.raises(ConfigError, match="No Dask scheduler answers at tcp://"):
         pipeline.run()
 
 
