@@ -111,8 +111,8 @@ class PrepareConfig(FlagSettings):
     )
     runner: str = setting(
         EMBEDDED,
-        "Beam's runner: DataflowRunner, FlinkRunner, SparkRunner, ...; the default works in this "
-        "process. Flags that are not listed here are passed on to Beam.",
+        "DaskRunner, or another of Beam's: DataflowRunner, FlinkRunner, SparkRunner, ...; the "
+        "default works in this process. Flags that are not listed here are passed on to Beam.",
     )
     overwrite: bool = setting(
         False, "Replace an earlier data set at --out, after the new one is complete."
