@@ -43,7 +43,7 @@ def prepare(
         ConfigError: Beam is not installed, an option is unknown, or another process prepares it.
     """
     graph, inputs, runner = _beam()
-    pipeline = runner.pipeline_on(config.runner, options)
+    pipeline = runner.pipeline_on(config.runner, options, config.out)
     blocks: list[tuple[int, int]] = []
     settings = config.of_contents()
     if config.captions:
