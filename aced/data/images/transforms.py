@@ -9,7 +9,7 @@ from PIL import Image
 
 from aced.config import Checked
 
-# Aspect ratio up to which "crop" resizes the whole picture; the whole of a line of pixels takes GBs.
+# Aspect ratio up to which "crop" resizes whole pictures: the whole of a line of pixels takes GBs.
 LONGEST_WHOLE = 64
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

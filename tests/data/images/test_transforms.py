@@ -48,7 +48,7 @@ def test_crop_is_torchvisions_resize_and_centre_crop(name):
     foreign.torch()
     theirs = pytest.importorskip("torchvision.transforms")
     rng = np.random.default_rng(0)
-    sizes = rng.integers(1, 200, (40, 2)).tolist() + [[1, 64], [64, 1], [5, 320], [640, 10]]
+    sizes = [*rng.integers(1, 200, (40, 2)).tolist(), [1, 64], [64, 1], [5, 320], [640, 10]]
     for height, width in sizes:
         if max(height, width) > LONGEST_WHOLE * min(height, width):
             continue
