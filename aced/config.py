@@ -199,6 +199,13 @@ def listed(defaults: Mapping[str, Any]) -> str:
     )
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}  # of arguments
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
 def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
     """Returns a config file's string argument, `configs/x.py:tiny,method=iid`, as settings.
 
@@ -225,7 +232,8 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
         if not given and kind is not bool:
             raise ConfigError(f"Config argument {name!r} needs a value: {name}=...")
         try:
-            settings[name] = (value or "true").lower() == "true" if kind is bool else kind(value)
-        except ValueError as error:
-            raise ConfigError(f"Config argument {part!r} is not a {kind.__name__}.") from error
+            settings[name] = _flag(value or "true") if kind is bool else kind(value)
+        except (KeyError, ValueError) as error:
+            example = "" if kind is bool else f", such as {name}={defaults[name]}"
+            raise ConfigError(f"The argument {part} must be {_KINDS[kind]}{example}.") from error
     return ml_collections.ConfigDict(settings)

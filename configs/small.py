@@ -77,6 +77,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     clean = arg.clean or (arg.data if _has_clean(arg.data) else "")
     given = [name for name in ("clean", "reference", "cache") if arg[name]]
     if methods.uses_reference(arg.method) and not (given or clean) and arg.data != DATA:
+        if sources.kind_of(arg.data) == "array_record":
+            records.read_description(arg.data)  # a wrong path has an error of its own
         raise ConfigError(
             f"method={arg.method} needs a reference: prepare the data with --clean_column, or give "
             "clean=PATH (pairs that you trust, to train one on first), reference=PATH (a finished "
@@ -131,7 +133,7 @@ def run(
     config.data.num_threads = 4
 
     model = config.method.model
-    model.image.resolution = resolution
+    smoke.set_resolution(model.image, resolution)
     model.tokenizer.kind = "clip_bpe"
     model.tokenizer.length = length
     model.text.length = length

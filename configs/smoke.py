@@ -147,7 +147,7 @@ def run(
         tower.mlp = 4 * width
         tower.heads = width // 32
     model.image.patch = 8
-    model.image.resolution = resolution
+    set_resolution(model.image, resolution)
     tiny.use_shapes_tokenizer(model, length=20)
     model.init_bias = -4.0 - math.log(batch / BATCH)  # near -log(batch)
 
@@ -163,3 +163,12 @@ def run(
         config.evals[name] = evaluation
     config.checkpoint.every_steps = 100
     return config
+
+
+def set_resolution(image: ml_collections.ConfigDict, resolution: int) -> None:
+    """Sets the resolution of an image tower, which its patches have to fill."""
+    if resolution < image.patch or resolution % image.patch:
+        raise ConfigError(
+            f"resolution = {resolution} must be a multiple of {image.patch}, the side of a patch."
+        )
+    image.resolution = resolution

@@ -89,8 +89,10 @@ def test_arguments_of_config_files():
     assert arg.to_dict() == {"tiny": True, "steps": 3, "method": "iid", "rate": 0.5}
     for text, message in [
         ("huge", r"no argument 'huge'\. Its arguments, with their defaults:\n  tiny\n  steps = 1"),
-        ("steps=x", "not a int"),
+        ("steps=x", r"The argument steps=x must be a whole number, such as steps=1\."),
+        ("rate=x", r"The argument rate=x must be a number, such as rate=0\.5\."),
+        ("tiny=1", r"The argument tiny=1 must be true or false\."),
         ("steps", "steps="),
     ]:
         with pytest.raises(ConfigError, match=message):
-            parse_arg(text, tiny=False, steps=1)
+            parse_arg(text, tiny=False, steps=1, rate=0.5)

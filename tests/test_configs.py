@@ -186,6 +186,7 @@ def test_header_explains_every_argument(name):
     [
         ("width=48", "width = 48 must be a multiple of 32"),
         ("batch=0", "batch = 0 must be at least"),
+        ("resolution=30", "resolution = 30 must be a multiple of 8"),
     ],
 )
 def test_arguments_that_make_no_model(argument, message):

@@ -175,7 +175,8 @@ class Maker(abc.ABC):
             config=self._data,
         )
         done = self._plan.examples - sum(len(self._plan.range(shard)) for shard in shards)
-        logging.info("%s: %d of %d examples are done.", self._folder, done, self._plan.examples)
+        known = f"{done:,} of {self._plan.examples:,}"
+        logging.info("%s: %s examples are done.", self._folder, known)
         meter = progress.Meter(Budget(self._batch_size, 0, 0))
         shard: _OpenShard | None = None
         with Preemption() as preemption, line(total) as shown, batches:
@@ -411,7 +412,9 @@ def _end(plan: Plan, folder: pathlib.Path) -> None:
     shards = tuple(summary.shard for summary in summaries)
     complete = Description(plan, shards, None, errors.summary())
     if plan.towers == "both":
-        complete = dataclasses.replace(complete, fitted=_fitted(plan, Cache(folder, complete)))
+        with progress.announced("Fitting a scale and a bias to the embeddings"):
+            fitted = _fitted(plan, Cache(folder, complete))
+        complete = dataclasses.replace(complete, fitted=fitted)
     description.write(folder / COMPLETE, complete)
     _tidy(plan, folder)
 

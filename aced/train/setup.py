@@ -97,7 +97,9 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     else:
         train_state, start = restored
         if start < prog.total_steps:
-            logging.info("%s resumes after step %d of %d.", folder, start, prog.total_steps)
+            logging.info(
+                "%s resumes after step %s of %s.", folder, f"{start:,}", f"{prog.total_steps:,}"
+            )
     if start is None or start < prog.total_steps:  # the record of a finished run stays as it is
         record.write(folder, settings, source.fingerprint, digests)
 
