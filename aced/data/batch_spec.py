@@ -33,6 +33,9 @@ class View:
     # Whether an answer follows the caption, a question; records without one are skipped and
     # counted. Only for the learner's view.
     answers: bool = False
+    # The list of which the concepts of the caption are found; empty: none are. Only for the
+    # learner's view.
+    concepts: str = ""
 
     @property
     def look(self) -> Look:

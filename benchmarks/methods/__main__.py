@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         # What runs share is made by one command at a time.
         with open(work / "lock", "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            bench.reference(run)
+            bench.frozen(run)
         since = time.monotonic()
         _, rows = bench.train(run)
         seconds = time.monotonic() - since

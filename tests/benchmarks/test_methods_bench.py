@@ -96,6 +96,6 @@ def test_a_run_and_its_table(tmp_path, monkeypatch, run):
     assert written.has(run)
     assert not written.has(by_name("h_acid", batch_size=16, examples=176))
     bench = Bench(str(tmp_path), pairs=400)
-    pool, reference = bench.pool("shapes", "train", run.wrong), bench.reference(run)
+    pool, reference = bench.pool("shapes", "train", run.wrong), bench.frozen(run)[run.reference]
     assert len(pool) == len(reference.zimg) == 400
     np.testing.assert_allclose(np.linalg.norm(reference.zimg, axis=1), 1, rtol=1e-5)
