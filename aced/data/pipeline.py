@@ -126,8 +126,9 @@ def train_batches(
     `answers.Targets`.
 
     If the learner's view has a list of `concepts`, `concepts` int32 [n 32] are those of the
-    caption, see `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text` is the question and a random one of
-    its answers, and `given` int32 [n] the number of the question's words.
+    caption, see `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text`
+    is the question and a random one of its answers, and `given` int32 [n] the number of the
+    question's words.
 
     A record that cannot be read, has no caption, is dropped by the filters or is missing in a cache
     is replaced by a random one of the data set, or of the same member of a mixture, which is

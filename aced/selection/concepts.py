@@ -72,9 +72,7 @@ def select_by_concept(
         if config.first_chunk == "uniform":
             start = jnp.zeros(n)
         noise = jax.random.gumbel(key, (config.chunks, n))
-        ids, metrics = draw_chunks(
-            noise, empty, start, extend, config, gain=config.gain, size=size
-        )
+        ids, metrics = draw_chunks(noise, empty, start, extend, config, gain=config.gain, size=size)
     picked = gather_rows(concepts.ids, ids)
     present = (_counts(picked, concepts.number) > 0).sum()
     return ids, metrics | {

@@ -244,9 +244,7 @@ def flops_per_step(run: Run, params: PyTree) -> int:
     return passes * towers.flops(params)
 
 
-def train_step(
-    run: Run, tx: optax.GradientTransformation, key: Array, words: int
-) -> Callable:
+def train_step(run: Run, tx: optax.GradientTransformation, key: Array, words: int) -> Callable:
     """A step on a super-batch: embed it, select, learn from what is chosen.
 
     `words` is the size of the vocabulary, which the concepts are of.
