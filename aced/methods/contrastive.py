@@ -55,9 +55,6 @@ class Contrastive(Method):
         self.config = config
         self.distils = config.distillation.weight > 0
         self.distils_apart = self.distils and config.selects and config.distillation.batch == "iid"
-        # The number of concepts there are, if they are what selects.
-        path = config.selection.concepts
-        self.concepts = len(concept_list(path)) if path else 0
         for name, item in config.frozen.items():
             key = frozen_key(name)
             if item.model is None and not item.cache:
@@ -239,7 +236,9 @@ class Contrastive(Method):
             batch = with_embeddings(batch, prefix_of(REFERENCE), reference)
         key = jax.random.fold_in(train_state.key, train_state.step)
         with jax.named_scope("select"):
-            concepts = Concepts(batch["concepts"], self.concepts) if self.concepts else None
+            concepts = None
+            if config.by_concept:
+                concepts = Concepts(batch["concepts"], len(concept_list(config.concepts)))
             selection = select(
                 key, learner, reference, config, loss=self.config.loss, size=size, concepts=concepts
             )

@@ -186,11 +186,11 @@ class Bench:
         schedule = optax.warmup_cosine_decay_schedule(0, 2e-3, steps // 10, steps)
         decayed = optax.adamw(schedule, b2=0.95, weight_decay=1e-3)
         tx = optax.chain(optax.clip_by_global_norm(1.0), decayed)
-        step, opt_state = train_step(run, tx, key, pool.words), tx.init(params)
+        step, opt_state = train_step(run, tx, pool.words), tx.init(params)
         cost, arrays = flops_per_step(run, params), jax.device_put(pool.arrays())
         rows, since = [], []
         for number, ids in enumerate(order(run, len(pool))):
-            params, opt_state, numbers = step(params, opt_state, number, ids, arrays, seen)
+            params, opt_state, numbers = step(params, opt_state, key, number, ids, arrays, seen)
             since.append(numbers)
             if (number + 1) * EVALUATIONS // steps > number * EVALUATIONS // steps:
                 means = jax.tree.map(lambda *x: float(jnp.stack(x).mean()), *since)
@@ -244,7 +244,7 @@ def flops_per_step(run: Run, params: PyTree) -> int:
     return passes * towers.flops(params)
 
 
-def train_step(run: Run, tx: optax.GradientTransformation, key: Array, words: int) -> Callable:
+def train_step(run: Run, tx: optax.GradientTransformation, words: int) -> Callable:
     """A step on a super-batch: embed it, select, learn from what is chosen.
 
     `words` is the size of the vocabulary, which the concepts are of.
@@ -262,7 +262,7 @@ def train_step(run: Run, tx: optax.GradientTransformation, key: Array, words: in
         return towers.embed(params, batch["pixels"], batch["tokens"])
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, number, ids, pool, seen):
+    def step(params, opt_state, key, number, ids, pool, seen):
         batch, seen = take(pool, seen, ids)
         apart, numbers = (batch, seen), {}
         if config:
