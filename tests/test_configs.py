@@ -71,6 +71,8 @@ def test_tiny_is_traced(name, tmp_path):
         ("h_acid", "H-ACID"),
         ("aced", "ACED-ACIDistill"),
         ("aced_iid", "ACED-IIDistill"),
+        ("cabs_dm", "CABS-DM"),
+        ("cabs_fm", "CABS-FM"),
     ],
 )
 def test_a_table_has_the_papers_names(name, title):

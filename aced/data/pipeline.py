@@ -21,6 +21,7 @@ from aced.config import ConfigError
 from aced.data import order as orders
 from aced.data.answers import after
 from aced.data.batch_spec import View, image_arrays, text_arrays
+from aced.data.concepts import concept_list
 from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
 from aced.data.images.pictures import Cut, Look
@@ -124,8 +125,10 @@ def train_batches(
     member of a mixture, and `answer_ids` int32 [n 10] and `answer_scores` float32 [n 10], see
     `answers.Targets`.
 
-    If a view has `answers`, the caption is a question: `text` is the question and a random one of
-    its answers that fit after it, and `given` int32 [n] the number of the question's words.
+    If the learner's view has a list of `concepts`, `concepts` int32 [n 32] are those of the
+    caption, see `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text`
+    is the question and a random one of its answers that fit after it, and `given` int32 [n] the
+    number of the question's words.
 
     A record that cannot be read, has no caption (or no answer that fits), is dropped by the filters
     or is missing in a cache is replaced by a random one of the data set, or of the same member of a
@@ -305,6 +308,8 @@ class _Render:
         self._images, texts = image_arrays(views), text_arrays(views)
         self.reads_texts = bool(texts)
         self._texts = [(get_tokenizer(config), names) for config, names in texts.items()]
+        path = views[""].concepts if views else ""
+        self._concepts = concept_list(path) if path else None
 
     @property
     def looks(self) -> list[Look]:
@@ -317,6 +322,8 @@ class _Render:
             row[name] = image
         for tokenizer, (name, *_) in self._texts:
             row[name] = tokenizer([text])[0]
+        if self._concepts:
+            row["concepts"] = self._concepts(text)
         return row
 
     def words(self, text: str) -> np.int32:

@@ -20,6 +20,8 @@ _TITLES = {  # names in arXiv 2411.18674, by score
     "learnability": "H-ACID",
     "easy_reference": "I-ACID",
     "hard_learner": "hard learner",
+    "concept_balance": "CABS-DM",  # arXiv 2511.20643
+    "concept_count": "CABS-FM",
 }
 
 
@@ -116,6 +118,7 @@ class ContrastiveConfig(MethodConfig):
             )
         self._check_scales()
         self._check_weights()
+        self._check_concepts()
         for name in self.distillation.teachers:
             if name not in names:
                 raise ConfigError(
@@ -150,6 +153,21 @@ class ContrastiveConfig(MethodConfig):
             # `resolve` fills in the scale of a cache, and compares one that was set with it.
             if item.scale is not None and not item.cache:
                 raise _unread_scale(f"{frozen_key(name)}.scale")
+
+    def _check_concepts(self) -> None:
+        """Raises a ConfigError unless there is a list of concepts exactly where one is read."""
+        selection, reads = self.selection, self.selects and self.selection.by_concept
+        if reads and not selection.concepts:
+            raise ConfigError(
+                f"method.selection.score = {selection.score!r} needs the concepts of captions; set "
+                "method.selection.concepts to a text file with one concept in each line."
+            )
+        if selection.concepts and not reads:
+            raise ConfigError(
+                f"method.selection.concepts = {selection.concepts!r} is not read with "
+                f"method.selection.score = {selection.score!r} and "
+                f"method.selection.filter_ratio = {selection.filter_ratio:g}; leave it empty."
+            )
 
     def _check_weights(self) -> None:
         """Raises a ConfigError if nothing trains the learner, or what is selected is not used."""

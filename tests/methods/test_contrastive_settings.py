@@ -4,16 +4,20 @@ import dataclasses
 
 import by_hand
 import jax
+import jax.numpy as jnp
 import pytest
 
 from aced import methods
 from aced.cache import description
 from aced.config import ConfigError, to_config
 from aced.cost import flops
+from aced.data.concepts import MOST
+from aced.data.sources import DataConfig
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.selection import SelectionConfig
+from configs.smoke import CONCEPTS
 
 b, B = 8, 32
 L = sum(flops.macs(by_hand.model()))
@@ -221,3 +225,27 @@ def test_damping_needs_a_reference_and_negatives():
     assert method.flops_per_step(b) == 6 * L * b + 4 * L * B
     with pytest.raises(ConfigError, match="independent selection has no negatives"):
         by_hand.settings("hard", selection={"false_negative_margin": 0.05, "method": "independent"})
+
+
+@pytest.mark.parametrize("name", ["cabs_dm", "cabs_fm"])
+def test_selection_by_concepts_runs_no_model_but_the_learner(name):
+    method = Contrastive(by_hand.settings(name, concepts=CONCEPTS))
+    assert not method.frozen
+    assert not method.scorers
+    assert method.flops_per_step(b) == 6 * L * b
+    assert method.config.super_batch_size(b) == B
+    shapes = method.streams(DataConfig(), B)[""].shapes()
+    assert shapes["concepts"] == ((MOST,), jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("cabs_dm", {"concepts": ""}, r"set method\.selection\.concepts to a text file"),
+        ("h_acid", {"selection": {"concepts": CONCEPTS}}, "is not read .*'learnability'"),
+        ("iid", {"selection": {"concepts": CONCEPTS}}, "is not read .*filter_ratio = 0"),
+    ],
+)
+def test_a_list_of_concepts_exactly_where_it_is_read(name, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        by_hand.settings(name, **changes)
