@@ -24,6 +24,7 @@ from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
 from aced.data.images.pictures import Cut, Look
+from aced.data.picks import PicksAhead
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
@@ -114,6 +115,7 @@ def train_batches(
     rows: Int[np.ndarray, " n"] | None = None,
     counters: InputCounters | None = None,
     caches: Mapping[str, StoredEmbeddings] | None = None,
+    picks: PicksAhead | None = None,
 ) -> Batches:
     """Returns this process's part of super-batches `start_step`, `start_step + 1`, ..., endlessly.
 
@@ -139,10 +141,13 @@ def train_batches(
             member of a mixture has, examples are repeated within it, with a warning.
         seed: seed of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
-        rows: the rows of every super-batch that this process reads. None: all B.
+        rows: the rows of every super-batch that this process reads. None: all B. With `picks`
+            those of its picks.
         counters: counts skipped records.
         caches: stored embeddings of the examples by key prefix; those of texts belong to the drawn
             caption.
+        picks: of the super-batches, of which only these are read: as they were scored, or, if that
+            is no longer possible with these views and caches, with the next replacement.
 
     Raises:
         ConfigError: the data set is empty, a vocabulary file is missing, or the view "" is missing.
@@ -161,7 +166,8 @@ def train_batches(
     reader = Reader(source, config, counters, render.looks, missing, need_answer=answered)
     class_names = getattr(source, "class_names", None)
     known = known_fields(source, config)
-    _warn_of_copies(source, batch_size)
+    if picks is None:
+        _warn_of_copies(source, batch_size)
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)
 
     reads_texts = render.reads_texts or any("text" in cache.towers for cache in caches.values())
@@ -169,8 +175,14 @@ def train_batches(
 
     def row(k: int) -> Row:
         step, i = divmod(k, len(rows))
-        draw = step * batch_size + int(rows[i])
-        example = reader.first_usable(order.tries(draw), reads_texts, cut and cut(draw))
+        place, scored = int(rows[i]), None
+        if picks is not None:
+            place, scored = (int(part[place]) for part in picks.of(step))
+        draw = step * batch_size + place
+        tries = order.tries(draw)
+        if scored is not None:
+            tries = itertools.dropwhile(lambda index: index != scored, tries)
+        example = reader.first_usable(tries, reads_texts, cut and cut(draw))
         captions, caption = example.captions if reads_texts else (), 0
         if captions:
             is_random = config.caption == "random" and len(captions) > 1
