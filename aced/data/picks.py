@@ -2,26 +2,21 @@
 
 A step scores a super-batch whose pictures it has seen small; the rows that it picks are read again
 in full, and trained on in a later step.
+
+Picks of a super-batch are int32 [2 b]: their rows in it, ascending, and the ids of the examples
+that were scored there, perhaps in place of unusable ones.
 """
 
 import contextlib
 import threading
-from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from aced.data.reader import InputError
 
 CANDIDATES = "candidates/"  # prefix of the stream that is scored
-AHEAD = "picks_ahead"  # the output of a step with the `Picks` of the super-batch that it scored
-
-
-class Picks(NamedTuple):
-    """The picks of a super-batch [b], or of several [k b]. Fields are trees, as in `TrainState`."""
-
-    rows: Any  # int32; their rows in the super-batch, ascending
-    ids: Any  # int32; the examples that were scored there, perhaps in place of unusable ones
+AHEAD = "picks_ahead"  # the output of a step with the picks from what it scored
 
 
 class PicksAhead(contextlib.AbstractContextManager):
@@ -35,12 +30,12 @@ class PicksAhead(contextlib.AbstractContextManager):
             ahead: the number of super-batches whose picks are known before they are trained on.
         """
         self._next, self._ahead = start, ahead
-        self._known: dict[int, Picks] = {}
+        self._known: dict[int, Array | np.ndarray] = {}
         self._is_closed = False
         self._changed = threading.Condition()
 
-    def put(self, picks: Picks) -> None:
-        """Adds the picks of the next super-batch, whose arrays may still be computed.
+    def put(self, picks: Int[Array | np.ndarray, "2 b"]) -> None:
+        """Adds the picks of the next super-batch, which may still be in computation.
 
         The batch that is `ahead` super-batches older must have been read.
         """
@@ -50,7 +45,7 @@ class PicksAhead(contextlib.AbstractContextManager):
             self._next += 1
             self._changed.notify_all()
 
-    def of(self, number: int) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
+    def of(self, number: int) -> Int[np.ndarray, "2 b"]:
         """Rows and ids of the picks of a super-batch, once they are known.
 
         Raises:
@@ -61,7 +56,7 @@ class PicksAhead(contextlib.AbstractContextManager):
             if self._is_closed:
                 raise InputError("No more picks will come, because the training has ended.")
             picks = self._known[number]
-        return np.asarray(picks.rows), np.asarray(picks.ids)
+        return np.asarray(picks)
 
     def close(self) -> None:
         """Ends the waiting of all threads."""

@@ -177,7 +177,7 @@ def train_batches(
         step, i = divmod(k, len(rows))
         place, scored = int(rows[i]), None
         if picks is not None:
-            place, scored = (int(part[place]) for part in picks.of(step))
+            place, scored = picks.of(step)[:, place].tolist()
         draw = step * batch_size + place
         tries = order.tries(draw)
         if scored is not None:

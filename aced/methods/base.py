@@ -179,7 +179,7 @@ class Method(abc.ABC):
         given: another model and the names of the parts that are copied from it; or None.
         fixed: regexes of parameters that are never trained.
         ahead: super-batches that are scored before they are trained on. Above 0, the method's part
-            of the state is the `Picks` of so many super-batches, the next one first.
+            of the state is int32 [ahead 2 b], their picks (`aced.data.picks`), the next ones first.
     """
 
     config: MethodConfig
@@ -232,8 +232,8 @@ class Method(abc.ABC):
             context: the parts of the step that stay constant.
 
         The metric `loss` is the loss that is differentiated, `picks` holds the ids [b] of the
-        examples trained on, and all other metrics are scalars. With `ahead` there is another output
-        among them, `aced.data.picks.AHEAD`.
+        examples trained on, and all other metrics are scalars. With `ahead` there are also the
+        picks [2 b] of the super-batch that was scored, under `aced.data.picks.AHEAD`.
         """
 
     def score_first(

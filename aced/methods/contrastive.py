@@ -37,7 +37,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from aced.config import ConfigError
 from aced.cost import flops
 from aced.data.batch_spec import View, with_embeddings
-from aced.data.picks import AHEAD, CANDIDATES, Picks
+from aced.data.picks import AHEAD, CANDIDATES
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import LOSSES, distillation
@@ -201,12 +201,10 @@ class Contrastive(Method):
                 )
         return params
 
-    def init_memory(self, params: PyTree, batch_size: int) -> Picks | None:
+    def init_memory(self, params: PyTree, batch_size: int) -> Int[Array, "k 2 b"] | None:
         """Room for the picks of the super-batches that are scored ahead."""
         del params
-        if not self.ahead:
-            return None
-        return Picks(*(jnp.zeros((self.ahead, batch_size), jnp.int32) for _ in Picks._fields))
+        return jnp.zeros((self.ahead, 2, batch_size), jnp.int32) if self.ahead else None
 
     def score_first(
         self, train_state: TrainState, frozen: PyTree, candidates: Batch, number: Int[Array, ""]
@@ -349,13 +347,14 @@ def _split(batch: Batch) -> tuple[Batch, Batch]:
     return {k: x for k, x in batch.items() if not k.startswith(CANDIDATES)}, candidates
 
 
-def _picks(scored: _Scored) -> Picks:
-    return Picks(scored.rows, gather_rows(scored.batch["id"], scored.rows))
+def _picks(scored: _Scored) -> Int[Array, "2 b"]:
+    """Rows and ids."""
+    return jnp.stack([scored.rows, gather_rows(scored.batch["id"], scored.rows)])
 
 
-def _shifted(memory: Picks, latest: Picks) -> Picks:
+def _shifted(memory: Int[Array, "k 2 b"], latest: Int[Array, "2 b"]) -> Int[Array, "k 2 b"]:
     """The picks of K super-batches, without those of the first and with those of the next one."""
-    return jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), memory, latest)
+    return jnp.concatenate([memory[1:], latest[None]])
 
 
 def _numbers(scored: _Scored, chosen: Batch, context: StepContext) -> Metrics:

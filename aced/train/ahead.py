@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from aced.data.picks import CANDIDATES, Picks, PicksAhead
+from aced.data.picks import CANDIDATES, PicksAhead
 from aced.data.pipeline import InputCounters
 from aced.metrics.progress import announced
 from aced.optim.state import TrainState
@@ -32,6 +32,6 @@ def begin(run: Run, counters: InputCounters, picks: PicksAhead) -> TrainState:
                 batch = meshes.global_batch(next(batches), run.program.mesh)
                 state = run.program.score_first(state, run.frozen, batch, jnp.int32(number))
     if ahead:
-        for rows, ids in zip(*map(np.asarray, state.method), strict=True):
-            picks.put(Picks(rows, ids))
+        for known in np.asarray(state.method):
+            picks.put(known)
     return state
