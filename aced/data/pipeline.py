@@ -147,7 +147,8 @@ def train_batches(
         caches: stored embeddings of the examples by key prefix; those of texts belong to the drawn
             caption.
         picks: of the super-batches, of which only these are read: as they were scored, or, if that
-            is no longer possible with these views and caches, with the next replacement.
+            is no longer possible with these views and caches, with the next replacement. Close them
+            first, because the threads wait for them.
 
     Raises:
         ConfigError: the data set is empty, a vocabulary file is missing, or the view "" is missing.

@@ -16,7 +16,7 @@ from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.frozen import FrozenConfig
 from aced.selection import SelectionConfig
 
-B, SIZE, STEPS = 32, 8, 3
+B, SIZE, STEPS = 32, 8, 2
 
 
 def super_batch(number, method):
