@@ -44,7 +44,7 @@ def test_picks_are_the_synchronous_ones_if_nothing_is_learned(reference, tmp_pat
         for name in ("score_selected", "noisy_share_super_batch"):
             late = [line[f"selection/{name}"] for line in lines(tmp_path / str(number))]
             due = [line[f"selection/{name}"] for line in numbers]
-            assert late[:-number] == pytest.approx(due[number:], rel=1e-4)
+            assert late[:-number] == pytest.approx(due[number:], rel=2e-3)
 
 
 @pytest.mark.slow
