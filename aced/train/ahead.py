@@ -1,6 +1,5 @@
 """The beginning of a run that scores ahead: the super-batches that no earlier step has scored."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from aced.data.picks import CANDIDATES, PicksAhead
@@ -30,7 +29,7 @@ def begin(run: Run, counters: InputCounters, picks: PicksAhead) -> TrainState:
         ):
             for number in range(ahead):
                 batch = meshes.global_batch(next(batches), run.program.mesh)
-                state = run.program.score_first(state, run.frozen, batch, jnp.int32(number))
+                state = run.program.score_first(state, run.frozen, batch, np.int32(number))
     if ahead:
         for known in np.asarray(state.method):
             picks.put(known)

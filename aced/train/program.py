@@ -50,12 +50,16 @@ class Program:
         added = {
             name: (OPTIONAL_FIELDS[name].shape, OPTIONAL_FIELDS[name].dtype) for name in fields
         }
-        return {
-            f"{prefix}{name}": jax.ShapeDtypeStruct((stream.rows, *shape), dtype, sharding=sharding)
+        shapes = {  # a stream of other data has none of the fields
+            prefix: stream.shapes() | (added if stream.data == self.streams[""].data else {})
             for prefix, stream in self.streams.items()
-            for name, (shape, dtype) in (
-                stream.shapes() | (added if stream.data == self.streams[""].data else {})
-            ).items()
+        }
+        return {
+            f"{prefix}{name}": jax.ShapeDtypeStruct(
+                (self.streams[prefix].rows, *shape), dtype, sharding=sharding
+            )
+            for prefix, rows in shapes.items()
+            for name, (shape, dtype) in rows.items()
         }
 
 
