@@ -129,17 +129,9 @@ def test_two_processes_of_four_moved_and_killed(start, undisturbed, tmp_path):
 def test_two_processes_that_score_ahead_killed(start, reference, tmp_path):
     """The picks on their way are in the checkpoint: each process reads its part of them again."""
     ahead, workdir = ",score_ahead=2", tmp_path / "run"
-    alone = many_processes.start(
-        1,
-        1,
-        [
-            "-m",
-            "aced.main",
-            f"--config=tests/small_run.py:reference={reference}{ahead}",
-            f"--workdir={tmp_path / 'alone'}",
-        ],
-        tmp_path / "logs",
-    )
+    command = ["-m", "aced.main", f"--config=tests/small_run.py:reference={reference}{ahead}"]
+    command.append(f"--workdir={tmp_path / 'alone'}")
+    alone = many_processes.start(1, 1, command, tmp_path / "logs")
     with alone as started:
         assert started.exit_codes() == [0], started.output(0)
     with start(2, 4, arguments=ahead) as started:
