@@ -25,6 +25,7 @@ from aced.data.concepts import concept_list
 from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
 from aced.data.images.pictures import Cut, Look
+from aced.data.picks import PicksAhead
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
@@ -115,6 +116,8 @@ def train_batches(
     rows: Int[np.ndarray, " n"] | None = None,
     counters: InputCounters | None = None,
     caches: Mapping[str, StoredEmbeddings] | None = None,
+    picks: PicksAhead | None = None,
+    concepts: str = "",
 ) -> Batches:
     """Returns this process's part of super-batches `start_step`, `start_step + 1`, ..., endlessly.
 
@@ -125,8 +128,8 @@ def train_batches(
     member of a mixture, and `answer_ids` int32 [n 10] and `answer_scores` float32 [n 10], see
     `answers.Targets`.
 
-    If the learner's view has a list of `concepts`, `concepts` int32 [n 32] are those of the
-    caption, see `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text`
+    With a list of `concepts`, `concepts` int32 [n 32] are those of the caption, see
+    `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text`
     is the question and a random one of its answers that fit after it, and `given` int32 [n] the
     number of the question's words.
 
@@ -142,10 +145,15 @@ def train_batches(
             member of a mixture has, examples are repeated within it, with a warning.
         seed: seed of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
-        rows: the rows of every super-batch that this process reads. None: all B.
+        rows: the rows of every super-batch that this process reads. None: all B. With `picks`
+            those of its picks.
         counters: counts skipped records.
         caches: stored embeddings of the examples by key prefix; those of texts belong to the drawn
             caption.
+        picks: of the super-batches, of which only these are read: as they were scored, or, if that
+            is no longer possible with these views and caches, with the next replacement. Close them
+            first, because the threads wait for them.
+        concepts: file with a list of concepts, one in each line. Empty: none are looked for.
 
     Raises:
         ConfigError: the data set is empty, a vocabulary file is missing, or the view "" is missing.
@@ -158,13 +166,14 @@ def train_batches(
     counters = counters or InputCounters()
     rows = np.arange(batch_size) if rows is None else rows
     caches = caches or {}
-    render = _Render(views)
+    render = _Render(views, concepts)
     missing = [cache.missing for cache in caches.values()]
     answered = any(view.answers for view in views.values())
     tokenizer = get_tokenizer(views[""].tokenizer) if answered else None
     reader = Reader(source, config, counters, render.looks, missing, answer_tokenizer=tokenizer)
     known = known_fields(source, config)
-    _warn_of_copies(source, batch_size)
+    if picks is None:
+        _warn_of_copies(source, batch_size)
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)
 
     reads_texts = render.reads_texts or any("text" in cache.towers for cache in caches.values())
@@ -172,8 +181,14 @@ def train_batches(
 
     def row(k: int) -> Row:
         step, i = divmod(k, len(rows))
-        draw = step * batch_size + int(rows[i])
-        example = reader.first_usable(order.tries(draw), reads_texts, cut and cut(draw))
+        place, scored = int(rows[i]), None
+        if picks is not None:
+            place, scored = picks.of(step)[:, place].tolist()
+        draw = step * batch_size + place
+        tries = order.tries(draw)
+        if scored is not None:
+            tries = itertools.dropwhile(lambda index: index != scored, tries)
+        example = reader.first_usable(tries, reads_texts, cut and cut(draw))
         captions, caption = example.captions if reads_texts else (), 0
         if captions:
             is_random = config.caption == "random" and len(captions) > 1
@@ -302,14 +317,13 @@ def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:
 class _Render:
     """Arrays of an example for each model; equal views share an array."""
 
-    def __init__(self, views: Mapping[str, View]):
+    def __init__(self, views: Mapping[str, View], concepts: str):
         if views and "" not in views:
             raise ConfigError(f'No view is the learner\'s (""); there are: {sorted(views)}.')
         self._images, texts = image_arrays(views), text_arrays(views)
-        self.reads_texts = bool(texts)
+        self.reads_texts = bool(texts or concepts)
         self._texts = [(get_tokenizer(config), names) for config, names in texts.items()]
-        path = views[""].concepts if views else ""
-        self._concepts = concept_list(path) if path else None
+        self._concepts = concept_list(concepts) if concepts else None
 
     @property
     def looks(self) -> list[Look]:
