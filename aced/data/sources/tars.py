@@ -16,6 +16,7 @@ from absl import logging
 
 from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
+from aced.data.captions import check_kinds, joined
 from aced.data.records import DatasetError, RecordError, check_index
 from aced.data.sources import tar_index, tar_labels
 from aced.files import encoding, storage
@@ -38,6 +39,9 @@ class WebDatasetConfig(Checked):
     # classes in KEY.cls or KEY.npy; ".txt": every line of KEY.txt is a caption. Empty: KEY.txt is
     # one caption, which may be missing if there is a label.
     captions: tuple[str, ...] = ()
+    # Kinds of the captions, one for each of these entries, for data.caption_weights: with captions
+    # (".txt", "syn_text") for example ("given", "synthetic"). Empty: all are "given".
+    kinds: tuple[str, ...] = ()
     # Field of KEY.json with the number of a class; ".cls": that in KEY.cls. Empty: no labels.
     label: str = ""
     # Field of KEY.json with the number of the picture's group, such as a region, for evaluations of
@@ -47,6 +51,7 @@ class WebDatasetConfig(Checked):
     cache_folder: MayChange[str] = "~/.cache/aced"
 
     def _check(self) -> None:
+        check_kinds(self.kinds, self.captions, "data.webdataset")
         if self.label == ".npy":
             raise ConfigError(
                 "data.webdataset.label = '.npy': a picture with a vector of classes has no single "
@@ -132,7 +137,7 @@ class TarSource:
             parts = self._read(self._paths[tar], entry)
             fields = _json(parts["json"]) if "json" in parts else {}
             out = {"image": parts["image"], "id": index, "key": f"{self._names[tar]}/{key}"}
-            out["texts"] = self._texts(parts, fields)
+            out |= joined(self._captions(parts, fields), self._config.kinds, records.MAX_ITEMS)
             if self._config.label == ".cls":
                 out["label"] = tar_labels.number(parts)
             elif name := self._config.label:
@@ -177,22 +182,22 @@ class TarSource:
                 raise ValueError(f"the tar ends before {kind} does; it was cut off since")
         return parts
 
-    def _texts(self, parts: dict[str, bytes], fields: dict[str, Any]) -> tuple[str, ...]:
+    def _captions(self, parts: dict[str, bytes], fields: dict[str, Any]) -> list[list[str]]:
+        """The captions of each entry of the setting `captions`, or that of KEY.txt."""
         if not self._config.captions:
-            return (encoding.decode(parts["text"]).strip(),) if "text" in parts else ()
-        texts = []
-        for name in self._config.captions:
-            if name in tar_labels.MEMBERS:
-                texts += tar_labels.shown(name, parts, self.class_names)
-                continue
-            if name == ".txt":
-                texts += encoding.decode(parts.get("text", b"")).splitlines()
-                continue
+            return [[encoding.decode(parts["text"]).strip()]] if "text" in parts else []
+        return [self._texts(name, parts, fields) for name in self._config.captions]
+
+    def _texts(self, name: str, parts: dict[str, bytes], fields: dict[str, Any]) -> list[str]:
+        if name in tar_labels.MEMBERS:
+            texts = tar_labels.shown(name, parts, self.class_names)
+        elif name == ".txt":
+            texts = encoding.decode(parts.get("text", b"")).splitlines()
+        else:
             value = fields.get(name)
-            texts += value if isinstance(value, list) else [value]
+            texts = value if isinstance(value, list) else [value]
         texts = [encoding.without_mark(text) for text in texts if isinstance(text, str)]
-        texts = tuple(texts[: records.MAX_ITEMS])
-        for text in texts:
+        for text in texts[: records.MAX_ITEMS]:
             text.encode()  # raises for lone surrogates, which JSON can hold but tokenizers refuse
         return texts
 
