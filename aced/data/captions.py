@@ -4,6 +4,7 @@ import collections
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from aced.config import ConfigError
 from aced.data.draws import Draws
@@ -60,7 +61,7 @@ def to_indices(kinds: Sequence[str]) -> dict[str, list[int]]:
     }
 
 
-def from_indices(indices: Mapping[str, Sequence[int]], count: int) -> tuple[str, ...]:
+def from_indices(indices: Mapping[Any, Any], count: int) -> tuple[str, ...]:
     """The kinds of `count` captions that `to_indices` converted.
 
     Raises:
@@ -68,7 +69,7 @@ def from_indices(indices: Mapping[str, Sequence[int]], count: int) -> tuple[str,
     """
     kinds: dict[int, str] = {}
     for kind, members in indices.items():
-        if not KIND.fullmatch(kind) or type(members) is not list:
+        if type(kind) is not str or not KIND.fullmatch(kind) or type(members) is not list:
             raise ValueError(f"'kinds' must map names to lists of captions, got {indices!r:.200}")
         for i in members:
             if type(i) is not int or not 0 <= i < count or i in kinds:

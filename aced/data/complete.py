@@ -1,6 +1,7 @@
 """Batches of chosen examples with all of their captions and views, for embedding caches."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from aced.data.batch_spec import View
-from aced.data.images.augment import Cut, stored
+from aced.data.images.augment import stored
 from aced.data.images.filters import FilterConfig
-from aced.data.images.pictures import WHOLE, Look, Transform
+from aced.data.images.pictures import WHOLE, Cut, Look, Transform
 from aced.data.images.transforms import ResizeConfig
 from aced.data.pipeline import Batches
 from aced.data.reader import Example, InputCounters, Reader
@@ -85,7 +86,8 @@ def complete_batches(
     blanks = np.stack([blank] * max(1, config.augmentations if looks else 0))
 
     def cuts(index: int) -> list[Cut]:
-        return [stored(config.augment, index, number) for number in range(config.augmentations)]
+        view = functools.partial(stored, config=config.augment, index=index)
+        return [functools.partial(view, number=i) for i in range(config.augmentations)]
 
     def row(k: int) -> dict[str, Any]:
         index = index_of(k)

@@ -323,7 +323,8 @@ def _stored(config: DataConfig, seed: int) -> tuple[Callable[[int], int], Callab
         return Draws(seed, _AUGMENTATIONS, draw).below(config.augmentations)
 
     def cuts(draw: int) -> Cuts:
-        return lambda index: [stored(config.augment, index, number(draw))]
+        view = functools.partial(stored, config=config.augment, number=number(draw))
+        return lambda index: [functools.partial(view, index=index)]
 
     return number, cuts
 

@@ -8,7 +8,6 @@ embeddings of all of them, and no parameters or pixels are stored.
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +17,6 @@ from aced.config import Checked, ConfigError
 from aced.data.draws import Draws
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower pixel; the last two are outside
-Cut = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h2 w2 3"]]
 Random = np.random.Generator | Draws  # `Draws` are the same in all versions of numpy
 _ATTEMPTS = 10
 _STORED = 3  # the stream of random choices of stored augmentations
@@ -85,13 +83,11 @@ def augment(
     return image[:, ::-1] if config.flip and rng.random() < config.flip else image
 
 
-def stored(config: AugmentConfig, index: int, number: int) -> Cut:
-    """Stored augmentation `number` of example `index`, the same at every call and in every run.
+def stored(
+    image: UInt8[np.ndarray, "h w 3"], config: AugmentConfig, index: int, number: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Stored augmentation `number` of a picture of example `index`: the same in every run.
 
-    The second picture of an example is changed by the same random numbers as the first.
+    The two pictures of an example are changed by the same random numbers.
     """
-
-    def cut(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-        return augment(image, config, Draws(number, _STORED, index))
-
-    return cut
+    return augment(image, config, Draws(number, _STORED, index))

@@ -7,13 +7,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from aced.data.images.augment import Cut
 from aced.data.images.decode import DecodeError, Picture, decode, load, picture_size
 from aced.data.images.fast_resize import resize_fast
 from aced.data.images.transforms import ResizeConfig, resize
 
 PictureName = Literal["image", "second"]  # of a record's pictures
 Decoder = Literal["exact", "fast"]
+Cut = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h2 w2 3"]]
 Cuts = Callable[[int], Sequence[Cut]]  # the parts of the picture of an example to use
 Transform = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "3 r s"]]
 WHOLE = sys.maxsize  # resolution of a look at the full picture, without thumbnail or scaled JPEG
