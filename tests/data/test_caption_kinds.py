@@ -187,16 +187,21 @@ def test_damaged_kinds_are_refused(kinds):
         records.decode(damaged)
 
 
-def test_tars_in_the_layout_of_datacompdr(tmp_path):
-    """The caption of the page in KEY.txt, the synthetic ones as a list in KEY.json."""
-    fields = json.dumps({"syn_text": ["one", "two"], "uid": "1"}).encode()
-    members = {"a.jpg": b"1", "a.txt": b"page", "a.json": fields, "b.jpg": b"2", "b.txt": b"alone"}
-    members["b.json"] = json.dumps({"syn_text": []}).encode()
+@pytest.mark.parametrize("ending", ["json", "syn.json"])
+def test_tars_in_the_layout_of_datacompdr(tmp_path, ending):
+    """The caption of the page in KEY.txt, synthetic ones in a list in KEY.json or KEY.syn.json."""
+    fields = [json.dumps({"syn_text": texts}).encode() for texts in (["one", "two"], [])]
+    members = {"a.jpg": b"1", "a.txt": b"page", f"a.{ending}": fields[0]}
+    members |= {"b.jpg": b"2", "b.txt": b"alone", f"b.{ending}": fields[1]}
+    if ending == "syn.json":  # the other members of that data set, and captions of a lost picture
+        members |= {"b.json": b'{"uid": "1"}', "b.url.txt": b"http://a", "b.paug.json": b"{}"}
+        members |= {"b.npz": b"", "c.syn.json": fields[0]}
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(members.items()))
     config = WebDatasetConfig(
         str(tmp_path), captions=(".txt", "syn_text"), kinds=("given", "synthetic")
     )
     source = TarSource(config)
+    assert len(source) == 2
     assert source[0]["texts"] == ("page", "one", "two")
     assert source[0]["kinds"] == ("given", "synthetic", "synthetic")
     assert (source[1]["texts"], source[1]["kinds"]) == (("alone",), ("given",))

@@ -5,6 +5,7 @@
 The tars stay unchanged, on a disk or in an object store; `tar_index` has the positions of examples.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -35,9 +36,9 @@ class WebDatasetConfig(Checked):
 
     # A tar, a folder of them, or a pattern: /data/{00000..00099}.tar, gs://bucket/cc12m/*.tar.
     path: MayChange[str] = ""
-    # Fields of KEY.json with captions; ".cls" or ".npy": the names, in classnames.txt, of the
-    # classes in KEY.cls or KEY.npy; ".txt": every line of KEY.txt is a caption. Empty: KEY.txt is
-    # one caption, which may be missing if there is a label.
+    # Fields of KEY.json, or of KEY.syn.json as in DataCompDR, with captions; ".cls" or ".npy": the
+    # names, in classnames.txt, of the classes in KEY.cls or KEY.npy; ".txt": every line of KEY.txt
+    # is a caption. Empty: KEY.txt is one caption, which may be missing if there is a label.
     captions: tuple[str, ...] = ()
     # Kinds of the captions, one for each of these entries, for data.caption_weights: with captions
     # (".txt", "syn_text") for example ("given", "synthetic"). Empty: all are "given".
@@ -135,7 +136,9 @@ class TarSource:
             raise RecordError(where)
         try:
             parts = self._read(self._paths[tar], entry)
-            fields = _json(parts["json"]) if "json" in parts else {}
+            fields = {}
+            for kind in ("syn", "json"):
+                fields |= _json(parts[kind]) if kind in parts else {}
             out = {"image": parts["image"], "id": index, "key": f"{self._names[tar]}/{key}"}
             out |= joined(self._captions(parts, fields), self._config.kinds, records.MAX_ITEMS)
             if self._config.label == ".cls":
@@ -159,7 +162,8 @@ class TarSource:
     def _kinds(self) -> tuple[str, ...]:
         """The kinds of members that are read beside the picture."""
         kinds = [_MEMBERS.get(name, "json") for name in self._fields]
-        return tuple(dict.fromkeys(kinds if self._config.captions else ("text", *kinds)))
+        kinds = kinds if self._config.captions else ["text", *kinds]
+        return tuple(dict.fromkeys([*kinds, "syn"] if "json" in kinds else kinds))
 
     def _read(self, path: str, entry: np.void) -> dict[str, bytes]:
         """The parts of an example, in one read if they are close together."""
@@ -231,7 +235,7 @@ class TarSource:
         if not len(whole):
             return  # the pipeline refuses an empty data set
         required = {name for name in self._fields if name not in _MEMBERS}
-        json_at = whole[whole["json"] >= 0][:_SEARCHED]
+        json_at = whole[(whole["json"] >= 0) | (whole["syn"] >= 0)][:_SEARCHED]
         known = self._known_fields(json_at, required)
         listed = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
         problem = ""
@@ -286,18 +290,18 @@ class TarSource:
         )
 
     def _known_fields(self, entries: np.ndarray, required: set[str]) -> set[str]:
-        """The fields in KEY.json of these examples, until all `required` ones are found."""
+        """The fields in KEY.json and KEY.syn.json of examples, until all `required` are found."""
         known: set[str] = set()
         for entry in entries:
             if known and required <= known:
                 break
-            start, size = int(entry["json"]), int(entry["json_size"])
-            if 0 <= size <= records.MAX_STRING_BYTES:
+            for kind in ("json", "syn"):
+                start, size = int(entry[kind]), int(entry[f"{kind}_size"])
+                if start < 0 or not 0 <= size <= records.MAX_STRING_BYTES:
+                    continue
                 data = storage.read(self._paths[int(entry["tar"])], start, size)
-                try:
+                with contextlib.suppress(ValueError, RecursionError):  # counted when it is read
                     known |= _json(data).keys()
-                except (ValueError, RecursionError):
-                    continue  # counted when it is read
         return known
 
 
