@@ -19,12 +19,14 @@ from jaxtyping import Float, Int
 
 from aced.config import ConfigError
 from aced.data import order as orders
-from aced.data.answers import answers_of
+from aced.data.answers import after
 from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.captions import pick
+from aced.data.concepts import concept_list
 from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment, stored
 from aced.data.images.pictures import Cuts, Look
+from aced.data.picks import PicksAhead
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
@@ -122,6 +124,8 @@ def train_batches(
     rows: Int[np.ndarray, " n"] | None = None,
     counters: InputCounters | None = None,
     caches: Mapping[str, StoredEmbeddings] | None = None,
+    picks: PicksAhead | None = None,
+    concepts: str = "",
 ) -> Batches:
     """Returns this process's part of super-batches `start_step`, `start_step + 1`, ..., endlessly.
 
@@ -132,12 +136,14 @@ def train_batches(
     member of a mixture, and `answer_ids` int32 [n 10] and `answer_scores` float32 [n 10], see
     `answers.Targets`.
 
-    If a view has `answers`, the caption is a question: `text` is the question and a random one of
-    its answers, and `given` int32 [n] the number of the question's words.
+    With a list of `concepts`, `concepts` int32 [n 32] are those of the caption, see
+    `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text`
+    is the question and a random one of its answers that fit after it, and `given` int32 [n] the
+    number of the question's words.
 
-    A record that cannot be read, has no caption, is dropped by the filters or is missing in a cache
-    is replaced by a random one of the data set, or of the same member of a mixture, which is
-    determined by the seed and the row.
+    A record that cannot be read, has no caption (or no answer that fits), is dropped by the filters
+    or is missing in a cache is replaced by a random one of the data set, or of the same member of a
+    mixture, which is determined by the seed and the row.
 
     Args:
         source: the examples.
@@ -147,10 +153,15 @@ def train_batches(
             member of a mixture has, examples are repeated within it, with a warning.
         seed: seed of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
-        rows: the rows of every super-batch that this process reads. None: all B.
+        rows: the rows of every super-batch that this process reads. None: all B. With `picks`
+            those of its picks.
         counters: counts skipped records.
         caches: stored embeddings of the examples by key prefix; those of texts belong to the drawn
             caption.
+        picks: of the super-batches, of which only these are read: as they were scored, or, if that
+            is no longer possible with these views and caches, with the next replacement. Close them
+            first, because the threads wait for them.
+        concepts: file with a list of concepts, one in each line. Empty: none are looked for.
 
     Raises:
         ConfigError: the data set is empty, a vocabulary file is missing, or the view "" is missing.
@@ -163,13 +174,14 @@ def train_batches(
     counters = counters or InputCounters()
     rows = np.arange(batch_size) if rows is None else rows
     caches = caches or {}
-    render = _Render(views)
+    render = _Render(views, concepts)
     missing = [cache.missing for cache in caches.values()]
     answered = any(view.answers for view in views.values())
-    reader = Reader(source, config, counters, render.looks, missing, need_answer=answered)
-    class_names = getattr(source, "class_names", None)
+    tokenizer = get_tokenizer(views[""].tokenizer) if answered else None
+    reader = Reader(source, config, counters, render.looks, missing, answer_tokenizer=tokenizer)
     known = known_fields(source, config)
-    _warn_of_copies(source, batch_size)
+    if picks is None:
+        _warn_of_copies(source, batch_size)
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)
 
     reads_texts = render.reads_texts or any("text" in cache.towers for cache in caches.values())
@@ -177,8 +189,14 @@ def train_batches(
 
     def row(k: int) -> Row:
         step, i = divmod(k, len(rows))
-        draw = step * batch_size + int(rows[i])
-        example = reader.first_usable(order.tries(draw), reads_texts, cuts and cuts(draw))
+        place, scored = int(rows[i]), None
+        if picks is not None:
+            place, scored = picks.of(step)[:, place].tolist()
+        draw = step * batch_size + place
+        tries = order.tries(draw)
+        if scored is not None:
+            tries = itertools.dropwhile(lambda index: index != scored, tries)
+        example = reader.first_usable(tries, reads_texts, cuts and cuts(draw))
         captions, caption = example.captions if reads_texts else (), 0
         if captions:
             is_random = config.caption == "random" and len(captions) > 1
@@ -188,9 +206,9 @@ def train_batches(
         row = example.fields(known) | {"caption": np.int32(caption)}
         row["augmentation"] = np.int32(augmentation(draw))
         if answered:
-            possible = answers_of(example.record, class_names)
+            fitting = example.answers[captions.index(caption)]
             row |= {"given": render.words(text)}
-            text = f"{text} {Draws(seed, 1, draw).pick(possible)}"
+            text = after(text, Draws(seed, 1, draw).pick(fitting))
         return render(example.images, text) | row
 
     def stack(rows: Sequence[Row]) -> Batch:
@@ -332,12 +350,13 @@ def _stored(config: DataConfig, seed: int) -> tuple[Callable[[int], int], Callab
 class _Render:
     """Arrays of an example for each model; equal views share an array."""
 
-    def __init__(self, views: Mapping[str, View]):
+    def __init__(self, views: Mapping[str, View], concepts: str):
         if views and "" not in views:
             raise ConfigError(f'No view is the learner\'s (""); there are: {sorted(views)}.')
         self._images, texts = image_arrays(views), text_arrays(views)
-        self.reads_texts = bool(texts)
+        self.reads_texts = bool(texts or concepts)
         self._texts = [(get_tokenizer(config), names) for config, names in texts.items()]
+        self._concepts = concept_list(concepts) if concepts else None
 
     @property
     def looks(self) -> list[Look]:
@@ -350,6 +369,8 @@ class _Render:
             row[name] = image
         for tokenizer, (name, *_) in self._texts:
             row[name] = tokenizer([text])[0]
+        if self._concepts:
+            row["concepts"] = self._concepts(text)
         return row
 
     def words(self, text: str) -> np.int32:

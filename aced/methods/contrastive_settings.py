@@ -20,12 +20,21 @@ _TITLES = {  # names in arXiv 2411.18674, by score
     "learnability": "H-ACID",
     "easy_reference": "I-ACID",
     "hard_learner": "hard learner",
+    "concept_balance": "CABS-DM",  # arXiv 2511.20643
+    "concept_count": "CABS-FM",
 }
 
 
 def frozen_key(name: str) -> str:
     """The path in the config of the settings of the frozen model `name`."""
     return "method.reference" if name == REFERENCE else f"method.teachers.{name}"
+
+
+def _unread_scale(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key} is not read with method.distillation.loss = 'feature', which has no logits; leave "
+        "it at None."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +79,21 @@ class ContrastiveConfig(MethodConfig):
     score_micro_batch: MayChange[NonNegativeInt] = 0
     scoring: ScoringConfig = ScoringConfig()  # how the learner runs for scoring
     reference_scoring: ScoringConfig = ScoringConfig()  # how the reference runs for scoring
-    # One in so many trained examples is computed as in `scoring`, the others in full; 0: none. A
+    # n: one in n trained examples is computed as in `scoring`, the others in full; 0: none. A
     # learner that scores with larger patches or shorter texts has to be trained with these. JEST's
     # Flexi trains half of the batch in this way (2), and needs a quarter (4).
     multi_resolution_every: Annotated[int, Interval(ge=0, le=1024)] = 0
+    # K: a step trains on the picks of its super-batch, which was scored K steps before, and scores
+    # the super-batch of K steps later. So only the picks are decoded in full. With 1 they are
+    # decoded between two steps, with 2 during a step. 0: each step scores what it trains on
+    score_ahead: Annotated[int, Interval(ge=0, le=2)] = 0
 
     def _check(self) -> None:
         super()._check()
         if self.multi_resolution_every == 1:
             raise ConfigError(
                 "method.multi_resolution_every = 1 leaves no example computed in full; set it to "
-                "0 (none) or 2 to 1024 (one example in so many)."
+                "0 (none) or n = 2 to 1024 (one example in n)."
             )
         if self.multi_resolution_every and self.scoring.view.exact:
             raise ConfigError(
@@ -88,6 +101,7 @@ class ContrastiveConfig(MethodConfig):
                 "and neither is set; set one of them, or set multi_resolution_every to 0."
             )
         self.scoring.check(self.model)
+        self._check_score_ahead()
         if self.reference.cache and not self.reference_scoring.exact:
             raise ConfigError(
                 "method.reference_scoring is for a reference that runs, but its embeddings are "
@@ -109,6 +123,7 @@ class ContrastiveConfig(MethodConfig):
             )
         self._check_scales()
         self._check_weights()
+        self._check_concepts()
         for name in self.distillation.teachers:
             if name not in names:
                 raise ConfigError(
@@ -119,6 +134,29 @@ class ContrastiveConfig(MethodConfig):
             raise ConfigError(
                 "method.reference_shift changes the softmax loss; set method.loss = 'softmax' and "
                 "a method.contrastive_weight above 0, or method.reference_shift = False."
+            )
+
+    def _check_score_ahead(self) -> None:
+        """Raises a ConfigError if candidates cannot be read apart from what is trained on."""
+        for name in ("scoring", "reference_scoring"):
+            if not self.score_ahead and getattr(self, name).resolution is not None:
+                raise ConfigError(
+                    f"method.{name}.resolution needs method.score_ahead: otherwise every candidate "
+                    "is read in full anyway. Set method.score_ahead to 1 or 2, or the resolution "
+                    "to None."
+                )
+        if not self.score_ahead:
+            return
+        if not self.selects:
+            raise ConfigError(
+                f"method.score_ahead = {self.score_ahead} needs selection; set "
+                "method.selection.filter_ratio above 0, or score_ahead to 0."
+            )
+        if self.distillation.weight > 0 and self.distillation.batch == "iid":
+            raise ConfigError(
+                "method.distillation.batch = 'iid' distils on candidates that were not picked, "
+                "which method.score_ahead does not decode in full; set batch to 'selected', or "
+                "score_ahead to 0."
             )
 
     def _check_scales(self) -> None:
@@ -137,16 +175,27 @@ class ContrastiveConfig(MethodConfig):
             )
         if distillation.loss != FEATURE:
             return
-        # The scale of a cached teacher may be that of its cache, which is filled in.
-        teachers = {name: item for name, item in self.teachers.items() if not item.cache}
-        scales = {f"{frozen_key(name)}.scale": item.scale for name, item in teachers.items()}
-        scales["method.distillation.reference_scale"] = distillation.reference_scale
-        for key, scale in scales.items():
-            if scale is not None:
-                raise ConfigError(
-                    f"{key} is not read with method.distillation.loss = 'feature', which has no "
-                    "logits; leave it at None."
-                )
+        if distillation.reference_scale is not None:
+            raise _unread_scale("method.distillation.reference_scale")
+        for name, item in self.teachers.items():
+            # `resolve` fills in the scale of a cache, and compares one that was set with it.
+            if item.scale is not None and not item.cache:
+                raise _unread_scale(f"{frozen_key(name)}.scale")
+
+    def _check_concepts(self) -> None:
+        """Raises a ConfigError unless there is a list of concepts exactly where one is read."""
+        selection, reads = self.selection, self.selects and self.selection.by_concept
+        if reads and not selection.concepts:
+            raise ConfigError(
+                f"method.selection.score = {selection.score!r} needs the concepts of captions; set "
+                "method.selection.concepts to a text file with one concept in each line."
+            )
+        if selection.concepts and not reads:
+            raise ConfigError(
+                f"method.selection.concepts = {selection.concepts!r} is not read with "
+                f"method.selection.score = {selection.score!r} and "
+                f"method.selection.filter_ratio = {selection.filter_ratio:g}; leave it empty."
+            )
 
     def _check_weights(self) -> None:
         """Raises a ConfigError if nothing trains the learner, or what is selected is not used."""
@@ -226,6 +275,19 @@ class ContrastiveConfig(MethodConfig):
         if not self.selects:
             return self
         return dataclasses.replace(self, selection=self.selection.for_batch(batch_size))
+
+    def resolve(self, workdir: str) -> "ContrastiveConfig":
+        """See `MethodConfig`; also raises a ConfigError for the scale of a cached teacher.
+
+        The feature loss does not read it, so it must be None or the cache's own.
+        """
+        for name, item in self.frozen.items():
+            if self.distillation.loss != FEATURE or name == REFERENCE or item.scale is None:
+                continue
+            own = dataclasses.replace(item, scale=None).resolve(workdir, self.towers_of(name))
+            if item.scale != own.scale:
+                raise _unread_scale(f"{frozen_key(name)}.scale")
+        return super().resolve(workdir)
 
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "ContrastiveConfig":
         """Returns the settings with the given frozen models, by name."""
