@@ -23,6 +23,7 @@ from aced.prepare.runner import pipeline_on, run
 from tests.prepare.small import encoded, table
 
 distributed = pytest.importorskip("distributed")  # the extra "dask"
+dask = pytest.importorskip("dask")
 
 PICTURES, GROUP = 48, 4
 
@@ -200,6 +201,19 @@ def test_every_kind_of_step_gives_what_it_gives_on_the_runner_of_beam(tmp_path):
             found[runner] = contents(folder)
     assert len(found[EMBEDDED]) > 100
     assert found[DASK] == found[EMBEDDED]
+
+
+@pytest.mark.slow
+def test_task_that_kills_each_worker_ends_with_advice(tmp_path):
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(n_workers=1, dashboard_address=None) as fragile,
+    ):
+        options = [f"--dask_client_address={fragile.scheduler_address}"]
+        pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
+        _ = pipeline | beam.Create([1]) | beam.Map(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(PrepareError, match="Dask gave up: "):
+            pipeline.run()
 
 
 def test_no_scheduler_at_the_address(tmp_path):
