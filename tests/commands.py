@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from unittest import mock
 
+import grain  # noqa: F401  defines its flags, once per process: before any snapshot
 import jaxtyping._decorator
 from absl import app, flags
 from absl.testing import flagsaver

@@ -16,7 +16,7 @@ from aced.config import ConfigError
 from aced.prepare import progress
 from aced.prepare.config import DASK, EMBEDDED, PrepareConfig
 
-# Their job servers have options that Beam's own parsers do not know.
+# Their job servers have options that Beam's own parsers do not accept.
 _WITH_JOB_SERVERS = ("FlinkRunner", "SparkRunner", "PortableRunner")
 
 
@@ -32,7 +32,7 @@ def pipeline_on(runner: str, options: Sequence[str], out: str) -> beam.Pipeline:
         ConfigError: an option is unknown to both Beam and the command, or a package is missing.
     """
     chosen = _chosen(runner, out)
-    if runner not in _WITH_JOB_SERVERS and (unknown := unknown_options(options)):
+    if runner not in _WITH_JOB_SERVERS and (unknown := _unknown(options)):
         names = [field.name for field in dataclasses.fields(PrepareConfig)]
         found = nearest.names(unknown[0].lstrip("-").partition("=")[0], names)
         raise ConfigError(
@@ -56,8 +56,8 @@ def _chosen(runner: str, out: str) -> PipelineRunner | str:
     return DaskRunner(out)
 
 
-def unknown_options(options: Sequence[str]) -> list[str]:
-    """The options that Beam's parsers do not know; Beam would only log them."""
+def _unknown(options: Sequence[str]) -> list[str]:
+    """The options that Beam's parsers do not accept; Beam would only log them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     waiting = [PipelineOptions]
     while waiting:

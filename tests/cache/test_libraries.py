@@ -1,5 +1,6 @@
 """Caches of models that only another library runs, as reference and as teacher."""
 
+import contextlib
 import copy
 import dataclasses
 import io
@@ -15,10 +16,12 @@ from aced.cache import Cache, CacheError, command, libraries, making
 from aced.cache.config import CacheConfig
 from aced.cache.description import Plan
 from aced.config import ConfigError
+from aced.convert import open_clip
 from aced.data import records
 from aced.data.sources import DataConfig
 from aced.methods.dime import DimeConfig
 from aced.methods.frozen import FrozenConfig
+from aced.metrics import progress
 from aced.models.saved import InteropError
 from aced.parallel import mesh as meshes
 from aced.parallel.watchdog import Watchdog
@@ -46,27 +49,42 @@ def data(tmp_path_factory):
     return cached.write_data(tmp_path_factory.mktemp("data") / "pairs", SIZE)
 
 
+# The smallest model of each family beside MobileCLIP, with its resolution.
+FAMILIES = {"MobileCLIP2-S0": 64, "ViTamin-S": 224, "PE-Core-T-16-384": 384, "EVA02-B-16": 224}
+
+
 @pytest.fixture(scope="module")
-def mobile_clip(foreign, tmp_path_factory):
-    """(folder, model): MobileCLIP-S1's image tower with a short text tower, random weights."""
-    library = foreign.open_clip()
+def make_model(foreign, tmp_path_factory):
+    """Makes (folder, model): an image tower of open_clip and a short text tower, random weights."""
+    torch, library = foreign.torch(), foreign.open_clip()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its threads wait busily for each other, on cores that JAX uses
     from open_clip.factory import get_model_config
     from safetensors.torch import save_file
 
-    settings = copy.deepcopy(get_model_config("MobileCLIP-S1"))
-    settings["text_cfg"] |= {"layers": 1, "width": 64, "heads": 2}
-    settings["vision_cfg"]["image_size"] = 64
-    settings["embed_dim"] = 48
-    folder = tmp_path_factory.mktemp("models") / "mobile"
-    folder.mkdir()
-    pictures = {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear"}
-    about = {"model_cfg": settings, "preprocess_cfg": pictures | {"resize_mode": "shortest"}}
-    (folder / "open_clip_config.json").write_text(json.dumps(about))
-    settings = {key: value for key, value in settings.items() if key != "custom_text"}
-    foreign.torch().manual_seed(0)
-    model = library.CustomTextCLIP(**copy.deepcopy(settings)).eval()
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return folder, model
+    def make_model(name, resolution):
+        settings = copy.deepcopy(get_model_config(name))
+        settings["text_cfg"] |= {"layers": 1, "width": 64, "heads": 2}
+        settings["vision_cfg"]["image_size"] = resolution
+        settings["embed_dim"] = 48
+        folder = tmp_path_factory.mktemp("models") / name
+        folder.mkdir()
+        pictures = {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear"}
+        about = {"model_cfg": settings, "preprocess_cfg": pictures | {"resize_mode": "shortest"}}
+        (folder / "open_clip_config.json").write_text(json.dumps(about))
+        settings = {key: value for key, value in settings.items() if key != "custom_text"}
+        torch.manual_seed(0)
+        model = library.CustomTextCLIP(**copy.deepcopy(settings)).eval()
+        save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+        return folder, model
+
+    yield make_model
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def mobile_clip(make_model):
+    return make_model("MobileCLIP-S1", 64)
 
 
 def make(data, name, out, **changes):
@@ -82,12 +100,28 @@ def cache(data, mobile_clip, tmp_path_factory):
     return out
 
 
-def pairs(data):
-    """(id, picture, captions) of some examples."""
+def pairs(data, ids):
+    """(id, picture, captions) of the examples `ids`."""
     source = records.open_dataset(data, "train")
-    for i in (0, 1, 6, 15, 39):
+    for i in ids:
         picture = Image.open(io.BytesIO(source[i]["image"])).convert("RGB")
         yield i, picture, [text for text in source[i]["texts"] if text.strip()]
+
+
+def assert_same_embeddings(foreign, cache, folder, some):
+    """Compares a cache with open_clip's own embeddings of `some`, see `pairs`."""
+    torch, library = foreign.torch(), foreign.open_clip()
+    name = f"local-dir:{folder}"
+    model, transform = library.create_model_from_pretrained(name)
+    model.eval()  # some have batch norms
+    tokenizer = library.get_tokenizer(name)
+    for i, picture, texts in some:
+        with torch.no_grad():
+            zimg = model.encode_image(transform(picture)[None], normalize=True)
+            ztxt = model.encode_text(tokenizer(texts), normalize=True)
+        read = cache.read(np.full(len(texts), i), np.arange(len(texts)))
+        np.testing.assert_allclose(read["zimg"][:1], zimg, atol=1e-6)
+        np.testing.assert_allclose(read["ztxt"], ztxt, atol=1e-6)
 
 
 class Plain(libraries.LibraryModel):
@@ -135,10 +169,23 @@ def plain(data, tmp_path_factory):
     return make_plain(data, tmp_path_factory.mktemp("plain") / "cache")
 
 
+def test_fit_of_scale_and_bias_is_announced(data, tmp_path, monkeypatch):
+    parts = []
+
+    @contextlib.contextmanager
+    def announced(part):
+        parts.append(part)
+        yield
+
+    monkeypatch.setattr(progress, "announced", announced)
+    make_plain(data, tmp_path / "cache")
+    assert parts == ["Fitting a scale and a bias to the embeddings"]
+
+
 def test_entries_are_what_the_model_makes_of_whole_pictures_and_captions(plain, data):
     model, found = Plain(), Cache(plain)
     assert set(found.missing) == {cached.BROKEN, cached.SILENT}
-    for i, picture, texts in pairs(data):
+    for i, picture, texts in pairs(data, (0, 1, 6, 15, 39)):
         read = found.read(np.full(len(texts), i), np.arange(len(texts)))
         zimg = model.embed("image", model.pixels(np.asarray(picture))[None])
         np.testing.assert_array_equal(read["zimg"][:1], zimg)
@@ -187,31 +234,32 @@ def test_a_method_needs_width_scale_and_bias_alone(plain, tmp_path):
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 def test_embeddings_are_the_librarys_own(foreign, data, mobile_clip, cache):
-    torch, library = foreign.torch(), foreign.open_clip()
-    folder, _ = mobile_clip
-    name = f"local-dir:{folder}"
-    model, transform = library.create_model_from_pretrained(name)
-    model.eval()  # it has batch norms
-    tokenizer = library.get_tokenizer(name)
+    folder, model = mobile_clip
     found = Cache(cache)
     assert set(found.missing) == {cached.BROKEN, cached.SILENT}
-    for i, picture, texts in pairs(data):
-        with torch.no_grad():
-            zimg = model.encode_image(transform(picture)[None], normalize=True)
-            ztxt = model.encode_text(tokenizer(texts), normalize=True)
-        ids = np.full(len(texts), i)
-        read = found.read(ids, np.arange(len(texts)))
-        np.testing.assert_allclose(read["zimg"][:1], zimg, atol=1e-6)
-        np.testing.assert_allclose(read["ztxt"], ztxt, atol=1e-6)
+    assert_same_embeddings(foreign, found, folder, pairs(data, (0, 1, 6, 15, 39)))
     plan = found.description.plan
     assert plan.model is None
-    assert plan.other == libraries.About("open_clip", "mobile", 48)
+    assert plan.other == libraries.About("open_clip", "MobileCLIP-S1", 48)
     assert plan.scale == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
     assert plan.bias is None
     assert "open_clip_torch 3." in plan.fingerprint["library"]
     assert "interpolation=bilinear" in plan.fingerprint["preprocess"]
     kinds = {"data", "decode", "weights", "library", "tokenizer", "preprocess"}
     assert set(plan.fingerprint) == kinds
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_that_are_not_converted(foreign, make_model, family, tmp_path):
+    folder, _ = make_model(family, FAMILIES[family])
+    with pytest.raises(InteropError, match=r"is not supported|cannot be read"):
+        open_clip.read(folder, family)
+    data = cached.write_data(tmp_path / "pairs", 4)
+    make(data, f"open_clip:{folder}", tmp_path / "cache")
+    assert_same_embeddings(foreign, Cache(tmp_path / "cache"), folder, pairs(data, range(4)))
 
 
 @pytest.mark.slow
@@ -248,7 +296,7 @@ def test_a_model_of_transformers(foreign, data, tmp_path):
     model = transformers.AutoModel.from_pretrained(folder).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder)
     found = Cache(tmp_path / "out")
-    for i, picture, texts in pairs(data):
+    for i, picture, texts in pairs(data, (0, 1, 6, 15, 39)):
         inputs = processor(
             images=picture, text=texts, padding="max_length", truncation=True, return_tensors="pt"
         )

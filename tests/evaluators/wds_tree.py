@@ -12,13 +12,11 @@ TEMPLATES = ("a photo of a {c}.", "{c}, drawn", "a picture with much {c} and mor
 
 
 def png(i):
-    """A square picture of its own for each i.
-
-    Of others our middle may differ from torchvision's by a grey level, see `transforms.resize`.
-    """
+    """A picture of its own for each i; squares, tall and wide ones in turn."""
     pixels = np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
+    size = ((48, 48), (37, 61), (75, 40))[i % 3]
     out = io.BytesIO()
-    Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC).save(out, "PNG")
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(out, "PNG")
     return out.getvalue()
 
 

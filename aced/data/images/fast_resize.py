@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from aced.data.images.decode import Picture
-from aced.data.images.transforms import ResizeConfig, resize
+from aced.data.images.transforms import ResizeConfig, resize_middle
 
 cv2.setNumThreads(0)  # the input has its own threads
 
@@ -36,9 +36,9 @@ def resize_fast(
     if shape == (resolution, resolution) == (picture.height, picture.width):
         return np.ascontiguousarray(picture.upright(picture.pixels))
     short, long = sorted((picture.height, picture.width))
-    if config.mode == "crop" and long > _LONGEST * short:  # Pillow computes the middle only
+    if config.mode == "crop" and long > _LONGEST * short:
         upright = np.ascontiguousarray(picture.upright(picture.pixels))
-        return resize(upright, resolution, config)
+        return resize_middle(upright, resolution, config)
     new_height = new_width = resolution
     if config.mode == "crop":  # torchvision truncates the longer side's new length
         new_height = int(resolution * picture.height / short)
