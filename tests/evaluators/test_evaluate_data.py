@@ -159,8 +159,9 @@ def test_a_workdir_needs_no_config(evaluate, place):
     done = call("evaluate", f"--workdir={place}/model", f"--data={data}", f"--out={place}/workdir")
     assert done.returncode == 0, done.stderr
     numbers, _ = evaluate(place, data=(data,), out="workdir")
-    assert content(place, "workdir")["evaluations"]["flickr30k"]["numbers"]["mean_r1"] == (
-        numbers["flickr30k/mean_r1"]
+    assert (
+        content(place, "workdir")["evaluations"]["flickr30k"]["numbers"]["mean_r1"]
+        == (numbers["flickr30k/mean_r1"])
     )
 
 
