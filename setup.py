@@ -34,6 +34,7 @@ CORE = [
 
 PARQUET = ["pyarrow>=18,<27"]
 BEAM = ["apache-beam>=2.70,<3", *PARQUET]
+DASK = ["distributed>=2026.8", *BEAM]
 WANDB = ["wandb>=0.31,<1"]
 # A server needs only the first. Newer releases of SQLAlchemy warn about what MLflow does.
 MLFLOW = ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2,<2.1", "alembic>=1.13,<2"]
@@ -64,6 +65,7 @@ setuptools.setup(
         "tfds": TFDS,
         "parquet": PARQUET,
         "beam": BEAM,  # python -m aced.prepare
+        "dask": DASK,  # python -m aced.prepare --runner=DaskRunner
         "hf": ["huggingface_hub>=0.34", *TRANSFORMERS],
         "stablehlo": STABLEHLO,  # python -m aced.convert --to=stablehlo
         "onnx": ["torch>=2.13,<3", *TRANSFORMERS, *ONNX],  # --to=onnx
@@ -85,7 +87,7 @@ setuptools.setup(
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.6,<4",
-            *BEAM,
+            *DASK,
             *TFDS,
             *GCS,
             *PLOTS,

@@ -88,7 +88,7 @@ def _is_flag(name: str) -> bool:
 
 def alike(name: str) -> list[str]:
     """Returns the flags that resemble `name`, or the settings that are commonly called so."""
-    found = nearest.names(name, [flag.name for flag in _own_flags()])
+    found = nearest.names(name, [*(flag.name for flag in _own_flags()), "help"])
     if _CONFIG in flags.FLAGS:
         found = [f"{_CONFIG}.{path}" for path in nearest.usual(name)] or found
     return [f"--{one}" for one in found]

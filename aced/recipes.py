@@ -100,7 +100,7 @@ def _loaded(file: str, argument: str) -> ml_collections.ConfigDict:
         header = (module.__doc__ or "").strip()
         print(f"{header}\n\nArguments, with their defaults:\n{listed(request.defaults)}")
         sys.exit(0)
-    except ConfigError as error:
+    except UserError as error:
         raise UserError(str(error)) from error  # absl would rewrite a ValueError
     except ModuleNotFoundError as error:
         raise UserError(f"{file}: {error}. {_ROOT}") from error

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import table
 from benchmarks.methods import suites
-from benchmarks.methods.runs import HIDDEN, Run
+from benchmarks.methods.runs import DIVERSE, HIDDEN, SHIFTED, Run
 from benchmarks.table import RESULTS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -96,6 +96,8 @@ METHODS = {  # of configs/methods.py, as the tables call them
     "i_acid": "I-ACID",
     "aced_iid": "ACED-IIDistill",
     "hard": "hard learner",
+    "cabs_dm": "CABS-DM",
+    "cabs_fm": "CABS-FM",
 }
 
 
@@ -186,11 +188,11 @@ def _variant(run: Run) -> str:
 
 def methods_icons() -> str:
     """All methods on icons: R@1 among held-out ones, and the accuracy over shared names."""
-    found = _Cells()
+    found, listed = _Cells(), set(suites.icons())
     for run, row in table.read_runs("methods.csv", Run):
-        if run.data == "icons":
+        if run in listed or (run.data == "icons" and _is_reference(run)):
             name = METHODS[run.method]
-            if run.seed not in suites.SEEDS:
+            if _is_reference(run):
                 name = "reference, on names that families share"
             elif run.examples == suites.EQUAL_FLOPS:
                 name += " at H-ACID's FLOPs"
@@ -200,6 +202,72 @@ def methods_icons() -> str:
     columns = ("r1", "zeroshot", "noise")
     rows = [[name, *(spread(cells[c]) for c in columns)] for name, cells in found.items()]
     return markdown(titles, sorted(rows, key=lambda row: float(row[1].split()[0])))
+
+
+BEYOND = (
+    suites.only_distils,
+    suites.teachers,
+    suites.scales,
+    suites.shifted,
+    suites.concepts,
+    suites.false_negatives,
+)
+
+
+def methods_beyond() -> str:
+    """What goes beyond the papers, and its baselines; cells of which all seeds have been run."""
+    listed = {run for suite in BEYOND for run in suite()}
+    baselines = (suites.main, suites.icons, suites.equal_flops, suites.softmax)
+    usual = {run for suite in baselines for run in suite() if run.method in _BASELINES}
+    found = _Cells()
+    for run, row in table.read_runs("methods.csv", Run):
+        numbers = ("r1", "zeroshot") if run.data == "icons" else ("r1",)
+        if run in listed | usual:
+            for number in numbers:
+                found[_beyond(run)][run.data, run.wrong, number].append(float(row[number]))
+    pools = {
+        "0% wrong": ("shapes", 0.0, "r1"),
+        "50% wrong": ("shapes", 0.5, "r1"),
+        "icons": ("icons", 0.0, "r1"),
+        "icons, zero-shot": ("icons", 0.0, "zeroshot"),
+    }
+    rows = []
+    for name, cells in found.items():
+        complete = [cells[pool] for pool in pools.values()]
+        shown = [spread(values) if len(values) == len(suites.SEEDS) else "" for values in complete]
+        if any(shown):
+            rows.append([name, *shown])
+    return markdown(["R@1, %", *pools], sorted(rows))
+
+
+_BASELINES = ("iid", "kd", "h_acid", "aced")
+
+
+def _beyond(run: Run) -> str:
+    """A run in words: the loss, the teachers, what is selected, and whether it is longer."""
+    is_long = run.examples == suites.EQUAL_FLOPS
+    run = dataclasses.replace(run, examples=suites.EXAMPLES)
+    name, settings = METHODS[run.method], json.loads(run.settings)
+    if not run.contrastive:
+        name = "softmax-KD only" + (", on H-ACID's picks" if run.score else "")
+    if run.loss == SHIFTED:
+        name = "DRRho" if run.method == "iid" else f"{name} with DRRho"
+    elif run.loss != Run().loss:
+        name += f", {run.loss} loss"
+    if run.teachers == DIVERSE:
+        name += ", teacher of the run's own pairs"
+    elif run.teachers != Run().teachers:
+        name += f", two teachers, mean of {run.average}"
+    if run.teacher_scale:
+        name += f", teacher's scale {run.teacher_scale:g}"
+    if "false_negative_margin" in settings:
+        name += f", false negatives by a margin of {settings['false_negative_margin']:g}"
+    return f"{name}, at H-ACID's FLOPs" if is_long else name
+
+
+def _is_reference(run: Run) -> bool:
+    """Whether a run is the training of the usual reference."""
+    return run.seed not in suites.SEEDS and run.reference == Run().reference
 
 
 def smoke() -> str:
@@ -315,6 +383,7 @@ TABLES = {
     "latency": latency,
     "layers": layers,
     "methods": methods,
+    "methods_beyond": methods_beyond,
     "methods_else": methods_else,
     "methods_icons": methods_icons,
     "open_clip_models": open_clip_models,

@@ -1,4 +1,4 @@
-"""The methods of arXiv 2411.18674 as settings of one step: `apply(config, "h_acid")`."""
+"""The methods of arXiv 2411.18674 and CABS as settings of one step: `apply(config, "h_acid")`."""
 
 import ml_collections
 
@@ -13,6 +13,8 @@ METHODS = {
     "h_acid": ("learnability", False, "selected"),
     "aced": ("learnability", True, "selected"),  # ACED-ACIDistill
     "aced_iid": ("learnability", True, "iid"),  # ACED-IIDistill
+    "cabs_dm": ("concept_balance", False, "selected"),  # CABS, arXiv 2511.20643
+    "cabs_fm": ("concept_count", False, "selected"),
 }
 
 
@@ -27,8 +29,24 @@ def distils(name: str) -> bool:
     return METHODS[name][1]
 
 
+def uses_concepts(name: str) -> bool:
+    """Whether the method `name` selects by the concepts of captions."""
+    return METHODS[name][0] in ("concept_balance", "concept_count")
+
+
+def drawn(name: str) -> dict[str, str]:
+    """The settings of selection, beside the score, by which the method `name` draws."""
+    # The candidates with the most concepts, as in the paper.
+    return {"method": "independent", "draw": "top_k"} if name == "cabs_fm" else {}
+
+
 def apply(
-    config: ml_collections.ConfigDict, name: str, *, filter_ratio: float, weight: float
+    config: ml_collections.ConfigDict,
+    name: str,
+    *,
+    filter_ratio: float,
+    weight: float,
+    concepts: str = "",
 ) -> None:
     """Sets `config.method` to the method `name`.
 
@@ -37,6 +55,7 @@ def apply(
         name: one of `METHODS`.
         filter_ratio: share of the super-batch discarded, where the method selects.
         weight: of distillation, where the method distils.
+        concepts: the list of concepts, where the method selects by them.
     """
     if name not in METHODS:
         raise ConfigError(f"Method {name!r} is unknown; known: {', '.join(METHODS)}.")
@@ -45,5 +64,8 @@ def apply(
     distillation = config.method.distillation
     selection.filter_ratio = filter_ratio if score else 0.0
     selection.score = score or "learnability"
+    if uses_concepts(name):
+        selection.concepts = concepts
+    selection.update(drawn(name))
     distillation.weight = weight if distils else 0.0
     distillation.batch = kd_batch

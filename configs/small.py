@@ -17,7 +17,7 @@ The method is the papers'; all settings are our choice, for speed. Arguments:
   data             a prepared folder, or a path or pattern of tars or parquet files, or their folder
   clean            pairs to train the reference on, in the same forms; empty: the split of `data`
   val              pairs to evaluate on, in the same forms; empty: the split of `data`
-  method           aced, or iid, kd, hard, i_acid, h_acid, aced_iid
+  method           aced, or iid, kd, hard, i_acid, h_acid, aced_iid, cabs_dm, cabs_fm
   steps            of the learner
   reference_steps  of the reference, which is trained first; 0: five thirds of `steps`
   batch, lr        of both runs: the examples trained on per step, and the peak learning rate
@@ -29,6 +29,7 @@ The method is the papers'; all settings are our choice, for speed. Arguments:
   cache            PATH of its embeddings, made by python -m aced.cache with this config
   teacher          PATH of a finished run or a converted model to distil from. ACED has two models:
                    a reference of curated pairs, a teacher of more diverse ones; empty: one is both
+  concepts         PATH of a list of concepts, one in each line, for cabs_dm and cabs_fm
   tiny             two steps with tiny models on the embedded data
 """
 
@@ -67,16 +68,19 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         reference="",
         cache="",
         teacher="",
+        concepts="",
         tiny=False,
     )
     val = arg.val or arg.data
     common = {name: arg[name] for name in ("batch", "lr", "resolution", "length")}
     towers = {"depth": arg.depth, "width": arg.width}
     config = run(arg.data, val, steps=arg.steps, seed=arg.seed, **towers, **common)
-    methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0)
+    methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0, concepts=arg.concepts)
     clean = arg.clean or (arg.data if _has_clean(arg.data) else "")
     given = [name for name in ("clean", "reference", "cache") if arg[name]]
     if methods.uses_reference(arg.method) and not (given or clean) and arg.data != DATA:
+        if sources.kind_of(arg.data) == "array_record":
+            records.read_description(arg.data)  # a wrong path has an error of its own
         raise ConfigError(
             f"method={arg.method} needs a reference: prepare the data with --clean_column, or give "
             "clean=PATH (pairs that you trust, to train one on first), reference=PATH (a finished "
@@ -91,6 +95,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         raise ConfigError(
             f"method={arg.method} uses no teacher: leave out teacher=, or choose another method, "
             "such as method=aced."
+        )
+    if methods.uses_concepts(arg.method) != bool(arg.concepts):
+        raise ConfigError(
+            f"method={arg.method} with concepts={arg.concepts!r}: cabs_dm and cabs_fm need a list "
+            "of concepts, concepts=PATH, and no other method reads one."
         )
     if arg.teacher:
         config.method.teachers.teacher = to_config(FrozenConfig(checkpoint=arg.teacher))
@@ -131,7 +140,7 @@ def run(
     config.data.num_threads = 4
 
     model = config.method.model
-    model.image.resolution = resolution
+    smoke.set_resolution(model.image, resolution)
     model.tokenizer.kind = "clip_bpe"
     model.tokenizer.length = length
     model.text.length = length

@@ -12,7 +12,7 @@ clean scenes, then a learner on uniform batches (IID). The reference embeds the 
 and the method's learner is trained with these embeddings. The method is the papers'; all settings
 are our choice, for speed. One model is both reference and teacher, where ACED has two. Arguments:
 
-  method           aced, or iid, kd, hard, i_acid, h_acid, aced_iid
+  method           aced, or iid, kd, hard, i_acid, h_acid, aced_iid, cabs_dm, cabs_fm
   steps            of the learners
   reference_steps  of the reference; 0: four thirds of `steps`
   batch, lr        of all runs: the examples trained on per step, and the peak learning rate
@@ -26,6 +26,7 @@ are our choice, for speed. One model is both reference and teacher, where ACED h
 """
 
 import math
+import pathlib
 
 import ml_collections
 
@@ -40,6 +41,7 @@ RESOLUTION = 32
 BATCH = 64
 PEAK = 1e-3  # of the learning rate
 POOL = 10_000  # pairs
+CONCEPTS = str(pathlib.Path(__file__).with_name("shapes_concepts.txt"))
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -100,7 +102,7 @@ def learner(method: str, **settings: float) -> ml_collections.ConfigDict:
     config = run(**settings)
     config.data.shapes.wrong = 0.5
     config.data.shapes.size = POOL
-    methods.apply(config, method, filter_ratio=0.8, weight=1.0)
+    methods.apply(config, method, filter_ratio=0.8, weight=1.0, concepts=CONCEPTS)
     select(config.method.selection)
     return config
 
@@ -108,6 +110,8 @@ def learner(method: str, **settings: float) -> ml_collections.ConfigDict:
 def select(selection: ml_collections.ConfigDict) -> None:
     """Makes draws equally sharp for small and large batches; see docs/selection.md."""
     selection.chunks = 8
+    if selection.concepts:
+        return  # scores of concepts have the same scale in every batch
     selection.normalization = "perplexity"
     selection.perplexity_share = 0.5
     selection.reference_weight = 2.0
@@ -147,7 +151,7 @@ def run(
         tower.mlp = 4 * width
         tower.heads = width // 32
     model.image.patch = 8
-    model.image.resolution = resolution
+    set_resolution(model.image, resolution)
     tiny.use_shapes_tokenizer(model, length=20)
     model.init_bias = -4.0 - math.log(batch / BATCH)  # near -log(batch)
 
@@ -163,3 +167,12 @@ def run(
         config.evals[name] = evaluation
     config.checkpoint.every_steps = 100
     return config
+
+
+def set_resolution(image: ml_collections.ConfigDict, resolution: int) -> None:
+    """Sets the resolution of an image tower, which its patches have to fill."""
+    if resolution < image.patch or resolution % image.patch:
+        raise ConfigError(
+            f"resolution = {resolution} must be a multiple of {image.patch}, the side of a patch."
+        )
+    image.resolution = resolution

@@ -56,6 +56,10 @@ def test_setting_given_as_a_flag():
     assert "did you mean --config.optimizer.schedule.peak?" in message
 
 
+def test_help_that_is_mistyped():
+    assert "There is no flag --hlep; did you mean --help?" in refused("main", "--hlep")
+
+
 def test_flag_without_dashes():
     message = refused("convert", "out=x")
     assert "'out=x' is no flag, and the command takes nothing else; did you mean --out?" in message
@@ -109,6 +113,12 @@ def test_argument_that_resembles_another():
     message = refused("main", "--config=configs/small.py:stepz=3")
     assert "The config has no argument 'stepz'; did you mean steps?" in message
     assert "  reference_steps = 0\n" in message
+
+
+def test_data_that_do_not_exist_are_named_before_the_reference_that_they_lack(tmp_path):
+    message = refused("main", f"--config=configs/small.py:data={tmp_path}/typo")
+    assert f"\n{tmp_path}/typo is not a prepared data set: it has no dataset.json." in message
+    assert "or correct the path" in message
 
 
 @pytest.mark.parametrize("command", OF_A_RUN)

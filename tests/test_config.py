@@ -62,7 +62,7 @@ def test_optional_settings_can_be_set_where_the_config_is_locked():
     [
         (
             {"inner": {"rat": 1.0}},
-            r"run\.inner\.rat is not a setting .* did you mean run\.inner\.rate",
+            r"run\.inner\.rat is not a setting; did you mean run\.inner\.rate\?",
         ),
         ({"nothing": 1}, r"run\.nothing .* known keys: inner, named, size, flag"),
         ({"inner": {"kind": "c"}}, r"run\.inner\.kind must be 'a' or 'b', got 'c'"),
@@ -89,8 +89,10 @@ def test_arguments_of_config_files():
     assert arg.to_dict() == {"tiny": True, "steps": 3, "method": "iid", "rate": 0.5}
     for text, message in [
         ("huge", r"no argument 'huge'\. Its arguments, with their defaults:\n  tiny\n  steps = 1"),
-        ("steps=x", "not a int"),
+        ("steps=x", r"The argument steps=x must be a whole number, such as steps=1\."),
+        ("rate=x", r"The argument rate=x must be a number, such as rate=0\.5\."),
+        ("tiny=1", r"The argument tiny=1 must be true or false\."),
         ("steps", "steps="),
     ]:
         with pytest.raises(ConfigError, match=message):
-            parse_arg(text, tiny=False, steps=1)
+            parse_arg(text, tiny=False, steps=1, rate=0.5)

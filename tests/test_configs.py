@@ -1,4 +1,4 @@
-"""Every recipe runs two steps, and says truly what it costs."""
+"""Every recipe runs two steps, and its header has the right cost."""
 
 import dataclasses
 import importlib.util
@@ -71,6 +71,8 @@ def test_tiny_is_traced(name, tmp_path):
         ("h_acid", "H-ACID"),
         ("aced", "ACED-ACIDistill"),
         ("aced_iid", "ACED-IIDistill"),
+        ("cabs_dm", "CABS-DM"),
+        ("cabs_fm", "CABS-FM"),
     ],
 )
 def test_a_table_has_the_papers_names(name, title):
@@ -186,6 +188,7 @@ def test_header_explains_every_argument(name):
     [
         ("width=48", "width = 48 must be a multiple of 32"),
         ("batch=0", "batch = 0 must be at least"),
+        ("resolution=30", "resolution = 30 must be a multiple of 8"),
     ],
 )
 def test_arguments_that_make_no_model(argument, message):

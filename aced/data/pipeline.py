@@ -19,8 +19,9 @@ from jaxtyping import Float, Int
 
 from aced.config import ConfigError
 from aced.data import order as orders
-from aced.data.answers import answers_of
+from aced.data.answers import after
 from aced.data.batch_spec import View, image_arrays, text_arrays
+from aced.data.concepts import concept_list
 from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
 from aced.data.images.pictures import Cut, Look
@@ -124,12 +125,14 @@ def train_batches(
     member of a mixture, and `answer_ids` int32 [n 10] and `answer_scores` float32 [n 10], see
     `answers.Targets`.
 
-    If a view has `answers`, the caption is a question: `text` is the question and a random one of
-    its answers, and `given` int32 [n] the number of the question's words.
+    If the learner's view has a list of `concepts`, `concepts` int32 [n 32] are those of the
+    caption, see `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text`
+    is the question and a random one of its answers that fit after it, and `given` int32 [n] the
+    number of the question's words.
 
-    A record that cannot be read, has no caption, is dropped by the filters or is missing in a cache
-    is replaced by a random one of the data set, or of the same member of a mixture, which is
-    determined by the seed and the row.
+    A record that cannot be read, has no caption (or no answer that fits), is dropped by the filters
+    or is missing in a cache is replaced by a random one of the data set, or of the same member of a
+    mixture, which is determined by the seed and the row.
 
     Args:
         source: the examples.
@@ -158,8 +161,8 @@ def train_batches(
     render = _Render(views)
     missing = [cache.missing for cache in caches.values()]
     answered = any(view.answers for view in views.values())
-    reader = Reader(source, config, counters, render.looks, missing, need_answer=answered)
-    class_names = getattr(source, "class_names", None)
+    tokenizer = get_tokenizer(views[""].tokenizer) if answered else None
+    reader = Reader(source, config, counters, render.looks, missing, answer_tokenizer=tokenizer)
     known = known_fields(source, config)
     _warn_of_copies(source, batch_size)
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)
@@ -178,9 +181,9 @@ def train_batches(
         text = example.texts[caption] if captions else ""
         row = example.fields(known) | {"caption": np.int32(caption)}
         if answered:
-            possible = answers_of(example.record, class_names)
+            fitting = example.answers[captions.index(caption)]
             row |= {"given": render.words(text)}
-            text = f"{text} {Draws(seed, 1, draw).pick(possible)}"
+            text = after(text, Draws(seed, 1, draw).pick(fitting))
         return render(example.images, text) | row
 
     def stack(rows: Sequence[Row]) -> Batch:
@@ -305,6 +308,8 @@ class _Render:
         self._images, texts = image_arrays(views), text_arrays(views)
         self.reads_texts = bool(texts)
         self._texts = [(get_tokenizer(config), names) for config, names in texts.items()]
+        path = views[""].concepts if views else ""
+        self._concepts = concept_list(path) if path else None
 
     @property
     def looks(self) -> list[Look]:
@@ -317,6 +322,8 @@ class _Render:
             row[name] = image
         for tokenizer, (name, *_) in self._texts:
             row[name] = tokenizer([text])[0]
+        if self._concepts:
+            row["concepts"] = self._concepts(text)
         return row
 
     def words(self, text: str) -> np.int32:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aced.config import ConfigError
+from aced.data import concepts
 from aced.data.batch_spec import EMBEDDINGS, View, image_arrays, text_arrays
 from aced.data.pipeline import Batch, Batches
 from aced.data.reader import OPTIONAL_FIELDS, known_fields
@@ -42,6 +43,8 @@ class Stream:
             shapes |= dict.fromkeys(names, ((tokenizer.length,), jnp.int32))
         if any(view.answers for view in self.views.values()):
             shapes["given"] = (), jnp.int32
+        if any(view.concepts for view in self.views.values()):
+            shapes["concepts"] = (concepts.MOST,), jnp.int32
         for prefix, item in self.caches.items():
             for tower in self.towers:
                 shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.width,), jnp.float32

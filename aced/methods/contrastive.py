@@ -8,6 +8,8 @@
 | hard learner      | 0      | hard_learner                      | -                     |
 | I-ACID            | 0      | easy_reference                    | -                     |
 | H-ACID            | 0      | learnability                      | -                     |
+| CABS-DM           | 0      | concept_balance                   | -                     |
+| CABS-FM           | 0      | concept_count                     | -                     |
 | softmax-KD, ...   | > 0    | all, selection.filter_ratio = 0   | the same              |
 | ACED-IIDistill    | > 0    | learnability                      | IID, batch = "iid"    |
 | ACED-ACIDistill   | > 0    | learnability                      | the same              |
@@ -32,6 +34,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from aced.config import ConfigError
 from aced.cost import flops
 from aced.data.batch_spec import View, with_embeddings
+from aced.data.concepts import concept_list
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import LOSSES, distillation
@@ -42,7 +45,7 @@ from aced.methods.providers import Provider, Running, Stored
 from aced.models.base import ModelConfig
 from aced.optim.state import TrainState
 from aced.outputs import Embeddings
-from aced.selection import collapse, scores, select, take
+from aced.selection import Concepts, collapse, scores, select, take
 
 
 class Contrastive(Method):
@@ -122,6 +125,7 @@ class Contrastive(Method):
     def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
         """One stream: the super-batch."""
         views = {prefix: View.of(model) for prefix, model in self.models.items()}
+        views[""] = dataclasses.replace(views[""], concepts=self.config.selection.concepts)
         cached = self.config.frozen.keys() - self.frozen.keys()
         caches = {prefix_of(name): self.config.frozen[name] for name in sorted(cached)}
         return {"": Stream(data, candidates, views, caches)}
@@ -232,11 +236,17 @@ class Contrastive(Method):
             batch = with_embeddings(batch, prefix_of(REFERENCE), reference)
         key = jax.random.fold_in(train_state.key, train_state.step)
         with jax.named_scope("select"):
-            selection = select(key, learner, reference, config, loss=self.config.loss, size=size)
+            concepts = None
+            if config.by_concept:
+                concepts = Concepts(batch["concepts"], len(concept_list(config.concepts)))
+            selection = select(
+                key, learner, reference, config, loss=self.config.loss, size=size, concepts=concepts
+            )
             # In the order of the super-batch, which does not depend on the devices.
             chosen = take(batch, jnp.sort(selection.ids), config.strata)
         terms = None
-        if self.config.loss == "sigmoid":  # the softmax loss of one pair is 0
+        # The softmax loss of one pair is 0.
+        if self.config.loss == "sigmoid" and not config.by_concept:
             terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
         metrics = {
             **selection.metrics,

@@ -20,12 +20,21 @@ _TITLES = {  # names in arXiv 2411.18674, by score
     "learnability": "H-ACID",
     "easy_reference": "I-ACID",
     "hard_learner": "hard learner",
+    "concept_balance": "CABS-DM",  # arXiv 2511.20643
+    "concept_count": "CABS-FM",
 }
 
 
 def frozen_key(name: str) -> str:
     """The path in the config of the settings of the frozen model `name`."""
     return "method.reference" if name == REFERENCE else f"method.teachers.{name}"
+
+
+def _unread_scale(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key} is not read with method.distillation.loss = 'feature', which has no logits; leave "
+        "it at None."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +79,7 @@ class ContrastiveConfig(MethodConfig):
     score_micro_batch: MayChange[NonNegativeInt] = 0
     scoring: ScoringConfig = ScoringConfig()  # how the learner runs for scoring
     reference_scoring: ScoringConfig = ScoringConfig()  # how the reference runs for scoring
-    # One in so many trained examples is computed as in `scoring`, the others in full; 0: none. A
+    # n: one in n trained examples is computed as in `scoring`, the others in full; 0: none. A
     # learner that scores with larger patches or shorter texts has to be trained with these. JEST's
     # Flexi trains half of the batch in this way (2), and needs a quarter (4).
     multi_resolution_every: Annotated[int, Interval(ge=0, le=1024)] = 0
@@ -80,7 +89,7 @@ class ContrastiveConfig(MethodConfig):
         if self.multi_resolution_every == 1:
             raise ConfigError(
                 "method.multi_resolution_every = 1 leaves no example computed in full; set it to "
-                "0 (none) or 2 to 1024 (one example in so many)."
+                "0 (none) or n = 2 to 1024 (one example in n)."
             )
         if self.multi_resolution_every and self.scoring.view.exact:
             raise ConfigError(
@@ -109,6 +118,7 @@ class ContrastiveConfig(MethodConfig):
             )
         self._check_scales()
         self._check_weights()
+        self._check_concepts()
         for name in self.distillation.teachers:
             if name not in names:
                 raise ConfigError(
@@ -137,16 +147,27 @@ class ContrastiveConfig(MethodConfig):
             )
         if distillation.loss != FEATURE:
             return
-        # The scale of a cached teacher may be that of its cache, which is filled in.
-        teachers = {name: item for name, item in self.teachers.items() if not item.cache}
-        scales = {f"{frozen_key(name)}.scale": item.scale for name, item in teachers.items()}
-        scales["method.distillation.reference_scale"] = distillation.reference_scale
-        for key, scale in scales.items():
-            if scale is not None:
-                raise ConfigError(
-                    f"{key} is not read with method.distillation.loss = 'feature', which has no "
-                    "logits; leave it at None."
-                )
+        if distillation.reference_scale is not None:
+            raise _unread_scale("method.distillation.reference_scale")
+        for name, item in self.teachers.items():
+            # `resolve` fills in the scale of a cache, and compares one that was set with it.
+            if item.scale is not None and not item.cache:
+                raise _unread_scale(f"{frozen_key(name)}.scale")
+
+    def _check_concepts(self) -> None:
+        """Raises a ConfigError unless there is a list of concepts exactly where one is read."""
+        selection, reads = self.selection, self.selects and self.selection.by_concept
+        if reads and not selection.concepts:
+            raise ConfigError(
+                f"method.selection.score = {selection.score!r} needs the concepts of captions; set "
+                "method.selection.concepts to a text file with one concept in each line."
+            )
+        if selection.concepts and not reads:
+            raise ConfigError(
+                f"method.selection.concepts = {selection.concepts!r} is not read with "
+                f"method.selection.score = {selection.score!r} and "
+                f"method.selection.filter_ratio = {selection.filter_ratio:g}; leave it empty."
+            )
 
     def _check_weights(self) -> None:
         """Raises a ConfigError if nothing trains the learner, or what is selected is not used."""
@@ -226,6 +247,19 @@ class ContrastiveConfig(MethodConfig):
         if not self.selects:
             return self
         return dataclasses.replace(self, selection=self.selection.for_batch(batch_size))
+
+    def resolve(self, workdir: str) -> "ContrastiveConfig":
+        """See `MethodConfig`; also raises a ConfigError for the scale of a cached teacher.
+
+        The feature loss does not read it, so it must be None or the cache's own.
+        """
+        for name, item in self.frozen.items():
+            if self.distillation.loss != FEATURE or name == REFERENCE or item.scale is None:
+                continue
+            own = dataclasses.replace(item, scale=None).resolve(workdir, self.towers_of(name))
+            if item.scale != own.scale:
+                raise _unread_scale(f"{frozen_key(name)}.scale")
+        return super().resolve(workdir)
 
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "ContrastiveConfig":
         """Returns the settings with the given frozen models, by name."""

@@ -4,6 +4,7 @@
     python -m aced.prepare --images=pics --captions=c.csv --out=data --val=800 --clean_column=src=me
     python -m aced.prepare --tars='cc12m/{00000..00099}.tar' --out=data/cc12m --near_duplicates=2
     python -m aced.prepare --parquet=coco --out=gs://b/coco --runner=DataflowRunner --project=...
+    python -m aced.prepare --parquet=/nfs/coco --out=/nfs/data/coco --runner=DaskRunner
 
 The table is JSON lines or CSV with one caption per line; an image may have several lines. Every
 image is decoded in full here, so training never meets a broken one. Rejected lines and images are
@@ -18,10 +19,12 @@ statements about two pictures.
 The command is an Apache Beam pipeline (aced/prepare/graph.py). By default it runs in this process,
 which holds the metadata of all images in memory, but no pixels (with `--near_duplicates`, 384 bytes
 of colours per image). With `--runner`, Beam's own flags are passed on; workers need this package
-installed and access to the input and `--out`. The same input and settings give the same bytes on
-every runner. A second run does nothing. A killed run is resumed by the same command: it reads the
-table again and repeats only the blocks (256 images, or a row group of parquet) and shards that were
-unfinished. Until the data set is complete, `.NAME.partial` beside it holds a copy of the images.
+installed and access to the input and `--out`. `--runner=DaskRunner` spreads the work over a Dask
+cluster (`--dask_client_address`, `--dask_scheduler_file`; neither: processes on this machine) and
+shows its progress here. The same input and settings give the same bytes on every runner. A second
+run does nothing. A killed run is resumed by the same command: it reads the table again and repeats
+only the blocks (256 images, or a row group of parquet) and shards that were unfinished. Until the
+data set is complete, `.NAME.partial` beside it holds a copy of the images.
 """
 
 import contextlib

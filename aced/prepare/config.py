@@ -14,6 +14,7 @@ from aced.flag_settings import FlagSettings, setting
 from aced.prepare.captions import Columns
 
 EMBEDDED = "DirectRunner"  # in this process, without a server: see runner.py
+DASK = "DaskRunner"  # ours: see dask_runner.py
 
 # Beyond this, bands of the search (duplicates.py) are so short that nearly all images share one.
 _MOST_BITS = 7
@@ -110,8 +111,8 @@ class PrepareConfig(FlagSettings):
     )
     runner: str = setting(
         EMBEDDED,
-        "Beam's runner: DataflowRunner, FlinkRunner, SparkRunner, ...; the default works in this "
-        "process. Flags that are not listed here are passed on to Beam.",
+        "DaskRunner, or another of Beam's: DataflowRunner, FlinkRunner, SparkRunner, ...; the "
+        "default works in this process. Flags that are not listed here are passed on to Beam.",
     )
     overwrite: bool = setting(
         False, "Replace an earlier data set at --out, after the new one is complete."
@@ -163,6 +164,9 @@ class PrepareConfig(FlagSettings):
                 "add --separate."
             )
         storage.check_scheme(self.out, "--out", storage.STORES)
+        for name in ("images", "captions", "tars", "parquet"):
+            path = getattr(self, name)
+            storage.check_scheme(path, f"--{name}", storage.STORES, storage.DOWNLOAD)
         if self.captions and pathlib.PurePath(self.captions).suffix not in (".jsonl", ".csv"):
             raise ConfigError(f"--captions must be a .jsonl or .csv file, got {self.captions}.")
         if self.runner != EMBEDDED and not self.shared_out:

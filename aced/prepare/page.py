@@ -5,8 +5,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aced.prepare.statistics import Sample
+from aced.prepare.summary import REASONS
 from aced.report.page import document, figure, table
 
+_KEPT = {
+    "images": "images",
+    "captions": "captions",
+    "stored_anew": "images encoded again, since they were large (--max_side) or transparent",
+    "thumbnails": "images with a small copy (--thumbnails)",
+}
+_COUNTED = {  # of a split
+    "images": "images",
+    "captions": "captions",
+    "noisy": "images labelled noisy",
+    "image_bytes": "bytes of images",
+}
 _BAR = 320  # length of the longest bar, pixels
 _TITLES = {
     "longer_side": "Longer side, pixels",
@@ -23,18 +36,19 @@ def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: i
     `read` returns the encoded bytes of a picture, which was checked with the bound `max_pixels`.
     """
     statistics = summary["statistics"]
-    names = ("images", "captions", "noisy", "image_bytes")
-    splits = [
+    splits = statistics["splits"]
+    names = [name for name in _COUNTED if any(name in counts for counts in splits.values())]
+    counted = [
         [split, *(counts.get(name, "unknown") for name in names)]
-        for split, counts in statistics["splits"].items()
+        for split, counts in splits.items()
     ]
-    totals = [
-        [name, statistics[name]] for name in ("images", "captions", "stored_anew", "thumbnails")
+    left_out = [
+        [reason, count, REASONS[reason]] for reason, count in statistics["rejected"].items()
     ]
     parts = [
-        table("Kept", ["", "number"], totals),
-        table("Splits", ["split", *names], splits),
-        table("Left out", ["reason", "number"], statistics["rejected"].items()),
+        table("Kept", ["", "number"], [[text, statistics[name]] for name, text in _KEPT.items()]),
+        table("Splits", ["split", *(_COUNTED[name] for name in names)], counted),
+        table("Left out", ["reason", "number", ""], left_out),
     ]
     parts += [
         f"<h2>{_TITLES[name]}</h2>{_bars(bins)}" for name, bins in statistics["histograms"].items()

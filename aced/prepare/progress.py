@@ -1,14 +1,14 @@
-"""Progress of a preparation in this process, on standard error.
+"""Progress of a preparation, on standard error.
 
 Beam's own counters cannot be read before the embedded runner ends, so its steps advance these bars.
-On a terminal a bar is redrawn in place; elsewhere it is a line every few seconds. Workers of other
-runners have no bar; the runner's own page shows the counts.
+On a terminal a bar is redrawn in place; elsewhere it is a line every few seconds. Workers of Dask
+send their counts to the process with the bars; other runners show counts on a page of their own.
 """
 
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import TextIOBase
 
 import tqdm
@@ -19,7 +19,8 @@ _STEPS = {  # in their order
     "write": "3/3 Writing",
 }
 _SECONDS = 10.0  # between lines, where the output is no terminal
-_bars: dict[str, tqdm.tqdm] | None = None  # by step; None: bars are off
+# Gets the step, the images done and the images expected; None: this process counts nothing.
+_receiver: Callable[[str, int, int], None] | None = None
 
 
 class _Lines:
@@ -36,46 +37,74 @@ class _Lines:
         self._stream.flush()
 
 
-@contextlib.contextmanager
-def shown() -> Iterator[None]:
-    """Shows a bar for each step within the block."""
-    global _bars
-    _bars = {}
-    try:
-        yield
-    finally:
-        for bar in _bars.values():
+class Bars:
+    """A bar for each step."""
+
+    def __init__(self):
+        self._bars: dict[str, tqdm.tqdm] = {}
+        self._counts: dict[str, dict[str, tuple[int, int]]] = {}  # by step and source
+
+    def add(self, step: str, done: int, expected: int) -> None:
+        """Adds to the images of `step` that are done, and to those expected."""
+        bar = self._bar(step)
+        if expected:
+            bar.total = (bar.total or 0) + expected
+        bar.update(done)
+
+    def put(self, source: str, step: str, done: int, expected: int) -> None:
+        """Replaces the counts that `source`, a task on some worker, had sent before."""
+        before = self._counts.setdefault(step, {}).get(source, (0, 0))
+        self._counts[step][source] = done, expected
+        self.add(step, done - before[0], expected - before[1])
+
+    def close(self) -> None:
+        """Leaves the bars on the screen."""
+        for bar in self._bars.values():
             bar.close()
-        _bars = None
+
+    def _bar(self, step: str) -> tqdm.tqdm:
+        """The bar of `step`; the first call closes those of earlier steps."""
+        if step not in self._bars:
+            self.close()
+            in_place = sys.stderr.isatty()
+            self._bars[step] = tqdm.tqdm(
+                desc=_STEPS[step],
+                unit=" images",
+                file=sys.stderr if in_place else _Lines(sys.stderr),
+                mininterval=0.1 if in_place else _SECONDS,
+                maxinterval=_SECONDS,
+                miniters=1,
+                delay=1e-9,  # no line before the first count
+                ncols=shutil.get_terminal_size((100, 24)).columns,
+            )
+        return self._bars[step]
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[Bars]:
+    """Shows a bar for each step within the block, of the counts of this process."""
+    bars = Bars()
+    send_to(bars.add)
+    try:
+        yield bars
+    finally:
+        send_to(None)
+        bars.close()
+
+
+def send_to(receiver: Callable[[str, int, int], None] | None) -> None:
+    """Gives the counts of this process to `receiver`: step, images done, images expected."""
+    global _receiver
+    _receiver = receiver
 
 
 def expect(step: str, count: int) -> None:
     """Adds `count` images to the total of `step`, one of "read", "examine" and "write"."""
-    if _bars is not None:
-        bar = _bar(step)
-        bar.total = (bar.total or 0) + count
+    if _receiver is not None:
+        _receiver(step, 0, count)
 
 
 def advance(step: str, count: int = 1) -> None:
-    """Advances the bar of `step` by `count` images."""
-    if _bars is not None:
-        _bar(step).update(count)
-
-
-def _bar(step: str) -> tqdm.tqdm:
-    """The bar of `step`; the first call closes those of earlier steps."""
-    if step not in _bars:
-        for bar in _bars.values():
-            bar.close()
-        in_place = sys.stderr.isatty()
-        _bars[step] = tqdm.tqdm(
-            desc=_STEPS[step],
-            unit=" images",
-            file=sys.stderr if in_place else _Lines(sys.stderr),
-            mininterval=0.1 if in_place else _SECONDS,
-            maxinterval=_SECONDS,
-            miniters=1,
-            delay=1e-9,  # no line before the first count
-            ncols=shutil.get_terminal_size((100, 24)).columns,
-        )
-    return _bars[step]
+    """Adds `count` to the images of `step` that are done."""
+    if _receiver is not None:
+        _receiver(step, count, 0)

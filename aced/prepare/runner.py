@@ -9,26 +9,29 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.runners.runner import PipelineRunner
 
 from aced import errors, nearest
 from aced.config import ConfigError
 from aced.prepare import progress
-from aced.prepare.config import EMBEDDED, PrepareConfig
+from aced.prepare.config import DASK, EMBEDDED, PrepareConfig
 
-# Their job servers have options that Beam's own parsers do not know.
+# Their job servers have options that Beam's own parsers do not accept.
 _WITH_JOB_SERVERS = ("FlinkRunner", "SparkRunner", "PortableRunner")
 
 
-def pipeline_on(runner: str, options: Sequence[str]) -> beam.Pipeline:
+def pipeline_on(runner: str, options: Sequence[str], out: str) -> beam.Pipeline:
     """Returns an empty pipeline.
 
     Args:
         runner: Beam's name of a runner.
         options: Beam's flags.
+        out: the data set to make.
 
     Raises:
-        ConfigError: an option is unknown to both Beam and the command.
+        ConfigError: an option is unknown to both Beam and the command, or a package is missing.
     """
+    chosen = _chosen(runner, out)
     if runner not in _WITH_JOB_SERVERS and (unknown := _unknown(options)):
         names = [field.name for field in dataclasses.fields(PrepareConfig)]
         found = nearest.names(unknown[0].lstrip("-").partition("=")[0], names)
@@ -37,13 +40,24 @@ def pipeline_on(runner: str, options: Sequence[str]) -> beam.Pipeline:
             f"{nearest.did_you_mean([f'--{name}' for name in found])}"
         )
     settings = PipelineOptions([*options, f"--runner={runner}"])
-    # Beam's DirectRunner would fetch and start a server (Prism); this runner is its fallback.
-    chosen = fn_runner.FnApiRunner() if runner == EMBEDDED else runner
     return beam.Pipeline(runner=chosen, options=settings)
 
 
+def _chosen(runner: str, out: str) -> PipelineRunner | str:
+    """The runner, or its name where it is Beam's."""
+    if runner == EMBEDDED:  # Beam's would fetch and start a server (Prism); this is its fallback
+        return fn_runner.FnApiRunner()
+    if runner != DASK:
+        return runner
+    try:
+        from aced.prepare.dask_runner import DaskRunner  # its package is optional
+    except ImportError as error:
+        raise ConfigError(f"--runner={DASK} needs `pip install '.[dask]'`: {error}.") from error
+    return DaskRunner(out)
+
+
 def _unknown(options: Sequence[str]) -> list[str]:
-    """The options that Beam's parsers do not know; Beam would only log them."""
+    """The options that Beam's parsers do not accept; Beam would only log them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     waiting = [PipelineOptions]
     while waiting:
@@ -76,19 +90,21 @@ def run(pipeline: beam.Pipeline, runner: str) -> None:
 def _quiet(runner: str) -> Iterator[None]:
     """Keeps Beam from logging the traces of errors that users can correct; they are raised anyway.
 
-    The embedded runner's log of its setup is dropped, too.
+    Where this process shows the progress, lines about the setup of Beam and Dask are dropped, too.
     """
-    all_of_beam, steps = (logging.getLogger(f"apache_beam{x}") for x in ("", ".runners.common"))
-    level = all_of_beam.level
+    steps = logging.getLogger("apache_beam.runners.common")
+    libraries = [logging.getLogger(name) for name in ("apache_beam", "distributed")]
+    levels = [logger.level for logger in libraries]
 
     def passes(record: logging.LogRecord) -> bool:
         return not record.exc_info or errors.message(record.exc_info[1], "") is None
 
     steps.addFilter(passes)
-    if runner == EMBEDDED:
-        all_of_beam.setLevel(logging.WARNING)
+    for logger in libraries if runner in (EMBEDDED, DASK) else ():
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
         steps.removeFilter(passes)
-        all_of_beam.setLevel(level)
+        for logger, level in zip(libraries, levels, strict=True):
+            logger.setLevel(level)

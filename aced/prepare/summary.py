@@ -6,7 +6,7 @@ from typing import Any
 from aced.prepare.command import PAGE, REJECTED
 from aced.prepare.config import PrepareConfig
 
-_REASONS = {
+REASONS = {
     "duplicate_image": "same bytes as an earlier picture, which got the captions",
     "empty_caption": "no text",
     "malformed_line": "no valid row of the table",
@@ -49,7 +49,7 @@ def text(statistics: Mapping[str, Any], config: PrepareConfig) -> str:
     lines.append(f"Left out, listed line by line in {out}/{REJECTED}:" if rejected else "")
     width = max(map(len, rejected), default=0)
     for reason, count in rejected.items():
-        lines.append(f"  {count:9,}  {reason:{width}}  {_REASONS[reason]}")
+        lines.append(f"  {count:9,}  {reason:{width}}  {REASONS[reason]}")
     lines[-1] = lines[-1] or "Nothing was left out."
     lines.append(f"Pictures and statistics: {out}/{PAGE}")
     if not config.val:

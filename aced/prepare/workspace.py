@@ -5,6 +5,7 @@
       blocks/                examined images: N.bytes (encoded images) and N.facts, written last
       parts/                 sorted parts of rejected.jsonl
       shards/                hashes of each shard's pictures, and its description, written last
+      exchange/              what workers of Dask pass on to each other
       summary.json           counts, hashes and samples
       refused.txt            why the input can't be prepared
       out/                   the data set, moved to its place once it is complete
@@ -162,11 +163,12 @@ class Workspace:
             made.rename(out)
         self.remove()
 
-    def remove(self) -> None:
-        """Removes the workspace."""
-        if not storage.is_remote(self.root):
-            shutil.rmtree(self.root, ignore_errors=True)
+    def remove(self, folder: str = "") -> None:
+        """Removes the workspace, or a folder in it."""
+        path = self.path(folder) if folder else self.root
+        if not storage.is_remote(path):
+            shutil.rmtree(path, ignore_errors=True)
             return
-        store, inner = fsspec.url_to_fs(self.root)
+        store, inner = fsspec.url_to_fs(path)
         with contextlib.suppress(FileNotFoundError):
             store.rm(inner, recursive=True)

@@ -7,13 +7,14 @@ from jaxtyping import Array, Float, Int, Key
 from aced.config import ConfigError
 from aced.outputs import Embeddings
 from aced.selection import scores
+from aced.selection.concepts import Concepts, select_by_concept
 from aced.selection.config import SelectionConfig
 from aced.selection.diagnostics import collapse, describe
 from aced.selection.gather import take
 from aced.selection.independent import select_independent
 from aced.selection.joint import select_joint
 
-__all__ = ["Selection", "SelectionConfig", "collapse", "select", "take"]
+__all__ = ["Concepts", "Selection", "SelectionConfig", "collapse", "select", "take"]
 
 
 @struct.dataclass
@@ -38,6 +39,7 @@ def select(
     *,
     loss: str,
     size: int,
+    concepts: Concepts | None = None,
 ) -> Selection:
     """Chooses `size` of the B candidates embedded by `learner` and `reference`.
 
@@ -47,18 +49,29 @@ def select(
 
     Args:
         key: a typed PRNG key.
-        learner: embeddings of the super-batch; may be None with score "easy_reference".
-        reference: embeddings of the same super-batch; may be None with score "hard_learner" and
-            without damping of false negatives. The width may differ from the learner's.
+        learner: embeddings of the super-batch; may be None if the score needs no learner.
+        reference: embeddings of the same super-batch; may be None if the score needs no reference
+            and false negatives are not damped. The width may differ from the learner's.
         config: the settings.
         loss: "sigmoid" or "softmax", the loss that scores are made of.
         size: b, the number of examples to choose.
+        concepts: of the super-batch; None unless the score is made of them.
 
     Raises:
-        ConfigError: settings and sizes do not fit together, or a model is missing.
+        ConfigError: settings and sizes do not fit together, or a model or concepts are missing.
     """
     if loss not in ("sigmoid", "softmax"):
         raise ConfigError(f"Selection scores 'sigmoid' or 'softmax' losses, got {loss!r}.")
+    if config.by_concept:
+        if concepts is None:
+            raise ConfigError(
+                f"selection.score={config.score!r} needs the concepts of the candidates, and there "
+                "are none; set selection.concepts to a list of them."
+            )
+        n = len(concepts.ids)
+        config.check(n, size)
+        config = config.for_batch(size, n)
+        return Selection(*select_by_concept(key, concepts, config, size=size))
     damped = None
     if config.false_negative_margin is not None:
         _check_damping(reference, config, loss)

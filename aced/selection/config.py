@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 
 from aced.bounds import PositiveFloat, PositiveInt, ProperFraction
-from aced.config import Checked, ConfigError
+from aced.config import Checked, ConfigError, MayChange
 
 # Limits for `strata=None`: enough strata for 256 chips, and enough picks per stratum that a fixed
 # share costs little.
@@ -16,11 +16,17 @@ _MOST_STRATA, _LEAST_SHARE = 256, 128
 
 @dataclasses.dataclass(frozen=True)
 class SelectionConfig(Checked):
-    """How b of B candidates are chosen. Defaults: JEST (arXiv 2406.17711) unless said otherwise."""
+    """How b of B candidates are chosen. Defaults are JEST's (arXiv 2406.17711) unless noted."""
 
     # What is maximised: "learnability" = loss(learner) - loss(reference), H-ACID;
     # "easy_reference" = -loss(reference), I-ACID; "hard_learner" = loss(learner), ablation only.
-    score: Literal["learnability", "hard_learner", "easy_reference"] = "learnability"
+    # Without a model, from the concepts of the captions: "concept_balance", joint, and
+    # "concept_count", independent, see concepts.py.
+    score: Literal[
+        "learnability", "hard_learner", "easy_reference", "concept_balance", "concept_count"
+    ] = "learnability"
+    # The list that these scores find concepts in: a text file with one concept in each line
+    concepts: MayChange[str] = ""
     # "joint": examples are scored given those chosen before, chunk by chunk; "independent": each
     # example is scored by itself.
     method: Literal["joint", "independent"] = "joint"
@@ -69,12 +75,27 @@ class SelectionConfig(Checked):
                 f"selection.draw={self.draw!r} is for selection.method='independent'; joint "
                 f"selection always samples. Change one of the two."
             )
-
+        needed = {"concept_balance": "joint", "concept_count": "independent"}
+        if (method := needed.get(self.score, self.method)) != self.method:
+            raise ConfigError(
+                f"selection.score={self.score!r} is for selection.method={method!r}, got "
+                f"{self.method!r}. Change one of the two."
+            )
+        if self.by_concept and self.false_negative_margin is not None:
+            raise ConfigError(
+                f"selection.false_negative_margin is for scores of a model, and "
+                f"selection.score={self.score!r} has none; set it to None."
+            )
         if self.false_negative_margin is not None and self.method != "joint":
             raise ConfigError(
                 "selection.false_negative_margin is for selection.method='joint'; independent "
                 "selection has no negatives. Change one of the two."
             )
+
+    @property
+    def by_concept(self) -> bool:
+        """Whether the score is made of concepts, and of no model."""
+        return self.score in ("concept_balance", "concept_count")
 
     def gain_of(self, loss: str) -> float:
         """The gain for the given loss, "sigmoid" or "softmax"."""

@@ -34,25 +34,46 @@ def select_independent(
         loss: "sigmoid" or "softmax".
         size: b.
     """
-    strata, quota = config.strata, size // config.strata
-    rows = noise.shape[0] // strata
     if loss == "sigmoid":
         nlls = [scores.sigmoid_nll(e) for _, e in terms]
     else:
-        parts = local_parts(strata, noise.shape[0])
+        parts = local_parts(config.strata, noise.shape[0])
         chunk = max(1, size // (parts * config.chunks))
         width = scores.softmax_width(noise.shape[0] // parts, chunk, config.tile)
         nlls = [
             scores.softmax_nll(e, strata=parts, width=width, precision=config.precision)
             for _, e in terms
         ]
-    score = replicated(scores.combine(terms, nlls))
+    score = scores.combine(terms, nlls)
+    return draw_once(noise, score, config, gain=config.gain_of(loss), size=size)
+
+
+def draw_once(
+    noise: Float[Array, " B"],
+    score: Float[Array, " B"],
+    config: SelectionConfig,
+    *,
+    gain: float,
+    size: int,
+) -> tuple[Int[Array, " b"], dict[str, Float[Array, ""]]]:
+    """Ids drawn by the given score of every candidate, and scalar metrics.
+
+    Args:
+        noise: as above.
+        score: of every candidate.
+        config: as above.
+        gain: the factor on the scores, in the unit `config.normalization`.
+        size: b.
+    """
+    strata, quota = config.strata, size // config.strata
+    rows = noise.shape[0] // strata
+    score = replicated(score)
     logits, metrics = score, {}
     if config.draw == "sample":
         available = jnp.ones_like(score, bool)
-        gain = gain_of_draw(score, available, 1, config, gain=config.gain_of(loss))
-        logits = gain * score + noise
-        metrics["selection/perplexity"] = perplexity(gain * score, available) / score.size
+        factor = gain_of_draw(score, available, 1, config, gain=gain)
+        logits = factor * score + noise
+        metrics["selection/perplexity"] = perplexity(factor * score, available) / score.size
     score, logits = score.reshape(strata, rows), logits.reshape(strata, rows)
     picks = jax.lax.top_k(logits, quota)[1]
     ids = (picks + rows * jnp.arange(strata)[:, None]).reshape(size)

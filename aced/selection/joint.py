@@ -13,11 +13,6 @@ of the logits: work O(B b d) instead of O(B^2 d), memory O(tile b / N) instead o
 For an empty C the softmax loss of every candidate is zero. The paper does not specify how the first
 chunk is drawn. With `first_chunk = "uniform"` we take the recursion literally and draw uniformly;
 with "score" the whole super-batch serves as negatives, which costs O(B^2 d).
-
-Strata, contiguous equal parts of the super-batch, are our addition: each gives b / strata examples
-in all, so devices that hold whole strata train on their own candidates. A chunk is drawn from the
-whole super-batch, except from strata that have given their share. Equal quotas per chunk would be
-simpler, but cost more of the score: see benchmarks/results/strata_quotas.csv.
 """
 
 from collections.abc import Callable
@@ -25,13 +20,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from aced.outputs import Embeddings
 from aced.selection import false_negatives, scores
+from aced.selection.chunks import draw_chunks
 from aced.selection.config import SelectionConfig
-from aced.selection.gain import gain_of_draw, perplexity
-from aced.selection.gather import gather_rows, local_parts, replicated
+from aced.selection.gather import gather_rows, local_parts
 
 # Sums over C for each candidate's image (first) and text (second), for one model.
 Context = tuple[Float[Array, "parts rows"], Float[Array, "parts rows"]]
@@ -52,15 +47,6 @@ _LOSSES = {
 }
 
 
-class _Carry(NamedTuple):
-    """State before the draw of a chunk."""
-
-    contexts: list[Context]  # of each term
-    available: Bool[Array, " B"]
-    left: Int[Array, " strata"]  # picks that each stratum still has to give
-    score: Float[Array, " B"]
-
-
 def select_joint(
     noise: Float[Array, "chunks B"],
     terms: scores.Terms,
@@ -73,47 +59,24 @@ def select_joint(
     """Ids of the chosen candidates and scalar metrics; see `aced.selection.select`.
 
     Args:
-        noise: standard Gumbel noise. The k largest of `logit + noise` are a sample without
-            replacement in proportion to exp(logit), and no exp() overflows.
+        noise: standard Gumbel noise, see `draw_chunks`.
         terms: from `scores.score_terms`, for B candidates.
         config: settings that passed `config.check(B, size)`, with a number of strata.
         loss: "sigmoid" or "softmax".
         size: b.
         damped: the reference's embeddings, to leave out false negatives; None: all pairs count.
     """
-    strata, chunk = config.strata, size // config.chunks
-    n, share = noise.shape[1], size // config.strata
-    rows = n // strata
-    parts = local_parts(strata, n)
+    n = noise.shape[1]
+    parts = local_parts(config.strata, n)
 
-    def draw(carry: _Carry, noise: Float[Array, " B"]):
-        # XLA does not partition top_k, so the B scores are gathered; the embeddings are not.
-        score, candidates = replicated(carry.score), carry.available.sum()
-        summed = 1 + 2 * (n - candidates) if loss == "sigmoid" else 1
-        gain = gain_of_draw(score, carry.available, summed, config, gain=config.gain_of(loss))
-        logits = jnp.where(carry.available, gain * score + noise, -jnp.inf)
-        best, place = jax.lax.top_k(logits.reshape(strata, rows), min(share, chunk))
-        best = jnp.where(jnp.arange(best.shape[1]) < carry.left[:, None], best, -jnp.inf)
-        picks = jax.lax.top_k(best.reshape(-1), chunk)[1]
-        stratum = picks // best.shape[1]
-        ids = rows * stratum + place.reshape(-1)[picks]
-        numbers = (
-            carry.score[ids].mean(),
-            jnp.mean(carry.score, where=carry.available),
-            perplexity(gain * score, carry.available) / candidates,
-        )
-        return ids, carry.left.at[stratum].add(-1), numbers
-
-    def step(carry: _Carry, noise: Float[Array, " B"]):
-        ids, left, numbers = draw(carry, noise)
+    def extend(contexts: list[Context], ids: Int[Array, " k"]):
         extended = []
-        for context, (_, e) in zip(carry.contexts, terms, strict=True):
+        for context, (_, e) in zip(contexts, terms, strict=True):
             # The barrier keeps XLA from merging the messages of all models into one large one.
             ids, extended = jax.lax.optimization_barrier((ids, extended))
             extended.append(_extend(context, e, ids, loss, config, damped))
         nlls = [_nll(context, e, loss) for context, (_, e) in zip(extended, terms, strict=True)]
-        available = carry.available.at[ids].set(False)
-        return _Carry(extended, available, left, scores.combine(terms, nlls)), (ids, numbers)
+        return extended, scores.combine(terms, nlls)
 
     empty = jnp.full((parts, n // parts), _LOSSES[loss].empty)
     if config.first_chunk == "uniform":
@@ -126,21 +89,16 @@ def select_joint(
         ]
     else:
         start = [_nll((empty, empty), e, loss) for _, e in terms]
-    carry = _Carry(
-        contexts=[(empty, empty) for _ in terms],
-        available=jnp.ones(n, bool),
-        left=jnp.full(strata, share),
-        score=scores.combine(terms, start),
+    return draw_chunks(
+        noise,
+        [(empty, empty) for _ in terms],
+        scores.combine(terms, start),
+        extend,
+        config,
+        gain=config.gain_of(loss),
+        size=size,
+        pairs=2 if loss == "sigmoid" else 0,
     )
-    carry, (ids, numbers) = jax.lax.scan(step, carry, noise[:-1])
-    # Nothing is drawn after the last chunk, so its rows and columns are not needed.
-    last, _, last_numbers = draw(carry, noise[-1])
-    ids = jnp.concatenate([ids.reshape(-1), last])
-    names = ("score_selected", "score_candidates", "perplexity")
-    return ids, {
-        f"selection/{name}": jnp.append(before, after).mean()
-        for name, before, after in zip(names, numbers, last_numbers, strict=True)
-    }
 
 
 def _nll(context: Context, e: Embeddings, loss: str) -> Float[Array, " B"]:

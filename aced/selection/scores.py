@@ -19,6 +19,8 @@ SCORES: dict[str, tuple[tuple[float, str], ...]] = {
     "hard_learner": ((1.0, "learner"),),
     "easy_reference": ((-1.0, "reference"),),
     "learnability": ((1.0, "learner"), (-1.0, "reference")),
+    "concept_balance": (),  # of no model, see concepts.py
+    "concept_count": (),
 }
 
 Terms = tuple[tuple[float, Embeddings], ...]

@@ -97,7 +97,9 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     else:
         train_state, start = restored
         if start < prog.total_steps:
-            logging.info("%s resumes after step %d of %d.", folder, start, prog.total_steps)
+            logging.info(
+                "%s resumes after step %s of %s.", folder, f"{start:,}", f"{prog.total_steps:,}"
+            )
     if start is None or start < prog.total_steps:  # the record of a finished run stays as it is
         record.write(folder, settings, source.fingerprint, digests)
 
@@ -151,7 +153,7 @@ def _warn_of_rest(name: str, tower: ImageConfig) -> None:
     """Warns of pixels outside the patches. Some published models have them (So400m/14 at 384)."""
     if rest := tower.resolution % tower.patch:
         logging.warning(
-            "%s: image.resolution = %d is no multiple of patch = %d; the last %d pixels of each "
+            "%s: image.resolution = %d is not a multiple of patch = %d; the last %d pixels of each "
             "row and column are not looked at.",
             name,
             tower.resolution,

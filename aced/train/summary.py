@@ -49,8 +49,11 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def rows(runs: Mapping[str, Mapping[str, int | float]]) -> tuple[list[str], dict[str, list[str]]]:
-    """The titles of the table, and the cells of each run, from the last value of every metric."""
-    columns = dict(COLUMNS)
+    """The titles of the table, and the cells of each run, from the last value of every metric.
+
+    A metric that no run has is left out, such as the share of noisy picks of data without labels.
+    """
+    columns = {name: of for name, of in COLUMNS.items() if any(name in x for x in runs.values())}
     for metrics in runs.values():
         columns |= {name: (name.replace("_", " "), form) for name, form in scores(metrics).items()}
     cells = {

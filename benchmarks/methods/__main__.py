@@ -33,14 +33,19 @@ def main(argv: list[str]) -> None:
     index, parts = (int(number) for number in options.shard.split("/"))
     work, table = pathlib.Path(options.work), Runs(options.out, Run, NUMBERS)
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.work, options.icons, on_reference=table.add)
+
+    def add_reference(run: Run, rows: list[dict[str, float]]) -> None:
+        if not table.has(run):  # another --work has had one
+            table.add(run, rows)
+
+    bench = Bench(options.work, options.icons, on_reference=add_reference)
     listed = [run for suite in options.suite for run in suites.SUITES[suite]()]
     missing = [run for run in listed[index::parts] if not table.has(run)]
     for number, run in enumerate(missing, 1):
         # What runs share is made by one command at a time.
         with open(work / "lock", "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            bench.reference(run)
+            bench.frozen(run)
         since = time.monotonic()
         _, rows = bench.train(run)
         seconds = time.monotonic() - since

@@ -15,6 +15,7 @@ from aced.data.shapes.scenes import ShapesConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from benchmarks.device.pool import scenes
 from benchmarks.icons import AGREED
+from configs.smoke import CONCEPTS
 
 LENGTH = 20  # words of a caption
 OFTEN = 3  # a word of icons' names has a row of its own if it occurs so often
@@ -28,6 +29,7 @@ class Pool:
     pixels: Float[np.ndarray, "N p"]
     tokens: Int[np.ndarray, "N l"]
     is_noisy: Bool[np.ndarray, " N"]
+    concepts: Int[np.ndarray, "N l"]  # distinct words that are concepts, and -1
     words: int  # of the vocabulary
     places: int  # see towers.init
 
@@ -36,7 +38,8 @@ class Pool:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a batch takes rows of."""
-        return {"pixels": self.pixels, "tokens": self.tokens, "is_noisy": self.is_noisy}
+        names = ("pixels", "tokens", "is_noisy", "concepts")
+        return {name: getattr(self, name) for name in names}
 
 
 def shapes(folder: pathlib.Path, *, size: int, wrong: float, seed: int, split: str) -> Pool:
@@ -48,7 +51,9 @@ def shapes(folder: pathlib.Path, *, size: int, wrong: float, seed: int, split: s
         found = scenes(config, tokenizer, range(size))
         pixels = np.stack([reduced(image, read) for image in found.image])
         _keep(file, pixels=pixels, tokens=found.text, is_noisy=found.is_noisy)
-    return _load(file, words=get_tokenizer(tokenizer).vocab_size, places=LENGTH)
+    encode = get_tokenizer(tokenizer)
+    named = encode(pathlib.Path(CONCEPTS).read_text("utf-8").split())[:, 0]
+    return _load(file, named, words=encode.vocab_size, places=LENGTH)
 
 
 def icons(folder: pathlib.Path, data: pathlib.Path, split: str) -> Pool:
@@ -79,7 +84,7 @@ def icons(folder: pathlib.Path, data: pathlib.Path, split: str) -> Pool:
             is_noisy=np.array([_is_rare(record.get("extra", {})) for record in found]),
         )
     # Names have hardly any order, and their words are many: one row for a word, in any place.
-    return _load(file, words=len(vocabulary) + 2, places=1)
+    return _load(file, range(2, len(vocabulary) + 2), words=len(vocabulary) + 2, places=1)
 
 
 def _is_rare(about: Mapping[str, Any]) -> bool:
@@ -122,6 +127,14 @@ def _keep(file: pathlib.Path, **arrays: np.ndarray) -> None:
     part.rename(file)
 
 
-def _load(file: pathlib.Path, **about: int) -> Pool:
+def _load(file: pathlib.Path, named: Sequence[int], **about: int) -> Pool:
     with np.load(file, allow_pickle=False) as found:
-        return Pool(found["pixels"], found["tokens"], found["is_noisy"], **about)
+        pixels, tokens, is_noisy = (found[name] for name in ("pixels", "tokens", "is_noisy"))
+    return Pool(pixels, tokens, is_noisy, _concepts(tokens, named), **about)
+
+
+def _concepts(tokens: Int[np.ndarray, "N l"], named: Sequence[int]) -> Int[np.ndarray, "N l"]:
+    """The distinct words of each caption that are among those `named`, and -1."""
+    found = np.sort(np.where(np.isin(tokens, named), tokens, -1), axis=1)[:, ::-1].copy()
+    found[:, 1:][found[:, 1:] == found[:, :-1]] = -1
+    return found

@@ -17,15 +17,25 @@ from jaxtyping import Array, Int, PyTree
 
 from aced.evaluators.retrieval import recall
 from aced.losses import LOSSES, distillation
+from aced.losses.reference_shift import shifted
 from aced.outputs import Embeddings
-from aced.selection import SelectionConfig, select
+from aced.selection import Concepts, SelectionConfig, scores, select
 from benchmarks.methods import pool as pools
 from benchmarks.methods import towers
 from configs import methods
 
 PAIRS, VAL_PAIRS = 60_000, 1000  # scenes
 REFERENCE_EXAMPLES = 384_000  # trained
-HIDDEN = {"learner": 128, "weak": 64, "equal": 128, "reference": 256, "large": 512}
+DIVERSE = "diverse"  # a model that has learned from the run's own pairs, and not from curated ones
+HIDDEN = {
+    "learner": 128,
+    "weak": 64,
+    "equal": 128,
+    "reference": 256,
+    "large": 512,
+    DIVERSE: 256,
+}
+SHIFTED = "shifted"  # DRRho's softmax loss, shifted by the reference
 EVALUATIONS = 5  # of a run; the numbers of its picks are means since the one before
 NUMBERS = ("examples_trained", "flops", "r1", "zeroshot", "noise", "perplexity", "variety")
 
@@ -39,13 +49,17 @@ class Run:
     batch_size: int = 64
     examples: int = 128_000  # trained
     seed: int = 0
-    loss: str = "sigmoid"
+    loss: str = "sigmoid"  # or softmax, or `SHIFTED`
     reference: str = "reference"  # of `HIDDEN`
     distillation: float = 0.0  # weight
     settings: str = "{}"  # JSON of `SelectionConfig`
     distillation_loss: str = "softmax"
     distillation_batch: str = "selected"  # or iid
     data: str = "shapes"  # or icons
+    contrastive: float = 1.0  # weight; 0: distillation only
+    teachers: str = "reference"  # of `HIDDEN`, joined by "+"; "reference": the run's reference
+    teacher_scale: float = 0.0  # of the teachers' logits; 0: their own
+    average: str = "probabilities"  # of several teachers, or of their logits
 
     @property
     def selection(self) -> SelectionConfig | None:
@@ -53,6 +67,23 @@ class Run:
         if not self.score:
             return None
         return SelectionConfig(score=self.score, chunks=8, strata=1, **json.loads(self.settings))
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """Its teachers, names of `HIDDEN`."""
+        if not self.distillation:
+            return ()
+        names = self.teachers.split("+")
+        return tuple(self.reference if name == "reference" else name for name in names)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The models whose embeddings it reads, names of `HIDDEN`."""
+        config = self.selection
+        scored = config and scores.needs(config.score, "reference")
+        damped = config and config.false_negative_margin is not None
+        own = (self.reference,) if scored or damped or self.loss == SHIFTED else ()
+        return tuple(dict.fromkeys((*own, *self.taught_by)))
 
     @property
     def method(self) -> str:
@@ -78,6 +109,9 @@ def by_name(method: str, **changes: Any) -> Run:
     """A run of a method of configs/methods.py, with our rule where it selects."""
     score, distils, batch = methods.METHODS[method]
     rule = {"settings": ours()} if score else {}
+    if methods.uses_concepts(method):
+        # As in the paper: as good as greedy, since the scores have the same scale in every batch.
+        rule = {"settings": json.dumps(methods.drawn(method))}
     how = {"distillation": float(distils), "distillation_batch": batch}
     return Run(**({"score": score or ""} | how | rule | changes))
 
@@ -112,21 +146,24 @@ class Bench:
         split = "val" if split == "val" else "train"
         return pools.shapes(self._folder, size=size, wrong=wrong, seed=seed, split=split)
 
-    def reference(self, run: Run) -> Embeddings:
-        """The embeddings of the run's pool by its reference."""
-        return self._embedded(run.reference, run.data, run.wrong)
+    def frozen(self, run: Run) -> dict[str, Embeddings]:
+        """The embeddings of the run's pool by each of its frozen models."""
+        return {name: self._embedded(name, run.data, run.wrong) for name in run.frozen}
 
     @functools.lru_cache(maxsize=3)  # noqa: B019
     def _embedded(self, name: str, data: str, wrong: float) -> Embeddings:
-        file = self._folder / f"reference-{data}-{name}.msgpack"
+        is_diverse = name == DIVERSE
+        learned = f"{data}-{wrong}" if is_diverse else data
+        file = self._folder / f"reference-{learned}-{name}.msgpack"
         if not file.exists():
             # It has learned other, clean scenes, or those icons whose names families share.
-            clean = Run(
-                wrong=0.0, batch_size=128, examples=REFERENCE_EXAMPLES, seed=1000,
-                reference=name, data=data,
+            run = Run(
+                wrong=wrong if is_diverse else 0.0, batch_size=128, examples=REFERENCE_EXAMPLES,
+                seed=1000, reference=name, data=data,
             )  # fmt: skip
-            params, rows = self.train(clean, hidden=HIDDEN[name], split="clean")
-            self._on_reference(clean, rows)
+            split = "train" if is_diverse else "clean"
+            params, rows = self.train(run, hidden=HIDDEN[name], split=split)
+            self._on_reference(run, rows)
             file.write_bytes(serialization.to_bytes(params))
         params = serialization.msgpack_restore(file.read_bytes())
         return _embed_all(params, self.pool(data, "train", wrong))
@@ -136,8 +173,7 @@ class Bench:
     ) -> tuple[PyTree, list[dict[str, float]]]:
         """Parameters at the end, and a row of numbers for each evaluation."""
         pool = self.pool(run.data, split, run.wrong)
-        needs_reference = run.distillation or run.score not in ("", "hard_learner")
-        seen = self.reference(run) if needs_reference else None
+        seen = self.frozen(run)
         key = jax.random.key(run.seed)
         params = towers.init(
             key, hidden, pixels=pool.pixels.shape[1], places=pool.places, words=pool.words,
@@ -150,11 +186,11 @@ class Bench:
         schedule = optax.warmup_cosine_decay_schedule(0, 2e-3, steps // 10, steps)
         decayed = optax.adamw(schedule, b2=0.95, weight_decay=1e-3)
         tx = optax.chain(optax.clip_by_global_norm(1.0), decayed)
-        step, opt_state = train_step(run, tx, key), tx.init(params)
+        step, opt_state = train_step(run, tx, pool.words), tx.init(params)
         cost, arrays = flops_per_step(run, params), jax.device_put(pool.arrays())
         rows, since = [], []
         for number, ids in enumerate(order(run, len(pool))):
-            params, opt_state, numbers = step(params, opt_state, number, ids, arrays, seen)
+            params, opt_state, numbers = step(params, opt_state, key, number, ids, arrays, seen)
             since.append(numbers)
             if (number + 1) * EVALUATIONS // steps > number * EVALUATIONS // steps:
                 means = jax.tree.map(lambda *x: float(jnp.stack(x).mean()), *since)
@@ -201,48 +237,64 @@ def flops_per_step(run: Run, params: PyTree) -> int:
     """
     passes = 3 * run.batch_size
     if run.selection:
-        passes += run.selection.super_batch_size(run.batch_size)
+        if not run.selection.by_concept:
+            passes += run.selection.super_batch_size(run.batch_size)
         if run.distillation and run.distillation_batch == "iid":
             passes += 3 * run.batch_size
     return passes * towers.flops(params)
 
 
-def train_step(run: Run, tx: optax.GradientTransformation, key: Array) -> Callable:
-    """A step on a super-batch: embed it, select, learn from what is chosen."""
-    config, size = run.selection, run.batch_size
+def train_step(run: Run, tx: optax.GradientTransformation, words: int) -> Callable:
+    """A step on a super-batch: embed it, select, learn from what is chosen.
 
-    def take(batch: Mapping[str, Array], seen: Embeddings | None, picks: Array):
-        if seen is not None:
-            seen = seen.replace(zimg=seen.zimg[picks], ztxt=seen.ztxt[picks])
-        return {name: rows[picks] for name, rows in batch.items()}, seen
+    `words` is the size of the vocabulary, which the concepts are of.
+    """
+    config, size = run.selection, run.batch_size
+    loss = "softmax" if run.loss == SHIFTED else run.loss
+
+    def take(batch: Mapping[str, Array], seen: Mapping[str, Embeddings], picks: Array):
+        models = {
+            name: e.replace(zimg=e.zimg[picks], ztxt=e.ztxt[picks]) for name, e in seen.items()
+        }
+        return {name: rows[picks] for name, rows in batch.items()}, models
 
     def embed(params: PyTree, batch: Mapping[str, Array]) -> Embeddings:
         return towers.embed(params, batch["pixels"], batch["tokens"])
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, number, ids, pool, seen):
+    def step(params, opt_state, key, number, ids, pool, seen):
         batch, seen = take(pool, seen, ids)
         apart, numbers = (batch, seen), {}
         if config:
-            learner, draw_key = embed(params, batch), jax.random.fold_in(key, number)
-            chosen = select(draw_key, learner, seen, config, loss=run.loss, size=size)
+            draw_key, reference = jax.random.fold_in(key, number), seen.get(run.reference)
+            learner = embed(params, batch) if scores.needs(run.score, "learner") else None
+            concepts = Concepts(batch["concepts"], words)
+            chosen = select(
+                draw_key, learner, reference, config, loss=loss, size=size, concepts=concepts
+            )
             apart = take(batch, seen, jnp.arange(size) * (len(ids) // size))
             (batch, seen), numbers = take(batch, seen, jnp.sort(chosen.ids)), chosen.metrics
 
         def loss_fn(params):
-            e = embed(params, batch)
-            loss = LOSSES[run.loss](e)
+            e, total = embed(params, batch), jnp.float32(0)
+            if run.contrastive:
+                model = shifted(e, seen[run.reference]) if run.loss == SHIFTED else e
+                total += run.contrastive * LOSSES[loss](model)
             if run.distillation:
-                student, teacher = e, seen
+                student, models = e, seen
                 if run.distillation_batch == "iid":
-                    student, teacher = embed(params, apart[0]), apart[1]
+                    student, models = embed(params, apart[0]), apart[1]
+                teachers = {name: models[name] for name in run.taught_by}
+                if run.teacher_scale:
+                    scale = jnp.float32(run.teacher_scale)
+                    teachers = {name: e.replace(scale=scale) for name, e in teachers.items()}
                 projections = None
                 if run.distillation_loss == "feature":
-                    projections = {"reference": params["projection"]}
-                loss += run.distillation * distillation.distillation_loss(
-                    run.distillation_loss, student, {"reference": teacher}, projections
+                    projections = {name: params["projection"] for name in teachers}
+                total += run.distillation * distillation.distillation_loss(
+                    run.distillation_loss, student, teachers, projections, average=run.average
                 )
-            return loss
+            return total
 
         updates, opt_state = tx.update(jax.grad(loss_fn)(params), opt_state, params)
         numbers["noise"] = batch["is_noisy"].mean(dtype=jnp.float32)

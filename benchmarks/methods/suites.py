@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Callable
 
-from benchmarks.methods.runs import Run, by_name, ours
+from benchmarks.methods.runs import DIVERSE, SHIFTED, Run, by_name, ours
 
 SEEDS = (0, 1, 2)
 NOISES = (0.5, 0.0, 0.25, 0.75)  # shares of wrong captions
@@ -15,6 +15,8 @@ SHORT = EXAMPLES // 8
 # IID's examples at the FLOPs of H-ACID with a cached reference, f = 0.8: a forward pass of the
 # super-batch beside forward and backward of the sub-batch.
 EQUAL_FLOPS = round(EXAMPLES * (1 + 1 / 3 / (1 - 0.8)))
+SCALES = (20.0, 80.0)  # of a teacher's logits; its own are 38 on scenes
+MARGINS = (0.02, 0.1)  # of false negatives
 
 
 def main() -> list[Run]:
@@ -93,6 +95,67 @@ def _varied(runs: list[Run]) -> list[Run]:
     ]
 
 
+def teachers() -> list[Run]:
+    """ACED with a teacher beside its reference: another model, or both averaged."""
+    both = {"teachers": f"reference+{DIVERSE}"}
+    listed = [
+        by_name("aced", teachers=DIVERSE),
+        by_name("aced", average="probabilities", **both),
+        by_name("aced", average="logits", **both),
+    ]
+    return _on_all_data(listed)
+
+
+def scales() -> list[Run]:
+    """ACED with a scale of the teacher's logits that is not its own."""
+    return _on_all_data([by_name("aced", teacher_scale=scale) for scale in SCALES])
+
+
+def only_distils() -> list[Run]:
+    """Distillation as the only loss, on all pairs and on those that H-ACID picks."""
+    listed = [by_name("aced", contrastive=0.0), by_name("kd", contrastive=0.0)]
+    return _on_all_data(listed) + _longer([listed[1]])
+
+
+def shifted() -> list[Run]:
+    """DRRho's loss on all pairs and on those that H-ACID picks, beside the softmax loss."""
+    names = ("iid", "h_acid")
+    changed = [by_name(name, loss=SHIFTED) for name in names]
+    usual = _on_all_data([by_name(name, loss="softmax") for name in names])
+    # The suite `softmax` has those on scenes.
+    listed = _on_all_data(changed) + [run for run in usual if run.data == "icons"]
+    return listed + _longer([changed[0], by_name("iid", loss="softmax")])
+
+
+def concepts() -> list[Run]:
+    """CABS: by concepts of the captions, without a model."""
+    listed = [by_name("cabs_dm"), by_name("cabs_fm")]
+    return _on_all_data(listed) + _longer(listed)
+
+
+def false_negatives() -> list[Run]:
+    """Damping on icons, whose names repeat across families."""
+    listed = [
+        by_name(name, settings=ours(false_negative_margin=margin))
+        for name, margin in itertools.product(("h_acid", "aced"), MARGINS)
+    ]
+    return [run for run in _on_all_data(listed) if run.data == "icons"]
+
+
+def _on_all_data(runs: list[Run], examples: int = EXAMPLES) -> list[Run]:
+    """These runs on scenes with and without wrong captions and on icons, with every seed."""
+    pools = ({"wrong": 0.5}, {"wrong": 0.0, "data": "icons"}, {"wrong": 0.0})
+    return [
+        dataclasses.replace(run, **pool, seed=seed, examples=examples)
+        for run, pool, seed in itertools.product(runs, pools, SEEDS)
+    ]
+
+
+def _longer(runs: list[Run]) -> list[Run]:
+    """Runs without a scoring pass, for as many examples as the FLOPs of H-ACID allow."""
+    return _on_all_data(runs, EQUAL_FLOPS)
+
+
 def gain() -> list[Run]:
     """How sharp a draw should be: R@1 by gain, batch size and noise.
 
@@ -121,6 +184,12 @@ SUITES: dict[str, Callable[[], list[Run]]] = {
         softmax,
         short,
         weights,
+        teachers,
+        scales,
+        only_distils,
+        shifted,
+        concepts,
+        false_negatives,
         gain,
     )
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.methods import suites, towers
-from benchmarks.methods.pool import _numbered, reduced
+from benchmarks.methods.pool import _concepts, _numbered, reduced
 from benchmarks.methods.runs import NUMBERS, Bench, Run, by_name, flops_per_step, order
 from benchmarks.table import Runs
 from configs import methods
@@ -48,6 +48,9 @@ def test_cost_of_a_step():
     assert flops_per_step(Run(batch_size=8), params) == 24 * forward
     assert flops_per_step(by_name("aced", batch_size=8), params) == (24 + 40) * forward
     assert flops_per_step(by_name("aced_iid", batch_size=8), params) == (48 + 40) * forward
+    # Scores of concepts need no model.
+    for name in ("cabs_dm", "cabs_fm"):
+        assert flops_per_step(by_name(name, batch_size=8), params) == 24 * forward
     iid, h_acid = (
         Run(examples=suites.EQUAL_FLOPS),
         by_name("h_acid", examples=suites.EXAMPLES),
@@ -70,6 +73,12 @@ def test_words_by_number():
     assert found[:, :3].tolist() == [[2, 3, 0], [2, 1, 0]]
 
 
+def test_distinct_concepts_of_captions():
+    found = _concepts(np.array([[4, 2, 4, 1, 0], [1, 1, 0, 0, 0]]), [2, 3, 4])
+    assert [{*row.tolist()} for row in found] == [{4, 2, -1}, {-1}]
+    assert (found == 4).sum() == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "run",
@@ -77,6 +86,16 @@ def test_words_by_number():
         by_name("h_acid", batch_size=16, examples=160),
         by_name("aced_iid", batch_size=16, examples=160),
         by_name("kd", batch_size=16, examples=160, distillation_loss="feature"),
+        by_name("cabs_dm", batch_size=16, examples=160),
+        by_name(
+            "aced",
+            batch_size=16,
+            examples=160,
+            loss="shifted",
+            teachers="reference+diverse",
+            average="logits",
+            teacher_scale=20.0,
+        ),
     ],
     ids=lambda run: run.method,
 )
@@ -96,6 +115,8 @@ def test_a_run_and_its_table(tmp_path, monkeypatch, run):
     assert written.has(run)
     assert not written.has(by_name("h_acid", batch_size=16, examples=176))
     bench = Bench(str(tmp_path), pairs=400)
-    pool, reference = bench.pool("shapes", "train", run.wrong), bench.reference(run)
-    assert len(pool) == len(reference.zimg) == 400
-    np.testing.assert_allclose(np.linalg.norm(reference.zimg, axis=1), 1, rtol=1e-5)
+    pool = bench.pool("shapes", "train", run.wrong)
+    assert len(pool) == 400
+    for frozen in bench.frozen(run).values():
+        assert len(frozen.zimg) == 400
+        np.testing.assert_allclose(np.linalg.norm(frozen.zimg, axis=1), 1, rtol=1e-5)

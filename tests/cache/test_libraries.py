@@ -1,5 +1,6 @@
 """Caches of models that only another library runs, as reference and as teacher."""
 
+import contextlib
 import copy
 import dataclasses
 import io
@@ -20,6 +21,7 @@ from aced.data import records
 from aced.data.sources import DataConfig
 from aced.methods.dime import DimeConfig
 from aced.methods.frozen import FrozenConfig
+from aced.metrics import progress
 from aced.models.saved import InteropError
 from aced.parallel import mesh as meshes
 from aced.parallel.watchdog import Watchdog
@@ -165,6 +167,19 @@ def make_plain(data, folder, **changes):
 @pytest.fixture(scope="module")
 def plain(data, tmp_path_factory):
     return make_plain(data, tmp_path_factory.mktemp("plain") / "cache")
+
+
+def test_fit_of_scale_and_bias_is_announced(data, tmp_path, monkeypatch):
+    parts = []
+
+    @contextlib.contextmanager
+    def announced(part):
+        parts.append(part)
+        yield
+
+    monkeypatch.setattr(progress, "announced", announced)
+    make_plain(data, tmp_path / "cache")
+    assert parts == ["Fitting a scale and a bias to the embeddings"]
 
 
 def test_entries_are_what_the_model_makes_of_whole_pictures_and_captions(plain, data):

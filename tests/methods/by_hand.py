@@ -48,7 +48,16 @@ def model(*, resolution=32, patch=16, length=8, kind="shapes", embed_dim=None, s
     )
 
 
-def settings(name, *, teachers=None, reference=None, kd="softmax", names=("reference",), **changes):
+def settings(
+    name,
+    *,
+    teachers=None,
+    reference=None,
+    kd="softmax",
+    names=("reference",),
+    concepts="",
+    **changes,
+):
     """The parsed settings of the method `name` of `configs.methods`, as a recipe makes them."""
     config = ContrastiveConfig(
         model=model(),
@@ -58,7 +67,7 @@ def settings(name, *, teachers=None, reference=None, kd="softmax", names=("refer
         selection=SelectionConfig(filter_ratio=0.0, chunks=2, strata=2, gain=100.0),
     )
     config = ml_collections.ConfigDict({"method": to_config(config)})
-    table.apply(config, name, filter_ratio=FILTER_RATIO, weight=WEIGHT)
+    table.apply(config, name, filter_ratio=FILTER_RATIO, weight=WEIGHT, concepts=concepts)
     config.method.update(changes)
     return methods.parse(config.method)
 
@@ -114,7 +123,7 @@ def jitted(method, **options):
 
 @dataclasses.dataclass
 class Embedded:
-    """What a model says of some rows, as arrays or as traced values."""
+    """The outputs of a model for some rows, as arrays or as traced values."""
 
     zimg: jax.Array
     ztxt: jax.Array
@@ -151,7 +160,7 @@ def pull_back(config, params, image, text, gradients):
 
 
 def embed(config, params, image, text):
-    """What a model says of these images and texts."""
+    """The outputs of a model for these images and texts."""
     # The initial temperature is no matter here: one compilation for models that differ by it.
     config = dataclasses.replace(config, init_scale=1.0, init_bias=0.0)
     zimg, ztxt = towers(config, params, image, text)

@@ -4,15 +4,20 @@ import dataclasses
 
 import by_hand
 import jax
+import jax.numpy as jnp
 import pytest
 
 from aced import methods
+from aced.cache import description
 from aced.config import ConfigError, to_config
 from aced.cost import flops
+from aced.data.concepts import MOST
+from aced.data.sources import DataConfig
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig
 from aced.selection import SelectionConfig
+from configs.smoke import CONCEPTS
 
 b, B = 8, 32
 L = sum(flops.macs(by_hand.model()))
@@ -119,7 +124,7 @@ def test_wrong_settings_are_refused(make, message):
 
 
 def test_unused_models_may_be_missing():
-    # Weight 0: the list of teachers says nothing. Nothing is scored, or not by the reference.
+    # With weight 0 the list of teachers is ignored; without scores by it, so is the reference.
     Contrastive(settings(selection=SelectionConfig(filter_ratio=0.0)))
     Contrastive(settings(selection=SelectionConfig(score="hard_learner")))
 
@@ -171,6 +176,29 @@ def test_settings_of_teachers_that_contradict(settings, message):
         ContrastiveConfig(teachers=teachers, distillation=DistillationConfig(**settings))
 
 
+def test_the_feature_loss_takes_no_scale_of_a_cached_teacher_but_the_caches_own(tmp_path):
+    """That one is filled in, so that resolved settings can be resolved again."""
+    prints = dict.fromkeys(("weights", "tokenizer", "data", "decode"), "")
+    plan = description.Plan(8, "both", "float32", 8, TEACHER, 25.0, -10.0, 0, 2, prints)
+    shard = description.Shard(bytes=1, sha256="0" * 64, captions=8, missing={})
+    description.write(
+        tmp_path / description.COMPLETE, description.Description(plan, (shard,), None, {})
+    )
+
+    def settings(scale, loss="feature"):
+        return ContrastiveConfig(
+            teachers={"x": FrozenConfig(cache=str(tmp_path), scale=scale)},
+            distillation=DistillationConfig(weight=1.0, loss=loss, teachers=("x",)),
+        )
+
+    resolved = settings(None).resolve("")
+    assert resolved.teachers["x"].scale == 25.0
+    assert resolved.resolve("") == resolved == settings(25.0).resolve("")
+    with pytest.raises(ConfigError, match=r"method\.teachers\.x\.scale is not read .*'feature'"):
+        settings(70.0).resolve("")
+    assert settings(70.0, "softmax").resolve("").teachers["x"].scale == 70.0
+
+
 def test_the_shifted_loss_runs_the_reference_on_the_sub_batch():
     shift = {"loss": "softmax", "reference_shift": True, "reference": REFERENCE}
     method = Contrastive(by_hand.settings("iid", **shift))
@@ -197,3 +225,27 @@ def test_damping_needs_a_reference_and_negatives():
     assert method.flops_per_step(b) == 6 * L * b + 4 * L * B
     with pytest.raises(ConfigError, match="independent selection has no negatives"):
         by_hand.settings("hard", selection={"false_negative_margin": 0.05, "method": "independent"})
+
+
+@pytest.mark.parametrize("name", ["cabs_dm", "cabs_fm"])
+def test_selection_by_concepts_runs_no_model_but_the_learner(name):
+    method = Contrastive(by_hand.settings(name, concepts=CONCEPTS))
+    assert not method.frozen
+    assert not method.scorers
+    assert method.flops_per_step(b) == 6 * L * b
+    assert method.config.super_batch_size(b) == B
+    shapes = method.streams(DataConfig(), B)[""].shapes()
+    assert shapes["concepts"] == ((MOST,), jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("cabs_dm", {"concepts": ""}, r"set method\.selection\.concepts to a text file"),
+        ("h_acid", {"selection": {"concepts": CONCEPTS}}, "is not read .*'learnability'"),
+        ("iid", {"selection": {"concepts": CONCEPTS}}, "is not read .*filter_ratio = 0"),
+    ],
+)
+def test_a_list_of_concepts_exactly_where_it_is_read(name, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        by_hand.settings(name, **changes)

@@ -71,7 +71,10 @@ def test_page():
             assert (abs(red - 200) < 6, abs(green - 10) < 6) == (True, True)
     for shown in (
         "1,234,567",
+        "images encoded again, since they were large (--max_side) or transparent",
+        "images labelled noisy",
         "near_duplicate",
+        "a rescaled or recompressed copy of an earlier picture",
         "77",
         EVIL,
         "the earlier one: b.png: a cat",
@@ -82,6 +85,12 @@ def test_page():
     assert "x" * 300 not in read_back.text
     widths = [int(a["width"]) for tag, a in read_back.tags if tag == "rect"]
     assert widths[0] == 2 * widths[1] == widths[2]
+
+
+def test_noisy_pairs_have_no_column_where_the_input_does_not_label_them():
+    unlabelled = summary()
+    del unlabelled["statistics"]["splits"]["train"]["noisy"]
+    assert "noisy" not in page(unlabelled, lambda picture: b"", 10**6)
 
 
 def test_undecodable_picture_is_marked():

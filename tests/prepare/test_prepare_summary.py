@@ -65,7 +65,7 @@ def test_every_reason_has_an_explanation():
     code = "".join(path.read_text() for path in pathlib.Path(summary.__file__).parent.glob("*.py"))
     reasons = set(re.findall(r'RejectedError\(\s*"(\w+)"', code))
     assert len(reasons) > 10
-    assert reasons == summary._REASONS.keys()
+    assert reasons == summary.REASONS.keys()
 
 
 def test_without_val_the_flag_is_named():

@@ -1,4 +1,4 @@
-"""The same bytes on every runner; what reaches it; what an unknown option or no Beam says."""
+"""The same bytes on every runner, the options passed to it, and errors without Beam."""
 
 import builtins
 import errno
@@ -23,7 +23,7 @@ PORTABLE = ["--job_endpoint=embed", "--environment_type=LOOPBACK"]  # a job serv
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """Thirty pictures, of which some are near-duplicates or broken, in eight blocks."""
+    """Thirty pictures in eight blocks; some are near-duplicates or broken."""
     monkeypatch.setattr(inputs, "BLOCK", 4)
     (tmp_path / "images").mkdir()
     lines = []
@@ -84,11 +84,11 @@ def test_error_in_a_remote_worker_names_the_problem_of_the_input(tmp_path, setti
 
 
 def test_beam_options_are_passed_on_and_unknown_options_refused():
-    pipeline = pipeline_on("DirectRunner", ["--direct_num_workers=3", "--temp_location=x"])
+    pipeline = pipeline_on("DirectRunner", ["--direct_num_workers=3", "--temp_location=x"], "out")
     assert pipeline.options.get_all_options()["direct_num_workers"] == 3
     assert pipeline.options.get_all_options()["temp_location"] == "x"
     with pytest.raises(ConfigError, match=r"--max_sid=4 is no flag .*; did you mean --max_side"):
-        pipeline_on("DirectRunner", ["--max_sid=4"])
+        pipeline_on("DirectRunner", ["--max_sid=4"], "out")
 
 
 def test_no_beam(tmp_path, monkeypatch, settings):
@@ -122,7 +122,7 @@ def test_beam_logs_the_traces_of_mistakes_in_the_code_alone(error, is_logged):
     handler = logging.Handler()
     handler.emit = lambda record: traces.append(record.exc_info)
     logger.addHandler(handler)
-    pipeline = pipeline_on(EMBEDDED, [])
+    pipeline = pipeline_on(EMBEDDED, [], "out")
     _ = pipeline | beam.Create([1]) | beam.Map(fail)
     try:
         with pytest.raises((type(error), RuntimeError)):

@@ -22,6 +22,16 @@ def test_evaluation_is_printed_with_its_changes():
     )
 
 
+def test_column_that_no_run_has_is_left_out():
+    cost = {"examples_trained": 64, "examples_scored": 0, "flops": 2e9}
+    titles, cells = summary.rows({"a": cost, "b": cost | {"retrieval/mean_r1": 0.5}})
+    assert titles == ["trained", "scored", "FLOPs", "retrieval/mean r1"]
+    assert cells == {"a": ["64", "0", "2.00e+09", "-"], "b": ["64", "0", "2.00e+09", "50.0%"]}
+    titles, cells = summary.rows({"a": cost | {"selection/noisy_share": 0.25}, "b": cost})
+    assert titles == ["trained", "scored", "FLOPs", "noisy picks"]
+    assert [row[-1] for row in cells.values()] == ["25.0%", "-"]
+
+
 def test_evaluation_without_a_main_number_has_no_line():
     assert summary.evaluation({"captions/words": 7.0}, {}) == ""
 

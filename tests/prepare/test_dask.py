@@ -1,0 +1,152 @@
+"""Preparation on a Dask cluster of two worker processes."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from aced.config import ConfigError
+from aced.prepare.captions import PrepareError
+from aced.prepare.command import PrepareConfig, prepare
+from aced.prepare.config import DASK
+from aced.prepare.runner import pipeline_on
+from tests.prepare.small import encoded, table
+
+distributed = pytest.importorskip("distributed")  # the extra "dask"
+
+PICTURES, GROUP = 48, 4
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two worker processes of one thread each; workers that die are started again."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        yield cluster
+
+
+def pictures(side):
+    """Encoded pictures; the last ones are near-duplicates, and one is broken."""
+    for i in range(PICTURES):
+        coarse = np.random.default_rng(i % 42).integers(0, 256, (7, 9, 3), np.uint8)
+        size = side if i < 42 else side + 16
+        yield b"broken" if i == 7 else encoded(Image.fromarray(coarse).resize((size, size)))
+
+
+def as_table(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i, data in enumerate(pictures(64)):
+        (tmp_path / "images" / f"{i}.png").write_bytes(data)
+    lines = [
+        {"image": f"{i}.png", "caption": [f"c {i}", "shared"], "label": f"class {i % 3}"}
+        for i in range(PICTURES)
+    ]
+    captions = table(tmp_path, lines)
+    return {"images": str(tmp_path / "images"), "captions": captions}
+
+
+def as_parquet(tmp_path, side=64):
+    """A file with `GROUP` pictures in each of its groups of rows, which are the blocks."""
+    columns = {
+        "image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures(side))],
+        "caption": [[f"c {i}", "shared"] for i in range(PICTURES)],
+        "label": [i % 3 for i in range(PICTURES)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "pictures.parquet", row_group_size=GROUP)
+    return {"parquet": str(tmp_path / "pictures.parquet")}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+def differing(folder, other):
+    first, second = contents(folder), contents(other)
+    return {name for name in first | second if first.get(name) != second.get(name)}
+
+
+SETTINGS = {"label_column": "label", "near_duplicates": 3, "val": 5, "shards": 3, "threads": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [as_table, as_parquet])
+def test_two_processes_give_the_bytes_of_one(cluster, tmp_path, capfd, make):
+    settings = SETTINGS | make(tmp_path) | {"thumbnails": 16, "near_duplicate_captions": True}
+    expected = prepare(PrepareConfig(out=str(tmp_path / "one"), **settings))
+    assert expected["images"] == 41
+    assert expected["rejected"]["near_duplicate"] == 6
+    options = [f"--dask_client_address={cluster.scheduler_address}", "--dask_npartitions=4"]
+    capfd.readouterr()
+    found = prepare(PrepareConfig(out=str(tmp_path / "two"), runner=DASK, **settings), options)
+    assert found == expected
+    assert differing(tmp_path / "one", tmp_path / "two") == set()
+    assert not (tmp_path / ".two.partial").exists()
+    shown = capfd.readouterr().err
+    assert "2/3 Examining, then finding copies: 100%" in shown
+    assert f"{PICTURES}/{PICTURES}" in shown
+    assert "3/3 Writing: 100%" in shown
+
+
+@pytest.mark.slow
+def test_worker_killed_in_the_middle(cluster, tmp_path):
+    # Large pictures that are encoded again, so that the work takes seconds.
+    settings = SETTINGS | as_parquet(tmp_path, side=400) | {"max_side": 380}
+    prepare(PrepareConfig(out=str(tmp_path / "one"), **settings))
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    flags += [f"--out={tmp_path}/two", f"--runner={DASK}", "--dask_npartitions=6"]
+    flags.append(f"--dask_client_address={cluster.scheduler_address}")
+    command = subprocess.Popen(
+        [sys.executable, "-m", "aced.prepare", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    blocks = tmp_path / ".two.partial" / "blocks"
+    with distributed.Client(cluster.scheduler_address) as client:
+        while command.poll() is None and len(list(blocks.glob("*.facts"))) < 2:
+            time.sleep(0.02)
+        busy = next(address for address, tasks in client.processing().items() if tasks)
+    nanny = next(n for n in cluster.workers.values() if n.worker_address == busy)
+    killed = nanny.pid
+    os.kill(killed, signal.SIGKILL)
+    unfinished = PICTURES // GROUP - len(list(blocks.glob("*.facts")))
+    output, _ = command.communicate(timeout=300)
+    assert command.returncode == 0, output
+    assert unfinished > 2
+    assert nanny.pid != killed
+    assert differing(tmp_path / "one", tmp_path / "two") == set()
+
+
+@pytest.mark.slow
+def test_error_of_a_worker_names_the_problem_of_the_input(cluster, tmp_path):
+    settings = SETTINGS | as_table(tmp_path) | {"val": 45, "out": str(tmp_path / "out")}
+    address = f"--dask_client_address={cluster.scheduler_address}"
+    with pytest.raises(PrepareError, match="--val=45 is too large"):
+        prepare(PrepareConfig(runner=DASK, **settings), [address, "--dask_npartitions=2"])
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_no_scheduler_at_the_address(tmp_path):
+    options = ["--dask_client_address=tcp://127.0.0.1:1", "--dask_connection_timeout=1"]
+    pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="No Dask scheduler answers at tcp://"):
+        pipeline.run()
+
+
+def test_step_without_a_translation():
+    from aced.prepare.dask_runner import _Tasks
+
+    pipeline = beam.Pipeline()
+    _ = pipeline | beam.Impulse()
+    with pytest.raises(NotImplementedError, match="Impulse has no tasks of Dask"):
+        pipeline.visit(_Tasks("out", 2, "topic"))

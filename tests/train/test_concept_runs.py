@@ -1,0 +1,30 @@
+"""Runs that select by the concepts of captions."""
+
+import jax
+import pytest
+
+from aced.data.concepts import ConceptList
+from aced.data.sources import open_source
+from aced.metrics import history
+from aced.train import loop
+from aced.train.config import parse
+from configs import smoke
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cabs_dm", "cabs_fm"])
+def test_a_run_picks_captions_with_concepts_on_any_devices(name, tmp_path):
+    config = smoke.get_config(f"tiny,method={name}")
+    config.method.selection.strata = 2
+    config.data.shapes.vague = 0.5
+    workdirs = [tmp_path / str(devices) for devices in (1, 2)]
+    for devices, workdir in enumerate(workdirs, 1):
+        last = loop.run(config, str(workdir), devices=jax.devices()[:devices])
+        assert 0 < last["selection/concepts"] <= 1
+    one, two = (history.read_picks(workdir) for workdir in workdirs)
+    assert one == two
+    # Vague captions name nothing, so they are only picked where there is nothing else.
+    source, listed = open_source(parse(config).data), ConceptList(smoke.CONCEPTS)
+    picked = [int(i) for ids in one.values() for i in ids]
+    assert all((listed(source[i]["texts"][0]) >= 0).any() for i in picked)
+    assert last["selection/concepts_each"] > 3
