@@ -50,11 +50,15 @@ def describe(hint: Any) -> str:
 
 
 def wrong(hint: Any, value: Any, name: str) -> str | None:
-    """Returns what is wrong with a value by its type's bounds and choices; None if nothing is.
+    """Returns a message if a value violates the bounds or choices of its type, else None.
 
-    `hint` is the type with its `Annotated`, `name` that of the setting, for the message. Members of
-    tuples are checked by their own types, and None always passes. Where a number has a bound, NaN
-    is refused, and so is infinity unless it is itself a bound.
+    Members of tuples are checked by their own types, and None always passes. Where a number has a
+    bound, NaN is refused, and so is infinity unless it is itself a bound.
+
+    Args:
+        hint: the type of the setting, with its annotations.
+        value: of the setting.
+        name: of the setting, for the message.
     """
     if value is None:
         return None
@@ -72,16 +76,15 @@ def wrong(hint: Any, value: Any, name: str) -> str | None:
             return f"{name} must be {describe(hint)} and finite, got {value!r}."
         return wrong(args[0], value, name)
     if origin in (typing.Union, types.UnionType):
-        found = [wrong(inner, value, name) for inner in args if inner is not types.NoneType]
-        return found[0] if all(found) else None
+        messages = [wrong(inner, value, name) for inner in args if inner is not types.NoneType]
+        return messages[0] if all(messages) else None
     if origin is Literal:
         return wrong_choice(args, value, name)
     if origin is tuple:
         inner = args[:1] * len(value) if args[-1] is Ellipsis else args
-        each = (
-            wrong(h, v, f"{name}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=False))
-        )
-        return next(filter(None, each), None)
+        pairs = enumerate(zip(inner, value, strict=False))
+        messages = (wrong(h, v, f"{name}[{i}]") for i, (h, v) in pairs)
+        return next(filter(None, messages), None)
     return None
 
 

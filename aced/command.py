@@ -74,10 +74,10 @@ def _shown(record: stdlib_logging.LogRecord) -> bool:
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Prints an exception that was raised where nothing can catch it, but for one of TensorStore's.
+    """Prints an exception that nothing can catch, except one of TensorStore's.
 
-    It ends the writes of a save after Orbax has given the save up, as on a full disk, and then
-    finds Orbax's event loop closed. The failure of the save itself is raised.
+    When a save fails, as on a full disk, Orbax closes its event loop, and writes of TensorStore
+    that end later raise this exception. The failure of the save itself is raised.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -1,10 +1,10 @@
 """Configs: a tree of frozen dataclasses is the schema; users edit an ml_collections ConfigDict.
 
 Every component owns a frozen dataclass with a default and a comment for each of its settings.
-`to_config` turns such a tree into a `ConfigDict` (so that every key can be set in a config file
-or on the command line), and `from_config` turns it back, so that a key that nobody reads cannot
-exist: it is refused, with its path and the nearest name that does exist. The type of a field holds
-its bounds and choices, and whether it may change when a run goes on; `Checked` refuses the rest.
+`to_config` converts such a tree to a `ConfigDict`, so that every key can be set in a config file or
+on the command line. `from_config` converts it back, and refuses unknown keys with their paths and
+the nearest known names. The type of a field holds its bounds and choices, which `Checked` enforces,
+and whether the setting may change when a run is resumed.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from aced.errors import UserError
 
 T = TypeVar("T")
 MAY_CHANGE = object()
-MayChange = Annotated[T, MAY_CHANGE]  # a setting that may differ when a run goes on, see record.py
+MayChange = Annotated[T, MAY_CHANGE]  # may change when a run is resumed; see record.py
 Settings = Mapping[str, Any] | ml_collections.ConfigDict  # as users write them
 WORKDIR = "{workdir}"  # in a path, stands for the folder of the run
 
@@ -35,16 +35,16 @@ class ConfigError(UserError, ValueError):
 
 @functools.cache
 def types_of(cls: type) -> dict[str, Any]:
-    """Returns the types of a dataclass's fields by their names, with what annotates them."""
+    """Returns the types of a dataclass's fields by name, with their annotations."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 class Checked:
-    """Base of the dataclasses of settings: their values are within the bounds of their types.
+    """Base of the dataclasses of settings; checks values by the bounds of their types.
 
     Raises:
-        ConfigError: a value is not, or a subclass's `_check` finds a contradiction.
+        ConfigError: a value is out of bounds, or settings contradict each other (`_check`).
     """
 
     PREFIX: ClassVar[str] = ""  # of a setting's name in messages
@@ -56,11 +56,14 @@ class Checked:
         self._check()
 
     def _check(self) -> None:
-        """Refuses settings that contradict each other; subclasses call their base's, too."""
+        """Raises a ConfigError if settings contradict each other.
+
+        A subclass that overrides this calls that of its base.
+        """
 
 
 def expand(path: str, workdir: str | None = None) -> str:
-    """Returns `path` with "~" and, if there is a workdir, `WORKDIR` replaced, without file://."""
+    """Returns `path` without file://, with "~" expanded and `WORKDIR` replaced by `workdir`."""
     if workdir is not None:
         path = path.replace(WORKDIR, workdir)
     return os.path.expanduser(path.removeprefix("file://"))
@@ -98,7 +101,7 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
         cls: a dataclass whose fields are scalars, tuples, mappings or other dataclasses. A field
             with the metadata `parse` is made by that function of its settings and their path.
         config: a `ConfigDict` or mapping. Keys that are left out take their defaults.
-        path: where `config` stands, for error messages.
+        path: the path of `config`, for error messages.
 
     Raises:
         ConfigError: a key is unknown or a value has the wrong type; the message names its path.
@@ -111,7 +114,7 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
     if unknown:
         near = [f"{path}.{name}" for name in nearest.names(unknown[0], names)]
         hint = nearest.did_you_mean(near) if near else f"; known keys: {', '.join(names)}."
-        raise ConfigError(f"{path}.{unknown[0]} is not a setting that anything reads{hint}")
+        raise ConfigError(f"{path}.{unknown[0]} is not a setting{hint}")
     values = {}
     for field in dataclasses.fields(cls):
         if (name := field.name) in config:
@@ -175,8 +178,8 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     return out
 
 
-class ArgumentHelp(Exception):  # noqa: N818 - a request, which the command answers
-    """The argument "help" of a config file.
+class ArgumentHelp(Exception):  # noqa: N818 - not an error; the command prints the help
+    """Raised for the argument "help" of a config file.
 
     Attributes:
         defaults: the arguments of the file, with their defaults.
@@ -188,7 +191,7 @@ class ArgumentHelp(Exception):  # noqa: N818 - a request, which the command answ
 
 
 def listed(defaults: Mapping[str, Any]) -> str:
-    """Arguments with their defaults, one per line; flags are off unless they are named."""
+    """Arguments with their defaults, one per line; arguments that are False have none."""
     width = max(map(len, defaults))
     return "\n".join(
         f"  {name}" if value is False else f"  {name:{width}} = {value}"
@@ -201,7 +204,7 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
 
     Args:
         arg: comma-separated `name` (switches a flag on) or `name=value`.
-        **defaults: every name that the file knows, with its default, whose type the value takes.
+        **defaults: the arguments of the file with their defaults, whose types the values have.
 
     Raises:
         ConfigError: a name is unknown or a value does not fit its type.

@@ -43,7 +43,7 @@ class Towers:
     """Both towers of a model as jitted functions of the parameters, which lie on a mesh.
 
     Attributes:
-        config: the model's settings, with the dtype that `precision` asks for.
+        config: the model's settings, with the dtype of `precision`.
         params: the parameters, whole on every device of the mesh.
         mesh: the devices.
         image: (params, uint8 [b h w 3]) to zimg, float32 [b d], L2-normalised.
@@ -250,7 +250,7 @@ def load(
         devices: the devices to share batches; None: all local ones.
 
     Raises:
-        ConfigError: `source` is not a model that can be read, or lacks what is asked for.
+        ConfigError: `source` is not a model that can be read, or lacks the requested parameters.
         CheckpointError: the run lacks the checkpoint.
     """
     return Encoder(read(os.fspath(source), which, parameters), precision, devices)
@@ -301,12 +301,12 @@ def _content(place: int, picture: Any) -> bytes | UInt8[np.ndarray, "h w 3"]:
         return pathlib.Path(picture).read_bytes()
     if isinstance(picture, Image.Image):
         return decode.from_pillow(picture)
-    found = type(picture).__name__
+    kind = type(picture).__name__
     if isinstance(picture, np.ndarray):
         if picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3:
             return picture
-        found = f"{picture.dtype} array {list(picture.shape)}"
+        kind = f"{picture.dtype} array {list(picture.shape)}"
     raise TypeError(
-        f"Picture {place} is a {found}; give a path, the bytes of a file, an image of Pillow's, or "
+        f"Picture {place} is a {kind}; give a path, the bytes of a file, an image of Pillow's, or "
         "a uint8 array [h w 3]."
     )

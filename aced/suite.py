@@ -30,14 +30,18 @@ from aced.train.config import TrainConfig
 class SuiteConfig(FlagSettings):
     """Which numbers, and what the suite is called."""
 
-    numbers: str = setting("", "A regex of those to choose from. Empty: shares of right ones.")
+    numbers: str = setting(
+        "", "Regular expression of the numbers to choose from. Empty: all shares of right answers."
+    )
     name: str = setting("stable", "Of the suite in the config.")
 
     def _check(self) -> None:
         try:
             re.compile(self.numbers)
         except re.error as error:
-            raise ConfigError(f"--numbers={self.numbers!r} is no regex: {error}.") from error
+            raise ConfigError(
+                f"--numbers={self.numbers!r} is not a regular expression: {error}."
+            ) from error
 
 
 def choose(folders: Sequence[str], config: SuiteConfig) -> str:

@@ -51,6 +51,9 @@ class SweepConfig(FlagSettings):
     index: Annotated[int, Interval(ge=-1)] = setting(-1, "Train only this run, from 0. -1: all.")
     list: bool = setting(False, "Print the command of each run, and train none.")
 
+    def _check(self) -> None:
+        storage.check_scheme(self.out, "--out", ("gs",))
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -105,10 +108,10 @@ def runs(config: SweepConfig, passed_on: Sequence[str] = ()) -> list[Run]:
 def _axis(text: str) -> tuple[str, list[str]]:
     """The setting and the values of `KEY=VALUE,VALUE`; commas in brackets belong to a value."""
     key, _, values = text.partition("=")
-    found = re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|[^,(\[])+", values)
-    if not re.fullmatch(r":?\w[\w.]*", key) or not found:
+    listed = re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|[^,(\[])+", values)
+    if not re.fullmatch(r":?\w[\w.]*", key) or not listed:
         raise ConfigError(f"--set={text} must be KEY=VALUE,VALUE,...; see --help.")
-    return key.removeprefix("config."), found
+    return key.removeprefix("config."), listed
 
 
 def folder_of(config: SweepConfig) -> str:

@@ -9,9 +9,9 @@ in an IID step's forward passes (arXiv 2406.17711, with M, A and u added),
     alpha = M + k (A_l + rho A_r) / (3 u),        k = B / b = 1 / (1 - f)
 
 rho: FLOPs of the reference over the learner's, 0 where it is cached; A: the part of its FLOPs that
-a model scores with; M: the part of its FLOPs that the learner is trained with, 1 unless one example
-in so many is trained as it is scored; u: how many times more FLOPs a second a forward pass of the
-super-batch does than the IID step does, which is measured here and stands in the last row.
+a model scores with; M: the part of its FLOPs that the learner is trained with, 1 unless a share of
+the examples is trained as it is scored; u: the FLOPs per second of a forward pass of the
+super-batch, divided by those of the IID step, which is measured here and is in the last row.
 `formula` has u = 1, `formula_u` the measured one. Selection itself and gathering are in neither.
 
 Real steps as the loop compiles them, on random pixels and texts that are on the device already,

@@ -10,7 +10,7 @@ are chosen with the reference's embeddings as a cache of each precision gives th
 random numbers. Columns: `overlap`, the share of the picks that float32 makes, too; `share`, the
 part of what joint selection with float32 gains over uniform draws, in the score of the sub-batch
 (as in benchmarks/strata.py, by the exact embeddings), and `error`, its standard error. The row
-"float32, other noise" says what another draw would have given, by luck alone.
+"float32, other noise" compares with another draw by float32: the effect of chance alone.
 """
 
 import csv

@@ -65,7 +65,7 @@ Towers = dict[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def random_model(config: TwoTowerConfig) -> Model:
-    """Random parameters, none of which has its special initial value."""
+    """Random parameters, also where the initial value is special, such as zero."""
     params = jax.device_get(jax.jit(config.init)(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.float32(x + 0.02 * rng.normal(size=x.shape)), params)

@@ -53,7 +53,7 @@ def drawing(family: str, name: str, collection: dict[str, Any]) -> tuple[str, st
     """Returns an icon as a square SVG, and the colour to lay it on."""
     icon = collection["icons"][name]
     left, top = icon.get("left", 0), icon.get("top", 0)
-    # Without a size an icon has 16 x 16, says Iconify's format.
+    # In Iconify's format, an icon without a size has 16 x 16.
     width, height = (icon.get(k, collection.get(k, 16)) for k in ("width", "height"))
     side = max(width, height) * (1 + 2 * MARGIN)
     left, top = left - (side - width) / 2, top - (side - height) / 2
@@ -73,8 +73,8 @@ def drawing(family: str, name: str, collection: dict[str, Any]) -> tuple[str, st
 def render(svg: str, ground: str, resolution: int) -> bytes:
     """Draws an SVG; returns a PNG in RGB.
 
-    resvg 0.48 panics on filters of 19 icons (its issue 659), and says so on stderr, but not where
-    they are a pixel larger. Then that is shrunk.
+    resvg 0.48 panics on the filters of 19 icons (its issue 659) and writes this to stderr. These
+    icons are drawn one pixel larger, which works, and shrunk.
 
     Raises:
         ValueError: it can't be drawn.

@@ -54,5 +54,5 @@ STYLES = {
 
 
 def subject(family: str, name: str) -> str:
-    """What a name says without its family's style: "book" of fluent's "book-48-filled"."""
+    """A name without the marks of its family's style: "book" for fluent's "book-48-filled"."""
     return re.sub(STYLES[family], "", name) or name if family in STYLES else name

@@ -16,12 +16,13 @@ colour get one of `COLOURS` on another one, by a hash of family and name; others
 Tabler, Lucide, MingCute and Noto are held out, to test on drawing styles that were not trained on.
 
 Nothing is cleaned. Names hold sizes and styles ("book 48 filled"), numbers of variants ("nav 3"),
-brands, misspellings and names that were withdrawn, and one thing has many names. What can be told
-is how many families agree on a name: `subject` leaves out what is a family's own style, and in the
-data sets `agreed` is the number of training families that have the subject. `clean` has the names
-with `AGREED` or more. With --wrong a known share of the pairs trained on, chosen by a hash, has its
-names exchanged, and `is_noisy` says which: not those that got the same subject by chance. Then
-`clean` is what of `all` has its own names, and is agreed on.
+brands, misspellings and names that were withdrawn, and one thing has many names. A measure of the
+quality of a name is the number of families that agree on it: `subject` removes the marks of a
+family's style, and in the data sets `agreed` is the number of training families that have the
+subject. `clean` has the names with `AGREED` or more. With --wrong a known share of the pairs
+trained on, chosen by a hash, has its names exchanged. `is_noisy` marks these pairs, unless they got
+the same subject by chance. `clean` then has the pairs of `all` with their own names that are agreed
+on.
 
 benchmarks/results/icons_dataset.txt has the counts, with the licence and the author of each family.
 Those that are not MIT, ISC, Apache or CC0 ask for attribution; openmoji is CC BY-SA.
@@ -298,7 +299,7 @@ def join(parts: dict[str, pathlib.Path], out: pathlib.Path) -> None:
     `prepare` holds out by a hash of its own; here whole families are.
     """
     if out.exists() and not (out / records.DESCRIPTION).is_file():
-        sys.exit(f"error: {out} exists and is no data set; remove it or choose another --out.")
+        sys.exit(f"error: {out} exists and is not a data set; remove it or choose another --out.")
     partial = out.with_name(f".{out.name}.joined")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -1,9 +1,9 @@
-"""Whether a LiT-Decoder tells encoders apart: encoders trained for longer and longer.
+"""Whether a LiT-Decoder distinguishes encoders that were trained for more and more steps.
 
     python -m benchmarks.lit_decoder --out=benchmarks/results/lit_decoder.csv
 
-The encoders are configs/smoke.py's reference after so many steps on clean embedded scenes (`steps`;
-after one it is as good as random). Each is frozen, and a decoder of 1 + 2 layers and 64 channels
+The encoders are configs/smoke.py's reference after `steps` steps on clean embedded scenes (after
+one it is as good as random). Each is frozen, and a decoder of 1 + 2 layers and 64 channels
 learns captions of the same scenes from its tokens, for `decoder_steps` steps with each of `seeds`
 seeds. Columns: the encoder's own `mean_r1`; of the decoder on held-out scenes, `cider`, `exact`
 (the share of captions that are right to the word) and `loss` in nats a word; `flops` of the
@@ -35,7 +35,7 @@ _ENCODERS = flags.DEFINE_multi_integer("steps", [1, 50, 500], "Of the encoders' 
 
 
 def encoder(steps: int) -> ml_collections.ConfigDict:
-    """The first command's reference, trained for so many steps."""
+    """The config of the first command's reference, trained for `steps` steps."""
     return smoke.run(depth=4, width=128, steps=steps, seed=1000)
 
 

@@ -6,9 +6,10 @@ needs the extras `beam` and `icons`, and npm (see `benchmarks.icons`). `part` is
 
 "copies": 60 pictures of each kind, `COPIES` copies of each: scaled by 0.25 to 2 with one of
     four filters, then stored as PNG, JPEG of quality 30 to 95, or WebP. Kinds: "emoji 64", "emoji
-    256" and "icons 256", drawings of so many pixels on white; "scenes", the embedded data set's, of
-    160 px; "photographs", noise with the spectrum of photographs, 300 to 512 px. `of` says how they
-    were treated; `found` how many there are within `bits` and have miniatures within the bounds.
+    256" and "icons 256", drawings with this many pixels a side, on white; "scenes", the embedded
+    data set's, of 160 px; "photographs", noise with the spectrum of photographs, 300 to 512 px.
+    `of` is the change; `found` the number of copies within `bits` whose miniatures are within the
+    bounds.
 "families": all drawings of a family, on white, in black where they have no colours, 64 px: those
     that are near an earlier one which is not equal to it, pixel by pixel. Those are false: some
     other thing, or the same drawing under another name with other pixels at its edges.

@@ -50,7 +50,7 @@ COLUMNS += ("other", "other_MB")
 
 
 def report(name: str) -> dict | None:
-    """What pre-flight says of a case; None where it failed."""
+    """The report of pre-flight for a case; None where it failed."""
     file = FOLDER / f"{name}.json"
     if not file.exists():
         topology, *settings = CASES[name]

@@ -55,7 +55,7 @@ def measure(
         fails: whether it is meant to; None: either way.
     """
     command = [sys.executable, "-m", "aced.main", *arguments]
-    start, first, said = time.perf_counter(), {}, []
+    start, first, lines = time.perf_counter(), {}, []
     with subprocess.Popen(
         command,
         cwd=checkout,
@@ -65,14 +65,14 @@ def measure(
         text=True,
     ) as process:
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if not first and _STEP.search(line):
                 first["first_s"] = time.perf_counter() - start
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start
     if fails is not None and (process.returncode != 0) != fails:
-        sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(said)}")
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(lines)}")
     return {**first, "wall_s": wall, "cpu_s": used.ru_utime + used.ru_stime}
 
 

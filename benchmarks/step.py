@@ -166,7 +166,7 @@ class Worker:
         print(self.name, self.steps[-1], flush=True)
 
     def of_steps(self, key, start=0):
-        """What the steps from `start` on have told of `key`."""
+        """The values of `key` in the answers of the steps from `start` on."""
         return np.array([step[key] for step in self.steps[start:]])
 
     def close(self):

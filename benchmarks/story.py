@@ -3,11 +3,11 @@
     python -m benchmarks.openclipart --out=data/openclipart
     python -m benchmarks.story --data=data/openclipart --out=/tmp/story
 
-needs the extras `beam` and `hf`, and torch. 5,000 pairs of Open Clip Art, of which two thirds are
+needs the extras `beam` and `hf`, and torch. 5,000 pairs of Open Clip Art, two thirds of them
 noisy, are packed into tars as img2dataset writes them. They are prepared; a teacher, which here is
 a model of ours that was trained on clean pairs and went to transformers' format, is converted; its
 embeddings are cached; ACED trains a small model from them; that is converted to transformers'
-format, loaded there, and classifies a picture. What each command took is in OUT/story.csv.
+format, loaded there, and classifies a picture. The time of each command is in OUT/story.csv.
 """
 
 import csv

@@ -9,11 +9,10 @@
         --strata=1 --strata=8 --strata=128 --strata=256 --batches=2 --draws=3 \\
         --out=benchmarks/results/strata_recipe.csv
 
-The learner and the reference of the run embed super-batches that it has not seen, of which
-sub-batches are chosen uniformly, each example by itself, and jointly with several numbers of
-strata, by either loss (the softmax loss has no bias, which is the only thing of the two models that
-it does not use). Scores of the sigmoid loss scatter from draw to draw: only many of each
-super-batch tell what a number of strata keeps.
+The learner and the reference of the run embed super-batches of held-out examples. Sub-batches are
+chosen from these uniformly, independently, and jointly with several numbers of strata, by either
+loss (the softmax loss uses the same models without their bias). Scores of the sigmoid loss scatter
+from draw to draw, so the effect of the strata shows only in many draws of each super-batch.
 
 Columns: `draws`, of each super-batch; `score`, JEST's score of the sub-batch: what all its pairs
 say of each other, learner minus reference, per chosen example; `share`, the part of what joint

@@ -1,6 +1,6 @@
-"""What the recipes' `:tiny` forms are made of: two steps on a CPU, the embedded data, small towers.
+"""Parts of the recipes' `:tiny` forms: two steps on a CPU, the embedded data, small towers.
 
-Each recipe, or the first of its family, has a function `shrink` that says which of these it needs.
+Each recipe, or the first of its family, has a function `shrink` that calls those that it needs.
 """
 
 import ml_collections
@@ -69,7 +69,7 @@ def _shrink_tower(tower: ml_collections.ConfigDict) -> None:
 
 
 def shrink_coca(model: ml_collections.ConfigDict, embedded: str, *, layers: int = 1) -> None:
-    """A CoCa of so many layers in each part, for the task `embedded` of the embedded data."""
+    """A CoCa with `layers` layers in each part, for the task `embedded` of the embedded data."""
     model.image.resolution = RESOLUTION
     model.image.patch = 8
     _shrink_tower(model.image)

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What the launch scripts share: flags, the table, running or only printing a command.
-# Sourced, never run. A script declares its flags with `flag`, then calls `parse "$@"`.
+# Functions of the launch scripts: flags, the table, and running or only printing a command.
+# A script sources this file, declares its flags with `flag`, then calls `parse "$@"`.
 #
-# Every command goes through `run` (or `ask`, whose output is wanted), which prints it as `+ ...`,
-# quoted for a shell; with --dry-run that is all that happens. So both print the same.
+# Every command is called by `run` (or by `ask`, which returns its output). `run` prints it as
+# `+ ...`, quoted for a shell, and with --dry-run does nothing else, so that both print the same.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "error: bash 4.4 or newer is needed, this is $BASH_VERSION." >&2
@@ -145,7 +145,7 @@ quoted() {
   printf '%s' "${line% }"
 }
 
-# table KEY VALUE KEY VALUE ...: what will be run; what is empty is left out.
+# table KEY VALUE KEY VALUE ...: prints the settings of the run; empty values are left out.
 table() {
   say "$SCRIPT $COMMAND"
   while [[ $# -gt 0 ]]; do
@@ -177,8 +177,9 @@ paid() {
   run "${@:2}"
 }
 
-# ask ANSWER WORD...: the output of a question; with --dry-run prints it and takes ANSWER for it.
-# Its standard error is left in $ASKED, to tell "there is none" from "I could not ask".
+# ask ANSWER WORD...: the output of the command WORD...; with --dry-run prints the command and
+# returns ANSWER. The command's standard error is kept in $ASKED, to distinguish a missing resource
+# from a failed query.
 ask() {
   if [[ ${FLAG[dry-run]} == true ]]; then
     show "${@:2}"
@@ -188,8 +189,8 @@ ask() {
   fi
 }
 
-# blind WHAT NEXT: `ask` has failed. The first time that is fatal; a wait of days outlives some in a
-# row.
+# blind WHAT NEXT: `ask` has failed. The first query of a script must succeed; later ones may fail up
+# to 19 times in a row, since a script may wait for days.
 blind() {
   BLIND=$((BLIND + 1))
   if ((BLIND == 1 && SEEN == 0)) || ((BLIND >= 20)); then

@@ -68,7 +68,8 @@ count_hosts() {
   HOSTS=$((chips / FLAG[chips-per-host]))
 }
 
-# A string for YAML, of which JSON's are a part. Kubernetes expands $(NAME) in commands; $$ is a $.
+# yaml_string TEXT: TEXT as a string of JSON, which YAML accepts. Kubernetes expands $(NAME) in
+# commands, so $ is written as $$.
 yaml_string() {
   local text=$1
   text=${text//\\/\\\\}
@@ -150,7 +151,7 @@ submit() {
     "${KUBE[@]}" create "--filename=$MANIFEST" || {
     local code=$?
     say "Nothing was submitted: it costs nothing."
-    fail "$code" "kubectl could not create the JobSet (what it said is above)" \
+    fail "$code" "kubectl could not create the JobSet (its message is above)" \
       "look at $MANIFEST; 'no matches for kind' means that the JobSet controller is missing"
   }
 }

@@ -10,7 +10,7 @@
 # launch/tpu_vm.sh follow --name=acid --zone=us-east5-b shows the log from anywhere.
 #
 # An existing resource of that name is adopted if it is of the same type, and replaced if it is dead.
-# To stop for good, Ctrl-C here first; what still costs money is said then.
+# To stop for good, press Ctrl-C here first; the script then lists what still costs money.
 # Exit codes: 0 done; 42 preempted more than --max-restarts times; else the run's or gcloud's.
 
 set -euo pipefail
@@ -114,17 +114,17 @@ create() {
     say "Nothing was created: it costs nothing."
   fi
   if ((restarts > 0)); then
-    say "gcloud could not create $NAME again just now (what it said is above)."
+    say "gcloud could not create $NAME again just now (its message is above)."
     return 1
   fi
   if grep -qiE 'quota|RESOURCE_EXHAUSTED' "$output"; then
-    fail "$code" "no quota for ${FLAG[accelerator-type]} in ${FLAG[zone]} (what gcloud said is above)" \
+    fail "$code" "no quota for ${FLAG[accelerator-type]} in ${FLAG[zone]} (the message of gcloud is above)" \
       "$QUOTA_HINT"
   fi
-  fail "$code" "gcloud could not create $NAME (what it said is above)" "change the flags it names"
+  fail "$code" "gcloud could not create $NAME (its message is above)" "change the flags it names"
 }
 
-# Gets rid of what is dead, adopts what lives, creates otherwise.
+# ensure: deletes a resource that has failed, adopts one that works, or else creates one.
 ensure() {
   look NONE
   while [[ $STATE == UNKNOWN ]]; do
@@ -157,7 +157,8 @@ stop_if_deleted() {
   fi
 }
 
-# stop_if_hopeless: says why creation failed; trying again does not bring quota.
+# stop_if_hopeless: prints why creation failed, and stops if quota is missing, since trying again does
+# not help then.
 stop_if_hopeless() {
   local reason
   reason=$(ask "" "${QUEUED[@]}" describe "$NAME" "${WHERE[@]}" \
@@ -171,12 +172,12 @@ stop_if_hopeless() {
 
 # wait_active: 0 when ACTIVE; 1 when it has failed instead.
 wait_active() {
-  local seen="" deadline=$((SECONDS + FLAG[wait-timeout])) said=$SECONDS
+  local seen="" deadline=$((SECONDS + FLAG[wait-timeout])) printed=$SECONDS
   while true; do
     look ACTIVE
-    if [[ $STATE != "$seen" ]] || ((SECONDS - said >= 600)); then
+    if [[ $STATE != "$seen" ]] || ((SECONDS - printed >= 600)); then
       say "$(date +%H:%M:%S) $NAME is $STATE."
-      seen=$STATE said=$SECONDS
+      seen=$STATE printed=$SECONDS
     fi
     stop_if_deleted
     case $STATE in
@@ -189,7 +190,7 @@ wait_active() {
     esac
     if ((SECONDS >= deadline)); then
       say "No capacity in ${FLAG[wait-timeout]} s; the request is deleted, so that it does not begin" \
-        "to cost money when nobody looks."
+        "to cost money unnoticed."
       delete
       fail 1 "$NAME was $STATE for ${FLAG[wait-timeout]} s" "wait longer with --wait-timeout"
     fi

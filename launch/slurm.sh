@@ -63,7 +63,7 @@ submit() {
     gpu) tasks=${FLAG[gpus-per-node]} ;;
     node)
       tasks=1
-      # Under SLURM, jax takes one GPU for each process unless it is told otherwise.
+      # Under SLURM, jax uses one GPU per process unless this variable lists more.
       environment+=("JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((FLAG[gpus-per-node] - 1)))")
       ;;
     *) fail 2 "--per=${FLAG[per]} is neither gpu nor node" "see $SCRIPT --help" ;;
@@ -88,7 +88,7 @@ submit() {
     env "${environment[@]}" "${ENVIRONMENT[@]}" "${words[@]}") || code=$?
   if ((code != 0)); then
     say "Nothing was submitted: it costs nothing."
-    fail "$code" "sbatch refused the job (what it said is above)" \
+    fail "$code" "sbatch refused the job (its message is above)" \
       "change the flags it names; sinfo shows partitions, sacctmgr show assoc the accounts"
   fi
   if [[ ${FLAG[dry-run]} == true ]]; then job=JOB; fi

@@ -70,7 +70,7 @@ with_attempts() {
 }
 
 wait_until_ready() {
-  local state said="" deadline=$((SECONDS + FLAG[ready-timeout]))
+  local state printed="" deadline=$((SECONDS + FLAG[ready-timeout]))
   while true; do
     if state=$(ask READY gcloud compute tpus tpu-vm describe "$NODE" "${WHERE[@]}" \
       "--format=value(state)"); then
@@ -79,8 +79,8 @@ wait_until_ready() {
       blind "$NODE" "check --name, --zone and --project"
       state=UNKNOWN
     fi
-    if [[ $state != "$said" ]]; then say "$NODE is $state."; fi
-    said=$state
+    if [[ $state != "$printed" ]]; then say "$NODE is $state."; fi
+    printed=$state
     case $state in
       READY) return ;;
       PREEMPTED | TERMINATED | DELETING | STOPPED | STOPPING | HIDING | HIDDEN)
@@ -136,7 +136,7 @@ follow() {
   if ((code == LOST || code == PREEMPTED)); then return "$code"; fi
   codes=$(on all "bash $WORKER code ${FLAG[stop-timeout]}") || all=$?
   if [[ -n $codes ]]; then say "$codes"; fi
-  # Whoever was told to save tells more than those that lost it.
+  # The code of a worker that was preempted counts more than those of workers that lost it.
   if [[ $codes == *"ended with code $PREEMPTED"* ]]; then return "$PREEMPTED"; fi
   if ((code == 0)); then return "$all"; fi
   return "$code"

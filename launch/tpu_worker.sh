@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One worker of a TPU VM, seen from itself. launch/tpu_vm.sh copies it there and calls it by ssh.
+# Commands on one worker of a TPU VM. launch/tpu_vm.sh copies this file there and calls it by ssh.
 #
 #   tpu_worker.sh install EXTRAS         a virtual environment with .[EXTRAS]
 #   tpu_worker.sh start WORD...          the command in the background; it outlives the connection
 #   tpu_worker.sh follow LINES           the log, from its last LINES on, until the run ends
-#   tpu_worker.sh code SECONDS           waits for the end at most so long; ends with the run's code
+#   tpu_worker.sh code SECONDS           waits at most SECONDS for the end; ends with the run's code
 #   tpu_worker.sh status                 one line
-#   tpu_worker.sh stop SECONDS           SIGTERM, which saves; SIGKILL after so many seconds
+#   tpu_worker.sh stop SECONDS           SIGTERM, upon which the run saves; SIGKILL after SECONDS
 #
 # In $HOME: aced/ the code, aced_venv/ the environment, aced_run/ log, pid and exit_code of the run.
 

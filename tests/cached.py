@@ -81,7 +81,7 @@ def run_config(data, reference, steps=4, cache=None):
 
 
 def embed(folder, images, texts):
-    """What the model in `folder` says of pixels and token ids, without jit."""
+    """The embeddings of pixels and token ids by the model in `folder`, without jit."""
     found = model_folder.read(folder)
     tower = two_tower.TwoTower(found.config)
     params = jax.tree.map(jnp.asarray, found.params)

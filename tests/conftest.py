@@ -6,7 +6,7 @@ import signal
 
 from tests.many_processes import FAST_COMPILER
 
-# In the background of a shell Ctrl-C is ignored, also by whatever the tests start.
+# In the background of a shell Ctrl-C is ignored, also by the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"

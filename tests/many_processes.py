@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, none of which can outlive its test."""
+"""Runs of several processes on this machine, all ended with the test."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def environment(devices: int, **changes: str | int) -> dict[str, str]:
-    """This process's, with so many CPU devices and no trace of a cluster.
+    """The environment of this process, with `devices` CPU devices and no trace of a cluster.
 
     Programs for several devices are not taken from the compilation cache: XLA aborts where two of
     them run one after the other, as a step and an evaluation do, since the devices wait for each

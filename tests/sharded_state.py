@@ -1,4 +1,4 @@
-"""A state of which every process of a run has a part."""
+"""A state that is sharded over the processes of a run."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What commands say when a file or folder of theirs cannot be used: one message, no stack trace."""
+"""Commands whose files or folders cannot be used end with one message and no stack trace."""
 
 import json
 import shutil
@@ -12,11 +12,15 @@ from PIL import Image
 from aced import command, errors
 from aced.checkpoints import record
 from aced.config import ConfigError
+from aced.convert.command import ConvertConfig
 from aced.data import sources
+from aced.evaluate.command import EvaluateConfig
 from aced.files import storage
 from aced.files.storage import StorageError
 from aced.methods.frozen import CheckpointOf, trained_model
 from aced.models import model_folder
+from aced.prepare.config import PrepareConfig
+from aced.sweep import SweepConfig
 from aced.train.config import parse
 from configs import smoke
 from tests import cached, commands
@@ -267,6 +271,26 @@ def test_data_with_a_scheme_that_cannot_be_used(made, tmp_path, source):
     assert done.returncode == 1
     assert f"data.{source}.path = 'https://host/x.tar' cannot be used" in done.stderr
     assert "Local paths and gs:// and s3:// can. Download it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "name"),
+    [
+        (PrepareConfig, {"images": "photos", "out": "data"}, "captions"),
+        (PrepareConfig, {"captions": "captions.csv", "out": "data"}, "images"),
+        (PrepareConfig, {"out": "data"}, "tars"),
+        (PrepareConfig, {"out": "data"}, "parquet"),
+        (ConvertConfig, {"source": "a.npz", "to": "aced", "out": "b"}, "model"),
+        (ConvertConfig, {"source": "a.npz", "to": "aced", "out": "b"}, "tokenizer"),
+        (EvaluateConfig, {}, "out"),
+        (SweepConfig, {"config": "configs/small.py"}, "out"),
+    ],
+)
+def test_flags_whose_scheme_cannot_be_used_are_named(kind, settings, name):
+    for scheme in ("http", "simplecache::https", "hf"):
+        path = f"{scheme}://host/captions.jsonl"
+        with pytest.raises(ConfigError, match=rf"^--{name} = '{path}' cannot be used"):
+            kind(**settings, **{name: path})
 
 
 def test_files_with_their_scheme_are_local(made, tmp_path):

@@ -62,7 +62,7 @@ def test_optional_settings_can_be_set_where_the_config_is_locked():
     [
         (
             {"inner": {"rat": 1.0}},
-            r"run\.inner\.rat is not a setting .* did you mean run\.inner\.rate",
+            r"run\.inner\.rat is not a setting; did you mean run\.inner\.rate\?",
         ),
         ({"nothing": 1}, r"run\.nothing .* known keys: inner, named, size, flag"),
         ({"inner": {"kind": "c"}}, r"run\.inner\.kind must be 'a' or 'b', got 'c'"),

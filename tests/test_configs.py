@@ -1,4 +1,4 @@
-"""Every recipe runs two steps, and says truly what it costs."""
+"""Every recipe runs two steps, and its header has the right cost."""
 
 import dataclasses
 import importlib.util

@@ -16,9 +16,13 @@ __all__ = ["Cache", "CacheError", "open_for"]
 def open_for(
     folder: str, source: Source, data: DataConfig, weights: Callable[[], PyTree] | None
 ) -> Cache:
-    """Opens the cache of a frozen model for a run with this data set and its settings.
+    """Opens the cache of a frozen model, and compares it with the data set and model of a run.
 
-    `weights` returns the parameters of the model as host arrays; None: they are not compared.
+    Args:
+        folder: of the cache.
+        source: the data set.
+        data: its settings.
+        weights: returns the parameters of the model as host arrays; None: they are not compared.
 
     Raises:
         CacheError: the cache is incomplete, or is of other data, decoding or weights.

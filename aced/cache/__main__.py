@@ -13,7 +13,7 @@ from absl import flags
 
 from aced import command_line, flag_settings, run_flags
 from aced.cache.command import run
-from aced.cache.config import CacheConfig
+from aced.cache.config import CacheFlags
 from aced.cache.description import Description
 from aced.files import ownership
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     del argv
     values = flags.FLAGS
     with run_flags.running(f"--out={values.out}"):
-        settings = flag_settings.read(CacheConfig)
+        settings = flag_settings.read(CacheFlags)
         cache = run(values.config, settings, run_flags.workdir(), force=values.force)
         if jax.process_index() == 0:
             print(f"{settings.out}: {report(cache)}")
@@ -61,6 +61,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     run_flags.define()
-    flag_settings.define(CacheConfig)
+    flag_settings.define(CacheFlags)
     flags.DEFINE_boolean("force", False, ownership.FORCE)
     command_line.run(main, run_flags.parse)

@@ -1,4 +1,4 @@
-"""The settings of `python -m aced.cache`."""
+"""Which embeddings to cache: `before_caches` in a config, or flags of `python -m aced.cache`."""
 
 import dataclasses
 import pathlib
@@ -6,13 +6,13 @@ from typing import Literal
 
 from aced.bounds import NonEmpty, NonNegativeInt, PositiveInt
 from aced.cache.precision import Precision
-from aced.config import expand
+from aced.config import Checked, expand
 from aced.files import storage
 from aced.flag_settings import FlagSettings, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class CacheConfig(FlagSettings):
+class CacheConfig(Checked):
     """Which embeddings to make, and how to store them."""
 
     model: str = setting(
@@ -39,12 +39,21 @@ class CacheConfig(FlagSettings):
         4096, "Pairs to which a scale and a bias for the sigmoid loss are fitted."
     )
 
-    def folder(self, workdir: str) -> pathlib.Path:
-        """The expanded folder to make; a ConfigError if it has a scheme."""
+    def folder(self, workdir: str, key: str = "") -> pathlib.Path:
+        """The expanded folder to make.
+
+        Raises:
+            ConfigError: it has a scheme; the message names the setting `key`.
+        """
         out = expand(self.out, workdir)
         advice = (
             f"{storage.MOUNT} Or let the model run in every step, such as by "
             "--config=configs/smoke.py:online."
         )
-        storage.check_scheme(out, "--out", (), advice)
+        storage.check_scheme(out, key or f"{self.PREFIX}out", (), advice)
         return pathlib.Path(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheFlags(FlagSettings, CacheConfig):
+    """The same settings as flags, which messages name."""

@@ -66,7 +66,7 @@ class LibraryModel(abc.ABC):
 
 
 class _TorchModel(LibraryModel):
-    """A model in torch, in float32, on the GPU if torch sees one."""
+    """A model in torch, in float32, on a GPU if torch has one."""
 
     library: str
     config: str  # the file that describes the model
@@ -169,16 +169,16 @@ class _Transformers(_TorchModel):
         return json.dumps(json.loads(self._processor.to_json_string()), sort_keys=True)
 
     def pixels(self, picture: np.ndarray) -> np.ndarray:
-        found = self._processor(images=Image.fromarray(picture), return_tensors="np")
-        return np.asarray(found["pixel_values"][0], np.float32)
+        inputs = self._processor(images=Image.fromarray(picture), return_tensors="np")
+        return np.asarray(inputs["pixel_values"][0], np.float32)
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
         with self._lock:
-            found = self._tokenizer(
+            ids = self._tokenizer(
                 list(texts), padding="max_length", truncation=True, max_length=self._length
             )
         # Ids, and a mask if the model reads one: [n inputs l].
-        return np.stack([found[name] for name in self._inputs()], axis=1)
+        return np.stack([ids[name] for name in self._inputs()], axis=1)
 
     def _inputs(self) -> list[str]:
         names = self._tokenizer.model_input_names
@@ -212,19 +212,19 @@ def load(library: str, folder: str) -> LibraryModel:
     path, kind = pathlib.Path(folder), _MODELS[library]
     if not (path / kind.config).is_file():
         raise ConfigError(
-            f"--model={library}:{folder}: there is no {path / kind.config}. Give a folder with "
+            f"{library}:{folder}: there is no {path / kind.config}. Give a folder with "
             "config, safetensors and tokenizer of a model, as `hf download OWNER/NAME "
             "--local-dir=FOLDER` makes it."
         )
     weights = sorted(path.glob(kind.weights))
     if not weights:
         tensors.refuse_pickles((file.name for file in path.iterdir()), folder)
-        raise ConfigError(f"--model={library}:{folder} has no weights ({kind.weights}).")
+        raise ConfigError(f"{library}:{folder} has no weights ({kind.weights}).")
     try:
         return kind(path, weights)
     except ImportError as error:
         raise ConfigError(
-            f"--model={library}:... needs: pip install '.[teachers]' ({error})."
+            f"{library}:FOLDER needs: pip install '.[teachers]' ({error})."
         ) from error
 
 
@@ -238,10 +238,10 @@ def _sha256(files: Sequence[pathlib.Path]) -> str:
 
 def _versions() -> str:
     """The installed versions of the packages that take part."""
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -74,13 +74,13 @@ def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
         listed = "\n".join(f"  {line}" for line in lines)
         raise description.CacheError(
             f"{folder} holds another cache:\n{listed}\nSet them back to resume that one, or choose "
-            "another --out for a new one."
+            "another folder for a new one."
         )
     if existing is None:
         ours = (f"{PLAN}.part", ownership.FILE)
         others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
         if others:
-            raise ConfigError(f"--out={folder} is not empty ({others[0]}); choose a new folder.")
+            raise ConfigError(f"{folder} is not empty ({others[0]}); choose a new folder.")
         description.write(folder / PLAN, plan)
     for path in folder.iterdir():  # partial files of a killed process
         if path.suffix == ".part" and (entries.is_ours(path.name) or path.stem in (PLAN, COMPLETE)):
@@ -121,7 +121,17 @@ class Maker(abc.ABC):
         mesh: Mesh,
         batch_size: int,
     ):
-        """Prepares for a cache that `begin` began; `view` is the model's of an example."""
+        """Prepares to make the shards of `plan` in `folder`, after `begin`.
+
+        Args:
+            plan: the settings of the cache.
+            folder: of the cache.
+            source: the examples.
+            data: how they are read.
+            view: how the model reads an example.
+            mesh: the devices.
+            batch_size: examples per step over all devices.
+        """
         self._plan, self._folder = plan, folder
         self._source, self._data, self._view = source, data, view
         self._mesh, self._batch_size = mesh, batch_size
@@ -130,22 +140,26 @@ class Maker(abc.ABC):
 
     def run(
         self,
-        left: list[int],
+        shards: list[int],
         watchdog: Watchdog,
         line: Callable[[int], progress.Progress] = progress.Progress,
     ) -> int | None:
-        """Makes the shards `left`, which are the same on all processes.
+        """Makes `shards`, which must be the same on all processes.
 
-        `line` opens the progress line, given the number of steps.
-        Returns the exit code if a stop was requested while the last shard was made.
+        Args:
+            shards: the numbers of the shards that are not complete.
+            watchdog: restarted after every step.
+            line: opens the progress line, given the number of steps.
+
+        Returns:
+            The exit code if a stop was requested while the last shard was made.
 
         Raises:
             CacheError: an embedding is not finite.
             SystemExit: with `preemption.EXIT_CODE` after SIGTERM, `INTERRUPTED` after Ctrl-C.
         """
-        waves = [
-            left[i : i + self._readers.count] for i in range(0, len(left), self._readers.count)
-        ]
+        count = self._readers.count
+        waves = [shards[i : i + count] for i in range(0, len(shards), count)]
         # All processes take as many steps per wave as the slowest reader needs.
         steps = steps_of_wave(self._plan.examples, self._plan.shard_size, self._rows)
         steps = distributed.largest(steps)
@@ -160,7 +174,7 @@ class Maker(abc.ABC):
             towers=description.TOWERS[self._plan.towers],
             config=self._data,
         )
-        done = self._plan.examples - sum(len(self._plan.range(shard)) for shard in left)
+        done = self._plan.examples - sum(len(self._plan.range(shard)) for shard in shards)
         logging.info("%s: %d of %d examples are done.", self._folder, done, self._plan.examples)
         meter = progress.Meter(Budget(self._batch_size, 0, 0))
         shard: _OpenShard | None = None
@@ -185,7 +199,7 @@ class Maker(abc.ABC):
         return None
 
     def _index(self, waves: list[list[int]], steps: int, place: int) -> int:
-        """The example that this process reads at row `place` of the pass, or -1."""
+        """The example that this process reads at row `place` of the pass; -1: none."""
         wave, row = divmod(place, steps * self._rows)
         shards = waves[wave]
         if self._readers.index >= len(shards):
@@ -194,13 +208,13 @@ class Maker(abc.ABC):
         return examples[row] if row < len(examples) else -1
 
     def _open(self, wave: list[int]) -> "_OpenShard | None":
-        """The shard of this wave that this process writes."""
+        """The shard of this wave that this process writes; None if it writes none."""
         if not self._readers.is_first or self._readers.index >= len(wave):
             return None
         return _OpenShard(self._plan, self._folder, wave[self._readers.index])
 
     def _embedded(self, batches: Iterator[Complete]) -> Iterator[tuple[Complete, tuple]]:
-        """Every batch with its embeddings, while the next one is running."""
+        """Every batch with its embeddings; the devices already compute the next batch."""
         running: collections.deque[tuple[Complete, Any]] = collections.deque()
         for batch in batches:
             running.append((batch, self._start(batch)))
@@ -231,7 +245,7 @@ class ModelMaker(Maker):
         mesh: Mesh,
         batch_size: int,
     ):
-        """Compiles the model, whose parameters are on `mesh`."""
+        """As `Maker`, with the parameters of the model, which are on `mesh`."""
         super().__init__(plan, folder, source, data, View.of(plan.model), mesh, batch_size)
         self._params = params
         self._part = batch_size // meshes.example_shards(mesh)  # examples per device
@@ -287,7 +301,7 @@ class ModelMaker(Maker):
 
 
 class LibraryMaker(Maker):
-    """Embeds with another library's model, in each process for itself."""
+    """Embeds with another library's model, which every process runs on its own examples."""
 
     def __init__(
         self,
@@ -299,7 +313,7 @@ class LibraryMaker(Maker):
         mesh: Mesh,
         batch_size: int,
     ):
-        """Takes a loaded model."""
+        """As `Maker`, with a loaded model."""
         view = OwnView(model.pixels, model.tokens)
         super().__init__(plan, folder, source, data, view, mesh, batch_size)
         self._model = model
@@ -322,7 +336,7 @@ class LibraryMaker(Maker):
 
 
 class _OpenShard:
-    """Writes a shard."""
+    """A shard that is being written."""
 
     def __init__(self, plan: Plan, folder: pathlib.Path, shard: int):
         self._plan, self._path = plan, plan.path(folder, shard)

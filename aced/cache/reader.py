@@ -21,7 +21,11 @@ class Cache:
     """
 
     def __init__(self, folder: str | os.PathLike, description: Description | None = None):
-        """Opens a cache, given its description or not; shards are opened on the first read.
+        """Opens a cache; its shards are opened when they are first read.
+
+        Args:
+            folder: of the cache.
+            description: the content of its `cache.json`; None: read from the file.
 
         Raises:
             CacheError: the cache is incomplete, or a file is missing or truncated.
@@ -47,7 +51,7 @@ class Cache:
         """Returns `zimg` and `ztxt` [n d], or one of them.
 
         Args:
-            ids: ids of examples that are not `missing`, in any order, maybe repeated.
+            ids: ids of examples that are not `missing`, in any order; repeated ids are allowed.
             captions: the index of each example's caption among the non-blank ones.
 
         Raises:

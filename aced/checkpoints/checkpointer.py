@@ -4,8 +4,8 @@ A checkpoint is written under a temporary name and renamed when every process is
 existing one is complete. This module builds on Orbax, and adds the retention policy, the handling
 of failed saves, and errors that name the parameter.
 
-Each process writes its own part, and a save fails if any process fails. The others notice after
-`timeout_minutes`; then all processes agree on the outcome.
+Each process writes its own part, and a save fails if any process fails. The other processes wait
+for it `timeout_minutes`; then all agree on the outcome.
 
 A checkpoint holds checksums of its files, which are compared before loading, since disks and copies
 can corrupt data. A run whose newest checkpoint is damaged moves it aside and resumes from the
@@ -93,7 +93,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         )
 
     def _write_checksums(self) -> None:
-        """Called on process 0, in the background, before the folder is renamed.
+        """Writes the checksums on process 0, in the background, before the folder is renamed.
 
         Stores cannot rename folders, so there the folder has its final name from the start.
         """
@@ -170,7 +170,7 @@ class Checkpointer(contextlib.AbstractContextManager):
             )
 
     def _set_aside(self, damaged: Iterable[int], whole: int) -> None:
-        """Moves damaged checkpoints to a folder that Orbax does not manage."""
+        """Moves damaged checkpoints to another folder, and logs the step that is resumed."""
         failed = None
         if jax.process_index() == 0:
             try:
@@ -239,7 +239,7 @@ class Checkpointer(contextlib.AbstractContextManager):
                 {STATE: state},
                 metrics=finite or None,
                 custom_metadata=self._about,
-                force=True,  # due, as decided above
+                force=True,  # Orbax has its own rule of when a checkpoint is due
             )
         except (TypeError, ValueError):
             raise  # the state itself cannot be saved, so retrying would not help

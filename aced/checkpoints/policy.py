@@ -20,7 +20,7 @@ class CheckpointConfig(Checked):
     # Checkpoints are also written at multiples of this, and these are never removed.
     keep_every_steps: PositiveInt | None = None
     compress: bool = False  # zstd: a tenth smaller, several times slower on weights
-    # The run stops after so many failed saves in a row; at its end, after one.
+    # Failed saves in a row after which the run stops; at its end it stops after one.
     max_failed_saves: PositiveInt = 3
     timeout_minutes: PositiveFloat = 20.0  # a save that takes longer has failed
 

@@ -98,10 +98,10 @@ def read(folder: epath.Path) -> Record:
         ConfigError: the file is missing or damaged.
     """
     with own_files.reading(folder / FILE, _ADVICE):
-        found = own_files.loads((folder / FILE).read_bytes())
-        models = found.pop(_MODELS, {})  # the first runs had none
-        data = found.pop(_DATA)
-    return Record(found, data, models)
+        settings = own_files.loads((folder / FILE).read_bytes())
+        models = settings.pop(_MODELS, {})  # the first runs had none
+        data = settings.pop(_DATA)
+    return Record(settings, data, models)
 
 
 def may_change(cls: type, method: type, key: str) -> bool:

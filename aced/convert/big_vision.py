@@ -61,7 +61,7 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
         Notes on what the .npz does not contain.
 
     Raises:
-        InteropError: big_vision's two_towers cannot express the model.
+        InteropError: the model has a setting that big_vision's two_towers lacks.
     """
     config = model.config
     _check(config)
@@ -90,8 +90,8 @@ def _settings(model: str) -> TwoTowerConfig:
 def _with_tokenizer(
     config: TwoTowerConfig, tokenizer: str, model: str
 ) -> tuple[TwoTowerConfig, bytes]:
-    """`config` with the tokenizer's path as in `Model`, and the file's content."""
-    # Relative paths start at the folder of the JSON file.
+    """Returns `config` with the tokenizer's path as in `Model`, and the content of its file."""
+    # A relative path in the JSON file starts at its folder.
     own = config.tokenizer.path and str(pathlib.Path(model).parent / config.tokenizer.path)
     tokens, path = config.tokenizer, tokenizer or own
     if tokenizer:
@@ -118,7 +118,7 @@ def _check(config: TwoTowerConfig) -> None:
 
 
 def _load(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays by name, with stacked blocks split into numbered ones."""
+    """The floating-point arrays by name; blocks that are stacked are numbered instead."""
     try:
         with zipfile.ZipFile(file) as archive:
             if sum(item.file_size for item in archive.infolist()) > _MAX_BYTES:
@@ -180,7 +180,7 @@ def _encoder(theirs: str, ours: str, dims: presets.Size) -> list[Pair]:
 
 
 def _attention(theirs: str, ours: str, width: int, heads: int) -> list[Pair]:
-    """flax's attention has an axis of heads: [d heads d/heads], and [heads d/heads d] for out."""
+    """flax's kernels have an axis of heads: [d heads d/heads], and [heads d/heads d] for out."""
     out: list[Pair] = []
     for name, short in {"query": "q", "key": "k", "value": "v"}.items():
         source, target = f"{theirs}/{name}", f"{ours}/{short}"
@@ -206,7 +206,7 @@ def _norm(theirs: str, ours: str) -> list[Pair]:
 
 
 def _reshaped(theirs: str, ours: str, shape: Shape, their_shape: Shape) -> Pair:
-    """The same numbers in another shape, where -1 is inferred."""
+    """A pair with equal values in other shapes, in which one length may be -1, to be inferred."""
 
     def to_ours(x: np.ndarray) -> tables.Arrays:
         if x.ndim != len(their_shape):

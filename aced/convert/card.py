@@ -66,7 +66,7 @@ towers = {{name: onnxruntime.InferenceSession(f"{name}/{{name}}.onnx")
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What the card tells of the run that trained the model."""
+    """The part of the card about the run that trained the model."""
 
     title: str  # of the method
     step: int  # of the checkpoint

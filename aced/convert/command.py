@@ -76,6 +76,8 @@ class SourceConfig(FlagSettings):
             ("gs",),
             "Download it, or give owner/name of a model on the Hugging Face hub.",
         )
+        for name in ("model", "tokenizer"):
+            storage.check_scheme(getattr(self, name), f"--{name}", ())
         if not self.source.endswith(".npz") and (self.model or self.tokenizer):
             raise ConfigError(
                 "--model and --tokenizer are for .npz files; other sources hold their settings."
@@ -93,7 +95,7 @@ class ConvertConfig(SourceConfig):
     text_length: NonNegativeInt = setting(
         huggingface.PIPELINE_LENGTH,
         "Text positions of a SigLIP written to huggingface. If the model reads fewer ids, "
-        "positions are added that it does not look at, since pipeline() of transformers pads to "
+        "positions are added that receive no attention, since pipeline() of transformers pads to "
         "64. 0: the weights stay as they are.",
     )
     license: str = setting(

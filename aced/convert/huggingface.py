@@ -246,7 +246,7 @@ def write(model: Model, folder: pathlib.Path, text_length: int = 0) -> list[str]
         model, unread = positions.extend(model, text_length), text_length - own
         config = model.config
         notes.append(
-            f"{unread} text positions were added that the model does not look at, so that "
+            f"{unread} text positions were added that receive no attention, so that "
             "transformers' pipelines can run it; embeddings are the same up to rounding"
         )
     written = tokenizer_write.files(model, unread)
@@ -254,34 +254,7 @@ def write(model: Model, folder: pathlib.Path, text_length: int = 0) -> list[str]
     params["text"]["token"] = tokenizer_write.padded_table(model, written)
     weights = tables.to_tensors(_table(config), params, config)
     tensors.write_safetensors(folder / WEIGHTS, weights, "pt")
-
-    towers = {"vision": _their_tower(config.image), "text": _their_tower(config.text)}
-    towers["vision"] |= {"image_size": config.image.resolution, "patch_size": config.image.patch}
-    towers["text"] |= {
-        "vocab_size": len(params["text"]["token"]),
-        "max_position_embeddings": config.text.length,
-        "pad_token_id": written.pad_id,
-        "bos_token_id": None,
-        "eos_token_id": config.text.eot_id if config.text.pool == "eot" else written.eos_id,
-    }
-    if siglip:
-        towers["text"]["projection_size"] = config.width
-    about = {
-        "architectures": ["SiglipModel" if siglip else "CLIPModel"],
-        "model_type": "siglip" if siglip else "clip",
-        "dtype": "float32",
-    }
-    if not siglip:
-        about |= {
-            "projection_dim": config.width,
-            "logit_scale_init_value": float(model.params["t"]),
-        }
-        for tower in towers.values():
-            tower["projection_dim"] = config.width
-    for name, tower in towers.items():
-        about[f"{name}_config"] = {"model_type": f"{about['model_type']}_{name}_model", **tower}
-    tensors.write_json(folder / CONFIG, about)
-
+    tensors.write_json(folder / CONFIG, _their_config(config, params, written, siglip))
     processor = "SiglipProcessor" if siglip else "CLIPProcessor"
     for name, content in written.files.items():
         (folder / name).write_bytes(content)
@@ -294,6 +267,35 @@ def write(model: Model, folder: pathlib.Path, text_length: int = 0) -> list[str]
             f"{config.tokenizer.length}; use AutoModel and AutoProcessor"
         )
     return notes
+
+
+def _their_config(
+    config: TwoTowerConfig, params: Params, tokenizer: tokenizer_write.TokenizerFiles, siglip: bool
+) -> dict[str, Any]:
+    """The content of their config.json, of a SiglipModel or a CLIPModel."""
+    towers = {"vision": _their_tower(config.image), "text": _their_tower(config.text)}
+    towers["vision"] |= {"image_size": config.image.resolution, "patch_size": config.image.patch}
+    towers["text"] |= {
+        "vocab_size": len(params["text"]["token"]),
+        "max_position_embeddings": config.text.length,
+        "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": None,
+        "eos_token_id": config.text.eot_id if config.text.pool == "eot" else tokenizer.eos_id,
+    }
+    about = {
+        "architectures": ["SiglipModel" if siglip else "CLIPModel"],
+        "model_type": "siglip" if siglip else "clip",
+        "dtype": "float32",
+    }
+    if siglip:
+        towers["text"]["projection_size"] = config.width
+    else:
+        about |= {"projection_dim": config.width, "logit_scale_init_value": float(params["t"])}
+        for tower in towers.values():
+            tower["projection_dim"] = config.width
+    for name, tower in towers.items():
+        about[f"{name}_config"] = {"model_type": f"{about['model_type']}_{name}_model", **tower}
+    return about
 
 
 def _their_tower(tower: ImageConfig | TextConfig) -> dict[str, Any]:

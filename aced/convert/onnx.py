@@ -60,10 +60,10 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
                 external_data=size > _ONE_FILE_BYTES,
             )
         towers[name] = functools.partial(_run, onnxruntime.InferenceSession(file), name)
-    found = serving.errors(model, towers)
-    serving.write_description(model, folder, "onnx", found)
+    errors = serving.errors(model, towers)
+    serving.write_description(model, folder, "onnx", errors)
     serving.write_tokenizer(written, folder)
-    return [*written.notes, serving.note(found)]
+    return [*written.notes, serving.note(errors)]
 
 
 def _run(session: Any, name: str, x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""open_clip's names: its tensors for our parameters, and timm's SigLIP image towers."""
+"""open_clip's names of our parameters, and timm's names of SigLIP's image towers."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from aced.models.vit import ImageConfig
 _SIZES = {
     "base": presets.SIZES["B"],
     "large": presets.SIZES["L"],
-    # open_clip and timm give the MLP as a ratio, 3.7362.
+    # open_clip and timm write the width of its MLP as the ratio 3.7362.
     "so400m": presets.SIZES["So400m"],
     "giantopt": presets.Size(1536, 40, 6144, 16),
 }
@@ -77,7 +77,7 @@ def timm_name(image: ImageConfig) -> str:
 
 
 def table(config: TwoTowerConfig, custom_text: bool, scalar_axes: int) -> list[Pair]:
-    """Returns the table of a model.
+    """Returns the pairs of open_clip's tensors and our parameters.
 
     Args:
         config: image.pool = "map" is timm's tower, "cls" open_clip's own.

@@ -1,17 +1,18 @@
-"""More text positions for a SigLIP, which the model never looks at.
+"""Gives a SigLIP more text positions, without changing its embeddings.
 
-pipeline("zero-shot-image-classification") of transformers pads the texts of every SigLIP to 64 ids,
-and SiglipModel reads all of them and pools at the last one. A model that was trained with fewer
-ids, L, becomes one of 64 with the same embeddings:
+pipeline("zero-shot-image-classification") of transformers pads the texts of every SigLIP to 64 ids.
+SiglipModel attends to all of them and pools at the last one. A model that was trained with L < 64
+ids is converted to one with 64:
 
-- Positions 0 to L - 2 stay. The last one gets the position embedding of L - 1. Those in between are
-  new, and no query attends to them.
-- Layer norms ignore the mean of their input, so the residual stream can be shifted to mean zero.
-  Then channels of zeros can be appended: they change a layer norm only by a factor, which its scale
-  and epsilon make up for.
-- The appended channels, one per head, are large at new positions and zero at others. One more
-  channel of every key reads them with a negative weight, and that of every query is constant, so
-  that the attention to new positions is exp(-_GAP) of the usual and below, less than rounding.
+- Positions 0 to L - 2 stay, and position L - 1 becomes the last one. The positions in between are
+  new, and receive no attention.
+- Layer norms subtract the mean of their input, so the residual stream may be shifted to mean zero.
+  Channels of zeros can then be appended to it: they change a layer norm only by a factor, for which
+  its scale and epsilon are corrected.
+- One channel is appended per head. These channels are large at new positions and zero elsewhere.
+  One more channel of every key is their sum with a negative weight, and one more channel of every
+  query is constant. The attention to a new position is then at most exp(-_GAP) of the usual, which
+  is less than the rounding error.
 """
 
 import dataclasses
@@ -29,15 +30,15 @@ _GAP = 100.0  # in nats, if the mark outweighs everything else at its position
 def extend(model: Model, total: int) -> Model:
     """Returns a model of `total` text positions with the embeddings of `model`.
 
-    Its text tower is wider by one channel per head. Embeddings are the same up to rounding if the
-    last of the L ids of a text is moved to the last position; ids in between have no effect.
+    Its text tower is wider by one channel per head. Embeddings are equal up to rounding if the last
+    of the L ids of a text is moved to the last position. The ids in between have no effect.
 
     Args:
         model: a model whose text tower is bidirectional and pools at the last position.
         total: the new number of positions and ids, more than `tokenizer.length`.
 
     Raises:
-        ConfigError: the text tower is of another kind, or `total` is not more.
+        ConfigError: the text tower is of another kind, or `total` is too small.
     """
     text, own = model.config.text, model.config.tokenizer.length
     if text.causal or text.pool != "last" or total <= own:
@@ -68,7 +69,7 @@ def _tower(tower: Params, own: int, total: int, heads: int) -> Params:
     position[own - 1 : -1, width:] = _MARK
     blocks, mlp = tower["blocks"], tower["blocks"]["mlp"]
     norm1 = _norm(blocks["norm1"], heads)
-    norm1["scale"][..., width:] = 1.0  # keys read the mark
+    norm1["scale"][..., width:] = 1.0  # passes the mark on to the keys
     return {
         "token": _shifted(tower["token"], heads),
         "position": position,
@@ -77,12 +78,12 @@ def _tower(tower: Params, own: int, total: int, heads: int) -> Params:
             "attention": _attention(blocks["attention"], heads),
             "norm2": _norm(blocks["norm2"], heads),
             "mlp": {
-                "fc1": _reading(mlp["fc1"], heads),
+                "fc1": _widened(mlp["fc1"], heads),
                 "fc2": {name: _shifted(x, heads) for name, x in mlp["fc2"].items()},
             },
         },
         "norm": _norm(tower["norm"], heads),
-        "head": _reading(tower["head"], heads),
+        "head": _widened(tower["head"], heads),
     }
 
 
@@ -90,7 +91,7 @@ def _attention(attention: Params, heads: int) -> Params:
     """Attention with one more channel in every head of queries, keys and values."""
     width = attention["q"]["kernel"].shape[-1]
     channels = width // heads + 1
-    parts = {name: _reading(attention[name], heads) for name in "qkv"}
+    parts = {name: _widened(attention[name], heads) for name in "qkv"}
     # The logits are divided by the root of the number of channels.
     parts["q"] = {
         name: x * np.float32(math.sqrt(channels / (channels - 1))) for name, x in parts["q"].items()
@@ -117,19 +118,19 @@ def _with_channel(x: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _shifted(x: np.ndarray, heads: int) -> np.ndarray:
-    """What writes to the residual stream: with mean zero, and zeros for the appended channels."""
+    """Values that are added to the residual stream: mean zero, and zero in appended channels."""
     mean = x.mean(axis=-1, keepdims=True, dtype=np.float64)
     return _appended((x - mean).astype(np.float32), heads)
 
 
-def _reading(dense: Params, heads: int) -> Params:
-    """A dense layer that ignores the appended channels of its input."""
+def _widened(dense: Params, heads: int) -> Params:
+    """A dense layer with zero weights for the appended channels of its input."""
     kernel = np.moveaxis(_appended(np.moveaxis(dense["kernel"], -2, -1), heads), -1, -2)
     return {"kernel": kernel, "bias": dense["bias"].copy()}
 
 
 def _norm(norm: Params, heads: int) -> Params:
-    """A layer norm over more channels; the factor is that of the standard deviation."""
+    """A layer norm over more channels, which lower the standard deviation by a known factor."""
     width = norm["scale"].shape[-1]
     scale = norm["scale"] * np.float32(math.sqrt(width / (width + heads)))
     return {"scale": _appended(scale, heads), "bias": _appended(norm["bias"], heads)}

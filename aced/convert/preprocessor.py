@@ -20,8 +20,8 @@ def read(folder: pathlib.Path, resolution: int) -> tuple[ResizeConfig, Triple, T
     """Returns the resizing, and the mean and standard deviation of pixels in [0, 1].
 
     Raises:
-        InteropError: the file is missing, `ResizeConfig` cannot express it, or it is for another
-            resolution than that of the image tower.
+        InteropError: the file is missing, has settings that `ResizeConfig` lacks, or has another
+            resolution than the image tower.
     """
     file = folder / FILE
     if file.is_file():
@@ -50,7 +50,7 @@ def read(folder: pathlib.Path, resolution: int) -> tuple[ResizeConfig, Triple, T
     if settings.get("do_normalize", True):
         keys = ("image_mean", "image_std")
         mean, std = (triple(settings.get(key), f"{file}: {key}") for key in keys)
-    # transformers rounds the crop's margin down.
+    # transformers rounds the margin of the crop down.
     margin = "down" if mode == "crop" else "nearest"
     return ResizeConfig(mode, _FILTERS[resample], margin), mean, std
 

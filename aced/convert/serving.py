@@ -76,8 +76,8 @@ def errors(model: Model, towers: Mapping[str, Run]) -> dict[str, float]:
         inputs = examples(model.config, size)
         expected = jax.device_get(embed(inputs["image"], inputs["text"]))
         for name, run in towers.items():
-            found = np.asarray(run(inputs[name]))
-            out[name] = max(out[name], float(np.abs(found - expected[name]).max()))
+            embedded = np.asarray(run(inputs[name]))
+            out[name] = max(out[name], float(np.abs(embedded - expected[name]).max()))
     most = _TOLERANCE[model.config.dtype]
     if wrong := {name: error for name, error in out.items() if not error <= most}:
         raise InteropError(

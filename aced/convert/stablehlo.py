@@ -1,7 +1,7 @@
 """Writes both towers as StableHLO, which jax.export.deserialize loads without this package.
 
-The graphs hold the weights, run on CPU, TPU and CUDA GPUs, and take batches of any size. jax
-promises to read them for six months at least. See `serving` for the files.
+The graphs contain the weights, run on CPU, TPU and CUDA GPUs, and take batches of any size. JAX
+guarantees that its versions of at least the next six months load them. See `serving` for the files.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
     except ImportError as error:
         raise InteropError("--to=stablehlo needs: pip install '.[stablehlo]'.") from error
     model, written = serving.with_tokenizer(model)
-    # The graphs run on any platform, and only forwards.
+    # The graphs have to run on any platform, and have no backward pass.
     config = dataclasses.replace(model.config, attention="xla", remat="none")
     model = dataclasses.replace(model, config=config)
     towers = {}
@@ -48,10 +48,10 @@ def write(model: Model, folder: pathlib.Path) -> list[str]:
         content = _exported(model, name, inputs.shape[1:], inputs.dtype)
         (folder / f"{name}.stablehlo").write_bytes(content)
         towers[name] = export.deserialize(bytearray(content)).call
-    found = serving.errors(model, towers)
-    serving.write_description(model, folder, "stablehlo", found)
+    errors = serving.errors(model, towers)
+    serving.write_description(model, folder, "stablehlo", errors)
     serving.write_tokenizer(written, folder)
-    return [*written.notes, serving.note(found)]
+    return [*written.notes, serving.note(errors)]
 
 
 def _exported(model: Model, name: str, shape: tuple[int, ...], dtype: jnp.dtype) -> bytes:

@@ -1,4 +1,4 @@
-"""Builds our tokenizers with the `tokenizers` library, which transformers and open_clip load."""
+"""Builds tokenizers with the `tokenizers` library; transformers and open_clip load their files."""
 
 import re
 import string
@@ -40,11 +40,14 @@ _CONTROL = r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1a\x7f\u200e\u200f\ufeff
 
 
 def build(config: TokenizerConfig, content: bytes) -> tokenizers.Tokenizer:
-    """Returns a tokenizer that cleans, encodes and ends texts as `config` does, without padding.
+    """Returns a tokenizer that cleans, encodes and ends texts as `Tokenizer`, without padding.
 
-    `content` is that of the tokenizer's file, if the kind has one. Of ftfy's changes (for `mend`
-    and CLIP), quotes, ligatures, full-width letters, control characters and common HTML entities
-    are supported; broken encodings are not.
+    For `mend` and CLIP it replaces quotes, ligatures, full-width letters, control characters and
+    common HTML entities as ftfy does. Unlike ftfy it does not repair broken encodings.
+
+    Args:
+        config: the settings of our tokenizer.
+        content: of the tokenizer's file; empty for kinds without one.
 
     Raises:
         InteropError: the type of sentencepiece model is not supported.
@@ -75,9 +78,9 @@ def end_texts(
         model: the tokenizer to change.
         eos_id: the end-of-text id.
         pad_id: the padding id.
-        unread: number of positions before the last that the text tower does not look at
-            (`positions.extend`). Padding and a second end of text take their places, so that a text
-            is cut where it was before, and one that was cut has its end of text at the last one.
+        unread: the number of positions before the last one that receive no attention
+            (`positions.extend`). They are filled with padding between two ends of text, so that
+            texts are cut at the same word as before, and end at the last position.
     """
     ids = model.encode("").ids
     if ids and ids[-1] == eos_id:

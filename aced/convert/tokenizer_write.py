@@ -47,7 +47,7 @@ def files(model: Model, unread: int = 0) -> TokenizerFiles:
 
     Args:
         model: the model.
-        unread: number of positions before the last that its text tower does not look at.
+        unread: number of positions before the last one that receive no attention.
 
     Raises:
         InteropError: the tokenizer cannot be converted.

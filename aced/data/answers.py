@@ -91,6 +91,11 @@ def answers_of(record: Mapping[str, Any], class_names: Sequence[str] | None) -> 
     return (class_names[label],) if class_names and 0 <= label < len(class_names) else ()
 
 
+def after(question: str, answer: str) -> str:
+    """The text of a question that is followed by its answer."""
+    return f"{question} {answer}"
+
+
 class Targets:
     """The fields `answer_ids` and `answer_scores` of a batch, by the classes of a data set."""
 

@@ -23,15 +23,15 @@ K = TypeVar("K")
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What one model sees of an example."""
+    """How the pictures and texts of an example are prepared for one model."""
 
     resolution: int  # pixels a side
     tokenizer: TokenizerConfig | None  # None: the model reads no captions
     resize: ResizeConfig = dataclasses.field(default_factory=ResizeConfig)
     augment: AugmentConfig = AugmentConfig()  # in training; allowed only for a single view
     picture: PictureName = "image"  # records without this picture are skipped and counted
-    # Whether an answer follows the caption, a question; records without one are skipped and
-    # counted. Only for the learner's view.
+    # Whether captions are questions, each followed by one of its answers. Records without an answer
+    # that fits into the text are skipped and counted. Only for the learner's view.
     answers: bool = False
 
     @property
@@ -51,17 +51,18 @@ class View:
 
 
 def image_arrays(views: Mapping[str, View]) -> dict[Look, list[str]]:
-    """Names of the pixel arrays by look; the learner's come first."""
+    """Names of the pixel arrays of each look, the learner's look first."""
     return _names("image", {prefix: view.look for prefix, view in views.items()})
 
 
 def text_arrays(views: Mapping[str, View]) -> dict[TokenizerConfig, list[str]]:
-    """Names of the token arrays by tokenizer; the learner's come first."""
+    """Names of the token arrays of each tokenizer, the learner's tokenizer first."""
     tokenizers = {prefix: view.tokenizer for prefix, view in views.items()}
     return _names("text", {p: tokenizer for p, tokenizer in tokenizers.items() if tokenizer})
 
 
 def _names(kind: str, contents: dict[str, K]) -> dict[K, list[str]]:
+    """Names of the arrays of each content; those that equal the learner's have only its name."""
     names = {contents[""]: [kind]} if "" in contents else {}
     for prefix, content in contents.items():
         if content != contents.get(""):
@@ -70,7 +71,7 @@ def _names(kind: str, contents: dict[str, K]) -> dict[K, list[str]]:
 
 
 def view_of(batch: Mapping[str, Array], prefix: str) -> tuple[Array, Array]:
-    """Images and texts of the model with this prefix."""
+    """The images and texts that the model with this prefix reads."""
     return tuple(batch.get(f"{prefix}{kind}", batch[kind]) for kind in ("image", "text"))
 
 

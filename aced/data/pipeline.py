@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from aced.config import ConfigError
 from aced.data import order as orders
-from aced.data.answers import answers_of
+from aced.data.answers import after
 from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.draws import Draws
 from aced.data.images.augment import AugmentConfig, augment
@@ -127,11 +127,11 @@ def train_batches(
     `answers.Targets`.
 
     If a view has `answers`, the caption is a question: `text` is the question and a random one of
-    its answers, and `given` int32 [n] the number of the question's words.
+    its answers that fit after it, and `given` int32 [n] the number of the question's words.
 
-    A record that cannot be read, has no caption, is dropped by the filters or is missing in a cache
-    is replaced by a random one of the data set, or of the same member of a mixture, which is
-    determined by the seed and the row.
+    A record that cannot be read, has no caption (or no answer that fits), is dropped by the filters
+    or is missing in a cache is replaced by a random one of the data set, or of the same member of a
+    mixture, which is determined by the seed and the row.
 
     Args:
         source: the examples.
@@ -164,8 +164,8 @@ def train_batches(
     render = _Render(views)
     missing = [cache.missing for cache in caches.values()]
     answered = any(view.answers for view in views.values())
-    reader = Reader(source, config, counters, render.looks, missing, need_answer=answered)
-    class_names = getattr(source, "class_names", None)
+    tokenizer = get_tokenizer(views[""].tokenizer) if answered else None
+    reader = Reader(source, config, counters, render.looks, missing, answer_tokenizer=tokenizer)
     known = known_fields(source, config)
     if picks is None:
         _warn_of_copies(source, batch_size)
@@ -191,9 +191,9 @@ def train_batches(
         text = example.texts[caption] if captions else ""
         row = example.fields(known) | {"caption": np.int32(caption)}
         if answered:
-            possible = answers_of(example.record, class_names)
+            fitting = example.answers[captions.index(caption)]
             row |= {"given": render.words(text)}
-            text = f"{text} {Draws(seed, 1, draw).pick(possible)}"
+            text = after(text, Draws(seed, 1, draw).pick(fitting))
         return render(example.images, text) | row
 
     def stack(rows: Sequence[Row]) -> Batch:

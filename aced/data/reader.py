@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from aced.data.images.filters import FilterConfig
 from aced.data.images.pictures import Cut, Look, Viewer
 from aced.data.records import RecordError, Source
 from aced.data.sources import DataConfig, check_size
+from aced.data.tokenizers import Tokenizer
 from aced.errors import UserError
 
 Row = dict[str, np.ndarray | np.generic]  # one example of a batch
@@ -84,7 +86,9 @@ class Example(NamedTuple):
     images: Sequence[np.ndarray]  # uint8 [r r 3], one per look of the reader
     texts: tuple[str, ...]  # captions that are not blank
     record: Mapping[str, Any]
-    captions: tuple[int, ...] = ()  # indices in `texts` of the captions that pass the filters
+    captions: tuple[int, ...] = ()  # indices in `texts` of the captions that can be used
+    # If answers are read: those that fit into the model's text, for each of `captions`
+    answers: tuple[tuple[str, ...], ...] = ()
 
     def fields(self, known: Sequence[str]) -> Row:
         """`id` and the optional fields `known`."""
@@ -158,16 +162,18 @@ class Reader:
         counters: InputCounters,
         looks: Sequence[Look],
         missing: Sequence[Mapping[int, str]] = (),
-        need_answer: bool = False,
+        answer_tokenizer: Tokenizer | None = None,
     ):
-        """Reads `source`; examples in `missing` (id to reason) count as unreadable and, with
-        `need_answer`, those without an answer. Without `looks` nothing is decoded.
+        """Reads `source`; examples in `missing` (id to reason) count as unreadable.
+
+        So do, with `answer_tokenizer`, those without an answer that fits into one of its texts
+        after the question. Without `looks` nothing is decoded.
         """
         check_size(source)
         self._source, self._config, self._counters = source, config, counters
         self._view = Viewer(looks, config.decode, config.max_pixels, config.thumbnails)
         self._missing = missing
-        self._need_answer = need_answer
+        self._answer_tokenizer = answer_tokenizer
         self._class_names = names = getattr(source, "class_names", None)
         self._targets = answers.Targets(names) if names else None
         self._parts = [
@@ -259,9 +265,25 @@ class Reader:
                 return f"it is missing in a cache: {reasons[index]}"
         if need_caption and not texts:
             return "it has no caption"
-        if self._need_answer and not answers.answers_of(record, self._class_names):
+        example = Example(index, images, texts, record, captions)
+        return example if self._answer_tokenizer is None else self._with_answers(example)
+
+    def _with_answers(self, example: Example) -> Example | str:
+        """`example` with its answers, without captions after which none of them fits."""
+        given = answers.answers_of(example.record, self._class_names)
+        if not given:
             return "it has no answer, and no label with a name"
-        return Example(index, images, texts, record, captions)
+        tokenizer, by_caption = self._answer_tokenizer, {}
+        for i in example.captions:
+            whole = tokenizer.fit([answers.after(example.texts[i], answer) for answer in given])
+            if fitting := tuple(itertools.compress(given, whole)):
+                by_caption[i] = fitting
+        if not by_caption:
+            return (
+                "its question leaves no room for an answer in the model's text of "
+                f"{tokenizer.config.length} ids"
+            )
+        return example._replace(captions=tuple(by_caption), answers=tuple(by_caption.values()))
 
 
 def _listed(counts: Mapping[str, int]) -> str:

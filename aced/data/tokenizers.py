@@ -128,17 +128,28 @@ class Tokenizer:
         """Returns the ids of `texts`, one row each."""
         length = self.config.length
         out = np.full((len(texts), length), self.pad_id, np.int32)
-        if not texts:
-            return out
-        for row, ids in zip(out, self._encode([self._clean(t) for t in texts]), strict=True):
+        for row, ids in zip(out, self._words(texts), strict=True):
             if self.config.eos:
-                # Some files append the end of text themselves.
-                ids = ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids
                 row[: len(ids[: length - 1])] = ids[: length - 1]
                 row[min(len(ids), length - 1)] = self.eos_id
             else:
                 row[: len(ids[:length])] = ids[:length]
         return out
+
+    def fit(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each of `texts` keeps all of its ids, end of text included."""
+        longest = self.config.length - self.config.eos
+        return [len(ids) <= longest for ids in self._words(texts)]
+
+    def _words(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """All ids of `texts`, without the end of text if `__call__` adds it."""
+        if not texts:
+            return []
+        encoded = self._encode([self._clean(text) for text in texts])
+        if not self.config.eos:
+            return encoded
+        # Some files append the end of text themselves.
+        return [ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids for ids in encoded]
 
     def decode(self, ids: Int[np.ndarray, "n l"]) -> list[str]:
         """Returns the texts of rows of ids, each up to its end of text, without special ids.

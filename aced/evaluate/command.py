@@ -22,7 +22,7 @@ from aced.evaluate.results import Entry, Results
 from aced.evaluators import benchmarks, classification, folders, prompts, suites
 from aced.evaluators.config import EvalConfig
 from aced.evaluators.suites import Suites
-from aced.files import ownership
+from aced.files import ownership, storage
 from aced.flag_settings import FlagSettings, setting
 from aced.methods.frozen import CheckpointOf, evaluated_parameters, load_model, trained_model
 from aced.models import int8_weights, model_folder
@@ -78,6 +78,9 @@ class EvaluateConfig(FlagSettings):
     )
     baselines: str = setting("", "results.json files to compare with, separated by commas.")
     json: bool = setting(False, "Print the numbers as JSON.")
+
+    def _check(self) -> None:
+        storage.check_scheme(self.out, "--out", storage.STORES)
 
 
 def run(
@@ -183,7 +186,7 @@ def _with_data_sets(
         logging.warning("%s is missing and left out: %s", name, reason)
     if not evaluations:
         raise ConfigError(
-            "There is nothing to evaluate: give data sets (--data=FOLDER, maybe with --suite), or "
+            "There is nothing to evaluate: give data sets (--data=FOLDER, also with --suite), or "
             "a --config with evaluations (config.evals)."
         )
     if not wanted.prompts:
@@ -263,7 +266,7 @@ def _average(suite: str, numbers: dict[str, float]) -> dict[str, float]:
     average = benchmarks.average(suite, numbers)
     if missing:
         logging.warning(
-            "%s is no average of the suite: %d of its numbers are missing, %s.",
+            "%s is not the average of the suite: %d of its numbers are missing, %s.",
             next(iter(average), f"suite/{suite}"),
             len(missing),
             ", ".join(missing),

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from aced.config import ConfigError
 from aced.evaluators import suites
 
-# The number that stands for an evaluation where no suite names one: the first that it has.
+# The main number of an evaluation that is in no suite: the first of these that it has.
 _MAIN = (
     *("map_11point", "top1", "mean_r1", "jaccard_10_12"),
     *("cider", "soft_accuracy", "accuracy", "exact"),
 )
-_CIDER = "/cider"  # in no per cent
+_CIDER = "/cider"  # not in per cent
 _HEIGHT, _WIDTH = 0.26, 8.0  # inches: of a row, of the plot
 
 Numbers = Mapping[str, float]  # by their full names, such as "cifar10/top1"
@@ -57,9 +57,9 @@ def plot(models: Mapping[str, Numbers], names: Sequence[str]) -> bytes:
         figure = Figure(figsize=(_WIDTH, 1.0 + _HEIGHT * len(names)), layout="constrained")
         axis = figure.subplots()
         for (label, numbers), marker in zip(models.items(), _markers(len(models)), strict=True):
-            there = [row for row, name in enumerate(names) if name in numbers]
-            values = [100 * numbers[names[row]] for row in there]
-            axis.plot(values, there, marker, label=label.replace("$", r"\$").lstrip("_"))
+            present = [row for row, name in enumerate(names) if name in numbers]
+            values = [100 * numbers[names[row]] for row in present]
+            axis.plot(values, present, marker, label=label.replace("$", r"\$").lstrip("_"))
         axis.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
         axis.invert_yaxis()
         axis.set_xlabel("%")

@@ -81,7 +81,7 @@ class Results:
         self._keep(self._before())
 
     def _before(self) -> bytes:
-        """The file as process 0 sees it; empty if there is none."""
+        """The file's content on process 0, for all processes; empty if there is none."""
         data = b""
         if jax.process_index() == 0 and (file := storage.stat(self.file)) is not None:
             data = storage.read(self.file, 0, file.size)

@@ -96,8 +96,8 @@ class Answers:
             "mean_per_class": bootstrap.mean_of_groups(right, label),
             "loss": bootstrap.mean(rows["loss"][known]),
         }
-        found = bootstrap.numbers(statistics, len(label), self._config.bootstrap)
-        return found | {"examples": float(len(label))}
+        numbers = bootstrap.numbers(statistics, len(label), self._config.bootstrap)
+        return numbers | {"examples": float(len(label))}
 
     def _soft(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Soft accuracy over the questions with answers; empty if there are none."""
@@ -120,8 +120,8 @@ class Answers:
             ]
         )
         statistics = {"soft_accuracy": bootstrap.mean(degrees)}
-        found = bootstrap.numbers(statistics, len(degrees), self._config.bootstrap)
-        return found | {"questions": float(len(degrees))}
+        numbers = bootstrap.numbers(statistics, len(degrees), self._config.bootstrap)
+        return numbers | {"questions": float(len(degrees))}
 
     def _unlabelled(self) -> ConfigError:
         return ConfigError(

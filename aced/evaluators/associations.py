@@ -13,7 +13,7 @@ from aced.models.base import ModelConfig
 
 
 class Associations:
-    """Of each cue as many pictures are chosen as belong to it, the most similar ones."""
+    """Chooses for each cue the most similar pictures, as many as belong to it."""
 
     def __init__(self, config: EvalConfig, model: ModelConfig, mesh: Mesh):
         self._source = open_source(config.data)

@@ -35,14 +35,14 @@ def numbers(
     whole = np.ones((1, examples))
     out = {name: float(statistic(whole)[0]) for name, statistic in statistics.items()}
     rng, size = np.random.default_rng(0), max(1, _ENTRIES // examples)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    by_name: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
     for start in range(0, samples, size):
         draws = rng.integers(examples, size=(min(size, samples - start), examples))
         counts = np.stack([np.bincount(draw, minlength=examples) for draw in draws])
         for name, statistic in statistics.items():
-            found[name].append(statistic(counts.astype(np.float64)))
+            by_name[name].append(statistic(counts.astype(np.float64)))
     if samples:
-        for name, parts in found.items():
+        for name, parts in by_name.items():
             values = np.concatenate(parts)
             values = values[~np.isnan(values)]
             for end, percentile in _PERCENTILES.items():

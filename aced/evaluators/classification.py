@@ -183,8 +183,8 @@ def numbers(
         "map": ranking.area(scores, truth),
         "top1": bootstrap.mean(right),
     }
-    found = bootstrap.numbers(statistics, len(truth), samples)
-    return found | {"examples": float(len(truth))}
+    numbers = bootstrap.numbers(statistics, len(truth), samples)
+    return numbers | {"examples": float(len(truth))}
 
 
 def accuracy(
@@ -222,8 +222,8 @@ def accuracy(
     if group is not None and np.any(group >= 0):
         statistics["worst_group_top1"] = bootstrap.worst_of_groups(rank == 0, group)
         statistics["worst_group_top5"] = bootstrap.worst_of_groups(in_top5, group)
-    found = bootstrap.numbers(statistics, len(label), samples)
-    return found | {"examples": float(len(label))}
+    numbers = bootstrap.numbers(statistics, len(label), samples)
+    return numbers | {"examples": float(len(label))}
 
 
 def _f1_macro(chosen: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"]) -> bootstrap.Statistic:
@@ -232,8 +232,8 @@ def _f1_macro(chosen: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"]) -> bo
     right, some = chosen == label, chosen >= 0
 
     def by_class(classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        found = [np.bincount(classes, row, size) for row in counts]
-        return np.stack(found).astype(np.float64)  # integers where there are no classes
+        by_row = [np.bincount(classes, row, size) for row in counts]
+        return np.stack(by_row).astype(np.float64)  # integers where there are no classes
 
     def statistic(counts: Float[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
         hits = by_class(label[right], counts[:, right])

@@ -23,7 +23,7 @@ class ProbeConfig(Checked):
     """
 
     data: DataConfig = DataConfig()  # what the head is trained on
-    max_examples: PositiveInt | None = None  # the first so many of it; None: all
+    max_examples: PositiveInt | None = None  # only this many, from the first on; None: all
     # "text": as the zero-shot classifier, exactly; "zeros": needs no class names
     start: Literal["text", "zeros"] = "text"
     learning_rates: Annotated[tuple[float, ...], MinLen(1)] = (1e-3, 1e-2, 1e-1, 1.0)
@@ -48,10 +48,10 @@ class EvalConfig(Checked):
     kind: Annotated[str, OneOf(KINDS)] = "retrieval"
     data: DataConfig = DataConfig()
     batch_size: PositiveInt = 256  # over all devices; rounded up to a multiple of their number
-    max_examples: PositiveInt | None = None  # the first so many of the data set; None: all
+    max_examples: PositiveInt | None = None  # only this many, from the first on; None: all
     # How pictures become squares; "model": as in its training
     resize: Literal["model", "squash", "crop"] = "model"
-    # retrieval, captioning: captions per picture, where it has so many (COCO, Flickr: 5)
+    # retrieval, captioning: captions per picture, at most (COCO, Flickr: 5)
     captions: PositiveInt = 5
     # zeroshot, linear_probe: where a picture's class is. "label": its number, one for each picture;
     # "captions": its captions are the names of the classes that it shows, several or one

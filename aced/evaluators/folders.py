@@ -1,4 +1,4 @@
-"""Evaluations of data sets on disk, made from what their folders hold.
+"""Evaluations of data sets on disk, by the files in their folders.
 
 A folder is read as one of:
 
@@ -46,14 +46,14 @@ _MARKS = {
     "{test,validation,val,train}/*.parquet": "parquet",
 }
 _TYPE = "dataset_type.txt"  # CLIP_benchmark's: classification, multilabel or retrieval
-_SPLITS = ("test", "validation", "val")  # the first that is there is evaluated
+_SPLITS = ("test", "validation", "val")  # the first one that exists is evaluated
 
 Kind = Literal["auto", "zeroshot", "linear_probe", "retrieval"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What a user may choose for all data sets."""
+    """The choices of a user for all data sets."""
 
     kind: Kind = "auto"
     label: str = ""  # column of parquet, where there are several of classes
@@ -117,8 +117,8 @@ def evaluation(folder: str, about: DataSet, choices: Choices) -> EvalConfig:
 
     Args:
         folder: one that `find` returned.
-        about: what is known of the data set.
-        choices: what the user chose.
+        about: facts about the data set.
+        choices: of the user.
 
     Raises:
         ConfigError: the data set has neither classes nor captions, no names of its classes, no
@@ -164,7 +164,7 @@ def _tars(folder: str, splits: Sequence[str], about: DataSet, choices: Choices) 
             raise ConfigError(f"{folder} has no train/*.tar, on which a probe is trained.")
         path = folder
     kinds = _kinds_of_members(path)
-    asked = _dataset_type(path)
+    declared = _dataset_type(path)
 
     def data(**settings: str | tuple[str, ...]) -> DataConfig:
         return DataConfig(source="webdataset", webdataset=WebDatasetConfig(path=path, **settings))
@@ -172,9 +172,9 @@ def _tars(folder: str, splits: Sequence[str], about: DataSet, choices: Choices) 
     if choices.kind == "retrieval" and "text" in kinds:
         return EvalConfig(kind="retrieval", data=data(captions=(".txt",)))
     several = about.shows_several and "npy" in kinds
-    if asked == "multilabel" or several or kinds & {"cls", "npy"} == {"npy"}:
+    if declared == "multilabel" or several or kinds & {"cls", "npy"} == {"npy"}:
         return _classified(data(captions=(".npy",)), several=True)
-    if asked == "retrieval" or "cls" not in kinds:
+    if declared == "retrieval" or "cls" not in kinds:
         return EvalConfig(kind="retrieval", data=data(captions=(".txt",)))
     group = about.group if "npy" in kinds else ""
     return _classified(data(label=".cls", group=group))
@@ -203,11 +203,11 @@ def _parquet(folder: str, splits: Sequence[str], about: DataSet, choices: Choice
     parquet_footer.pyarrow()  # raises a ConfigError that names the extra
     from aced.data.sources import parquet_roles
 
-    there = parquet_splits.names(folder)
-    split = next((s for s in splits if s in there), "")
-    if not split and (there or splits == ("train",)):
+    present = parquet_splits.names(folder)
+    split = next((s for s in splits if s in present), "")
+    if not split and (present or splits == ("train",)):
         raise ConfigError(
-            f"{folder} has none of the splits {', '.join(splits)}; its splits: {', '.join(there)}."
+            f"{folder} has none of the splits {', '.join(splits)}; it has {', '.join(present)}."
         )
     split = split or parquet_splits.DEFAULT
     if parquet_roles.has_columns(folder, split, candidates.COLUMNS):
@@ -233,11 +233,11 @@ def _parquet(folder: str, splits: Sequence[str], about: DataSet, choices: Choice
 def _prepared(folder: str, splits: Sequence[str], about: DataSet, choices: Choices) -> EvalConfig:
     path, split = f"{folder}/{splits[0]}", "train"  # a data set of its own for each split
     if storage.stat(f"{path}/{records.DESCRIPTION}") is None:
-        path, there = folder, records.read_description(folder)["splits"]
-        split = next((s for s in splits if s in there), "")
+        path, present = folder, records.read_description(folder)["splits"]
+        split = next((s for s in splits if s in present), "")
         if not split:
             raise ConfigError(
-                f"{folder} has none of the splits {', '.join(splits)}; it has {', '.join(there)}."
+                f"{folder} has none of the splits {', '.join(splits)}; it has {', '.join(present)}."
             )
     prepared = ArrayRecordConfig(path=path, split=split)
     data = DataConfig(source="array_record", array_record=prepared)
@@ -258,7 +258,7 @@ def chosen(
     Args:
         found: folders by plain names; see `find`.
         suites: names of `benchmarks.SUITES`; none: all data sets that are found.
-        choices: what the user chose; suites choose the kind themselves.
+        choices: of the user; suites have kinds of their own.
 
     Returns:
         The evaluations, and the reason for each data set of the suites that has none.
@@ -294,7 +294,7 @@ def _of_suite(found: Mapping[str, str], name: str, kind: str, choices: Choices) 
     """The evaluation of the data set `name`, whose data are opened.
 
     Raises:
-        ConfigError: it is not there, or is another one.
+        ConfigError: it is missing, or is another one.
         DatasetError, StorageError: see `evaluation`.
     """
     about = benchmarks.SETS[name]
@@ -307,5 +307,5 @@ def _of_suite(found: Mapping[str, str], name: str, kind: str, choices: Choices) 
     if made.classes_in == "captions" and not about.shows_several:
         raise ConfigError(f"{folder} has several classes per picture, where one is expected")
     for data in (made.data, *([made.probe.data] if made.kind == "linear_probe" else [])):
-        open_source(data)  # notices missing files and damaged ones
+        open_source(data)  # raises an error if files are missing or damaged
     return made

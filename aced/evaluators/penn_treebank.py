@@ -37,10 +37,10 @@ def words_of_all(texts: Sequence[str]) -> list[list[str]]:
 
     # On one line each: the tokenizer separates texts by line breaks of any kind.
     lines = [" ".join(text.split()) for text in texts] + [_LAST]
-    found = PTBTokenizer().tokenize({i: [{"caption": line}] for i, line in enumerate(lines)})
-    if len(found) != len(lines) or found[len(texts)] != [_LAST]:
+    split = PTBTokenizer().tokenize({i: [{"caption": line}] for i, line in enumerate(lines)})
+    if len(split) != len(lines) or split[len(texts)] != [_LAST]:
         raise ConfigError(
-            f"The Penn Treebank tokenizer returned {len(found)} of {len(lines)} texts; run java "
+            f"The Penn Treebank tokenizer returned {len(split)} of {len(lines)} texts; run java "
             "alone to see whether it works, or set penn_treebank of the evaluation to False."
         )
-    return [found[i][0].split() for i in range(len(texts))]
+    return [split[i][0].split() for i in range(len(texts))]

@@ -53,9 +53,9 @@ def read(source: str, data_set: str) -> Wording:
     if package == "open_clip":
         if name not in _OPEN_CLIP:
             raise ConfigError(f"--prompts={source}: there are {_listed('open_clip', _OPEN_CLIP)}.")
-        found = runpy.run_path(str(_folder(package) / "zero_shot_metadata.py"))
-        templates = tuple(template("{}") for template in found[_OPEN_CLIP[name]])
-        return Wording(tuple(found["IMAGENET_CLASSNAMES"]), templates)
+        metadata = runpy.run_path(str(_folder(package) / "zero_shot_metadata.py"))
+        templates = tuple(template("{}") for template in metadata[_OPEN_CLIP[name]])
+        return Wording(tuple(metadata["IMAGENET_CLASSNAMES"]), templates)
     if package == "clip_benchmark":
         files = _folder(package) / "datasets"
         names = _json(files / "en_classnames.json")

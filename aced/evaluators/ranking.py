@@ -84,14 +84,14 @@ def _mean_over_classes(scores: np.ndarray, shown: np.ndarray, precision: _Precis
     curves = [_curve(scores[:, c], shown[:, c]) for c in range(scores.shape[1])]
 
     def statistic(counts: Float[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
-        found = []
+        precisions = []
         for order, last, hit in curves:
             counted = counts[:, order]
             hits = np.cumsum(counted * hit, axis=1)[:, last]
             among = np.cumsum(counted, axis=1)[:, last]
             total = hits[:, -1:]
-            found.append(np.where(total[:, 0] > 0, precision(hits, among, total), np.nan))
-        return np.nan_to_num(bootstrap.mean_of_known(np.stack(found, axis=1)))
+            precisions.append(np.where(total[:, 0] > 0, precision(hits, among, total), np.nan))
+        return np.nan_to_num(bootstrap.mean_of_known(np.stack(precisions, axis=1)))
 
     return statistic
 

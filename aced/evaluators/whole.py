@@ -74,10 +74,8 @@ def through(
     with batches:
         for local in batches:
             batch = meshes.global_batch(local, mesh)
-            out = {k: batch[k] for k in ("mask", "id", "label", "group") if k in batch} | function(
-                batch
-            )
-            for name, value in out.items():
+            kept = {k: batch[k] for k in ("mask", "id", "label", "group") if k in batch}
+            for name, value in (kept | function(batch)).items():
                 parts.setdefault(name, []).append(to_host(value))
     whole = {name: np.concatenate(values) for name, values in parts.items()}
     mask = whole.pop("mask")
@@ -99,7 +97,7 @@ def captions_of(example: Example) -> tuple[str, ...]:
 
 
 def answers_of(example: Example) -> tuple[str, ...]:
-    """What people answered to the question of an example."""
+    """People's answers to the question of an example."""
     return tuple(example.record.get("answers", ()))
 
 

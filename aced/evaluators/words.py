@@ -90,8 +90,8 @@ class WrittenAnswers:
         if any(len(texts) > 1 for _, texts in pairs):
             statistics["soft_accuracy"] = [soft_accuracy(x, texts) for x, texts in pairs]
         statistics = {name: bootstrap.mean(np.array(x)) for name, x in statistics.items()}
-        found = bootstrap.numbers(statistics, len(pairs), self._config.bootstrap)
-        return found | {"examples": float(len(pairs))}
+        numbers = bootstrap.numbers(statistics, len(pairs), self._config.bootstrap)
+        return numbers | {"examples": float(len(pairs))}
 
 
 def _usual(texts: tuple[str, ...]) -> str:

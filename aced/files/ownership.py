@@ -93,6 +93,16 @@ class Owner:
             return True
         return False if self.namespace and self.namespace == _namespace() else None
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process has ended, as far as this is certain without waiting.
+
+        A process of this machine since its last boot is recognised at once, any other one after an
+        hour without a heartbeat, since the clocks of machines differ.
+        """
+        alive = self.is_alive()
+        return not _patience(self) if alive is None else not alive
+
     def __str__(self) -> str:
         text = f"process {self.process} on {self.host}, started {self.started}"
         if not self.seen:
@@ -104,6 +114,11 @@ def beside(out: str) -> str:
     """The path of the owner's file of an output that is moved to its place when complete."""
     parent, name = posixpath.split(out.rstrip("/"))
     return posixpath.join(parent, f".{name}.{FILE}")
+
+
+def owner_in(path: str) -> Owner | None:
+    """The process in the owner's file `path`, dead or alive; None without such a file."""
+    return _owners_file(path).read()
 
 
 @contextlib.contextmanager
@@ -118,7 +133,7 @@ def owned(path: str, force: bool = False) -> Iterator[None]:
         StorageError: the file cannot be written. Stores raise their own errors, too.
     """
     me = Owner.this()
-    file = _InStore(path) if storage.is_remote(path) else _OnDisk(path)
+    file = _owners_file(path)
     _take(file, me, path, force)
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(file, me, path, done), daemon=True)
@@ -283,6 +298,10 @@ class _InStore:
 
     def close(self) -> None:
         """Does nothing: an object has no lock."""
+
+
+def _owners_file(path: str) -> _OnDisk | _InStore:
+    return _InStore(path) if storage.is_remote(path) else _OnDisk(path)
 
 
 def _take(file: _OnDisk | _InStore, me: Owner, path: str, force: bool) -> None:

@@ -77,16 +77,22 @@ def main(argv: list[str]) -> None:
     command.quiet_libraries()
     with command.running("The models"):
         config = flag_settings.read(LatencyConfig)
-        found = []
-        for one in measure(argv[1:], config):
-            place = f"{one.model}, {one.precision}, {one.tower}, batch of {one.batch_size}"
-            logging.info("%s: %.3g ms each", place, one.ms)
-            found.append(one)
+        measured = []
+        for measurement in measure(argv[1:], config):
+            logging.info(
+                "%s, %s, %s, batch of %d: %.3g ms each",
+                measurement.model,
+                measurement.precision,
+                measurement.tower,
+                measurement.batch_size,
+                measurement.ms,
+            )
+            measured.append(measurement)
         if config.json:
-            everything = {"device": device(), "measured": found, "published": MODELS}
+            everything = {"device": device(), "measured": measured, "published": MODELS}
             print(json.dumps(everything, default=dataclasses.asdict, indent=2))
         else:
-            print(table(found))
+            print(table(measured))
 
 
 if __name__ == "__main__":

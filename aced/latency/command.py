@@ -109,10 +109,10 @@ def measure(sources: Sequence[str], config: LatencyConfig) -> Iterator[Measureme
 
 def device() -> str:
     """The device that `measure` uses, in words."""
-    found = jax.local_devices()[0]
-    if found.platform == "cpu":
+    first = jax.local_devices()[0]
+    if first.platform == "cpu":
         return f"a CPU ({platform.machine()}) with {os.cpu_count()} cores"
-    return f"one {found.device_kind}"
+    return f"one {first.device_kind}"
 
 
 def _model(source: str) -> tuple[TwoTowerConfig, Any]:

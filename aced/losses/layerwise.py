@@ -31,12 +31,12 @@ class Errors:
         return self.sums.sum(axis=0) / self.counts.sum(axis=0)
 
 
-def layer_map(student: int, teacher: int, how: LayerMap = "uniform") -> tuple[int, ...]:
+def layer_map(student: int, teacher: int, pairing: LayerMap = "uniform") -> tuple[int, ...]:
     """Returns the index of the teacher's layer that each of the student's layers learns from.
 
     "uniform": evenly spaced; "top": the last layers. Both pair the last layer with the last.
     """
-    if how == "top":
+    if pairing == "top":
         return tuple(max(0, teacher - student + k) for k in range(student))
     return tuple(max(0, (k + 1) * teacher // student - 1) for k in range(student))
 
@@ -67,7 +67,7 @@ def errors(
     teacher: dict[str, Float[Array, "Lt r n e"]],
     projections: PyTree,
     tokens: dict[str, Bool[Array, "b n"]],
-    how: LayerMap = "uniform",
+    pairing: LayerMap = "uniform",
 ) -> Errors:
     """Returns the squared errors, by module in the order of `tokens`; the teacher gets no gradient.
 
@@ -76,12 +76,12 @@ def errors(
         teacher: hidden states of the same examples; widths and depths may differ.
         projections: by module, from `init_projections`.
         tokens: from `tokens_of`.
-        how: how layers are paired; see `layer_map`.
+        pairing: how layers are paired; see `layer_map`.
     """
     sums, counts = [], []
     for module, mask in tokens.items():
         own, other, p = student[module], teacher[module], projections[module]
-        pairs = jnp.asarray(layer_map(len(own), len(other), how))
+        pairs = jnp.asarray(layer_map(len(own), len(other), pairing))
         target = jax.lax.stop_gradient(other)[pairs].astype(jnp.float32)
         kernel = p["kernel"].astype(own.dtype)
         mapped = jnp.einsum(

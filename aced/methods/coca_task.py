@@ -133,8 +133,8 @@ def losses(
 
     Args:
         student: outputs of the model.
-        batch: `label` [b], -1 where unknown, and maybe `answer_ids` [b k] and `answer_scores`
-            [b k], see `aced.data.answers.Targets`; or `text` [b l], the captions.
+        batch: `label` [b], -1 where unknown, and optionally `answer_ids` [b k] and
+            `answer_scores` [b k], see `aced.data.answers.Targets`; or `text` [b l], the captions.
         real: mask of the words to predict, from `predicted`.
         teacher: the teacher's outputs for the same batch; it gets no gradient.
         temperature: T of both softmaxes; the divergence is multiplied by T^2.

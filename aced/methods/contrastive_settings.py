@@ -28,6 +28,13 @@ def frozen_key(name: str) -> str:
     return "method.reference" if name == REFERENCE else f"method.teachers.{name}"
 
 
+def _unread_scale(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key} is not read with method.distillation.loss = 'feature', which has no logits; leave "
+        "it at None."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig(Checked):
     """The second term of the loss. Its defaults are our choice."""
@@ -70,7 +77,7 @@ class ContrastiveConfig(MethodConfig):
     score_micro_batch: MayChange[NonNegativeInt] = 0
     scoring: ScoringConfig = ScoringConfig()  # how the learner runs for scoring
     reference_scoring: ScoringConfig = ScoringConfig()  # how the reference runs for scoring
-    # One in so many trained examples is computed as in `scoring`, the others in full; 0: none. A
+    # n: one in n trained examples is computed as in `scoring`, the others in full; 0: none. A
     # learner that scores with larger patches or shorter texts has to be trained with these. JEST's
     # Flexi trains half of the batch in this way (2), and needs a quarter (4).
     multi_resolution_every: Annotated[int, Interval(ge=0, le=1024)] = 0
@@ -84,7 +91,7 @@ class ContrastiveConfig(MethodConfig):
         if self.multi_resolution_every == 1:
             raise ConfigError(
                 "method.multi_resolution_every = 1 leaves no example computed in full; set it to "
-                "0 (none) or 2 to 1024 (one example in so many)."
+                "0 (none) or n = 2 to 1024 (one example in n)."
             )
         if self.multi_resolution_every and self.scoring.view.exact:
             raise ConfigError(
@@ -165,16 +172,12 @@ class ContrastiveConfig(MethodConfig):
             )
         if distillation.loss != FEATURE:
             return
-        # The scale of a cached teacher may be that of its cache, which is filled in.
-        teachers = {name: item for name, item in self.teachers.items() if not item.cache}
-        scales = {f"{frozen_key(name)}.scale": item.scale for name, item in teachers.items()}
-        scales["method.distillation.reference_scale"] = distillation.reference_scale
-        for key, scale in scales.items():
-            if scale is not None:
-                raise ConfigError(
-                    f"{key} is not read with method.distillation.loss = 'feature', which has no "
-                    "logits; leave it at None."
-                )
+        if distillation.reference_scale is not None:
+            raise _unread_scale("method.distillation.reference_scale")
+        for name, item in self.teachers.items():
+            # `resolve` fills in the scale of a cache, and compares one that was set with it.
+            if item.scale is not None and not item.cache:
+                raise _unread_scale(f"{frozen_key(name)}.scale")
 
     def _check_weights(self) -> None:
         """Raises a ConfigError if nothing trains the learner, or what is selected is not used."""
@@ -254,6 +257,19 @@ class ContrastiveConfig(MethodConfig):
         if not self.selects:
             return self
         return dataclasses.replace(self, selection=self.selection.for_batch(batch_size))
+
+    def resolve(self, workdir: str) -> "ContrastiveConfig":
+        """See `MethodConfig`; also raises a ConfigError for the scale of a cached teacher.
+
+        The feature loss does not read it, so it must be None or the cache's own.
+        """
+        for name, item in self.frozen.items():
+            if self.distillation.loss != FEATURE or name == REFERENCE or item.scale is None:
+                continue
+            own = dataclasses.replace(item, scale=None).resolve(workdir, self.towers_of(name))
+            if item.scale != own.scale:
+                raise _unread_scale(f"{frozen_key(name)}.scale")
+        return super().resolve(workdir)
 
     def with_frozen(self, frozen: dict[str, FrozenConfig]) -> "ContrastiveConfig":
         """Returns the settings with the given frozen models, by name."""

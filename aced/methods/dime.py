@@ -37,7 +37,7 @@ GIVEN = ("text", "t", "bias")
 
 @dataclasses.dataclass(frozen=True)
 class SentencesConfig(Checked):
-    """The stream of sentences, of which only the teacher's cached features are read."""
+    """The stream of sentences; only the teacher's cached features of them are read."""
 
     data: DataConfig = DataConfig()  # written by `python -m aced.select_text`, or any captions
     # Folder of the teacher's features of these sentences, from `python -m aced.cache`.

@@ -316,7 +316,7 @@ def load_model(item: CheckpointOf, shapes: PyTree | None) -> PyTree:
 
     Raises:
         CheckpointError: the checkpoint is missing, or its parameters have other shapes.
-        ConfigError: the model folder is broken, or `item` asks for what only runs have.
+        ConfigError: the model folder is broken, or `item` requests what only runs have.
     """
     if model_folder.is_model_folder(item.checkpoint):
         if (item.which, item.parameters) != ("last", "params"):

@@ -354,7 +354,7 @@ class Optima(Method):
         return student, targets.replace(kernel=teacher["text"]["softmax"]["kernel"]), errors
 
 
-def from_teacher(student: PyTree, teacher: PyTree, how: LayerMap) -> PyTree:
+def from_teacher(student: PyTree, teacher: PyTree, pairing: LayerMap) -> PyTree:
     """Returns the student's parameters, replaced by the teacher's wherever shapes agree.
 
     Stacked blocks take the layers that `layerwise.layer_map` pairs with the student's.
@@ -364,7 +364,7 @@ def from_teacher(student: PyTree, teacher: PyTree, how: LayerMap) -> PyTree:
 
     def leaf(path: tuple, own: Array, other: Array) -> Array:
         if own.shape[1:] == other.shape[1:] and rules.name_of(path).startswith(stacks):
-            other = other[jnp.asarray(layerwise.layer_map(len(own), len(other), how))]
+            other = other[jnp.asarray(layerwise.layer_map(len(own), len(other), pairing))]
         copied.append(own.size * (own.shape == other.shape))
         return other.astype(own.dtype) if own.shape == other.shape else own
 

@@ -1,4 +1,4 @@
-"""Settings of where people look at a run."""
+"""Settings of the services that show a run."""
 
 import dataclasses
 from typing import Annotated

@@ -28,20 +28,23 @@ def read(workdir: epath.PathLike) -> list[dict[str, int | float]]:
 
 def read_some(
     workdir: epath.PathLike, most: int, numbers: Iterable[str]
-) -> list[dict[str, int | float]]:
+) -> tuple[list[dict[str, int | float]], int]:
     """`read` for long runs: evenly spaced lines, the last line, and those of evaluations.
 
     Args:
         workdir: of the run.
-        most: runs of so many lines are read whole, and of others so many lines.
+        most: runs with at most this many lines are read whole; of others, this many are read.
         numbers: all lines are read that have a metric EVALUATION/NUMBER with one of these names.
+
+    Returns:
+        The lines, and the number of incomplete and damaged ones that were skipped.
 
     Raises:
         FileNotFoundError: `workdir` holds no metrics.
     """
     pattern = b'/(?:%s)"' % b"|".join(re.escape(name).encode() for name in numbers)
-    lines = jsonl.some(_file(workdir, FILE), most, pattern, ("step",))
-    return [_parsed(line) for line in lines]
+    lines, skipped = jsonl.some(_file(workdir, FILE), most, pattern, ("step",))
+    return [_parsed(line) for line in lines], skipped
 
 
 def _parsed(line: jsonl.Line) -> dict[str, int | float]:

@@ -24,7 +24,7 @@ _PART_BYTES = 4_000_000  # size at which a part is complete
 _BLOCK_BYTES = 1 << 20
 _SHOWN_BYTES = 80  # of a skipped line, in the warning
 _CHECKSUM = b', "crc32": "'  # of the line without this entry
-_ENDING = re.compile(rb'"[0-9a-f]{8}"}$')  # of a line with a checksum, whatever its name has become
+_ENDING = re.compile(rb'"[0-9a-f]{8}"}$')  # of a line with a checksum, even under a damaged name
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -57,16 +57,19 @@ def read(path: epath.Path, keys: Sequence[str] = ()) -> list[Line]:
 
     Other lines are skipped with a warning that has the line number.
     """
-    return [line for part in parts(path) for line in _lines(part, keys)]
+    lines = (line for part in parts(path) for line in _lines(part, keys))
+    return [line for line in lines if line is not None]
 
 
-def _lines(part: epath.Path, keys: Sequence[str]) -> Iterator[Line]:
+def _lines(part: epath.Path, keys: Sequence[str]) -> Iterator[Line | None]:
+    """The lines of a part, with None for each one that is skipped with a warning."""
     *lines, last = part.read_bytes().split(b"\n")
     for number, data in enumerate([*lines, last] if last else lines, 1):
         try:
             yield _parse(data, keys)
         except own_files.UnreadableError as error:
             _warn_skipped(part, number, data, error)
+            yield None
 
 
 def _parse(data: bytes, keys: Sequence[str]) -> Line:
@@ -103,7 +106,9 @@ def _warn_skipped(
     )
 
 
-def some(path: epath.Path, most: int, pattern: bytes, keys: Sequence[str]) -> list[Line]:
+def some(
+    path: epath.Path, most: int, pattern: bytes, keys: Sequence[str]
+) -> tuple[list[Line], int]:
     """Lines at `most` evenly spaced places, the last line, and lines that match, in order.
 
     Parts of at most `most` lines are read whole. Of others only these lines are parsed, and their
@@ -111,11 +116,14 @@ def some(path: epath.Path, most: int, pattern: bytes, keys: Sequence[str]) -> li
 
     Args:
         path: the file; parts are treated as one.
-        most: so many lines are read of each part, besides those that match.
+        most: the number of lines that are read of each part, besides those that match.
         pattern: regular expression for something in a line.
         keys: required keys of a line.
+
+    Returns:
+        The lines, and the number of others at these places that were skipped with a warning.
     """
-    found = []
+    found: list[Line | None] = []
     for part in parts(path):
         if not part.stat().length:
             continue
@@ -132,7 +140,8 @@ def some(path: epath.Path, most: int, pattern: bytes, keys: Sequence[str]) -> li
                     found.append(_parse(line, keys))
                 except own_files.UnreadableError as error:
                     _warn_skipped(part, _newlines(data, start) + 1, line, error)
-    return found
+                    found.append(None)
+    return [line for line in found if line is not None], found.count(None)
 
 
 def at(path: epath.Path, place: float, keys: Sequence[str] = ()) -> Line | None:

@@ -66,7 +66,7 @@ class MLflow:
 
         metrics = []
         for line in lines:
-            # A line that is sent again has the same time, from which MLflow knows it.
+            # A line that is sent again has the same time, by which MLflow recognises it.
             time = self._start + round(1000 * line.get("wall/seconds", 0.0))
             metrics += [
                 Metric(_key(name), value, time, line["step"])

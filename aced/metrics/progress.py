@@ -254,7 +254,7 @@ def waits_for_data(values: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def announced(part: str, seconds: float = 1.0) -> Iterator[None]:
-    """Logs that `part` takes long, after so many seconds in the block, and its time at the end.
+    """Logs that `part` takes long, after `seconds` in the block, and its time at the end.
 
     Args:
         part: what the block does, such as "Building the program".

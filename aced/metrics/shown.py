@@ -26,7 +26,7 @@ Line = dict[str, int | float | str | Picture]
 
 @dataclasses.dataclass(frozen=True)
 class RunCard:
-    """What a sink has to know about a run."""
+    """The facts about a run that a sink shows."""
 
     folder: epath.Path  # the workdir
     project: str

@@ -1,4 +1,4 @@
-"""Where people look at runs: TensorBoard, Weights & Biases and MLflow; one line adds another.
+"""The services that show runs: TensorBoard, Weights & Biases and MLflow; one line adds another.
 
 A sink receives the lines of metrics.jsonl, and pictures.
 """

@@ -1,4 +1,4 @@
-"""The writer of all metrics of a run, to metrics.jsonl and to the sinks where people look at runs.
+"""The writer of all metrics of a run, to metrics.jsonl and to the services that show runs.
 
 A line of metrics.jsonl is one JSON object: step, examples_trained, examples_scored, flops and the
 values measured at that step. Names that start with "wall/" depend on the clock; apart from these, a

@@ -78,10 +78,10 @@ class _Beams(NamedTuple):
     at: Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "how"))
+@functools.partial(jax.jit, static_argnames=("config", "settings"))
 def generate(
     config: CoCaConfig,
-    how: GenerationConfig,
+    settings: GenerationConfig,
     params: PyTree,
     image: Images,
     key: Key[Array, ""] | None = None,
@@ -91,7 +91,7 @@ def generate(
 
     Args:
         config: the model.
-        how: settings of the generation.
+        settings: how words are chosen.
         params: parameters of the model.
         image: as for `CoCa.encode_image`.
         key: key for "top_p". The same key, images and batch size give the same texts.
@@ -100,16 +100,16 @@ def generate(
     Raises:
         ConfigError: the length exceeds the decoder's positions, or sampling has no key.
     """
-    length = longest(config, how)
-    if (how.kind == "top_p") != (key is not None):
+    length = longest(config, settings)
+    if (settings.kind == "top_p") != (key is not None):
         raise ConfigError("kind = 'top_p' needs a key, and only that kind does.")
     model = functools.partial(CoCa(config).apply, {"params": _ready(params, config.dtype)})
-    write = _beam_search if how.kind == "beam" else _one_by_one
+    write = _beam_search if settings.kind == "beam" else _one_by_one
     eos = config.text.eos_id
     if prompt is None:
-        return write(model, how, eos, length, image, key, None)
+        return write(model, settings, eos, length, image, key, None)
     given = _Prompt(prompt[:, :length], (real_words(prompt, eos) & (prompt != eos)).sum(axis=1))
-    texts = write(model, how, eos, length, image, key, given)
+    texts = write(model, settings, eos, length, image, key, given)
     place = given.words[:, None] + jnp.arange(length)
     ids = jnp.take_along_axis(texts.ids, place, axis=1, mode="fill", fill_value=eos)
     return texts.replace(ids=ids, words=texts.words - jnp.minimum(given.words, length))
@@ -134,13 +134,13 @@ class _Prompt(NamedTuple):
         return jnp.where(jnp.repeat(at < self.words, texts)[:, None], only, logits)
 
 
-def longest(config: CoCaConfig, how: GenerationConfig) -> int:
+def longest(config: CoCaConfig, settings: GenerationConfig) -> int:
     """Returns the maximum number of words in a text, including the end of text.
 
     Raises:
         ConfigError: the length exceeds the decoder's positions.
     """
-    length = how.length or config.text.length
+    length = settings.length or config.text.length
     if length > config.text.length:
         raise ConfigError(
             f"length = {length} is more than the decoder's text.length = {config.text.length} "
@@ -149,7 +149,7 @@ def longest(config: CoCaConfig, how: GenerationConfig) -> int:
     return length
 
 
-def _one_by_one(model, how, eos, length, image, key, prompt) -> Texts:
+def _one_by_one(model, settings, eos, length, image, key, prompt) -> Texts:
     """Greedy and top-p."""
     logits, caches = model(image, length, method="begin")
     b = len(logits)
@@ -158,11 +158,11 @@ def _one_by_one(model, how, eos, length, image, key, prompt) -> Texts:
         """Appends the next word."""
         if prompt is not None:
             line = line._replace(logits=prompt.force(line.logits, line.at))
-        if how.kind == "greedy":
+        if settings.kind == "greedy":
             word = line.logits.argmax(axis=-1)
         else:
             step_key = jax.random.fold_in(key, line.at)
-            word = sample(step_key, line.logits, how.top_p, how.temperature)
+            word = sample(step_key, line.logits, settings.top_p, settings.temperature)
         word = jnp.where(line.ended, eos, word.astype(jnp.int32))
         log_p = jax.nn.log_softmax(line.logits)
         word_log_p = jnp.take_along_axis(log_p, word[:, None], axis=1)[:, 0]
@@ -206,14 +206,14 @@ def sample(
     return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
 
 
-def _beam_search(model, how, eos, length, image, key, prompt) -> Texts:
-    """Keeps the `how.beams` likeliest unfinished texts, and the best finished one.
+def _beam_search(model, settings, eos, length, image, key, prompt) -> Texts:
+    """Keeps the `settings.beams` likeliest unfinished texts, and the best finished one.
 
     A text's score only falls as it gets longer, and the penalty is at most that of the full length.
     Generation stops when no unfinished text can beat the best finished one under these bounds,
     which does not change the result.
     """
-    width = how.beams
+    width = settings.beams
     logits, caches = model(image, length, method="begin")
     b, vocabulary = logits.shape
     image_cache = caches["multimodal"].image  # shared by all texts of an image
@@ -222,7 +222,7 @@ def _beam_search(model, how, eos, length, image, key, prompt) -> Texts:
     def penalty(words: Array | int) -> Array | float:
         if prompt is not None:
             words = jnp.maximum(words - prompt.words, 1)
-        return ((5 + words) / 6) ** how.length_penalty
+        return ((5 + words) / 6) ** settings.length_penalty
 
     def keep_best(beams: _Beams, ids: Array, score: Array, words: Array) -> _Beams:
         """Replaces the best finished texts by texts [b l] with a better score."""

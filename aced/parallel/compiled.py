@@ -68,10 +68,10 @@ def _own_folder(path: pathlib.Path) -> pathlib.Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise OSError(f"{path} is no folder of this user.")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise OSError(f"{path} is not a folder of this user.")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise OSError(f"others can write to {path}; remove it, or chmod 700 it if you trust it.")
     return path
 

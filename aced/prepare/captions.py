@@ -8,13 +8,12 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
-
-import fsspec
 
 from aced.data import records
 from aced.errors import UserError
@@ -348,7 +347,8 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[Cap
         raise PrepareError(f"{path} cannot be read: {problem}.")
     rows = _csv_rows if path.endswith(".csv") else _json_rows
     # Invalid UTF-8 becomes surrogates here, which `_text` rejects line by line.
-    with fsspec.open(path, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    text = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    with io.TextIOWrapper(storage.open_file(path), **text) as file:
         for line, row in rows(file, path, columns):
             if isinstance(row, RejectedError):
                 rejects.add(row, line=line)

@@ -48,7 +48,7 @@ def prepare(
     settings = config.of_contents()
     if config.captions:
         _check_table(config)
-        with fsspec.open(config.captions, "rb") as table:
+        with storage.open_file(config.captions) as table:
             settings["input"] = hashlib.file_digest(table, "sha256").hexdigest()
     else:
         inputs.open_records.cache_clear()  # the files may have changed since an earlier call
@@ -113,7 +113,7 @@ def _existing(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any]
     description = storage.stat(f"{out}/{records.DESCRIPTION}") if is_folder else None
     if description is None:
         raise PrepareError(
-            f"{out} exists and is no data set, so it is not overwritten; choose another --out."
+            f"{out} exists and is not a data set, so it is not overwritten; choose another --out."
         )
     if config.overwrite:
         return None

@@ -163,6 +163,9 @@ class PrepareConfig(FlagSettings):
                 "add --separate."
             )
         storage.check_scheme(self.out, "--out", storage.STORES)
+        for name in ("images", "captions", "tars", "parquet"):
+            path = getattr(self, name)
+            storage.check_scheme(path, f"--{name}", storage.STORES, storage.DOWNLOAD)
         if self.captions and pathlib.PurePath(self.captions).suffix not in (".jsonl", ".csv"):
             raise ConfigError(f"--captions must be a .jsonl or .csv file, got {self.captions}.")
         if self.runner != EMBEDDED and not self.shared_out:

@@ -15,7 +15,7 @@ from aced.config import ConfigError
 from aced.prepare import progress
 from aced.prepare.config import EMBEDDED, PrepareConfig
 
-# Their job servers have options that Beam's own parsers do not know.
+# Their job servers have options that Beam's own parsers do not accept.
 _WITH_JOB_SERVERS = ("FlinkRunner", "SparkRunner", "PortableRunner")
 
 
@@ -43,7 +43,7 @@ def pipeline_on(runner: str, options: Sequence[str]) -> beam.Pipeline:
 
 
 def _unknown(options: Sequence[str]) -> list[str]:
-    """The options that Beam's parsers do not know; Beam would only log them."""
+    """The options that Beam's parsers do not accept; Beam would only log them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     waiting = [PipelineOptions]
     while waiting:

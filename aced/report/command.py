@@ -13,6 +13,7 @@ from etils import epath
 from aced.bounds import NonNegativeInt
 from aced.config import ConfigError, flatten
 from aced.files import storage
+from aced.files.ownership import Owner
 from aced.flag_settings import FlagSettings, setting
 from aced.metrics import history
 from aced.report import curves, galleries, page, panels, runs, seeds
@@ -37,7 +38,7 @@ class ReportConfig(FlagSettings):
     )
     watch: NonNegativeInt = setting(
         0,
-        "Write the page again every so many seconds, until all runs are finished; an open page "
+        "Seconds after which the page is written again, until all runs are finished; an open page "
         "shows the new one by itself. 0: write it once.",
     )
 
@@ -49,8 +50,9 @@ def report(folders: Sequence[str], config: ReportConfig) -> tuple[str, bool]:
     """Returns the page of the runs in `folders`, with a list of the folders that hold no run.
 
     Returns:
-        The page, and whether all runs are finished. A folder in which a process works counts as an
-        unfinished run, and while the page is watched also one that may become a run.
+        The page, and whether all runs are finished, or broken off because their processes died. A
+        folder in which a process works counts as an unfinished run, and while the page is watched
+        also one that may become a run.
 
     Raises:
         ConfigError: no folder holds a run and the page is not watched, or matplotlib is not
@@ -64,14 +66,9 @@ def report(folders: Sequence[str], config: ReportConfig) -> tuple[str, bool]:
         )
     now = datetime.datetime.now(datetime.UTC)
     parts = [f"<p>Written at {now:%Y-%m-%d %H:%M:%S} UTC.</p>"]
-    begun = [name for name in others if runs.is_in_use(name)]
-    is_finished = bool(found) and not begun and all(run.is_finished for run in found)
-    for text, names in (
-        ("No metrics yet", begun),
-        ("No workdirs of runs", [name for name in others if name not in begun]),
-    ):
-        if names:
-            parts.append(f"<p>{text}: {page.escape(', '.join(names))}</p>")
+    owners = {name: runs.owner_of(name) for name in others}
+    is_finished = _is_finished(found, owners)
+    parts += [f"<p>{page.escape(note)}</p>" for note in _notes(found, owners)]
     refresh = 0 if is_finished else config.watch
     if not found:
         return page.document("Runs", parts, refresh), is_finished
@@ -79,9 +76,6 @@ def report(folders: Sequence[str], config: ReportConfig) -> tuple[str, bool]:
     titles, cells = summary.rows(values)
     rows = [[run.name, run.method, *cells[run.name]] for run in found]
     parts.append(page.table("Runs", ["run", "method", *titles], rows))
-    for message in (m for run in found for m in history.lost_lines(run.folder)):
-        logging.warning("%s", message)
-        parts.append(f"<p>{page.escape(message)}</p>")
     parts.append(page.table("How they ran", runs.COLUMNS, map(runs.how, found)))
     names = [run.name for run in found]
     parts.append(page.table("Settings that differ", ["setting", *names], _differing(found)))
@@ -90,6 +84,39 @@ def report(folders: Sequence[str], config: ReportConfig) -> tuple[str, bool]:
     if config.pictures:
         parts += galleries.of_runs([members[0] for members in groups.values()], config.pictures)
     return page.document("Runs", parts, refresh), is_finished
+
+
+def _is_finished(found: Sequence[Run], owners: Mapping[str, Owner | None]) -> bool:
+    """Whether nothing will change, given the runs, and the owners of the folders that hold none."""
+    is_begun = any(owner is not None and not owner.is_dead for owner in owners.values())
+    may_begin = not found and None in owners.values()
+    is_over = all(run.is_finished or run.is_broken_off for run in found)
+    return is_over and not is_begun and not may_begin
+
+
+def _notes(found: Sequence[Run], owners: Mapping[str, Owner | None]) -> list[str]:
+    """Sentences about folders that hold no run, runs that were broken off, and lines not shown."""
+    dead = {name: owner for name, owner in owners.items() if owner is not None and owner.is_dead}
+    begun = [name for name, owner in owners.items() if owner is not None and name not in dead]
+    empty = [name for name, owner in owners.items() if owner is None]
+    notes = [f"No metrics yet: {', '.join(begun)}"] if begun else []
+    notes += [f"No workdirs of runs: {', '.join(empty)}"] if empty else []
+    dead |= {run.name: run.owner for run in found if run.is_broken_off}
+    notes += [
+        f"{name} was broken off, its process has ended: {owner}. The same command resumes it."
+        for name, owner in dead.items()
+    ]
+    for run in found:
+        if run.skipped_lines:
+            notes.append(
+                f"{run.folder / history.FILE}: {run.skipped_lines} of the lines that were read are "
+                "incomplete or damaged, and are left out; the log of this command names them."
+            )
+        lost = history.lost_lines(run.folder)
+        for message in lost:
+            logging.warning("%s", message)
+        notes += lost
+    return notes
 
 
 def write_pictures(workdir: epath.PathLike) -> epath.Path:

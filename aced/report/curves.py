@@ -34,17 +34,17 @@ def curve(runs: Sequence[Lines], cost: str, name: str) -> Curve | None:
 
     At each cost, the mean is over the runs that have reached it.
     """
-    found = [(x, y) for x, y in (points(lines, cost, name) for lines in runs) if len(x)]
-    if not found:
+    curves = [(x, y) for x, y in (points(lines, cost, name) for lines in runs) if len(x)]
+    if not curves:
         return None
-    if len(found) == 1:
-        ((x, y),) = found
+    if len(curves) == 1:
+        ((x, y),) = curves
         return Curve(x, y, y, y)
-    x = found[0][0]
-    if any(not np.array_equal(x, other) for other, _ in found):
-        ends = min(x[0] for x, _ in found), max(x[-1] for x, _ in found)
-        x = np.linspace(*ends, min(_POINTS, max(len(x) for x, _ in found)))
-    values = np.stack([np.interp(x, at, y, left=np.nan, right=np.nan) for at, y in found])
+    x = curves[0][0]
+    if any(not np.array_equal(x, other) for other, _ in curves):
+        ends = min(x[0] for x, _ in curves), max(x[-1] for x, _ in curves)
+        x = np.linspace(*ends, min(_POINTS, max(len(x) for x, _ in curves)))
+    values = np.stack([np.interp(x, at, y, left=np.nan, right=np.nan) for at, y in curves])
     x, values = x[~np.isnan(values).all(0)], values[:, ~np.isnan(values).all(0)]
     return Curve(x, np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0))
 

@@ -29,7 +29,9 @@ class Run:
     settings: dict[str, Any]
     fingerprint: str  # of its data
     lines: list[dict[str, int | float]]  # of metrics; all that have scores of evaluations
+    skipped_lines: int  # incomplete or damaged lines of metrics
     starts: list[dict[str, Any]]  # lines of starts.jsonl
+    owner: ownership.Owner | None  # the process that works on the run, or died
 
     @property
     def method(self) -> str:
@@ -54,12 +56,17 @@ class Run:
         scores = [line[early.metric] for line in self.lines if early.metric in line]
         return EarlyStop(early, scores).reached
 
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether something is left to train, and the process that trained has died."""
+        return not self.is_finished and self.owner is not None and self.owner.is_dead
+
 
 def open_all(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs in `folders`, each after the runs before it, and the folders that are none.
+    """The runs in `folders`, each after the runs before it, and the folders without a run.
 
-    Runs have their shortest unique names; a run before another one is "RUN/NAME". These are found
-    while they train, too, when the folder that they are in is no run yet.
+    Runs have their shortest unique names; a run before another one is "RUN/NAME". The runs before
+    a run are listed already while they train, when their folder holds no other run yet.
     """
     paths: dict[str, epath.Path] = {}
     others = []
@@ -77,7 +84,7 @@ def _runs_in(name: str, folder: epath.Path) -> dict[str, epath.Path]:
     """The run in `folder`, after the runs before it."""
     if is_run := summary.is_run(folder):
         before = list(record.read(folder).settings.get("before", {}))
-    elif is_in_use(folder):
+    elif owner_of(folder) is not None:
         before = sorted(path.name for path in folder.iterdir() if path.is_dir())
     else:
         return {}
@@ -87,9 +94,9 @@ def _runs_in(name: str, folder: epath.Path) -> dict[str, epath.Path]:
     return found | ({name: folder} if is_run else {})
 
 
-def is_in_use(folder: epath.PathLike) -> bool:
-    """Whether a process works in `folder`, such as on a run before its own."""
-    return (epath.Path(expand(str(folder))) / ownership.FILE).exists()
+def owner_of(folder: epath.PathLike) -> ownership.Owner | None:
+    """The process that works in `folder`, such as on a run before its own, or that died there."""
+    return ownership.owner_in(str(epath.Path(expand(str(folder))) / ownership.FILE))
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:
@@ -103,8 +110,10 @@ def _short(names: Sequence[str]) -> dict[str, str]:
 
 def _open(name: str, folder: epath.Path) -> Run:
     settings, fingerprint, _ = record.read(folder)
-    lines = history.read_some(folder, MOST_LINES, summary.SCORES)
-    return Run(name, folder, settings, fingerprint, lines, starts.read(folder))
+    lines, skipped = history.read_some(folder, MOST_LINES, summary.SCORES)
+    return Run(
+        name, folder, settings, fingerprint, lines, skipped, starts.read(folder), owner_of(folder)
+    )
 
 
 def how(run: Run) -> list[str]:

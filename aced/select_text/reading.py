@@ -49,7 +49,7 @@ def blocks(
 ) -> Iterator[Sentences]:
     """The sentences of the parts `numbers` in blocks of `size`, without repetition within a block.
 
-    They start at `reading`, which is not changed. The last block has fewer sentences, maybe none.
+    They start at `reading`, which is not changed. The last block has fewer sentences, or none.
     """
     reading, texts, before, done = reading.copy(), {}, 0, 0
 

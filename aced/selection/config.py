@@ -16,7 +16,7 @@ _MOST_STRATA, _LEAST_SHARE = 256, 128
 
 @dataclasses.dataclass(frozen=True)
 class SelectionConfig(Checked):
-    """How b of B candidates are chosen. Defaults: JEST (arXiv 2406.17711) unless said otherwise."""
+    """How b of B candidates are chosen. Defaults are JEST's (arXiv 2406.17711) unless noted."""
 
     # What is maximised: "learnability" = loss(learner) - loss(reference), H-ACID;
     # "easy_reference" = -loss(reference), I-ACID; "hard_learner" = loss(learner), ablation only.

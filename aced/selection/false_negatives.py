@@ -1,9 +1,9 @@
-"""Damping of false negatives: pairs that the reference finds as alike as the match.
+"""Damping of false negatives: other pairs that are as similar as the true pair, by the reference.
 
-Where captions repeat, an image fits texts of other pairs as well as its own. The learner's loss of
-such a pair is high and stays high, so joint selection would collect these pairs. Pairs whose cosine
-by the reference is at least that of the candidate's own match, minus a margin, are therefore left
-out of the score, of the learner's losses and of the reference's.
+If captions repeat, an image also matches the texts of other pairs. The learner's loss of such a
+pair is high and stays high, so joint selection would collect these pairs. The score therefore
+leaves out pairs whose cosine by the reference is at least that of the candidate's own pair, minus
+a margin: neither the learner's loss nor the reference's loss of such a pair counts.
 """
 
 import jax.numpy as jnp

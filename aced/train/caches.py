@@ -115,7 +115,7 @@ def _model(settings: TrainConfig, cache: CacheConfig, mesh: Mesh, workdir: str) 
         theirs = libraries.load(*named)
         facts = {"scale": theirs.scale, "bias": theirs.bias, "other": theirs.about, "model": None}
         return _Model(settings.data, facts, theirs.fingerprint, making.LibraryMaker, lambda: theirs)
-    item = _frozen(settings.method, cache.model, workdir)
+    item = _frozen(settings.method, cache, workdir)
     params = load_model(item, None)
     temperature = {name: jnp.asarray(params[name]) for name in ("t", "bias") if name in params}
     scale, bias = (float(x) for x in two_tower.logit_parameters(temperature))
@@ -133,12 +133,12 @@ def _model(settings: TrainConfig, cache: CacheConfig, mesh: Mesh, workdir: str) 
     )
 
 
-def _frozen(method: MethodConfig, name: str, workdir: str) -> FrozenConfig:
-    models = method.named
+def _frozen(method: MethodConfig, cache: CacheConfig, workdir: str) -> FrozenConfig:
+    models, name = method.named, cache.model
     if name not in models:
         raise ConfigError(
-            f"--model={name} is no model of this config; it has: {sorted(models)}. Models of other "
-            "libraries are given as open_clip:FOLDER or transformers:FOLDER."
+            f"{cache.PREFIX}model={name} is not a model of this config; it has: {sorted(models)}. "
+            "Models of other libraries are given as open_clip:FOLDER or transformers:FOLDER."
         )
     item = dataclasses.replace(models[name], cache="")
     if not item.checkpoint:

@@ -49,10 +49,10 @@ class TrainConfig(Checked):
     suites: MayChange[dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     early_stop: MayChange[EarlyStopConfig] = EarlyStopConfig()
     checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
-    log_steps: MayChange[PositiveInt] = 50  # a line of metrics every so many steps
-    # A line of picks.jsonl (ids trained on) every so many; 0: none.
+    log_steps: MayChange[PositiveInt] = 50  # steps between two lines of metrics
+    # Steps between two lines of picks.jsonl (ids trained on); 0: none.
     picks_steps: MayChange[NonNegativeInt] = 100
-    metrics: MayChange[MetricsConfig] = MetricsConfig()  # where people look at the run
+    metrics: MayChange[MetricsConfig] = MetricsConfig()  # the services that show the run
     profile: MayChange[ProfileConfig] = ProfileConfig()  # steps to trace
     max_skipped_in_a_row: MayChange[PositiveInt] = 20  # non-finite steps that stop the run
     # Without a step, an evaluation or a save end the run; 0: never.

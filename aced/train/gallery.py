@@ -1,4 +1,4 @@
-"""Pictures of what a run chooses, shown during training where people look at the run.
+"""Pictures of what a run chooses, shown during training by the services of `metrics.to`.
 
 They are read and drawn on a thread of their own, from the step alone: neither the input nor its
 order nor a random state is touched, and no step waits for them.

@@ -85,8 +85,8 @@ def run(
     storage.check_package(workdir)
     folder = epath.Path(workdir)
     settings = parse(config)
-    for wanted in settings.before_caches.values():  # check now, before earlier runs spend hours
-        wanted.folder(str(folder))
+    for name, wanted in settings.before_caches.items():  # now, before earlier runs spend hours
+        wanted.folder(str(folder), key=f"config.before_caches.{name}.out")
     phases = plan.plan(settings, folder)
     if jax.process_index() == 0:
         logging.info("The plan of %s:\n%s", folder, plan.table(phases))
@@ -269,7 +269,7 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
 def evaluate(
     run: Run, names: Sequence[str], train_state: state.TrainState, watchdog: Watchdog
 ) -> dict[str, float]:
-    """Runs the evaluations `names`. Returns their numbers, as "NAME/NUMBER", and suite averages."""
+    """Runs the evaluations `names`. Returns their found, as "NAME/NUMBER", and suite averages."""
     found = {}
     for name in names:
         with progress.announced(f"Evaluating {name}", seconds=10.0):

@@ -118,7 +118,7 @@ def _cache_steps(examples: int, shard_size: int, batch_size: int) -> int:
 
 
 def _steps(settings: TrainConfig) -> int | None:
-    """The length of a run; None: it is so many epochs of a data set that is not open yet."""
+    """The steps of a run; None: its length is in epochs of a data set that is not open yet."""
     try:
         return program.sizes_of(settings, None)["total_steps"]
     except ConfigError:

@@ -131,7 +131,7 @@ def sizes_of(settings: TrainConfig, data_size: int | None) -> dict[str, int | No
     """What durations are resolved with: examples per step and epoch, and the steps of the run.
 
     Raises:
-        ConfigError: the run is so many epochs long, and `data_size` is None.
+        ConfigError: the length of the run is in epochs, and `data_size` is None.
     """
     b = settings.batch_size
     # An epoch is one pass over the data; a step reads B examples and trains on b.

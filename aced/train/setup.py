@@ -153,7 +153,7 @@ def _warn_of_rest(name: str, tower: ImageConfig) -> None:
     """Warns of pixels outside the patches. Some published models have them (So400m/14 at 384)."""
     if rest := tower.resolution % tower.patch:
         logging.warning(
-            "%s: image.resolution = %d is no multiple of patch = %d; the last %d pixels of each "
+            "%s: image.resolution = %d is not a multiple of patch = %d; the last %d pixels of each "
             "row and column are not looked at.",
             name,
             tower.resolution,

@@ -70,8 +70,8 @@ def commit() -> str:
     try:
         if _git(here, "rev-parse", "--show-prefix") != "aced/train/":
             return ""  # the package is installed inside another repository
-        found = _git(here, "rev-parse", "--short=12", "HEAD")
-        return found + "+" * bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
+        commit = _git(here, "rev-parse", "--short=12", "HEAD")
+        return commit + "+" * bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -89,8 +89,8 @@ def _git(folder: pathlib.Path, *arguments: str) -> str:
 
 def _versions() -> dict[str, str]:
     """The versions of packages; a checkout may be used without being installed."""
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -323,7 +323,7 @@ def test_data_sets_of_one_split_become_one_of_several(tmp_path):
     assert description["class_names"] is None
     icons.join({"val": prepared(tmp_path / "c", "c", 4, ["x"])}, tmp_path / "zeroshot")
     assert records.open_dataset(tmp_path / "zeroshot", "val").class_names == ["x"]
-    with pytest.raises(SystemExit, match="is no data set"):
+    with pytest.raises(SystemExit, match="is not a data set"):
         icons.join(parts, tmp_path)
 
 

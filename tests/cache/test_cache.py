@@ -1,4 +1,4 @@
-"""The command: every example once, whatever happens on the way, and refusals of what is another."""
+"""The command: every example once, also after kills and errors, and refusals of other caches."""
 
 import hashlib
 import io
@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from aced.cache import Cache, CacheError, command, making
-from aced.cache.config import CacheConfig
-from aced.config import ConfigError
+from aced.cache.config import CacheConfig, CacheFlags
+from aced.config import ConfigError, to_config
 from aced.data import records
 from aced.data.tokenizers import get_tokenizer
 from aced.files import ownership
@@ -41,7 +41,7 @@ def reference(tmp_path_factory):
 def make(data, reference, out, devices=1, config=None, force=False, **changes):
     settings = {"out": str(out), "shard_size": 20, "batch_size": 8} | changes
     config = config or cached.run_config(data, reference)
-    wanted = CacheConfig(**settings)
+    wanted = CacheFlags(**settings)
     return command.run(config, wanted, "", jax.devices()[:devices], force=force)
 
 
@@ -213,7 +213,7 @@ def test_other_weights_are_another_cache(whole, data, tmp_path):
     [
         ({"out": "gs://bucket/cache"}, "Local paths can. Mount the store"),
         ({"shard_size": 0}, "--shard_size must be at least 1"),
-        ({"model": "large"}, r"--model=large is no model of this config; it has: \['reference'\]"),
+        ({"model": "large"}, r"--model=large is not a model of this .*; it has: \['reference'\]"),
         ({"batch_size": 9}, "9 examples cannot be shared equally by 2 devices"),
     ],
 )
@@ -228,6 +228,24 @@ def test_a_workdir_in_a_store_holds_no_cache():
     assert wanted.folder("~/a") == pathlib.Path.home() / "a" / "cache"
     with pytest.raises(ConfigError, match=r"gs://bucket/a/cache.*Mount the store"):
         wanted.folder("gs://bucket/a")
+
+
+def test_messages_about_a_cache_in_a_config_name_the_setting_and_no_flag(data, tmp_path):
+    for settings, message in (
+        ({}, r"^config\.before_caches\.first: out is empty; set it\.$"),
+        ({"out": "x", "shard_size": 0}, r"^config\.before_caches\.first\.shard_size must be at"),
+    ):
+        config = cached.run_config(data, "somewhere")
+        config.before_caches.first = settings
+        with pytest.raises(ConfigError, match=message):
+            loop.run(config, str(tmp_path / "run"))
+    config = cached.run_config(data, "somewhere")
+    config.before_caches.first = to_config(CacheConfig(out="gs://bucket/a"))
+    with pytest.raises(ConfigError, match=r"^config\.before_caches\.first\.out = 'gs://bucket/a'"):
+        loop.run(config, str(tmp_path / "run"))
+    config = cached.run_config(data, str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^model=large is not a model of this config"):
+        command.run(config, CacheConfig(out=str(tmp_path / "a"), model="large"), "")
 
 
 @pytest.mark.slow

@@ -61,9 +61,9 @@ def test_loss_of_all_pairs_is_the_sigmoid_loss():
 
 def test_no_fit_without_a_best_scale():
     zimg, ztxt = pairs()
-    assert calibration.fit(zimg, zimg, 8) is None  # all pairs are told apart
+    assert calibration.fit(zimg, zimg, 8) is None  # all pairs are separated
     assert calibration.fit(zimg[:1], ztxt[:1], 8) is None
-    assert calibration.fit(zimg, ztxt, 1) is None  # nothing to be told from
+    assert calibration.fit(zimg, ztxt, 1) is None  # there are no other pairs
     assert calibration.fit(zimg, -ztxt, 8) is None  # pairs are less alike than others
 
 

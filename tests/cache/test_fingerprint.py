@@ -19,7 +19,7 @@ def weights():
 
 
 def placed(params, *axes):
-    """The parameters, cut along their first axes over so many devices each."""
+    """The parameters, each sharded along its first axis over this number of devices."""
     mesh = jax.make_mesh(axes, ("a", "b")[: len(axes)])
     spec = PartitionSpec(*mesh.axis_names)
 

@@ -137,7 +137,7 @@ def test_retention(tmp_path, settings, kept, kept_after_10):
             metrics = {"accuracy": np.float32(ACCURACY[step]), "loss": 1} if step != 5 else None
             checkpointer.save(step, {"params": jnp.full(2, step)}, metrics)
     assert folders(tmp_path) == kept
-    with Checkpointer(tmp_path, config) as checkpointer:  # knows the metrics of earlier ones
+    with Checkpointer(tmp_path, config) as checkpointer:  # reads the metrics of earlier checkpoints
         checkpointer.save(10, {"params": jnp.full(2, 10)})
     assert folders(tmp_path) == kept_after_10
 

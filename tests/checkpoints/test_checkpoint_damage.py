@@ -30,7 +30,7 @@ from tests.checkpoints.test_checkpoint import (
 
 STEPS = (1, 2, 3)
 METADATA = "_CHECKPOINT_METADATA"
-# What says that a save was done; whether it holds anything is not looked at.
+# Files that mark a save as complete; their content is not read.
 UNREAD = "commit_success.txt"
 
 
@@ -346,7 +346,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-# Executors that Orbax leaves behind where a save fails say at their end that they were closed.
+# Executors that Orbax leaves behind after a failed save warn when they end.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_is_full_at_any_byte(small_disk):
     """Little room fails the first files of a checkpoint, more room its last ones."""

@@ -1,4 +1,4 @@
-"""What may change when a run goes on: the metadata of the fields against a list of paths."""
+"""The settings that may change when a run is resumed, compared with a list of their paths."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ from aced.config import optional, types_of
 from aced.methods import METHODS
 from aced.train.config import TrainConfig
 
-# The rule before it was metadata of the fields: runs begun then go on as they did.
+# The rule of the versions without metadata of fields: runs begun then are resumed as before.
 EARLIER = re.compile(
     r"total_\w+|overlap|log_steps|picks_steps|watchdog_minutes|max_skipped_in_a_row"
     r"|(evals|suites|checkpoint|before|before_caches|init|mesh)\..*"
@@ -24,11 +24,11 @@ EARLIER = re.compile(
 )
 LATER = re.compile(
     r"(.*\.)?data\.(.*\.)?candidates\.path|(profile|early_stop|metrics)\..*"
-)  # settings that runs of before do not have
+)  # settings that older runs do not have
 
 
 def paths(hint, path):
-    """The paths of all settings in a tree of types; a mapping has the member NAME."""
+    """The paths of all settings in a tree of types; members of a mapping are called NAME."""
     while typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
     hint = optional(hint) or hint

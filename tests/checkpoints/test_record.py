@@ -34,7 +34,7 @@ def test_settings_that_may_change(changes, tmp_path):
 
 
 def test_the_second_stream_may_be_read_by_fewer_threads(tmp_path):
-    """What only decides how data are read is free for DIME-FM's sentences, too."""
+    """Settings of how data are read may change for DIME-FM's sentences, too."""
     config = dime_b32.get_config("tiny")
     folder, data = epath.Path(tmp_path), config.method.sentences.data
     record.write(folder, parse(config), "data")
@@ -46,7 +46,7 @@ def test_the_second_stream_may_be_read_by_fewer_threads(tmp_path):
 
 
 def test_models_in_the_workdir_are_recorded_as_such(tmp_path):
-    """So a moved run, or another one with these settings, finds its own."""
+    """A run that was moved, or another one with these settings, then finds its own models."""
     config = smoke.get_config("tiny,online")
     reference = config.method.reference
     reference.checkpoint, reference.cache = f"{tmp_path}/reference", f"{tmp_path}0/cache"
@@ -54,12 +54,12 @@ def test_models_in_the_workdir_are_recorded_as_such(tmp_path):
     record.write(folder, parse(config), "data")
     found = record.read(folder).settings["method"]["reference"]
     assert found["checkpoint"] == "{workdir}/reference"
-    assert found["cache"] == f"{tmp_path}0/cache"  # beside it
+    assert found["cache"] == f"{tmp_path}0/cache"  # another folder
     record.check(folder, parse(config), "data")
 
 
 def test_new_setting_must_have_its_default(tmp_path, caplog):
-    """So that a run can go on with newer code."""
+    """A run can then be resumed with newer code."""
     folder = epath.Path(tmp_path)
     record.write(folder, settings(), "data")
     written = own_files.loads((folder / record.FILE).read_bytes())
@@ -79,7 +79,7 @@ def test_frozen_models_must_stay_the_same(tmp_path):
     folder = epath.Path(tmp_path)
     record.write(folder, settings(), "data")
     models = {"reference's weights": "1"}
-    record.check(folder, settings(), "data", models)  # begun before any were written
+    record.check(folder, settings(), "data", models)  # the run began before models were recorded
     record.write(folder, settings(), "data", models)
     record.check(folder, settings(), "data", models)
     with pytest.raises(ConfigError, match=r"reference's weights: '1' then, '2'"):

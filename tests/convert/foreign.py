@@ -39,7 +39,7 @@ CAPTIONS = [
 
 
 def pictures():
-    """Tall, wide, tiny, grey, square; RGB unless the name says otherwise."""
+    """Tall, wide, tiny, grey, square; RGB unless the name has another mode."""
     rng = np.random.default_rng(0)
 
     def noise(h, w):

@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub reads, and what is known of the model."""
+"""The model card: metadata that the hub reads, and the facts about the model."""
 
 import ours
 import pytest

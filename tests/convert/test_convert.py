@@ -1,4 +1,4 @@
-"""The command: what it recognises and writes, and the user's way from a run to transformers."""
+"""The command: the layouts that it reads and writes, and the way from a run to transformers."""
 
 import dataclasses
 import os
@@ -95,7 +95,7 @@ def test_flags_for_another_layout(ours, tmp_path):
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 def test_from_a_run_to_zero_shot_in_transformers(run, ours, tmp_path, monkeypatch, capsys):
-    """What a user does; the logits are those of our own tower on the same pictures."""
+    """The steps of a user; the logits equal those of our own tower on the same pictures."""
     sys.path.insert(0, os.path.dirname(__file__))
     try:
         import foreign
@@ -108,7 +108,7 @@ def test_from_a_run_to_zero_shot_in_transformers(run, ours, tmp_path, monkeypatc
     config = ConvertConfig(source=str(run), out=str(out), to="huggingface")
     done = command.convert(config)
     (note,) = done.notes
-    assert "48 text positions were added that the model does not look at" in note
+    assert "48 text positions were added that receive no attention" in note
     text = summary(done, config)
     assert "patch 8, 32 px" in text
     data = scenes.Shapes(scenes.ShapesConfig(resolution=32))
@@ -126,7 +126,7 @@ def test_from_a_run_to_zero_shot_in_transformers(run, ours, tmp_path, monkeypatc
     ids = np.concatenate([ids[:, :15], ids[:, -1:]], axis=1)  # without the new positions
     e = foreign.embed(mine, np.stack([np.asarray(x) for x in pictures]), np.resize(ids, (3, 16)))
     np.testing.assert_allclose(theirs, e[2][:, :2], atol=1e-4, rtol=1e-5)
-    # The lines that the command prints, as they stand.
+    # The lines that the command prints, unchanged.
     pictures[0].save(tmp_path / "picture.jpg", quality=95)
     monkeypatch.chdir(tmp_path)
     lines = textwrap.dedent(text.partition("Next: ")[2].lstrip("\n"))
@@ -170,8 +170,8 @@ def test_a_model_folder_is_reference_and_starting_point_of_a_run(ours, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_name_of_the_hub(ours, tmp_path):
-    """Over HTTP, as the hub serves it: what is no weights, settings or tokenizer stays there."""
+def test_a_model_is_downloaded_from_the_hub(ours, tmp_path):
+    """Over HTTP, as from the hub; only weights, settings and tokenizer are downloaded."""
     pytest.importorskip("huggingface_hub")
     model = tmp_path / "served"
     model.mkdir()
@@ -245,7 +245,7 @@ def test_only_earlier_outputs_are_replaced(run, ours, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_sources_that_are_nothing(tmp_path):
+def test_sources_without_a_model_are_refused(tmp_path):
     wanted = ConvertConfig(source=str(tmp_path), out=str(tmp_path / "out"), to="aced")
     with pytest.raises(InteropError, match=r"neither model.json \(ours\), nor config.json with"):
         command.convert(wanted)
@@ -262,7 +262,7 @@ def test_sources_that_are_nothing(tmp_path):
         ({"license": "mit"}, "--license is for model cards, which --to=aced does not write"),
     ],
 )
-def test_flags_that_contradict(changes, message):
+def test_contradictory_flags_are_refused(changes, message):
     settings = {"source": "a", "out": "b", "to": "aced"} | changes
     with pytest.raises(ConfigError, match=message):
         ConvertConfig(**settings)

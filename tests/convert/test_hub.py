@@ -69,7 +69,7 @@ def test_a_model_of_the_hub_that_has_only_pickles(monkeypatch, tmp_path, files):
 
     monkeypatch.setattr(library, "snapshot_download", lambda *_, **__: str(tmp_path))
     monkeypatch.setattr(library, "list_repo_files", listed)
-    if files is None:  # what there is cannot be told
+    if files is None:  # the hub does not list the files
         assert hub.download("someone/old", "") == tmp_path
     else:
         with pytest.raises(

@@ -214,7 +214,7 @@ def test_siglip2_lower_cases_whatever_class_its_folder_names(tmp_path):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "GemmaTokenizer", "do_lower_case": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert not huggingface.read(folder, "it").config.tokenizer.lower  # who says so means it
+    assert not huggingface.read(folder, "it").config.tokenizer.lower  # the setting is explicit
 
 
 @pytest.mark.parametrize("kind", ["siglip", "clip"])

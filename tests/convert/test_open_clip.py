@@ -21,7 +21,7 @@ from aced.models.saved import InteropError, flat
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 _TEXT = {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2}
 _VISION = {"image_size": 30, "layers": 2, "width": 32, "head_width": 8, "patch_size": 7}
-# A base tower of timm with one block is still a base tower; text towers are small.
+# The image towers are timm's base towers, cut to one block; the text towers are small.
 MODELS = {
     "clip": {"embed_dim": 20, "vision_cfg": _VISION, "text_cfg": _TEXT},
     "quick": {
@@ -134,7 +134,7 @@ def test_ids_and_pixels_are_theirs(kind):
     np.testing.assert_array_equal(mine, tokenizer(captions))
     for name, picture in foreign.pictures().items():
         if name == "alpha":
-            continue  # open_clip drops the transparency, ours is laid on white
+            continue  # open_clip drops the transparency, we composite on white
         pixels = decode.decode(foreign.png(picture))
         resized = transforms.resize(pixels, config.image.resolution, config.resize)
         theirs = pictures(picture).numpy().transpose(1, 2, 0)
@@ -219,8 +219,8 @@ def test_siglip_with_timms_tower(tmp_path):
 
 
 @pytest.mark.slow
-def test_siglip_with_a_tokenizer_that_open_clip_cleans_for(tmp_path):
-    """HFTokenizer over a tokenizer.json, as open_clip's SigLIPs have it."""
+def test_siglip_with_a_tokenizer_whose_texts_open_clip_cleans(tmp_path):
+    """HFTokenizer with a tokenizer.json, as in open_clip's SigLIPs."""
     foreign.transformers()
     (tmp_path / "out").mkdir()
     open_clip_write.write(timm_model(), tmp_path / "out")
@@ -253,7 +253,7 @@ def test_siglip_with_a_tokenizer_that_open_clip_cleans_for(tmp_path):
         ("text_cfg", {"embed_cls": True}, "embed_cls = True"),
     ],
 )
-def test_models_that_ours_are_not(part, changes, message, tmp_path):
+def test_models_with_settings_that_ours_lack_are_refused(part, changes, message, tmp_path):
     folder = source("clip")[0]
     about = json.loads((folder / open_clip.CONFIG).read_text())
     about["model_cfg"][part] |= changes
@@ -289,7 +289,7 @@ def test_quick_gelu_where_the_config_does_not_record_it(tmp_path):
         (lambda: ours.changed(ours.clip(), "text", length=20), "must be text.length = 20"),
     ],
 )
-def test_settings_that_open_clip_cannot_express_are_named(model, message, tmp_path):
+def test_settings_that_open_clip_lacks_are_named(model, message, tmp_path):
     with pytest.raises(InteropError, match=message):
         open_clip_write.write(model(), tmp_path)
 

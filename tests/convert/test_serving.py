@@ -1,4 +1,4 @@
-"""Exports as graphs, run without this package; slow, since every batch size is compiled."""
+"""Exported graphs run without this package. Slow, since every batch size is compiled."""
 
 import json
 

@@ -14,7 +14,7 @@ CAPTIONS = ("red", "green", "blue", "yellow")
 
 
 def jpeg(i, side=16):
-    """Picture i: its grey value says which one it is."""
+    """Picture i, recognisable by its grey value."""
     out = io.BytesIO()
     Image.new("RGB", (side, side), (i, i, i)).save(out, "JPEG", quality=95)
     return out.getvalue()
@@ -51,7 +51,7 @@ def sample(i, key=None):
 
 
 def write_tars(folder, sizes):
-    """Tars 00000.tar, ... of so many examples each, numbered through."""
+    """Tars 00000.tar, ... with `sizes` examples each, numbered consecutively."""
     first = 0
     for number, size in enumerate(sizes):
         members = [m for i in range(first, first + size) for m in sample(i)]
@@ -75,7 +75,7 @@ def parquet_table(indices, nested=True):
 
 
 def write_parquet(folder, sizes, group):
-    """Files of so many rows each, in row groups of `group`."""
+    """Files with `sizes` rows each, in row groups of `group`."""
     import pyarrow.parquet as pq
 
     first = 0

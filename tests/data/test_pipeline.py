@@ -33,7 +33,7 @@ def png(value):
 
 
 class Pictures:
-    """Encoded grey pictures; picture i is i everywhere. Some records are bad."""
+    """Encoded grey pictures; all pixels of picture i are i. Some records are bad."""
 
     name, fingerprint = "greys", "1"
 
@@ -122,9 +122,9 @@ def test_processes_share_the_same_rows(processes):
         assert_same(together, whole[step])
 
 
-def test_rows_may_be_any():
+def test_a_process_may_read_any_rows():
     whole = take(shapes(), 2)
-    rows = np.array([1, 6, 7])  # as the corners of a network of chips may have them
+    rows = np.array([1, 6, 7])  # processes of a pod may have rows that are not adjacent
     for part, batch in zip(take(shapes(), 2, rows=rows), whole, strict=True):
         assert_same(part, {name: x[rows] for name, x in batch.items()})
 
@@ -142,7 +142,7 @@ def test_late_start_reads_no_earlier_records():
     source = Pictures(20)
     config = DataConfig(num_threads=0)
     take(source, 1, config, start_step=10**9)
-    assert source.reads == 8 + 1  # one batch, and one record to see which fields there are
+    assert source.reads == 8 + 1  # one batch, and one record for the names of the fields
 
 
 @pytest.mark.parametrize("threads", [1, 5])
@@ -159,7 +159,7 @@ def test_threads_do_not_change_the_rows(threads):
         assert_same(batch, other)
 
 
-def test_bad_records_are_counted_once_an_epoch_and_replaced():
+def test_bad_records_are_replaced_and_counted_once_per_epoch():
     source = Pictures(20, broken=(4, 5), unreadable=(19,), silent=(11,))
     events = []
     counters = InputCounters(lambda *event: events.append(event))
@@ -225,7 +225,7 @@ def test_captions_are_drawn_by_seed_and_place():
     assert joined(take(source, 3, seed=4), "text").tolist() != drawn[:24]
 
 
-def test_views_that_differ_are_added():
+def test_other_views_add_arrays():
     source = shapes()
     short = TokenizerConfig(kind="shapes", length=8)
     views = {
@@ -257,7 +257,7 @@ def test_views_that_differ_are_added():
 
 
 class Pairs(Pictures):
-    """Picture i beside a second one, 100 + i; without one where i is a multiple of 3."""
+    """Picture i with a second picture, 100 + i; without one where i is a multiple of 3."""
 
     def __getitem__(self, index):
         second = {"second": png(100 + index)} if index % 3 else {}
@@ -267,7 +267,7 @@ class Pairs(Pictures):
 SECOND = dataclasses.replace(VIEW, picture="second", tokenizer=None)
 
 
-def test_second_pictures_come_beside_the_first():
+def test_second_pictures_have_an_array_of_their_own():
     views = {
         "": VIEW,
         "second/": SECOND,
@@ -279,7 +279,7 @@ def test_second_pictures_come_beside_the_first():
     (batch,) = take(Pairs(20), 1, views=views, batch_size=20, counters=counters)
     names = {f"{p}image" for p in views}
     assert batch.keys() == {"text", "id", "label"} | names
-    assert (batch["id"] % 3 != 0).all()  # the others are counted, and replaced
+    assert (batch["id"] % 3 != 0).all()  # the others are counted and replaced
     assert {index % 3 for _, index, _ in counters.recent} == {0}
     assert {reason for *_, reason in counters.recent} == {
         "it has no 'second' picture, which a model needs"

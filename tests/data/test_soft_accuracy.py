@@ -139,6 +139,42 @@ def test_a_question_is_read_with_one_of_its_answers():
     }
 
 
+def test_only_answers_that_fit_after_the_question_are_trained_on():
+    """A question that leaves no room for any of its answers is skipped and counted."""
+    view = View(16, TokenizerConfig(kind="shapes", length=6), answers=True)
+    picture = Shapes(ShapesConfig(resolution=16, size=1))[0]["image"]
+    questions = [
+        ("a small red square", ("blue", "large blue", "star")),  # room for one word
+        ("a small red square on", ("blue",)),  # fills all positions with the end of text
+        ("a small red square on a large blue circle", ("blue",)),
+    ]
+
+    class Asked:
+        name, fingerprint = "asked", "asked"
+
+        def __len__(self):
+            return len(questions)
+
+        def __getitem__(self, i):
+            question, given = questions[i]
+            return {"image": picture, "texts": (question,), "id": i, "answers": given}
+
+    counters, seen = InputCounters(), set()
+    with pipeline.train_batches(
+        Asked(), DataConfig(num_threads=0), {"": view}, batch_size=3, seed=0, counters=counters
+    ) as batches:
+        for _ in range(8):
+            batch = next(batches)
+            assert batch["given"].tolist() == [4, 4, 4]
+            seen |= set(get_tokenizer(view.tokenizer).decode(batch["text"]))
+    assert seen == {"a small red square blue", "a small red square star"}
+    assert counters.skipped == 16
+    assert {(index, reason) for _, index, reason in counters.recent} == {
+        (i, "its question leaves no room for an answer in the model's text of 6 ids")
+        for i in (1, 2)
+    }
+
+
 @pytest.mark.parametrize("structs", [False, True])
 def test_answers_in_parquet(tmp_path, structs):
     pa = pytest.importorskip("pyarrow")

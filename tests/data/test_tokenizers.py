@@ -107,7 +107,7 @@ def many_captions(seed, number):
     rng = random.Random(seed)
     drawn = scenes.Shapes(scenes.ShapesConfig())
     words = " ".join(pydoc_data.topics.topics.values()).split()
-    # Of Unicode 3.2: libraries differ in how many of the newer letters they know.
+    # Only letters of Unicode 3.2, since libraries differ in the newer ones that they support.
     category = unicodedata.ucd_3_2_0.category
     known = [char for char in map(chr, range(0x20000)) if category(char) != "Cn"]
     all_ = known + [chr(code) for code in range(0x1F300, 0x1FB00)]  # newer emoji are no letters
@@ -150,6 +150,19 @@ def test_clip_truncation_keeps_the_end_of_text():
 def test_clip_pad_id_is_a_setting():
     ids = Tokenizer(TokenizerConfig(length=5, pad_id=49407))(["cat"])
     assert ids.tolist() == [[49406, 2368, 49407, 49407, 49407]]
+
+
+def test_texts_fit_if_they_are_not_cut(spm_path):
+    """Counted with the end of text, where texts have one."""
+    texts = ["red", "red red red", "red red red red", "red red red red red"]
+    ended = get_tokenizer(TokenizerConfig(kind="shapes", length=4))
+    assert ended.fit(texts) == [True, True, False, False]
+    assert ended.fit([]) == []
+    settings = {"kind": "sentencepiece", "path": spm_path, "eos": False}
+    texts = ["one", "one two three", "a much longer text with many words in it"]
+    sizes = (get_tokenizer(TokenizerConfig(length=64, **settings))(texts) != 1).sum(axis=1)
+    short = get_tokenizer(TokenizerConfig(length=int(sizes[1]), **settings))
+    assert short.fit(texts) == [True, True, False]
 
 
 def test_no_texts_give_no_rows():

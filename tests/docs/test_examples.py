@@ -1,4 +1,4 @@
-"""The examples of code in README.md and docs/ run as they stand."""
+"""The examples of code in README.md and docs/ run unchanged."""
 
 import dataclasses
 import json

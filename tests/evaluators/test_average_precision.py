@@ -14,7 +14,7 @@ def on_the_device(scores, shown):
 
 
 def by_thresholds(scores, shown):
-    """Of one class, as it is defined, over every threshold in float64: 11 points, and area."""
+    """11-point precision and area of one class by definition, over all thresholds in float64."""
     curve = []
     for threshold in sorted(set(scores), reverse=True):
         found = scores >= threshold
@@ -29,7 +29,7 @@ def by_thresholds(scores, shown):
 @pytest.mark.parametrize("n", [7, 10, 300])
 def test_equals_every_threshold_by_hand(decimals, n):
     shown = RNG.random((n, 5)) < [0.1, 0.5, 0.9, 0.3, 0.0]
-    shown[0, :3], shown[:, 4] = True, False  # the last class is never shown, and does not count
+    shown[0, :3], shown[:, 4] = True, False  # the last class does not occur, and does not count
     scores = np.round(RNG.normal(size=(n, 5)) + shown, decimals).astype(np.float32)
     seen = [c for c in range(5) if shown[:, c].any()]
     expected = np.mean([by_thresholds(scores[:, c], shown[:, c])[0] for c in seen])
@@ -87,7 +87,8 @@ def test_metrics_of_several_classes():
     shown = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], bool)
     scores = np.array([[0, 2, 1], [2, 1, 0], [1, 0, 1], [0, 0, 0]], float)
     found = numbers(scores, shown)
-    assert found["top1"] == 0.5  # the first; what shows all; of the third the best two are equal
+    # The first and the last picture are right; ties of scores go to the first class.
+    assert found["top1"] == 0.5
     assert found["examples"] == 4
     expected = np.mean([by_thresholds(scores[:, c], shown[:, c]) for c in range(3)], axis=0)
     assert [found["map_11point"], found["map"]] == pytest.approx(expected)

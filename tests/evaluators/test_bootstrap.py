@@ -81,7 +81,7 @@ def test_bleu_of_a_sample_is_that_of_repeated_pictures():
 
 
 def test_undefined_samples_are_left_out():
-    """With three examples of which one has class 1, most samples have no ROC curve."""
+    """With three examples and only one of class 1, most samples have no ROC curve."""
     found = accuracy(np.array([[0, 1], [1, 0], [1, 0.0]]), np.array([1, 0, 0]), samples=200)
     assert found["roc_auc"] == found["roc_auc_low"] == found["roc_auc_high"] == 1.0
 

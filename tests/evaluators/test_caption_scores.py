@@ -34,7 +34,7 @@ CONFIG = EvalConfig(
     data=DataConfig(num_threads=0),
 )
 MODEL = task_records.model()
-TALKATIVE = 8  # seed of a model that says different things about different pictures
+TALKATIVE = 8  # seed of a model that writes different captions for different pictures
 
 
 def one_device():
@@ -50,10 +50,10 @@ def evaluate(params, records, monkeypatch, mesh=None, **changes):
         return evaluators.build(config, MODEL, mesh)(params)
 
 
-def written(params, records, how):
+def written(params, records, settings):
     """A caption for each picture that has a reference, one picture at a time."""
     tokenizer = get_tokenizer(MODEL.tokenizer)
-    write = functools.partial(generation.generate, MODEL, how, params)
+    write = functools.partial(generation.generate, MODEL, settings, params)
     images = [jnp.asarray(r["image"])[None] for r in records.kept() if r["texts"]]
     ids = [write(image).ids for image in images]
     return [tokenizer.decode(np.asarray(x))[0] for x in ids]
@@ -78,7 +78,7 @@ def mean_loss(params, records):
 
 
 def right_for_some(records, captions):
-    """Every third picture gets what is written about it as its second reference."""
+    """Adds the written caption of every third picture to its references, as the second one."""
     readable = [r for r in records.kept() if r["texts"]]
     for record, caption in list(zip(readable, captions, strict=True))[::3]:
         record["texts"] = (record["texts"][0], caption.upper() + " .", "a third, never read")
@@ -88,7 +88,7 @@ def right_for_some(records, captions):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [GREEDY, GenerationConfig(beams=2, length=6)])
 def test_captions_and_losses_equal_those_picture_by_picture(how, monkeypatch, caplog):
-    """Of what can be read and has a reference; and the same on eight devices."""
+    """Over the records that are readable and have a reference; equal on eight devices."""
     params, records = tiny_coca.params(MODEL, TALKATIVE), task_records.Records()
     captions = written(params, records, how)
     assert len(set(captions)) > 3

@@ -23,7 +23,7 @@ def test_accuracy_equals_a_full_sort():
     assert found["examples"] == 300
 
 
-def test_of_equal_scores_the_first_is_taken_as_argmax_does():
+def test_first_of_equal_scores_is_chosen_as_by_argmax():
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 4, (400, 9)).astype(np.float32)
     label = rng.integers(0, 9, 400)
@@ -45,7 +45,7 @@ def test_nan_is_never_right(classes):
 
 
 class Perfect(Embedder):
-    """Stands in for a model: a text's embedding is a noisy one-hot of the first word it reads."""
+    """Replaces a model: the embedding of a text is a noisy one-hot vector of its first word."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.seen = tokenizer, []
@@ -58,7 +58,7 @@ class Perfect(Embedder):
         return z / np.linalg.norm(z, axis=1, keepdims=True)
 
 
-def test_a_repeated_class_name_gives_the_first_class_all_its_pictures():
+def test_pictures_of_a_repeated_class_name_count_for_the_first_class():
     tokenizer = get_tokenizer(TokenizerConfig(kind="shapes", length=6))
     names = ("red", "blue", "Red", "green", "blue", "black")  # lower-cased, two are repeated
     prompts = Prompts(names, ("a {}", "the {}"), tokenizer)

@@ -33,7 +33,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module", name="runs")
 def _runs(tmp_path_factory):
-    """Two runs, one of which is evaluated by its moving average."""
+    """Two runs; one is evaluated by its moving average."""
     folder = tmp_path_factory.mktemp("runs")
     for name, decay in (("plain", 0.0), ("averaged", 0.5)):
         loop.run(config(ema_decay=decay), str(folder / name), devices=jax.devices()[:1])
@@ -73,7 +73,7 @@ def test_a_converted_model_is_evaluated_as_its_run(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_in_8_bits_are_evaluated_as_the_rounded_ones(runs, tmp_path):
+def test_weights_in_8_bits_give_the_numbers_of_the_rounded_weights(runs, tmp_path):
     model = read(str(runs / "plain"))
     params = jax.jit(int8_weights.quantized)(model.params)
     stored = jax.tree.map(np.asarray, meta.unbox(params))
@@ -93,7 +93,7 @@ def test_weights_in_8_bits_are_evaluated_as_the_rounded_ones(runs, tmp_path):
 
 
 def labelled(folder, labels):
-    """The same pictures, of classes 0 to 2, as records and as label-only tars; as evaluations."""
+    """Evaluations of the same pictures, of 3 classes, in records and in tars with only labels."""
     pictures = [many.jpeg(10 * i, side=24) for i in range(len(labels))]
     examples = [
         records.Example(picture, ("a",), str(i), label)
@@ -151,7 +151,7 @@ def test_classes_beyond_the_names_are_named(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_evaluated(runs, tmp_path):
+def test_models_and_data_that_cannot_be_evaluated_are_refused(runs, tmp_path):
     with pytest.raises(ConfigError, match="There is nothing to evaluate"):
         evaluate.run(config(evals={}), EvaluateConfig(), str(runs / "plain"))
     with pytest.raises(ConfigError, match=r"nowhere does not exist; .*--workdir"):

@@ -98,7 +98,7 @@ def test_a_part_of_a_suite_is_averaged_under_its_own_name(evaluate, place):
     assert not any(name.startswith("fmow/") for name in numbers)
     assert "objectnet is missing and left out: there is no folder of this name" in log
     assert log.index("objectnet is missing") < log.index("Set 1 of 2")
-    assert "suite/shifts5_partial_1_of_5 is no average of the suite: 4 of its numbers" in log
+    assert "suite/shifts5_partial_1_of_5 is not the average of the suite: 4 of its numbers" in log
     assert content(place, "part")["averages"].keys() == {
         "suite/shifts5_partial_1_of_5",
         "suite/retrieval_partial_1_of_2",

@@ -1,4 +1,4 @@
-"""Evaluations that are made from what the folders of data sets hold."""
+"""Evaluations of the data sets in folders, by their files."""
 
 import json
 
@@ -18,7 +18,7 @@ NONE = DataSet()
 
 
 def parquet(path, count=6, names=("cat", "dog"), label="label", several=False, **more):
-    """A file as the hub has it: pictures, and numbers of classes that the metadata name."""
+    """A file as on the hub: pictures, and numbers of classes with names in the metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -140,7 +140,7 @@ def test_probes_train_on_the_split_train(tmp_path):
         folders.evaluation(str(only), NONE, Choices(kind="linear_probe"))
 
 
-def test_probes_never_train_on_what_they_are_evaluated_on(tmp_path):
+def test_probes_are_not_trained_on_their_evaluation_data(tmp_path):
     folder = wds_tree.classes(tmp_path / "a", 5)
     with pytest.raises(ConfigError, match=r"a has no train/\*.tar, on which a probe is trained"):
         folders.evaluation(f"{folder}/test", NONE, Choices(kind="linear_probe"))
@@ -149,7 +149,7 @@ def test_probes_never_train_on_what_they_are_evaluated_on(tmp_path):
         folders.evaluation(f"{folder}/train", NONE, Choices(kind="linear_probe"))
 
 
-def test_retrieval_reads_captions_where_there_are_classes_too(tmp_path):
+def test_retrieval_reads_captions_of_pictures_with_classes(tmp_path):
     both = [[("cls", b"1"), ("txt", f"picture {i}".encode())] for i in range(4)]
     wds_tree.write(tmp_path / "tars", both)
     parquet(tmp_path / "parquet" / "test-0.parquet", text=[f"picture {i}" for i in range(6)])
@@ -166,7 +166,7 @@ def test_retrieval_reads_captions_where_there_are_classes_too(tmp_path):
             folders.evaluation(f"{tmp_path}/{name}", NONE, Choices(kind="retrieval"))
 
 
-def test_one_class_where_several_are_expected(tmp_path):
+def test_one_class_instead_of_several_is_refused(tmp_path):
     wds_tree.classes(tmp_path / "voc2007", 4)
     prepared(tmp_path / "records" / "test", label=True)
     for folder in ("voc2007", "records"):
@@ -218,7 +218,7 @@ def test_prepared_data_sets(tmp_path):
     assert several.classes_in == "captions"
 
 
-def test_a_suite_has_its_data_sets_alone_and_names_the_missing_ones(tmp_path):
+def test_a_suite_has_only_its_own_data_sets_and_names_missing_ones(tmp_path):
     for name in ("wds_imagenet-a", "wds_imagenetv2_test", "wds_cifar10"):
         wds_tree.classes(tmp_path / name, 4)
     wds_tree.several_classes(tmp_path / "wds_objectnet", 4)

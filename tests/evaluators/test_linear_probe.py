@@ -25,7 +25,7 @@ PROBE = ProbeConfig(epochs=4, batch_size=16, learning_rates=(0.03, 0.3), weight_
 
 
 def examples(n=N):
-    """Features of unlike means and widths, that tell something of the classes; and a head."""
+    """Features with different means and spreads that correlate with the classes, and a head."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, CLASSES, n)
     x = rng.normal(size=(n, D)) + 0.7 * np.eye(CLASSES, D)[label]
@@ -97,7 +97,7 @@ def test_long_training_ends_at_the_regularised_optimum(monkeypatch):
     probe = ProbeConfig(
         epochs=600, batch_size=N, learning_rates=(0.5,), weight_decays=(0.05,), momentum=0.5
     )
-    # Any number of epochs may be the best on so few examples: all of them are wanted here.
+    # With few examples any number of epochs may be the best; here all epochs have to run.
     monkeypatch.setattr(np, "unravel_index", lambda *_: (probe.epochs, 0))
     _, head = fit(x, label, start, probe)
     mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
@@ -132,7 +132,7 @@ CONFIG = EvalConfig(
 
 
 class Shown(task_records.Records):
-    """Whose texts are one to three class names; some have none."""
+    """Records whose texts are one to three class names; some have none."""
 
     def __getitem__(self, index):
         texts = tuple(name for bit, name in enumerate(NAMES) if (index % 8) >> bit & 1)
@@ -169,7 +169,7 @@ def test_pictures_of_several_classes(monkeypatch, caplog):
     config = dataclasses.replace(CONFIG, classes_in="captions")
     first, second = (evaluate(monkeypatch, config, mesh) for mesh in meshes_to_try())
     assert first == pytest.approx(second)
-    # Of 19 one is broken, and two more show nothing.
+    # Of 19 pictures one is broken, and two more have no class.
     assert first["trained_on"] == first["examples"] == 19 - 1 - len([0, 8, 16])
     assert "leaves out 3 of 18 pictures of some records: they have no label" in caplog.text
     assert 0 < first["map"] <= 1
@@ -196,7 +196,7 @@ def test_without_class_names_a_probe_starts_at_zero_or_is_refused(monkeypatch):
         evaluate(monkeypatch, unnamed, mesh)
     probe = dataclasses.replace(CONFIG.probe, start="zeros", learning_rates=(0.0,))
     found = evaluate(monkeypatch, dataclasses.replace(unnamed, probe=probe), mesh)
-    # It says the same of every class, so that the first one is taken.
+    # All classes have equal scores, so the first one is chosen.
     first = [r["label"] == 0 for r in task_records.Records(unknown=(), classes=3).kept()]
     assert found["top1"] == pytest.approx(np.mean(first))
 

@@ -39,7 +39,7 @@ def test_the_rule_by_hand():
 def test_opposite_errors_are_kept_and_ties_go_to_the_largest_set():
     up, down = np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.2, 0.1])
     assert suites.stability(np.stack([up, down], axis=1)).kept == 2
-    for value in (0.1, 0.5, 0.7):  # whatever they round to
+    for value in (0.1, 0.5, 0.7):  # also if they are not exact in binary
         assert suites.stability(np.full((3, 4), value)).kept == 4
     both = np.stack([[0.11, 0.22, 0.33], [0.33, 0.22, 0.11]] * 2, axis=1)
     assert suites.stability(both).kept == 4
@@ -162,7 +162,7 @@ def test_missing_numbers_are_refused(runs, tmp_path):
         suite.choose(folders[:1], SuiteConfig())
     with pytest.raises(ConfigError, match="No runs"):
         suite.choose([], SuiteConfig())
-    with pytest.raises(ConfigError, match=r"--numbers='\(' is no regex"):
+    with pytest.raises(ConfigError, match=r"--numbers='\(' is not a regular expression"):
         SuiteConfig(numbers="(")
     for regex in ("nope", "suite/.*", "loss", "wall/.*"):
         with pytest.raises(ConfigError, match=r"matches no number of .*retrieval/mean_r1"):

@@ -46,7 +46,7 @@ def written(params, records):
 
 @pytest.mark.slow
 def test_written_answers_equal_those_question_by_question(monkeypatch):
-    """Half of them are right, as most people say; one has no answers."""
+    """Half of them equal the most frequent answer; one question has no answers."""
     params = tiny_coca.params(MODEL, 8)
     given = [[f"no {i}", "what"] for i in range(19)]
     given[2] = []
@@ -69,7 +69,7 @@ def test_written_answers_equal_those_question_by_question(monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_answers_the_name_of_the_label_is_right(monkeypatch):
+def test_name_of_the_label_is_right_without_answers(monkeypatch):
     params, records = tiny_coca.params(MODEL, 8), task_records.Records(n=4, classes=2)
     names = (next(written(params, records))[0], "something else")
     found = evaluate(params, records, monkeypatch, class_names=names)
@@ -82,6 +82,6 @@ def test_without_answers_the_name_of_the_label_is_right(monkeypatch):
         evaluate(params, records, monkeypatch)
 
 
-def test_models_that_write_nothing_are_refused():
+def test_two_towers_cannot_write_and_are_refused():
     with pytest.raises(ConfigError, match="two towers write nothing"):
         evaluators.build(CONFIG, TwoTowerConfig(), one_device())

@@ -75,7 +75,7 @@ def test_the_second_is_refused_with_the_name_of_the_first(path):
     with owned(path):
         mine = read(path)
         assert (mine["host"], mine["process"]) == (os.uname().nodename, os.getpid())
-        for force in (False, True):  # whoever is alive for sure is not forced out
+        for force in (False, True):  # an owner that is certainly alive is not replaced
             with pytest.raises(OwnedError) as error, owned(path, force):
                 pass
             assert f"process {os.getpid()} on {os.uname().nodename}, started 2" in str(error.value)
@@ -115,6 +115,22 @@ def test_an_owner_of_this_machine_that_has_ended_is_replaced_at_once(path, monke
         assert read(path)["birth"] != "1"
 
 
+def test_owners_are_dead_or_alive_without_waiting(path):
+    assert ownership.owner_in(path) is None
+    with owned(path):
+        owner = ownership.owner_in(path)
+        assert (owner.process, owner.is_dead) == (os.getpid(), False)
+    ended = dataclasses.replace(Owner.this(), birth="1")
+    for owner, is_dead in (
+        (ended, True),
+        (elsewhere(time.time() - 3000), False),  # the clock there may differ
+        (elsewhere(time.time() - 7200), True),
+        (Owner(), False),  # being written
+    ):
+        write(path, owner)
+        assert ownership.owner_in(path).is_dead == is_dead
+
+
 def test_an_owner_elsewhere_is_dead_without_a_sign_of_life(path):
     write(path, elsewhere(time.time()))
     start = time.monotonic()
@@ -124,7 +140,7 @@ def test_an_owner_elsewhere_is_dead_without_a_sign_of_life(path):
     start = time.monotonic()
     with owned(path):
         assert time.monotonic() - start < ownership._WATCHED_SECONDS
-    # Whatever the clock there says.
+    # With any clock on that machine.
     for seen in (time.time() + 3000, time.time() - 3000):
         write(path, elsewhere(seen))
         start = time.monotonic()

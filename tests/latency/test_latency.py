@@ -1,4 +1,4 @@
-"""`aced.latency`: counts and memory against arithmetic, and what a line of measurements says."""
+"""`aced.latency`: counts and memory compared with arithmetic, and the lines of its table."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def test_counts_times_and_memory_of_a_model_folder(folder, precision, sizes):
         else:
             macs += d * 32
         assert line["gmacs"] == macs / 1e9
-        # Of so small a tower the elementwise work is a large part.
+        # In a tower this small, elementwise work is a large part.
         assert macs < 1e9 * line["xla_gmacs"] < 1.5 * macs
 
 
@@ -85,7 +85,7 @@ def test_a_table_lists_what_was_measured_and_what_was_published():
     assert "ACED-F0                    3.3           2.1       1.8      GMAC: arXiv" in text
 
 
-def test_slow_runs_end_with_the_time_that_they_have():
+def test_slow_runs_end_at_the_time_limit():
     x = jax.numpy.zeros(1)
     assert len(command._timed(lambda: x, LatencyConfig(seconds=1e-9))) == 3
     assert len(command._timed(lambda: x, LatencyConfig(seconds=1e9, runs=7))) == 7
@@ -109,12 +109,12 @@ def test_inputs_are_in_the_range_of_the_model():
         (("x", "--batch_sizes=1,0"), "--batch_sizes must be whole numbers from 1 on"),
     ],
 )
-def test_mistakes_end_in_a_message(arguments, message):
+def test_wrong_arguments_end_in_a_message(arguments, message):
     done = commands.call("latency", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
 
 
-def test_a_mistake_raises():
+def test_a_wrong_source_raises():
     with pytest.raises(ConfigError, match="No models"):
         next(command.measure((), LatencyConfig()))

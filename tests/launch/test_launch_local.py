@@ -32,7 +32,7 @@ code = codes[int(number)]
 if code is None:
     time.sleep(60)
 while not all((here / f"seen_{{i}}").exists() for i in range(len(codes))):
-    time.sleep(0.01)  # nobody ends before all have begun, however busy the machine is
+    time.sleep(0.01)  # no process ends before all have begun, even on a busy machine
 print("last words", flush=True)
 child.kill()
 sys.exit(code)

@@ -159,7 +159,7 @@ def test_the_batch_runs_the_command_on_all_tasks(world):
 
 
 def test_srun_is_told_the_cpus_of_a_task(world):
-    """Slurm 22.05 to 23.02 do not hand on what sbatch was told."""
+    """In Slurm 22.05 to 23.02 srun does not inherit the setting of sbatch."""
     result = world.finish(start_batch(world, SLURM_CPUS_PER_TASK="16"))
     assert result.code == 0, result.text
     (call,) = world.calls()

@@ -11,7 +11,7 @@ WHERE = ["--name=node", "--zone=z", "--project=p"]
 QUICK = ["--poll=0.05", "--stop-timeout=20"]
 RUN = ["--config=configs/smoke.py", "--workdir=gs://b/run"]
 
-# python of a worker: `-m pip` succeeds; `-m aced.main` does what the file `script` says.
+# python of a worker: `-m pip` succeeds; `-m aced.main` runs the file `script`.
 PYTHON = """#!/usr/bin/env bash
 if [[ $2 == pip ]]; then echo "$@" > "$HOME/pip"; exit 0; fi
 printf '%s\\n' "$PWD" "$@" > "$HOME/args"

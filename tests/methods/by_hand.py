@@ -114,7 +114,7 @@ def jitted(method, **options):
 
 @dataclasses.dataclass
 class Embedded:
-    """What a model says of some rows, as arrays or as traced values."""
+    """The outputs of a model for some rows, as arrays or as traced values."""
 
     zimg: jax.Array
     ztxt: jax.Array
@@ -151,7 +151,7 @@ def pull_back(config, params, image, text, gradients):
 
 
 def embed(config, params, image, text):
-    """What a model says of these images and texts."""
+    """The outputs of a model for these images and texts."""
     # The initial temperature is no matter here: one compilation for models that differ by it.
     config = dataclasses.replace(config, init_scale=1.0, init_bias=0.0)
     zimg, ztxt = towers(config, params, image, text)

@@ -162,7 +162,7 @@ def test_a_loss_of_weight_0_is_left_out_and_its_parameters_frozen(batch, left_ou
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), params, after.params)
     for path, has_moved in jax.tree_util.tree_leaves_with_path(moved):
         name = rules.name_of(path)
-        # The keys' bias moves no attention, and so nobody has a gradient of it.
+        # The keys' bias does not change the attention, so it has no gradient.
         if not name.endswith("/k/bias"):
             assert has_moved == (re.fullmatch(frozen, name) is None), name
 

@@ -31,7 +31,7 @@ def settings(micro_batch=0, strata=STRATA):
 
 
 def run(devices, micro_batch=0, strata=STRATA, **axes):
-    """Returns (metrics, compiled text) of a step over so many devices, parameters by the rules."""
+    """Returns the metrics and the compiled text of a step, with parameters sharded by the rules."""
     method = Contrastive(settings(micro_batch, strata))
     mesh = meshes.make_mesh(jax.devices()[:devices], MeshConfig(**axes))
     train_state, frozen = by_hand.state_of(method), by_hand.frozen_of(method)

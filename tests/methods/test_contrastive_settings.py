@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from aced import methods
+from aced.cache import description
 from aced.config import ConfigError, to_config
 from aced.cost import flops
 from aced.methods.contrastive import Contrastive
@@ -119,7 +120,7 @@ def test_wrong_settings_are_refused(make, message):
 
 
 def test_unused_models_may_be_missing():
-    # Weight 0: the list of teachers says nothing. Nothing is scored, or not by the reference.
+    # With weight 0 the list of teachers is ignored; without scores by it, so is the reference.
     Contrastive(settings(selection=SelectionConfig(filter_ratio=0.0)))
     Contrastive(settings(selection=SelectionConfig(score="hard_learner")))
 
@@ -169,6 +170,29 @@ def test_settings_of_teachers_that_contradict(settings, message):
     teachers = {"x": FrozenConfig(model=TEACHER, scale=70.0)}
     with pytest.raises(ConfigError, match=message):
         ContrastiveConfig(teachers=teachers, distillation=DistillationConfig(**settings))
+
+
+def test_the_feature_loss_takes_no_scale_of_a_cached_teacher_but_the_caches_own(tmp_path):
+    """That one is filled in, so that resolved settings can be resolved again."""
+    prints = dict.fromkeys(("weights", "tokenizer", "data", "decode"), "")
+    plan = description.Plan(8, "both", "float32", 8, TEACHER, 25.0, -10.0, 0, 2, prints)
+    shard = description.Shard(bytes=1, sha256="0" * 64, captions=8, missing={})
+    description.write(
+        tmp_path / description.COMPLETE, description.Description(plan, (shard,), None, {})
+    )
+
+    def settings(scale, loss="feature"):
+        return ContrastiveConfig(
+            teachers={"x": FrozenConfig(cache=str(tmp_path), scale=scale)},
+            distillation=DistillationConfig(weight=1.0, loss=loss, teachers=("x",)),
+        )
+
+    resolved = settings(None).resolve("")
+    assert resolved.teachers["x"].scale == 25.0
+    assert resolved.resolve("") == resolved == settings(25.0).resolve("")
+    with pytest.raises(ConfigError, match=r"method\.teachers\.x\.scale is not read .*'feature'"):
+        settings(70.0).resolve("")
+    assert settings(70.0, "softmax").resolve("").teachers["x"].scale == 70.0
 
 
 def test_the_shifted_loss_runs_the_reference_on_the_sub_batch():

@@ -113,7 +113,7 @@ def test_models_that_see_other_pixels_and_other_tokens():
 @pytest.mark.slow
 @pytest.mark.parametrize("kd", ["softmax", "sigmoid"])
 def test_teachers_averaged_before_the_softmax(kd):
-    """Reference and teacher, of which the reference has another scale where it teaches."""
+    """Reference and teacher; the reference teaches with another scale than it scores with."""
     settings = by_hand.settings(
         "aced",
         kd=kd,

@@ -230,7 +230,7 @@ def test_hidden_states_are_those_by_hand():
 def test_a_module_of_another_scale_has_the_same_reward():
     """The teacher's image states ten times as large, and the projections onto them.
 
-    All that its blocks read is normalised, so what it says stays the same.
+    All inputs of its blocks are normalised, so its outputs stay the same.
     """
     weights = LayerWeights(image=0.0)
     plain, large = (Trial(config(arms="all", layer_weights=weights, pull_steps=1)) for _ in "ab")
@@ -308,7 +308,7 @@ def test_a_student_starts_from_the_teachers_layers():
     for part in ("token", "softmax", "position"):
         jax.tree.map(np.testing.assert_array_equal, start["text"][part], theirs["text"][part])
     jax.tree.map(np.testing.assert_array_equal, start["head"], theirs["head"])
-    # Of a narrower one only what does not know the width is taken over.
+    # From a narrower teacher only parameters without an axis of the width are copied.
     trial = Trial(config())
     own = trial.state.params["model"] | {"t": jnp.float32(0)}  # not the teacher's
     random = trial.state.params | {"model": own}

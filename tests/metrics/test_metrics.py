@@ -57,7 +57,7 @@ def test_lines_hold_the_step_its_costs_and_the_values(tmp_path):
             "half": jnp.bfloat16(1.5),
             "count": np.int64(7),
             "skipped": jnp.array([True]),
-            "flops": 5.0,  # a method that knows better
+            "flops": 5.0,  # a method that counts its own FLOPs
         },
     )
     writer.close()

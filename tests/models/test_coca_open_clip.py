@@ -7,7 +7,7 @@ open_clip has some of the traps of public re-implementations, which are changed 
 - its poolers are cascaded only as work in progress: the second one cannot read what the first one
   gives where the widths differ, and is made anew; the layer norm between encoder and poolers is
   made for the wrong width, and is taken out (ours is its poolers' own);
-- it puts the padding mask of the [CLS] one place off unless it is told not to.
+- its padding mask of the [CLS] is one place off unless a setting corrects it.
 
 It has a layer norm for every reader of the pooled tokens, where ours is shared: theirs are given
 equal weights. Its tokenizer's start of text is our `start`. What is left are its own attention,
@@ -241,5 +241,5 @@ def test_equal_to_open_clip():
     np.testing.assert_allclose(out.embeddings.scale, expected["logit_scale"], rtol=1e-5)
     real = np.asarray(out.real)
     assert real.sum(axis=1).tolist() == [3, 7, 1, 7]
-    # What open_clip computes of padding is not what we do, and is for nobody.
+    # The outputs for padding differ from open_clip's, and are not used.
     np.testing.assert_allclose(logits[real], expected["logits"].numpy()[real], atol=1e-4)

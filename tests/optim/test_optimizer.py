@@ -297,7 +297,7 @@ def test_wrong_settings_are_refused(rules, message):
 
 
 def test_the_largest_decay_and_rate_that_are_allowed():
-    """What removes a weight at once is odd, but is what it says."""
+    """A decay of 1 per step removes a weight at once, and is allowed."""
     optimizer.OptimizerConfig(weight_decay=1.0)
     optimizer.OptimizerConfig(weight_decay=1000.0, decay_follows="lr")  # of a peak of 1e-3
     optimizer.OptimizerConfig(

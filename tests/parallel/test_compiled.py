@@ -112,7 +112,7 @@ def test_folder_of_another_user_is_not_used(settings, tmp_path, monkeypatch, cap
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     compiled.keep_programs()
     assert settings.jax_compilation_cache_dir is None
-    assert "is no folder of this user" in caplog.text
+    assert "is not a folder of this user" in caplog.text
 
 
 def test_link_is_not_followed(settings, tmp_path, caplog):
@@ -121,7 +121,7 @@ def test_link_is_not_followed(settings, tmp_path, caplog):
     (tmp_path / "aced" / "programs").symlink_to(tmp_path / "elsewhere")
     compiled.keep_programs()
     assert settings.jax_compilation_cache_dir is None
-    assert "is no folder of this user" in caplog.text
+    assert "is not a folder of this user" in caplog.text
 
 
 def test_start_goes_on_where_the_folder_cannot_be_made(settings, tmp_path, monkeypatch, caplog):

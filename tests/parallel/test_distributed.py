@@ -1,4 +1,4 @@
-"""How processes find each other, what they are told when they do not, and how they end together.
+"""How processes find each other, the messages if they do not, and how they end together.
 
 Whole runs in several processes are in test_many_processes.py.
 """
@@ -172,7 +172,7 @@ def test_missing_processes_time_out(tmp_path):
     assert f"all processes (this one: 1 of 2, coordinator 127.0.0.1:{port}); if they do" in text
 
 
-# Both join, then process 1 does something that process 0 knows nothing of.
+# Both join, then process 1 does something that process 0 does not take part in.
 TOGETHER = """
 import os, signal, sys, time
 from absl import logging
@@ -232,7 +232,7 @@ distributed.check_shared(os.path.join(os.environ["SHARED"], str(jax.process_inde
     with start(program, tmp_path, SHARED=tmp_path) as started:
         codes = started.exit_codes(60)
     assert codes[0] == 1
-    assert codes[1] in (1, -signal.SIGABRT)  # it knows as well
+    assert codes[1] in (1, -signal.SIGABRT)  # it ends, too
     assert "ConfigError: Processes [1] do not see what process 0 writes" in started.output(0)
 
 

@@ -384,7 +384,7 @@ def test_only_existing_data_sets_are_overwritten_and_only_on_request(tmp_path, f
     run(tmp_path, folder, rows(5), overwrite=True)
     assert len(read(tmp_path)) == 5
     for name in ("images", "captions.jsonl"):
-        with pytest.raises(PrepareError, match="is no data set"):
+        with pytest.raises(PrepareError, match="is not a data set"):
             run(tmp_path, folder, rows(5), out=name, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["captions.jsonl", "images", "out"]
 

@@ -1,4 +1,4 @@
-"""The same bytes on every runner; what reaches it; what an unknown option or no Beam says."""
+"""The same bytes on every runner, the options passed to it, and errors without Beam."""
 
 import builtins
 import errno
@@ -23,7 +23,7 @@ PORTABLE = ["--job_endpoint=embed", "--environment_type=LOOPBACK"]  # a job serv
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """Thirty pictures, of which some are near-duplicates or broken, in eight blocks."""
+    """Thirty pictures in eight blocks; some are near-duplicates or broken."""
     monkeypatch.setattr(inputs, "BLOCK", 4)
     (tmp_path / "images").mkdir()
     lines = []

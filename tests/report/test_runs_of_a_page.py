@@ -1,5 +1,6 @@
 """Reading, grouping and panels of runs, on files that are written here: no training."""
 
+import dataclasses
 import re
 import time
 
@@ -51,7 +52,8 @@ def write_start(folder, **changes):
 
 
 def some(path, most, pattern=b'/top1"'):
-    return [line["step"] for line in jsonl.some(epath.Path(path), most, pattern, ("step",))]
+    lines, skipped = jsonl.some(epath.Path(path), most, pattern, ("step",))
+    return [line["step"] for line in lines], skipped
 
 
 def test_some_lines_of_a_long_file(tmp_path, caplog):
@@ -61,24 +63,27 @@ def test_some_lines_of_a_long_file(tmp_path, caplog):
         lines[i]["eval/top1"] = 0.1
     data = jsonl.dumps(lines)
     path.write_bytes(data + b'{"step": 1000, "eval/top1": 0.')  # cut off
-    found = some(path, 10)
+    found, skipped = some(path, 10)
+    assert skipped == 0  # the last line is not looked at
     assert {0, 333, 998, 999} <= set(found)
     assert len(found) <= 10 + 1 + 3
     assert found == sorted(set(found))
     assert np.diff(found).max() < 150  # evenly spaced
-    assert some(path, 1000) == list(range(1000))
+    assert some(path, 1000) == (list(range(1000)), 1)
     damaged = data.replace(b'{"step": 333, "loss": 0.5', b'{"step": 333, "loss": 0.6')
     path.write_bytes(damaged)
-    assert 333 not in some(path, 10)
+    found, skipped = some(path, 10)
+    assert 333 not in found
+    assert skipped == 1
     assert "line 334 is not complete or damaged" in caplog.text
     path.write_bytes(b"")
-    assert some(path, 10) == []
+    assert some(path, 10) == ([], 0)
 
 
 def test_some_lines_of_parts(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(jsonl.dumps([{"step": i} for i in range(100)]))
     (tmp_path / "metrics.jsonl.1").write_bytes(jsonl.dumps([{"step": i} for i in range(100, 130)]))
-    found = some(tmp_path / "metrics.jsonl", 50)
+    found, _ = some(tmp_path / "metrics.jsonl", 50)
     assert found[-30:] == list(range(100, 130))
     assert found[0] == 0
     assert 99 in found
@@ -348,6 +353,43 @@ def test_watched_page_waits_for_a_run_and_shows_the_runs_before_it(tmp_path):
     assert 'content="7"' in text
     with pytest.raises(ConfigError, match="is the workdir of a run; give some"):
         command.report([str(tmp_path / "b")], ReportConfig())
+
+
+def test_page_is_final_when_the_process_of_an_unfinished_run_has_died(tmp_path):
+    """An hour without a sign of life, on another machine; here it is recognised at once."""
+    watched = ReportConfig(pictures=0, watch=7)
+    folder = write(tmp_path / "a", lines=[{"loss": 1.0}])
+    (tmp_path / "b").mkdir()
+    alive = ownership.Owner.this()
+    dead = dataclasses.replace(alive, birth="1")
+    far = dataclasses.replace(alive, boot="other", host="far", seen=time.time() - 7200)
+
+    def report(of_a, of_b):
+        for name, owner in (("a", of_a), ("b", of_b)):
+            (tmp_path / name / ownership.FILE).write_bytes(owner.bytes())
+        return command.report([str(folder), str(tmp_path / "b")], watched)
+
+    for of_a, of_b in ((alive, dead), (dead, alive), (alive, alive)):
+        text, is_finished = report(of_a, of_b)
+        assert not is_finished
+        assert 'content="7"' in text
+    text, is_finished = report(dead, far)
+    assert is_finished
+    assert "refresh" not in text
+    assert f"a was broken off, its process has ended: process {dead.process} on" in text
+    assert f"{tmp_path / 'b'} was broken off, its process has ended: process" in text
+    assert "on far, started" in text
+    # A folder that never becomes a run, since its process died in a run before it.
+    assert command.report([str(tmp_path / "b")], watched)[1]
+
+
+def test_page_counts_the_lines_that_are_left_out(tmp_path):
+    folder = write(tmp_path / "a", lines=[{"loss": 1.0 + i} for i in range(4)])
+    assert "incomplete or damaged" not in command.report([str(folder)], ReportConfig(pictures=0))[0]
+    file = folder / history.FILE
+    file.write_bytes(file.read_bytes().replace(b"2.0", b"2.5") + b'{"step": 5, "lo')
+    text, _ = command.report([str(folder)], ReportConfig(pictures=0))
+    assert f"{file}: 2 of the lines that were read are incomplete or damaged" in text
 
 
 def test_pages_have_no_refresh_unless_watched_and_are_for_narrow_screens():

@@ -114,7 +114,7 @@ def test_sentences_without_finite_embedding_are_counted_and_not_chosen(problem):
 
 
 def test_nothing_of_the_size_images_by_sentences_is_held():
-    """Temporaries stay those of some tiles, whatever the images and the block are."""
+    """Temporaries have the size of some tiles, for any number of images and size of the block."""
     temporary = []
     for images, block in ((1 << 14, 1 << 12), (1 << 16, 1 << 14)):
         search, mesh = search_of(1, images=images, k=4, block=block, tile=512)

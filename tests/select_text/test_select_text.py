@@ -166,7 +166,7 @@ class Killed(Exception):  # noqa: N818
 
 @pytest.fixture
 def kill_after(monkeypatch):
-    """Has the search raise after so many blocks, as if the process were killed there."""
+    """Makes the search raise after some blocks, as if the process were killed there."""
     see = images_module.Images.see
 
     def after(blocks):
@@ -204,7 +204,7 @@ def test_killed_selection_resumes_on_other_devices_with_the_same_result(
     assert found["corpus"] == reference["corpus"]
     assert not (tmp_path / ".out.selecting").exists()
 
-    # Once more: it says that it is finished, and reads nothing.
+    # A second call logs that the selection is finished, and reads nothing.
     kill_after(0)
     assert command.run(config, jax.devices()[:2]) == found
 
@@ -322,7 +322,7 @@ def test_two_processes_choose_the_same_as_one_and_survive_signals(bench, tmp_pat
     config = bench.config(tmp_path / "out", save_minutes=1e-9, block=16)
     state = tmp_path / ".out.selecting" / "state.json"
 
-    # SIGTERM to one process of two: both save the same block, and say so by their code.
+    # SIGTERM to one process of two: both save the same block, and end with code 42.
     arguments = command_line(config, "--distributed")
     with many_processes.start(2, 2, arguments, tmp_path / "logs") as started:
         started.wait_for(state.is_file)

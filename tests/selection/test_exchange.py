@@ -1,4 +1,4 @@
-"""Against indexing: every row where it belongs, whatever is chosen, and nothing but hops."""
+"""The exchange equals indexing for any choice, and consists of neighbour permutations alone."""
 
 import os
 import pathlib

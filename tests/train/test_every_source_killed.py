@@ -1,4 +1,4 @@
-"""Every source through the command, in two processes, one of which dies."""
+"""Every source through the command, in two processes; one process is killed."""
 
 import numpy as np
 import pytest

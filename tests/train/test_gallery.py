@@ -38,7 +38,7 @@ def test_sheet_has_every_picture_and_frames_the_wrong_pairs():
     picture = sheet.draw(batch, 10**6)
     pixels = opened(picture.jpeg)
     assert pixels.shape == (picture.height, picture.width, 3)
-    # Each is drawn with 128 x 128 pixels, whatever its size was.
+    # Pictures of any size are drawn with 128 x 128 pixels.
     assert near(pixels, green).sum() == pytest.approx(7 * 128**2, rel=0.1)
     assert near(pixels, blue).sum() == pytest.approx(2 * 128**2, rel=0.05)
     assert near(pixels, RED).sum() == pytest.approx(7 * 4 * 131 * 3, rel=0.25)

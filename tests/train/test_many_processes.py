@@ -28,7 +28,7 @@ def reference(tmp_path_factory):
 
 @pytest.fixture
 def start(reference, tmp_path):
-    """Starts the run in `tmp_path / "run"`, in so many processes with so many devices."""
+    """Starts the run in `tmp_path / "run"`, with these numbers of processes and devices."""
 
     def start(processes, devices, *settings, arguments=""):
         recipe = f"tests/small_run.py:reference={reference}{arguments}"
@@ -94,7 +94,7 @@ def test_four_processes_of_two_devices(start, undisturbed, tmp_path):
 def test_two_processes_of_four_moved_and_killed(start, undisturbed, tmp_path):
     workdir = tmp_path / "run"
 
-    # 2 x 4 devices. One process gets SIGTERM: both save the same step, and say so.
+    # 2 x 4 devices. One process gets SIGTERM: both save the same step, and end with code 42.
     with start(2, 4) as started:
         wait_for_a_checkpoint(started, workdir)
         started.processes[1].send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Pictures of evaluations that are trained on are counted and named, in whatever sets."""
+"""Pictures of evaluations that are trained on are counted and named, in any data set."""
 
 import json
 import logging

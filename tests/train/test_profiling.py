@@ -33,7 +33,7 @@ def traced_steps(folder):
 
 
 def profiled(**changes):
-    """Six steps, of which the third and the fourth are traced."""
+    """Six steps; the third and the fourth are traced."""
     return config("iid", **{"total_steps": 6, "profile.steps": 2, "profile.skip": 2} | changes)
 
 

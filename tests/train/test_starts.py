@@ -1,4 +1,4 @@
-"""starts.jsonl: a line a start, which is no setting and never ends a run."""
+"""starts.jsonl has a line for each start. It is not a setting, and its errors do not end a run."""
 
 import pathlib
 import subprocess
@@ -25,7 +25,7 @@ def run():
     return program.build(settings, mesh, len(source)), source
 
 
-def test_each_start_is_a_line(tmp_path, run):
+def test_each_start_writes_a_line(tmp_path, run):
     folder = epath.Path(tmp_path)
     assert starts.read(folder) == []
     for step in (0, 4):
@@ -37,7 +37,7 @@ def test_each_start_is_a_line(tmp_path, run):
     assert first["versions"]["jax"] == jax.__version__
 
 
-def test_the_commit_is_that_of_the_repository():
+def test_commit_is_that_of_the_repository():
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run(
@@ -49,7 +49,9 @@ def test_the_commit_is_that_of_the_repository():
     assert len(starts.commit()) >= 12
 
 
-def test_other_processes_and_full_disks(tmp_path, run, monkeypatch, caplog):
+def test_other_processes_write_nothing_and_a_full_disk_ends_no_run(
+    tmp_path, run, monkeypatch, caplog
+):
     (tmp_path / "file").write_text("")
     starts.write(epath.Path(tmp_path / "file"), *run, 0)
     assert "starts.jsonl cannot be written" in caplog.text

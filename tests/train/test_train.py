@@ -333,7 +333,7 @@ def test_changed_tokenizer_ids_are_refused_on_resume(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_unused_pixels_are_reported(tmp_path, caplog):
     run(config("iid", steps=1, **{"method.model.image.resolution": 35}), tmp_path)
-    assert "resolution = 35 is no multiple of patch = 8; the last 3 pixels" in caplog.text
+    assert "resolution = 35 is not a multiple of patch = 8; the last 3 pixels" in caplog.text
 
 
 @pytest.mark.slow
@@ -394,7 +394,7 @@ def test_a_workdir_of_another_run(reference, tmp_path):
 
 @pytest.mark.slow
 def test_a_reference_of_another_shape_than_assumed(reference, tmp_path, caplog):
-    """It is used as it was trained, and computed as the settings say."""
+    """It is used as it was trained, and computed with the dtype and attention of the settings."""
     run(with_reference(config("i_acid", steps=2), reference), tmp_path / "right")
     settings = with_reference(config("i_acid", steps=2), reference)
     settings.method.reference.model = settings.method.model.copy_and_resolve_references()

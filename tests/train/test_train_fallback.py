@@ -14,7 +14,7 @@ def test_run_resumes_from_the_newest_intact_checkpoint(tmp_path, caplog):
     settings.before = {}
     settings.checkpoint.every_steps = 2
     settings.checkpoint.keep_last = 4
-    settings.optimizer.schedule.kind = "constant"  # whatever the length of the run is to be
+    settings.optimizer.schedule.kind = "constant"  # independent of the length of the run
     settings.optimizer.schedule.warmup_percent = 0.0
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     run(settings, whole)

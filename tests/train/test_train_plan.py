@@ -53,7 +53,7 @@ def test_arguments_change_all_phases(tmp_path):
     assert planned(small.get_config("data=/d,clean=/c,steps=150"), tmp_path)[0].steps == 250
 
 
-def test_what_is_done_is_not_later(tmp_path):
+def test_finished_phases_do_not_count_as_later(tmp_path):
     (tmp_path / "reference/checkpoints/400").mkdir(parents=True)
     (tmp_path / "iid/checkpoints/75").mkdir(parents=True)
     phases = planned(smoke.get_config(), tmp_path)

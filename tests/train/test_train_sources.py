@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def mixture(tmp_path, **settings):
-    """30 rows (weight 1), and 60 in tars (weight 3), of which 3 are bad and 4 too small."""
+    """30 rows (weight 1), and 60 in tars (weight 3); 3 of these are bad and 4 too small."""
     tars, rows = tmp_path / "tars", tmp_path / "rows"
     tars.mkdir()
     rows.mkdir()

@@ -21,8 +21,8 @@ class FilterConfig(Checked):
     max_chars: NonNegativeInt = 0
     min_words: NonNegativeInt = 0  # words of a caption, separated by space
     max_words: NonNegativeInt = 0
-    # The run stops when so many examples in a row are left out for one row of a batch, because the
-    # filters then pass next to nothing.
+    # The run stops when this many examples in a row are left out for one row of a batch, since the
+    # filters then pass almost nothing.
     max_in_a_row: MayChange[PositiveInt] = 10_000
 
     def _check(self) -> None:

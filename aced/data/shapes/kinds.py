@@ -63,7 +63,7 @@ def nearly(draws: Draws, kind: Kind) -> Kind:
     return dataclasses.replace(kind, **{name: draws.other(options, getattr(kind, name))})
 
 
-def telling(things: Sequence[Thing], thing: Thing, names: Sequence[str]) -> Iterator[Kind]:
+def identifying(things: Sequence[Thing], thing: Thing, names: Sequence[str]) -> Iterator[Kind]:
     """The kinds by the attributes `names`, or some of them, that identify `thing`."""
     for count in range(1, len(names) + 1):
         for chosen in itertools.combinations(names, count):

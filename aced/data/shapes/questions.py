@@ -8,7 +8,7 @@ first and the attributes in the same way for both, so the text does not reveal t
 from collections.abc import Callable, Sequence
 
 from aced.data.draws import Draws
-from aced.data.shapes.kinds import FORMS, NUMBERS, any_kind, kind_of, nearly, telling
+from aced.data.shapes.kinds import FORMS, NUMBERS, any_kind, identifying, kind_of, nearly
 from aced.data.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
 
 ANSWERS = ("no", "yes", *COLOURS, *BACKGROUNDS, *SHAPES, *PLACES, *SIZES, *NUMBERS[:5])
@@ -54,7 +54,7 @@ def _attribute(kind: str, attribute: str, others: tuple[str, ...]) -> Callable[.
 
     def question(scene: Scene, draws: Draws) -> Asked:
         thing = draws.pick(scene.things)
-        names = [kind.text for kind in telling(scene.things, thing, others)]
+        names = [kind.text for kind in identifying(scene.things, thing, others)]
         name = draws.pick([*names, f"thing {PLACES[thing.place]}"])
         return _make(kind, draws, name), getattr(thing, attribute)
 
@@ -63,7 +63,7 @@ def _attribute(kind: str, attribute: str, others: tuple[str, ...]) -> Callable[.
 
 def _place(scene: Scene, draws: Draws) -> Asked | None:
     thing = draws.pick(scene.things)
-    names = [kind.text for kind in telling(scene.things, thing, ("size", "colour", "shape"))]
+    names = [kind.text for kind in identifying(scene.things, thing, ("size", "colour", "shape"))]
     return (_make("place", draws, draws.pick(names)), PLACES[thing.place]) if names else None
 
 
@@ -89,7 +89,7 @@ def _is(kind: str, value_of: Callable[[Thing], str], values: Sequence[str], othe
 
     def question(scene: Scene, draws: Draws) -> Asked | None:
         thing = draws.pick(scene.things)
-        names = [kind.text for kind in telling(scene.things, thing, others)]
+        names = [kind.text for kind in identifying(scene.things, thing, others)]
         if not names:
             return None
         name, yes = draws.pick(names), draws.coin()
@@ -101,7 +101,7 @@ def _is(kind: str, value_of: Callable[[Thing], str], values: Sequence[str], othe
 
 def _relation(scene: Scene, draws: Draws) -> Asked | None:
     named = {
-        thing: [kind.text for kind in telling(scene.things, thing, ("size", "colour", "shape"))]
+        thing: [kind.text for kind in identifying(scene.things, thing, ("size", "colour", "shape"))]
         for thing in scene.things
     }
     things = [thing for thing, names in named.items() if names]

@@ -160,8 +160,8 @@ class DataConfig(SourceConfig):
     decode: Literal["exact", "fast"] = "exact"
     # Whether a model reads the stored thumbnail, if there is one with enough pixels.
     thumbnails: bool = False
-    # The run stops when so many records in a row are unreadable for one row of a batch. Single ones
-    # are skipped and counted, and replaced by random ones of the data set or member.
+    # The run stops when this many records in a row are unreadable for one row of a batch. Single
+    # ones are skipped and counted, and replaced by random ones of the data set or member.
     max_skipped_in_a_row: MayChange[PositiveInt] = 100
 
     def _check(self) -> None:

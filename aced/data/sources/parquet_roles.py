@@ -1,4 +1,4 @@
-"""What the columns of a parquet data set are for, by their types, names and metadata.
+"""The roles of the columns of a parquet data set, by their types, names and metadata.
 
 The metadata are those of Hugging Face's `datasets`, which name the classes of a ClassLabel.
 """
@@ -11,7 +11,7 @@ import pyarrow as pa
 from aced.config import ConfigError
 from aced.data.sources import parquet_classes, parquet_footer, parquet_splits
 
-_PICTURES = ("image", "img", "jpg", "png", "webp", "picture")  # the first that is there
+_PICTURES = ("image", "img", "jpg", "png", "webp", "picture")  # in order of preference
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
 _CAPTIONS = ("caption", "captions", "sentences", "text", "txt")
 
@@ -44,9 +44,9 @@ def read(path: str, split: str, label: str = "") -> Roles:
     """Determines the columns of the first file of a data set.
 
     Args:
-        path: as of `ParquetConfig`.
-        split: as of `ParquetConfig`.
-        label: the column of labels, if there are several of classes.
+        path: as in `ParquetConfig`.
+        split: as in `ParquetConfig`.
+        label: the column of labels, if several columns have classes.
 
     Raises:
         ConfigError: there is no column of pictures, or there are several columns of classes and

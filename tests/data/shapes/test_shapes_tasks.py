@@ -285,7 +285,7 @@ def largest(scene):
 
 
 def facts(kind, parts, scene):
-    """What one picture has to say about a statement."""
+    """The property of one picture on which a statement of this kind depends."""
     if kind in ("background", "backgrounds"):
         return scene.background
     if kind in ("count", "together", "more"):
@@ -296,7 +296,7 @@ def facts(kind, parts, scene):
 
 
 def is_true(kind, parts, left, right):
-    """The truth of a statement, by what each picture has to say."""
+    """Whether a statement is true, from the properties of both pictures."""
     if kind in ("background", "count", "colour", "shape", "place", "both_or_neither"):
         return left == right
     if kind == "together":

@@ -103,7 +103,7 @@ def test_every_record_once_an_epoch_and_in_full(folders, kind):
     ids = np.concatenate([batch["id"] for batch in read])
     assert sorted(ids[:COUNT]) == list(range(COUNT))
     assert ids[:COUNT].tolist() != list(range(COUNT))
-    # Each picture with its own caption, whatever the layout.
+    # Each picture with its own caption, in any layout.
     tokenize = get_tokenizer(VIEW.tokenizer)
     pictures = []
     for batch in read:
@@ -155,7 +155,7 @@ def bomb(side=30_000):
 
 
 def write_bad_tars(folder):
-    """Ten examples, of which 1 to 5 are bad, each in another way; and a shard with none."""
+    """Ten examples and an empty shard; examples 1 to 5 are bad, each in another way."""
     members = [m for i in range(10) for m in many.sample(i)]
     members[3] = ("000000001.jpg", many.jpeg(1)[:-200])
     members[6] = ("000000002.png", bomb())

@@ -248,7 +248,7 @@ def test_index_finished_by_another_host_is_used(tmp_path, monkeypatch):
 
 
 def test_temporary_error_keeps_the_parts_of_other_hosts(tmp_path, monkeypatch):
-    """What a store says once, in an error of its own, about an index that is there and old."""
+    """A store raises an error of its own once, while an old index is compared."""
     many.write_tars(tmp_path, [2, 2, 2, 2])
     source(tmp_path)
     tar = tmp_path / "00003.tar"

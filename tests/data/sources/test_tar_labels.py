@@ -1,4 +1,4 @@
-"""Tars with classes in members of their own, as CLIP_benchmark's evaluation sets have them."""
+"""Tars with classes in members of their own, as in CLIP_benchmark's evaluation sets."""
 
 import io
 
@@ -24,7 +24,7 @@ def npy(values, kind=np.int64):
 
 
 def write(folder, labels, ending="cls", names=NAMES):
-    """Pictures and labels alone; a label of None is left out."""
+    """Writes tars of pictures and labels; a label of None is left out."""
     (folder / "test").mkdir()
     members = []
     for i, label in enumerate(labels):
@@ -76,7 +76,7 @@ def test_captions_and_classes_of_one_picture(tmp_path):
         (("green circle",), 2),
     ]
     assert read.class_names is None
-    assert "label" not in source(tmp_path)[0]  # only where it is asked for
+    assert "label" not in source(tmp_path)[0]  # only if the setting names it
     read = source(tmp_path, captions=("caption",), label="class")
     assert (read[1]["texts"], read[1]["label"]) == (("green circle",), 1)
 
@@ -130,7 +130,7 @@ def test_missing_or_damaged_vector_rejects_its_record(tmp_path, data):
         read[1]
 
 
-def test_an_array_alone_is_no_example(tmp_path):
+def test_a_member_with_only_an_array_is_no_example(tmp_path):
     members = [("embeddings.npy", npy([1])), *many.sample(0), ("more.npy", npy([1]))]
     (tmp_path / "0.tar").write_bytes(many.tar_bytes(members))
     read = source(tmp_path)
@@ -214,11 +214,11 @@ def test_prompts_beside_class_names(tmp_path):
     assert source(folder, label=".cls").templates == ("a {}.", "{} and {}")
 
 
-def test_another_number_of_tars_than_stated(tmp_path):
+def test_another_number_of_tars_than_stated_is_refused(tmp_path):
     folder = write(tmp_path, [b"2"])
     (folder / "nshards.txt").write_text("2\n")
     with pytest.raises(DatasetError, match=r"holds 1 tars, but .*nshards.txt states 2; copy the"):
         source(folder, label=".cls")
-    assert len(source(f"{folder}/0.tar", label=".cls")) == 1  # a part that is asked for
+    assert len(source(f"{folder}/0.tar", label=".cls")) == 1  # one tar of the set is no mistake
     (folder / "nshards.txt").write_text("many")
     assert len(source(folder, label=".cls")) == 1
