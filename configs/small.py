@@ -30,6 +30,8 @@ The method is the papers'; all settings are our choice, for speed. Arguments:
   teacher          PATH of a finished run or a converted model to distil from. ACED has two models:
                    a reference of curated pairs, a teacher of more diverse ones; empty: one is both
   concepts         PATH of a list of concepts, one in each line, for cabs_dm and cabs_fm
+  score_ahead      steps, 1 or 2, by which candidates are scored ahead; only the picks are decoded
+                   in full (docs/guides/score_ahead.md); 0: each step scores what it trains on
   tiny             two steps with tiny models on the embedded data
 """
 
@@ -69,6 +71,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         cache="",
         teacher="",
         concepts="",
+        score_ahead=0,
         tiny=False,
     )
     val = arg.val or arg.data
@@ -76,6 +79,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     towers = {"depth": arg.depth, "width": arg.width}
     config = run(arg.data, val, steps=arg.steps, seed=arg.seed, **towers, **common)
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0, concepts=arg.concepts)
+    config.method.score_ahead = arg.score_ahead
     clean = arg.clean or (arg.data if _has_clean(arg.data) else "")
     given = [name for name in ("clean", "reference", "cache") if arg[name]]
     if methods.uses_reference(arg.method) and not (given or clean) and arg.data != DATA:

@@ -22,6 +22,8 @@ are our choice, for speed. One model is both reference and teacher, where ACED h
   reference        PATH of a finished run, instead of training one
   alone            no IID run beside the method's
   online           the reference runs in every step, instead of once
+  score_ahead      steps, 1 or 2, by which candidates are scored ahead; only the picks are decoded
+                   in full (docs/guides/score_ahead.md); 0: each step scores what it trains on
   tiny             two steps with tiny models
 """
 
@@ -59,12 +61,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         reference="",
         alone=False,
         online=False,
+        score_ahead=0,
         tiny=False,
     )
 
     common = {"batch": arg.batch, "lr": arg.lr, "resolution": arg.resolution}
     towers = {"depth": arg.depth, "width": arg.width}
     config = learner(arg.method, steps=arg.steps, seed=arg.seed, **towers, **common)
+    config.method.score_ahead = arg.score_ahead
     if methods.uses_reference(arg.method):
         if not arg.reference:
             # With another seed the reference sees neither the learner's pairs nor their noise.

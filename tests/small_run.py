@@ -2,7 +2,7 @@
 
 Eight strata, so that devices choose from their own candidates; evaluations in the middle and at
 the end; a line of metrics and of picks after every step. Without a reference it is the plain run
-that makes one.
+that makes one. With `score_ahead` it scores that number of steps ahead, from small pictures.
 """
 
 import ml_collections
@@ -14,7 +14,7 @@ STEPS = 30
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arg = parse_arg(arg, reference="")
+    arg = parse_arg(arg, reference="", score_ahead=0)
     method = "aced,online" if arg.reference else "iid"
     config = smoke.get_config(f"method={method},tiny")
     config.total_steps = STEPS if arg.reference else 2
@@ -25,6 +25,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.method.reference.checkpoint = arg.reference
         config.method.selection.strata = 8
         config.data.shapes.wrong = 0.5
+    if arg.score_ahead:
+        config.method.score_ahead = arg.score_ahead
+        config.method.scoring.resolution = config.method.model.image.resolution // 2
     else:
         config.evals = {}
     return config

@@ -25,14 +25,15 @@ def open_for(
         weights: returns the parameters of the model as host arrays; None: they are not compared.
 
     Raises:
-        CacheError: the cache is incomplete, or is of other data, decoding or weights.
+        CacheError: the cache is incomplete, or is of other data, decoding, augmentations or
+            weights.
     """
     cache = Cache(folder)
     plan = cache.description.plan
     expected = fingerprint.of_inputs(source, data)
     if weights is not None:
         expected["weights"] = fingerprint.of_weights(weights())
-    lines = plan.other_fingerprints(expected)
+    lines = plan.other_fingerprints(expected) + plan.other_augmentations(data)
     if plan.examples != len(source):
         lines.append(f"examples: here {len(source)}, there {plan.examples}")
     refuse(folder, lines)

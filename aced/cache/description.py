@@ -26,9 +26,10 @@ from aced.cache import entries, precision
 from aced.cache.calibration import Calibration
 from aced.cache.libraries import About
 from aced.cache.precision import Precision
-from aced.config import Checked, ConfigError, from_config
+from aced.config import Checked, ConfigError, flatten, from_config
+from aced.data.images.augment import AugmentConfig
 from aced.data.records import DatasetError
-from aced.data.sources import MAX_EXAMPLES
+from aced.data.sources import MAX_EXAMPLES, DataConfig
 from aced.files import own_files, storage
 from aced.models.two_tower import TwoTowerConfig
 
@@ -64,6 +65,8 @@ class Plan(Checked):
     calibration_batch_size: int  # b of the sigmoid loss in that fit
     fingerprint: dict[str, str]  # of "weights", "tokenizer", "decode" and "data"
     other: About | None = None  # another library's model
+    augmentations: NonNegativeInt = 0  # stored ones of each picture; 0: pictures as they are
+    augment: AugmentConfig = AugmentConfig()  # what these augmentations are
 
     def _check(self) -> None:
         if self.shards > entries.MAX_SHARDS:
@@ -96,6 +99,11 @@ class Plan(Checked):
         first = shard * self.shard_size
         return range(first, min(first + self.shard_size, self.examples))
 
+    @property
+    def pictures(self) -> int:
+        """Rows of the pictures in the entry of an example."""
+        return max(1, self.augmentations) if self.has("image") else 0
+
     def has(self, tower: str) -> bool:
         """Whether the cache has embeddings of `tower` ("image" or "text")."""
         return tower in TOWERS[self.towers]
@@ -106,6 +114,20 @@ class Plan(Checked):
             f"{name}: here {value}, there {self.fingerprint.get(name)}"
             for name, value in expected.items()
             if self.fingerprint.get(name) != value
+        ]
+
+    def other_augmentations(self, data: DataConfig) -> list[str]:
+        """The settings of stored augmentations that differ from those of `data`, one line each."""
+        if not self.has("image"):
+            return []
+        here, there = (
+            flatten({"augmentations": x.augmentations, "augment": dataclasses.asdict(x.augment)})
+            for x in (data, self)
+        )
+        return [
+            f"data.{name}: here {value}, there {there[name]}"
+            for name, value in here.items()
+            if there[name] != value
         ]
 
     def path(self, folder: pathlib.Path, shard: int) -> pathlib.Path:

@@ -1,7 +1,8 @@
 """Shards of a cache: ArrayRecord files with one entry per example, in order.
 
-An entry is the example's id, then the rows of its image and of its captions, each as written by
-`precision.encode`. An example that could not be embedded has no rows.
+An entry is the example's id, then the rows of its image, or of each of its stored augmentations,
+and of its captions, each as written by `precision.encode`. An example that could not be embedded
+has no rows.
 """
 
 import hashlib

@@ -230,7 +230,7 @@ class Maker(abc.ABC):
 
     @abc.abstractmethod
     def _finish(self, batch: Complete, running: Any) -> tuple[Complete, tuple]:
-        """Waits for `_start`; returns zimg [n d] and the ztxt [k d] of each example, or Nones."""
+        """Waits for `_start`; returns zimg [n k d] and the ztxt [_ d] of each example, or Nones."""
 
 
 class ModelMaker(Maker):
@@ -260,8 +260,8 @@ class ModelMaker(Maker):
         }
 
     def _start(self, batch: Complete) -> dict[str, list[jax.Array]]:
-        """Sends a batch to the devices; texts go in rounds of as many texts as examples."""
-        inputs: dict[str, list[np.ndarray]] = {"image": [batch.image]}
+        """Sends a batch to the devices, in rounds of as many pictures and texts as examples."""
+        inputs: dict[str, list[np.ndarray]] = {"image": list(batch.image.swapaxes(0, 1))}
         if "text" in self._embed:
             parts = [np.concatenate(part) for part in self._parts(batch)]
             most = max(len(part) for part in parts)
@@ -284,7 +284,7 @@ class ModelMaker(Maker):
     ) -> tuple[Complete, tuple]:
         zimg, ztxt = None, None
         if "image" in running:
-            (zimg,) = (meshes.local_batch(x) for x in running["image"])
+            zimg = np.stack([meshes.local_batch(x) for x in running["image"]], axis=1)
         if "text" in running:
             rounds = np.stack([meshes.local_batch(x) for x in running["text"]])
             parts = rounds.reshape(len(rounds), -1, self._part, rounds.shape[-1]).swapaxes(0, 1)
@@ -322,7 +322,8 @@ class LibraryMaker(Maker):
     def _start(self, batch: Complete) -> tuple:
         zimg, ztxt, towers = None, None, description.TOWERS[self._plan.towers]
         if "image" in towers:
-            zimg = self._model.embed("image", batch.image)
+            views = batch.image.swapaxes(0, 1)
+            zimg = np.stack([self._model.embed("image", view) for view in views], axis=1)
         if "text" in towers:
             ids = np.concatenate(batch.texts)
             rounds = range(0, len(ids), self._rows)
@@ -341,8 +342,8 @@ class _OpenShard:
 
     def __init__(self, plan: Plan, folder: pathlib.Path, shard: int):
         self._plan, self._path = plan, plan.path(folder, shard)
-        towers = len(description.TOWERS[plan.towers])
-        self._writer = entries.EntryWriter(self._path, towers * plan.row_bytes)
+        rows = plan.pictures + plan.has("text")
+        self._writer = entries.EntryWriter(self._path, rows * plan.row_bytes)
         self._errors = precision.Errors()
         self._missing: dict[str, str] = {}
         self._captions = 0
@@ -350,14 +351,14 @@ class _OpenShard:
     def add(
         self,
         batch: Complete,
-        zimg: Float[np.ndarray, "n d"] | None,
+        zimg: Float[np.ndarray, "n k d"] | None,
         ztxt: list[Float[np.ndarray, "_ d"]] | None,
     ) -> None:
         """Writes the entries of a batch."""
         for i, index in enumerate(batch.ids.tolist()):
             if index < 0:
                 continue
-            towers = [] if zimg is None else [zimg[i : i + 1]]
+            towers = [] if zimg is None else [zimg[i]]
             towers += [] if ztxt is None else [ztxt[i]]
             if batch.reasons[i] is not None:
                 self._missing[str(index)] = batch.reasons[i]
@@ -373,9 +374,11 @@ class _OpenShard:
         if usable and ztxt is not None:
             texts = np.concatenate([ztxt[i] for i in usable])
             owners = np.repeat(usable, [len(ztxt[i]) for i in usable])
-            self._errors.add(*([] if zimg is None else [zimg[owners]]), texts)
+            self._errors.add(*([] if zimg is None else [zimg[owners, 0]]), texts)
         elif usable:
-            self._errors.add(zimg[usable])
+            self._errors.add(zimg[usable, 0])
+        if usable and zimg is not None:
+            self._errors.add(zimg[usable, 1:].reshape(-1, self._plan.width))
 
     def close(self) -> None:
         """Completes the shard and writes its summary."""

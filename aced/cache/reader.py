@@ -5,7 +5,7 @@ import pathlib
 import threading
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from aced.cache import entries, precision
 from aced.cache.description import COMPLETE, TOWERS, CacheError, Description, read_complete
@@ -46,16 +46,21 @@ class Cache:
         self._lock = threading.Lock()
 
     def read(
-        self, ids: Int[np.ndarray, " n"], captions: Int[np.ndarray, " n"]
+        self,
+        ids: Int[np.ndarray, " n"],
+        captions: Int[np.ndarray, " n"],
+        augmentations: Int[np.ndarray, " n"] | None = None,
     ) -> dict[str, Float[np.ndarray, "n d"]]:
         """Returns `zimg` and `ztxt` [n d], or one of them.
 
         Args:
             ids: ids of examples that are not `missing`, in any order; repeated ids are allowed.
             captions: the index of each example's caption among the non-blank ones.
+            augmentations: the number of each example's stored augmentation. None: the first one, or
+                the whole picture if there are none.
 
         Raises:
-            CacheError: a file is damaged, or an example lacks the caption.
+            CacheError: a file is damaged, or an example lacks the caption or the augmentation.
         """
         numbers = ids // self._plan.shard_size
         entries_by_row: list[np.ndarray | None] = [None] * len(ids)
@@ -65,15 +70,17 @@ class Cache:
             for place, rows in zip(places, shard_entries, strict=True):
                 entries_by_row[place] = rows
         out = {}
+        pictures = self._plan.pictures
         if self._plan.has("image"):
-            out["zimg"] = self._decode([rows[:1] for rows in entries_by_row], ids, "image")
+            views = np.zeros_like(ids) if augmentations is None else augmentations
+            if views.max(initial=0) >= pictures:
+                raise CacheError(
+                    f"{self._folder} has {self._plan.augmentations} stored augmentations of each "
+                    f"picture, but number {views.max()} is read; see data.augmentations."
+                )
+            out["zimg"] = self._decode(_chosen(entries_by_row, views), ids, "image")
         if self._plan.has("text"):
-            skip = 1 if self._plan.has("image") else 0
-            texts = [
-                rows[skip + caption : skip + caption + 1]
-                for rows, caption in zip(entries_by_row, captions.tolist(), strict=True)
-            ]
-            out["ztxt"] = self._decode(texts, ids, "text")
+            out["ztxt"] = self._decode(_chosen(entries_by_row, pictures + captions), ids, "text")
         return out
 
     def _entries(self, number: int, ids: list[int]) -> list[np.ndarray]:
@@ -99,3 +106,11 @@ class Cache:
                     f"{self._folder} has no embedding of the {tower} of example {i}: {reason}."
                 )
         return precision.decode(np.concatenate(rows), self._plan.precision)
+
+
+def _chosen(
+    entries_by_row: list[np.ndarray], places: Int[np.ndarray, " n"]
+) -> list[UInt8[np.ndarray, "_ bytes"]]:
+    """One row of each entry, or none if it has no such row."""
+    pairs = zip(entries_by_row, places.tolist(), strict=True)
+    return [rows[place : place + 1] for rows, place in pairs]

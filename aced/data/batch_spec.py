@@ -33,9 +33,6 @@ class View:
     # Whether captions are questions, each followed by one of its answers. Records without an answer
     # that fits into the text are skipped and counted. Only for the learner's view.
     answers: bool = False
-    # The list of which the concepts of the caption are found; empty: none are. Only for the
-    # learner's view.
-    concepts: str = ""
 
     @property
     def look(self) -> Look:

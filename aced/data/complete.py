@@ -1,6 +1,7 @@
-"""Batches of chosen examples with all of their captions, for embedding caches."""
+"""Batches of chosen examples with all of their captions and views, for embedding caches."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from aced.data.batch_spec import View
+from aced.data.images.augment import stored
 from aced.data.images.filters import FilterConfig
-from aced.data.images.pictures import WHOLE, Look, Transform
+from aced.data.images.pictures import WHOLE, Cut, Look, Transform
 from aced.data.images.transforms import ResizeConfig
 from aced.data.pipeline import Batches
 from aced.data.reader import Example, InputCounters, Reader
@@ -23,7 +25,8 @@ class Complete:
     """A batch of n examples; rows without an example are zeros."""
 
     ids: Int[np.ndarray, " n"]  # -1 where no example was requested
-    image: UInt8[np.ndarray, "n h w 3"] | Float[np.ndarray, "n 3 h w"]  # floats of an `OwnView`
+    # The stored augmentations of each picture, or the whole picture; floats of an `OwnView`.
+    image: UInt8[np.ndarray, "n k h w 3"] | Float[np.ndarray, "n k 3 h w"]
     texts: tuple[Int[np.ndarray, "_ *l"], ...]  # the captions of each example, any number
     reasons: tuple[str | None, ...]  # why a requested example is missing
 
@@ -66,10 +69,11 @@ def complete_batches(
         towers: "image", "text" or both. Without "image" nothing is decoded and `image` has no
             pixels; without "text" there are no captions. With "text", an example without captions
             counts as unreadable.
-        config: threads, limits and decoding; the filters are ignored.
+        config: threads, limits, decoding and stored augmentations; filters and weights of captions
+            are ignored.
     """
     # Another run may use an example that this run's filters drop.
-    config = dataclasses.replace(config, filters=FilterConfig())
+    config = dataclasses.replace(config, filters=FilterConfig(), caption_weights={})
     looks = [view.look] if "image" in towers else []
     reader = Reader(source, config, InputCounters(), looks)
     if isinstance(view, OwnView):
@@ -79,15 +83,20 @@ def complete_batches(
         tokenize = get_tokenizer(view.tokenizer)
         no_texts, side = tokenize(()), view.resolution if looks else 0
         blank = np.zeros((side, side, 3), np.uint8)
+    blanks = np.stack([blank] * max(1, config.augmentations if looks else 0))
+
+    def cuts(index: int) -> list[Cut]:
+        view = functools.partial(stored, config=config.augment, index=index)
+        return [functools.partial(view, number=i) for i in range(config.augmentations)]
 
     def row(k: int) -> dict[str, Any]:
         index = index_of(k)
-        example = reader.read(index, "text" in towers) if index >= 0 else None
+        example = reader.read(index, "text" in towers, cuts) if index >= 0 else None
         if isinstance(example, Example):
-            (image,) = example.images or [blank]
+            image = np.stack(example.images) if looks else blanks
             texts = tokenize(example.texts) if "text" in towers else no_texts
             return {"id": index, "image": image, "texts": texts, "reason": None}
-        return {"id": index, "image": blank, "texts": no_texts, "reason": example}
+        return {"id": index, "image": blanks, "texts": no_texts, "reason": example}
 
     def stack(rows: Sequence[dict[str, Any]]) -> Complete:
         return Complete(

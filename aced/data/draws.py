@@ -1,5 +1,7 @@
 """Reproducible random choices, from Philox's raw output: numpy keeps nothing else stable."""
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -22,6 +24,23 @@ class Draws:
     def below(self, n: int) -> int:
         """A random one of 0, ..., n - 1, with a bias of n / 2^64."""
         return self.raw(1)[0] % n
+
+    def weighted(self, weights: Sequence[float]) -> int:
+        """A random index in `weights`, with a probability in proportion to its weight."""
+        ends = list(itertools.accumulate(weights))
+        return bisect.bisect_right(ends, self.random() * ends[-1])
+
+    def random(self) -> float:
+        """A random number in [0, 1), a multiple of 2^-53."""
+        return (self.raw(1)[0] >> 11) * 2.0**-53
+
+    def integers(self, n: int) -> int:
+        """`below`, by the name that numpy's `Generator` has for it."""
+        return self.below(n)
+
+    def uniform(self, low: float, high: float) -> float:
+        """A random number from `low` to `high`."""
+        return low + (high - low) * self.random()
 
     def coin(self) -> bool:
         """True or False, each half of the time."""

@@ -21,10 +21,12 @@ from aced.config import ConfigError
 from aced.data import order as orders
 from aced.data.answers import after
 from aced.data.batch_spec import View, image_arrays, text_arrays
+from aced.data.captions import pick
 from aced.data.concepts import concept_list
 from aced.data.draws import Draws
-from aced.data.images.augment import AugmentConfig, augment
-from aced.data.images.pictures import Cut, Look
+from aced.data.images.augment import AugmentConfig, augment, stored
+from aced.data.images.pictures import Cuts, Look
+from aced.data.picks import PicksAhead
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
 from aced.data.sources import DataConfig
@@ -32,6 +34,7 @@ from aced.data.tokenizers import get_tokenizer
 
 Batch = dict[str, np.ndarray]
 
+_AUGMENTATIONS = 2  # the stream of random choices of stored augmentations
 _AT_ONCE = 8  # most rows that a thread makes per hand-over
 
 
@@ -43,9 +46,15 @@ class StoredEmbeddings(Protocol):
     towers: Sequence[str]  # "image", "text" or both
 
     def read(
-        self, ids: Int[np.ndarray, " n"], captions: Int[np.ndarray, " n"]
+        self,
+        ids: Int[np.ndarray, " n"],
+        captions: Int[np.ndarray, " n"],
+        augmentations: Int[np.ndarray, " n"],
     ) -> dict[str, Float[np.ndarray, "n d"]]:
-        """Returns `zimg` and `ztxt` [n d], or one of them, of these captions of these examples."""
+        """Returns `zimg` and `ztxt` [n d], or one of them, of these captions of these examples.
+
+        `augmentations` are the numbers of the stored augmentations; 0 without any.
+        """
         ...
 
 
@@ -115,6 +124,8 @@ def train_batches(
     rows: Int[np.ndarray, " n"] | None = None,
     counters: InputCounters | None = None,
     caches: Mapping[str, StoredEmbeddings] | None = None,
+    picks: PicksAhead | None = None,
+    concepts: str = "",
 ) -> Batches:
     """Returns this process's part of super-batches `start_step`, `start_step + 1`, ..., endlessly.
 
@@ -125,8 +136,8 @@ def train_batches(
     member of a mixture, and `answer_ids` int32 [n 10] and `answer_scores` float32 [n 10], see
     `answers.Targets`.
 
-    If the learner's view has a list of `concepts`, `concepts` int32 [n 32] are those of the
-    caption, see `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text`
+    With a list of `concepts`, `concepts` int32 [n 32] are those of the caption, see
+    `concepts.ConceptList`. If a view has `answers`, the caption is a question: `text`
     is the question and a random one of its answers that fit after it, and `given` int32 [n] the
     number of the question's words.
 
@@ -142,10 +153,15 @@ def train_batches(
             member of a mixture has, examples are repeated within it, with a warning.
         seed: seed of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
-        rows: the rows of every super-batch that this process reads. None: all B.
+        rows: the rows of every super-batch that this process reads. None: all B. With `picks`
+            those of its picks.
         counters: counts skipped records.
         caches: stored embeddings of the examples by key prefix; those of texts belong to the drawn
             caption.
+        picks: of the super-batches; only these rows are read, with the examples that were scored
+            or, if one is unusable with these views and caches, with its next replacement. Close
+            them first, because the threads wait for them.
+        concepts: file with a list of concepts, one in each line. Empty: none are looked for.
 
     Raises:
         ConfigError: the data set is empty, a vocabulary file is missing, or the view "" is missing.
@@ -158,28 +174,37 @@ def train_batches(
     counters = counters or InputCounters()
     rows = np.arange(batch_size) if rows is None else rows
     caches = caches or {}
-    render = _Render(views)
+    render = _Render(views, concepts)
     missing = [cache.missing for cache in caches.values()]
     answered = any(view.answers for view in views.values())
     tokenizer = get_tokenizer(views[""].tokenizer) if answered else None
     reader = Reader(source, config, counters, render.looks, missing, answer_tokenizer=tokenizer)
     known = known_fields(source, config)
-    _warn_of_copies(source, batch_size)
+    if picks is None:
+        _warn_of_copies(source, batch_size)
     order = orders.of(source, seed=seed, shuffle=config.shuffle, rows=batch_size)
 
     reads_texts = render.reads_texts or any("text" in cache.towers for cache in caches.values())
-    cut = _cut(views, seed)
+    augmentation, cuts = _augmentation(views, config, seed)
 
     def row(k: int) -> Row:
         step, i = divmod(k, len(rows))
-        draw = step * batch_size + int(rows[i])
-        example = reader.first_usable(order.tries(draw), reads_texts, cut and cut(draw))
+        place, scored = int(rows[i]), None
+        if picks is not None:
+            place, scored = picks.of(step)[:, place].tolist()
+        draw = step * batch_size + place
+        tries = order.tries(draw)
+        if scored is not None:
+            tries = itertools.dropwhile(lambda index: index != scored, tries)
+        example = reader.first_usable(tries, reads_texts, cuts and cuts(draw))
         captions, caption = example.captions if reads_texts else (), 0
         if captions:
             is_random = config.caption == "random" and len(captions) > 1
-            caption = Draws(seed, 0, draw).pick(captions) if is_random else captions[0]
+            draws, weights = Draws(seed, 0, draw), config.caption_weights
+            caption = pick(captions, example.kinds, weights, draws) if is_random else captions[0]
         text = example.texts[caption] if captions else ""
         row = example.fields(known) | {"caption": np.int32(caption)}
+        row["augmentation"] = np.int32(augmentation(draw))
         if answered:
             fitting = example.answers[captions.index(caption)]
             row |= {"given": render.words(text)}
@@ -188,9 +213,9 @@ def train_batches(
 
     def stack(rows: Sequence[Row]) -> Batch:
         batch = render.stack(rows)
-        captions = batch.pop("caption")
+        captions, augmentations = batch.pop("caption"), batch.pop("augmentation")
         for prefix, cache in caches.items():  # by batch, which is far faster than by row
-            embeddings = cache.read(batch["id"], captions)
+            embeddings = cache.read(batch["id"], captions, augmentations)
             batch |= {f"{prefix}{name}": z for name, z in embeddings.items()}
         return batch
 
@@ -279,37 +304,59 @@ def _warn_of_copies(source: Source, rows: int) -> None:
             )
 
 
-def _cut(views: Mapping[str, View], seed: int) -> Callable[[int], Cut] | None:
-    """The augmentation of a picture by the number of its draw, or None."""
+def _augmentation(
+    views: Mapping[str, View], config: DataConfig, seed: int
+) -> tuple[Callable[[int], int], Callable[[int], Cuts] | None]:
+    """The number of the stored augmentation, and the parts of the pictures to use, by draw.
+
+    The former is 0 without stored augmentations, the latter None without any.
+    """
     changed = [view.augment for view in views.values() if view.augment != AugmentConfig()]
+    if config.augmentations:
+        if changed:
+            raise ConfigError(
+                "data.augmentations and the method's augment both change the pictures; set "
+                "method.augment.crop_area to (1, 1) and .flip to 0, or data.augmentations to 0."
+            )
+        return _stored(config, seed)
     if not changed:
-        return None
+        return (lambda draw: 0), None
     if len(views) > 1:
         raise ConfigError(
             "Only a single view may be augmented, because those of other models or of a second "
             "picture would differ. Set augment to its default."
         )
 
-    def of_draw(draw: int) -> Cut:
+    def cuts(draw: int) -> Cuts:
         # A stream apart from the choice of captions.
         counter = np.array([0, draw, 1, 0], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=seed, counter=counter))
-        return functools.partial(augment, config=changed[0], rng=rng)
+        return lambda index: [functools.partial(augment, config=changed[0], rng=rng)]
 
-    return of_draw
+    return (lambda draw: 0), cuts
+
+
+def _stored(config: DataConfig, seed: int) -> tuple[Callable[[int], int], Callable[[int], Cuts]]:
+    def number(draw: int) -> int:
+        return Draws(seed, _AUGMENTATIONS, draw).below(config.augmentations)
+
+    def cuts(draw: int) -> Cuts:
+        view = functools.partial(stored, config=config.augment, number=number(draw))
+        return lambda index: [functools.partial(view, index=index)]
+
+    return number, cuts
 
 
 class _Render:
     """Arrays of an example for each model; equal views share an array."""
 
-    def __init__(self, views: Mapping[str, View]):
+    def __init__(self, views: Mapping[str, View], concepts: str):
         if views and "" not in views:
             raise ConfigError(f'No view is the learner\'s (""); there are: {sorted(views)}.')
         self._images, texts = image_arrays(views), text_arrays(views)
-        self.reads_texts = bool(texts)
+        self.reads_texts = bool(texts or concepts)
         self._texts = [(get_tokenizer(config), names) for config, names in texts.items()]
-        path = views[""].concepts if views else ""
-        self._concepts = concept_list(path) if path else None
+        self._concepts = concept_list(concepts) if concepts else None
 
     @property
     def looks(self) -> list[Look]:

@@ -12,9 +12,10 @@ from absl import logging
 
 from aced.data import answers
 from aced.data import order as orders
+from aced.data.captions import GIVEN
 from aced.data.images.decode import DecodeError
 from aced.data.images.filters import FilterConfig
-from aced.data.images.pictures import Cut, Look, Viewer
+from aced.data.images.pictures import Cuts, Look, Viewer
 from aced.data.records import RecordError, Source
 from aced.data.sources import DataConfig, check_size
 from aced.data.tokenizers import Tokenizer
@@ -83,10 +84,11 @@ class Example(NamedTuple):
     """A record that was read and decoded."""
 
     index: int
-    images: Sequence[np.ndarray]  # uint8 [r r 3], one per look of the reader
+    images: Sequence[np.ndarray]  # uint8 [r r 3], one per look of the reader, for each cut
     texts: tuple[str, ...]  # captions that are not blank
     record: Mapping[str, Any]
     captions: tuple[int, ...] = ()  # indices in `texts` of the captions that can be used
+    kinds: tuple[str, ...] = ()  # of `texts`
     # If answers are read: those that fit into the model's text, for each of `captions`
     answers: tuple[tuple[str, ...], ...] = ()
 
@@ -182,12 +184,12 @@ class Reader:
         self._unusable: dict[int, str] = {}  # reason by index
 
     def first_usable(
-        self, tries: Iterable[int], need_caption: bool = True, cut: Cut | None = None
+        self, tries: Iterable[int], need_caption: bool = True, cuts: Cuts | None = None
     ) -> Example:
         """The first usable example of `tries`, which all belong to one data set or member.
 
         `tries` are the drawn example, which is counted if it is unusable, and its replacements, as
-        from `order.Order.tries`. `cut` returns the part of the picture to use.
+        from `order.Order.tries`. `cuts` returns the parts of the picture to use.
 
         Raises:
             InputError: no example is usable, or none of as many in a row as the settings allow.
@@ -196,7 +198,7 @@ class Reader:
         skipped, left_out, reason = 0, collections.Counter[str](), ""
         first = last = part = None
         for index in tries:
-            result = self._unusable.get(index) or self._read(index, need_caption, cut)
+            result = self._unusable.get(index) or self._read(index, need_caption, cuts)
             if first is None:
                 first, part = index, self._part(index)
                 part.drew(index, result)
@@ -226,13 +228,13 @@ class Reader:
         )
 
     def read(
-        self, index: int, need_caption: bool, cut: Cut | None = None
+        self, index: int, need_caption: bool, cuts: Cuts | None = None
     ) -> "Example | Filtered | str":
         """Example `index`, or the reason why it is unusable, which is counted.
 
-        `cut` returns the part of the picture to use.
+        `cuts` returns the parts of the picture to use.
         """
-        result = self._read(index, need_caption, cut)
+        result = self._read(index, need_caption, cuts)
         self._count(index, result)
         return result
 
@@ -245,17 +247,21 @@ class Reader:
         elif not isinstance(result, Example):
             self._counters.skip(self._part(index).name, index, result)
 
-    def _read(self, index: int, need_caption: bool, cut: Cut | None) -> "Example | Filtered | str":
+    def _read(
+        self, index: int, need_caption: bool, cuts: Cuts | None
+    ) -> "Example | Filtered | str":
         config = self._config
         try:
             record = self._source[index]
-            texts = tuple(text for text in record["texts"] if text.strip())
+            is_blank = [not text.strip() for text in record["texts"]]
+            texts = _without(record["texts"], is_blank)
+            kinds = _without(record.get("kinds") or (GIVEN,) * len(is_blank), is_blank)
             captions = config.filters.captions(texts)
             left_out = config.filters.reason(record["image"])
             left_out = left_out or ("caption" if texts and not captions else "")
             if left_out:
                 return Filtered(left_out)
-            images = self._view(record, cut)
+            images = self._view(record, cuts(index) if cuts else ())
             if self._targets is not None and "answers" in record:
                 record = {**record, **self._targets(record["answers"])}
         except (RecordError, DecodeError) as error:
@@ -265,7 +271,12 @@ class Reader:
                 return f"it is missing in a cache: {reasons[index]}"
         if need_caption and not texts:
             return "it has no caption"
-        example = Example(index, images, texts, record, captions)
+        if config.caption_weights:
+            captions = tuple(i for i in captions if config.caption_weights.get(kinds[i]))
+            if need_caption and not captions:
+                found = ", ".join(dict.fromkeys(kinds))
+                return f"its captions have the kinds {found}, without data.caption_weights"
+        example = Example(index, images, texts, record, captions, kinds)
         return example if self._answer_tokenizer is None else self._with_answers(example)
 
     def _with_answers(self, example: Example) -> Example | str:
@@ -284,6 +295,10 @@ class Reader:
                 f"{tokenizer.config.length} ids"
             )
         return example._replace(captions=tuple(by_caption), answers=tuple(by_caption.values()))
+
+
+def _without(items: Sequence[str], is_left_out: Sequence[bool]) -> tuple[str, ...]:
+    return tuple(item for item, out in zip(items, is_left_out, strict=True) if not out)
 
 
 def _listed(counts: Mapping[str, int]) -> str:

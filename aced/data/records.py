@@ -30,7 +30,7 @@ import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import UInt64
 
-from aced.data import picture_hashes
+from aced.data import captions, picture_hashes
 from aced.errors import UserError
 from aced.files import own_files
 
@@ -46,7 +46,8 @@ MAX_ITEMS = 1024  # texts of one image, entries of `extra`
 # Pictures of a record and the fields of their sha256; all but the first are optional.
 _DIGESTS = {"image": "sha256", "thumbnail": "thumbnail_sha256", "second": "second_sha256"}
 _REQUIRED = {"image": bytes, "texts": list, "key": str, "sha256": bytes}
-_TYPES = {"label": int, "is_noisy": bool, "extra": dict, "answers": list} | _REQUIRED
+_TYPES = {"label": int, "is_noisy": bool, "extra": dict, "answers": list, **_REQUIRED}
+_TYPES["kinds"] = dict  # see captions.to_indices
 _TYPES |= dict.fromkeys((*_DIGESTS, *_DIGESTS.values()), bytes)
 
 # One record per group, since larger groups slow down random reads (measured: 6x). Uncompressed,
@@ -79,6 +80,7 @@ class Example:
     thumbnail: bytes | None = None  # the whole picture again, smaller, upright, encoded
     second: bytes | None = None  # a second picture that the texts are also about, encoded
     answers: tuple[str, ...] = ()  # what people answered to the question in `texts`
+    kinds: tuple[str, ...] = ()  # of `texts`, one by one; empty: all are captions.GIVEN
 
     @functools.cached_property
     def sha256(self) -> bytes:
@@ -97,8 +99,10 @@ class Source(Protocol):
         """The number of examples."""
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """`image`, maybe `second` bytes, `texts` (str, ...), `id`, maybe `key`, `label`,
-        `answers` (str, ...), ...
+        """The fields of an example.
+
+        These are `image` bytes, `texts` (str, ...) and `id`; optional are `second` bytes, `kinds`
+        (str, ...) of the texts, `key`, `label`, `answers` (str, ...) and others.
         """
 
 
@@ -132,6 +136,8 @@ def encode(example: Example) -> bytes:
         fields["extra"] = dict(example.extra)
     if example.answers:
         fields["answers"] = list(example.answers)
+    if example.kinds and (indices := captions.to_indices(example.kinds)):
+        fields["kinds"] = indices
     for name in ("thumbnail", "second"):
         if (picture := getattr(example, name)) is not None:
             fields |= {name: picture, _DIGESTS[name]: hashlib.sha256(picture).digest()}
@@ -157,6 +163,8 @@ def decode(record: bytes) -> Example:
     )
     _check(fields)
     fields = {name: x for name, x in fields.items() if name not in _DIGESTS.values()}
+    if "kinds" in fields:
+        fields["kinds"] = captions.from_indices(fields["kinds"], len(fields["texts"]))
     return Example(**fields | {name: tuple(fields.get(name, ())) for name in ("texts", "answers")})
 
 
@@ -421,6 +429,8 @@ class RecordSource:
         out = {"image": example.image, "texts": example.texts, "id": index, "key": example.key}
         if example.extra:
             out["extra"] = dict(example.extra)
+        if example.kinds:
+            out["kinds"] = example.kinds
         if self._has_answers:
             out |= {"answers": example.answers, "label": -1}  # unknown, unless the record has one
         for name in ("label", "is_noisy", "thumbnail", "second"):

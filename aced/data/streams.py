@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aced.config import ConfigError
-from aced.data import concepts
 from aced.data.batch_spec import EMBEDDINGS, View, image_arrays, text_arrays
+from aced.data.concepts import MOST
+from aced.data.picks import PicksAhead
 from aced.data.pipeline import Batch, Batches
 from aced.data.reader import OPTIONAL_FIELDS, known_fields
 from aced.data.records import Source
@@ -29,6 +30,10 @@ class Stream:
     caches: Mapping[str, Any]  # by key prefix, the resolved `FrozenConfig`s of cached embeddings
     towers: tuple[str, ...] = ("image", "text")  # towers that the caches must have
     needs: tuple[str, ...] = ()  # optional fields that every example must have
+    ahead: int = 0  # super-batches by which it is ahead of the step
+    concepts: str = ""  # file with a list of the concepts that are found in captions; empty: none
+    # B, if the rows are the picks from super-batches of B. None: the rows are whole super-batches
+    picked_from: int | None = None
 
     def shapes(self) -> dict[str, Shape]:
         """Shape and type of a row of each array, without optional fields of the source."""
@@ -43,8 +48,8 @@ class Stream:
             shapes |= dict.fromkeys(names, ((tokenizer.length,), jnp.int32))
         if any(view.answers for view in self.views.values()):
             shapes["given"] = (), jnp.int32
-        if any(view.concepts for view in self.views.values()):
-            shapes["concepts"] = (concepts.MOST,), jnp.int32
+        if self.concepts:
+            shapes["concepts"] = (MOST,), jnp.int32
         for prefix, item in self.caches.items():
             for tower in self.towers:
                 shapes[f"{prefix}{EMBEDDINGS[tower]}"] = (item.width,), jnp.float32
@@ -62,10 +67,14 @@ class Stream:
 
 
 class SideBySide(Iterator[Batch], contextlib.AbstractContextManager):
-    """Joins the batches of several streams; every key gets the prefix of its stream."""
+    """Joins the batches of several streams; every key gets the prefix of its stream.
 
-    def __init__(self, streams: Mapping[str, Batches]):
-        self._streams = streams
+    Attributes:
+        picks: what a stream of picks waits for; the end of the block closes it.
+    """
+
+    def __init__(self, streams: Mapping[str, Batches], picks: PicksAhead):
+        self._streams, self.picks = streams, picks
 
     def __next__(self) -> dict[str, np.ndarray]:
         return {
@@ -75,5 +84,6 @@ class SideBySide(Iterator[Batch], contextlib.AbstractContextManager):
         }
 
     def __exit__(self, *error: object) -> None:
+        self.picks.close()
         for batches in self._streams.values():
             batches.close()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from aced.bounds import NonNegativeInt
 from aced.config import Checked, MayChange
@@ -178,12 +178,15 @@ class Method(abc.ABC):
         frozen: models that are loaded and run but never trained, by name.
         given: another model and the names of the parts that are copied from it; or None.
         fixed: regexes of parameters that are never trained.
+        ahead: super-batches that are scored before they are trained on. Above 0, the method's part
+            of the state is int32 [ahead 2 b], their picks (`aced.data.picks`), the next ones first.
     """
 
     config: MethodConfig
     frozen: dict[str, FrozenConfig]
     given: tuple[CheckpointOf, Sequence[str]] | None = None
     fixed: tuple[str, ...] = ()
+    ahead: int = 0
 
     @property
     def models(self) -> dict[str, ModelConfig]:
@@ -198,13 +201,18 @@ class Method(abc.ABC):
     def flops_per_step(self, batch_size: int) -> int:
         """Floating point operations of one step; see `aced.cost.flops`."""
 
+    def flops_before(self, batch_size: int) -> int:
+        """Floating point operations before the first step, by `score_first`."""
+        del batch_size
+        return 0
+
     def init_params(self, key: jax.Array) -> PyTree:
         """Random parameters: the model's, under "model", and others that are trained."""
         return {"model": self.config.model.init(key)}
 
-    def init_memory(self, params: PyTree) -> PyTree:
+    def init_memory(self, params: PyTree, batch_size: int) -> PyTree:
         """The method's own part of the initial train state."""
-        del params
+        del params, batch_size
 
     def start(self, params: PyTree, frozen: dict[str, PyTree]) -> PyTree:
         """Returns the initial parameters of a new run, given random ones; jittable."""
@@ -224,8 +232,24 @@ class Method(abc.ABC):
             context: the parts of the step that stay constant.
 
         The metric `loss` is the loss that is differentiated, `picks` holds the ids [b] of the
-        examples trained on, and all other metrics are scalars.
+        examples trained on, and all other metrics are scalars. With `ahead` there are also the
+        picks [2 b] of the super-batch that was scored, under `aced.data.picks.AHEAD`.
         """
+
+    def score_first(
+        self, train_state: TrainState, frozen: PyTree, candidates: Batch, number: Int[Array, ""]
+    ) -> TrainState:
+        """Returns the initial state with the picks of one more of the first `ahead` super-batches.
+
+        Pure and jittable; called in their order, and only with `ahead` above 0.
+
+        Args:
+            train_state: of a new run.
+            frozen: parameters of the frozen models, by name.
+            candidates: the stream `CANDIDATES` of super-batch `number`, without the prefix.
+            number: of the super-batch, from 0.
+        """
+        raise NotImplementedError
 
     def warning(self, measured: Mapping[str, ArrayLike]) -> str:
         """A warning to the user about a step with these metrics; empty: none."""

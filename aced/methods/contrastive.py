@@ -19,11 +19,16 @@
 The reference scores the super-batch; the teachers are distilled from. All are frozen two-tower
 models with their own size, tokenizer, resolution and temperature, and the reference may also be a
 teacher. Their embeddings of an example never change, so they may be read from a cache.
+
+With `score_ahead` = K, step t trains on what was picked from super-batch t, and scores super-batch
+t + K with the same parameters, from pictures as small as scoring needs. The state keeps the picks
+of the K super-batches in between.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +40,7 @@ from aced.config import ConfigError
 from aced.cost import flops
 from aced.data.batch_spec import View, with_embeddings
 from aced.data.concepts import concept_list
+from aced.data.picks import AHEAD, CANDIDATES
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import LOSSES, distillation
@@ -46,13 +52,23 @@ from aced.models.base import ModelConfig
 from aced.optim.state import TrainState
 from aced.outputs import Embeddings
 from aced.selection import Concepts, collapse, scores, select, take
+from aced.selection.gather import gather_rows
+
+
+class _Scored(NamedTuple):
+    """A super-batch of B candidates, scored, with what is picked from it."""
+
+    batch: Batch  # with the reference's embeddings, if it has scored
+    rows: Int[Array, " b"]  # of the picks, ascending: the order does not depend on the devices
+    metrics: Metrics  # of the selection
+    terms: scores.Terms | None  # of the score of each pair; None: the loss of one pair is 0
 
 
 class Contrastive(Method):
     """The method `contrastive`."""
 
     def __init__(self, config: ContrastiveConfig):
-        self.config = config
+        self.config, self.ahead = config, config.score_ahead
         self.distils = config.distillation.weight > 0
         self.distils_apart = self.distils and config.selects and config.distillation.batch == "iid"
         for name, item in config.frozen.items():
@@ -73,7 +89,7 @@ class Contrastive(Method):
         )
         # Providers of embeddings: sub-batch with gradient, super-batch to score, B_KD by teachers.
         every = config.multi_resolution_every
-        mixed = {"scoring": config.scoring, "every": every} if every else {}
+        mixed = {"scoring": config.scoring.view, "every": every} if every else {}
         self.learner = train(config.model, "", **mixed)
         self.scorers: dict[str, Provider] = {}
         if config.selects and scores.needs(config.selection.score, LEARNER):
@@ -81,7 +97,8 @@ class Contrastive(Method):
         if config.reference_scores:
             score = functools.partial(score, scoring=config.reference_scoring)
             self.scorers[REFERENCE] = self._frozen_provider(REFERENCE, score)
-        scored = config.reference_scores and config.reference_scoring.exact
+        # Whether the reference's embeddings of the sub-batch are known from scoring.
+        scored = config.reference_scores and config.reference_scoring.exact and not self.ahead
         self.shift: Provider | None = None  # of the reference on the sub-batch
         if config.reference_shift:
             self.shift = self._frozen_provider(REFERENCE, train, stored=scored)
@@ -123,24 +140,60 @@ class Contrastive(Method):
         return {"": self.config.model} | frozen
 
     def streams(self, data: DataConfig, candidates: int) -> dict[str, Stream]:
-        """One stream: the super-batch."""
+        """The super-batch or, with `score_ahead`, its picks and the candidates of a later one."""
+        concepts = self.config.selection.concepts
+        if self.ahead:
+            size = self.config.selection.sub_batch_size(candidates)
+            shift = [] if self.shift is None else [self.shift]
+            trained = [self.learner, *self.teachers.values(), *shift]
+            return {
+                "": self._stream(data, size, trained, picked_from=candidates),
+                CANDIDATES: self._stream(
+                    data,
+                    candidates,
+                    self.scorers.values(),
+                    ahead=self.ahead,
+                    concepts=concepts,
+                ),
+            }
         views = {prefix: View.of(model) for prefix, model in self.models.items()}
-        views[""] = dataclasses.replace(views[""], concepts=self.config.selection.concepts)
         cached = self.config.frozen.keys() - self.frozen.keys()
         caches = {prefix_of(name): self.config.frozen[name] for name in sorted(cached)}
-        return {"": Stream(data, candidates, views, caches)}
+        return {
+            "": Stream(data, candidates, views, caches, concepts=self.config.selection.concepts)
+        }
+
+    def _stream(
+        self, data: DataConfig, rows: int, providers: Iterable[Provider], **settings: Any
+    ) -> Stream:
+        """What `providers` read."""
+        frozen = {prefix_of(name): item for name, item in self.config.frozen.items()}
+        views = {item.prefix: item.view for item in providers if isinstance(item, Running)}
+        if views and "" not in views:  # the only one takes the place of the learner's
+            views = {"": views.popitem()[1]}
+        caches = {
+            item.prefix: frozen[item.prefix] for item in providers if isinstance(item, Stored)
+        }
+        return Stream(data, rows, views, caches, **settings)
 
     def flops_per_step(self, batch_size: int) -> int:
         """Floating point operations of one step, scoring included; see `aced.cost.flops`."""
-        candidates = self.config.super_batch_size(batch_size)
         trained = batch_size * (2 if self.distils_apart else 1)
         with_gradient = self.learner.macs(trained) + self._macs_beside() * batch_size
-        forward = sum(scorer.macs(candidates) for scorer in self.scorers.values())
+        forward = self._macs_of_scoring(batch_size)
         forward += sum(teacher.macs(batch_size) for teacher in self.teachers.values())
         # A reference that shifts and teaches the same sub-batch runs once.
         if self.shift is not None and (REFERENCE not in self.teachers or self.distils_apart):
             forward += self.shift.macs(batch_size)
         return flops.step_flops([(with_gradient, 1)], [(forward, 1)])
+
+    def flops_before(self, batch_size: int) -> int:
+        """Floating point operations before the first step, by `score_first`."""
+        return self.ahead * flops.step_flops([], [(self._macs_of_scoring(batch_size), 1)])
+
+    def _macs_of_scoring(self, batch_size: int) -> int:
+        candidates = self.config.super_batch_size(batch_size)
+        return sum(scorer.macs(candidates) for scorer in self.scorers.values())
 
     def _macs_beside(self) -> int:
         """MACs per pair of the sub-batch, beyond its embeddings."""
@@ -160,15 +213,32 @@ class Contrastive(Method):
                 )
         return params
 
+    def init_memory(self, params: PyTree, batch_size: int) -> Int[Array, "k 2 b"] | None:
+        """Room for the picks of the super-batches that are scored ahead."""
+        del params
+        return jnp.zeros((self.ahead, 2, batch_size), jnp.int32) if self.ahead else None
+
+    def score_first(
+        self, train_state: TrainState, frozen: PyTree, candidates: Batch, number: Int[Array, ""]
+    ) -> TrainState:
+        """The initial state with the picks of super-batch `number` of the first `ahead`."""
+        scored = self._score(train_state, frozen, candidates, number)
+        return train_state.replace(method=_shifted(train_state.method, _picks(scored)))
+
     def train_step(
         self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
     ) -> Stepped:
-        """Returns the state after one step on the super-batch `batch`, and its metrics.
+        """Returns the state after one step, and its metrics.
 
-        `batch` holds arrays [B ...]: `image`, `text`, `id`, and views or embeddings for other
-        models, by prefix. The other arguments are those of `Method.train_step`.
+        `batch` holds arrays [B ...] of the super-batch: `image`, `text`, `id`, and views or
+        embeddings for other models, by prefix. With `score_ahead` these are [b ...] of its picks,
+        and under `CANDIDATES` there are arrays [B ...] of a later super-batch. The other arguments
+        are those of `Method.train_step`.
         """
         chosen, iid, metrics = self._choose(train_state, frozen, batch, context)
+        memory = train_state.method
+        if self.ahead:
+            memory = _shifted(memory, metrics[AHEAD])
         shift = None
         if self.shift is not None:
             shift = _embed(self.shift, frozen.get(REFERENCE), chosen)
@@ -194,7 +264,8 @@ class Contrastive(Method):
             parts["loss/distillation"] = distilled
             return task + self.config.distillation.weight * distilled, parts
 
-        return context.update(train_state, loss_fn, metrics)
+        new_state, metrics = context.update(train_state, loss_fn, metrics)
+        return new_state.replace(method=memory), metrics
 
     def warning(self, measured: Mapping[str, ArrayLike]) -> str:
         """A warning if the sub-batch has collapsed, with the setting to change."""
@@ -220,12 +291,33 @@ class Contrastive(Method):
     def _choose(
         self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
     ) -> tuple[Batch, Batch, Metrics]:
-        """Chooses B_CE and B_KD from the super-batch; the same object if they are the same."""
+        """Returns B_CE and B_KD, the same object if they are the same, and metrics of the choice.
+
+        With `score_ahead` the numbers of candidates and scores are those of the super-batch that
+        this step scores, and the numbers of the picks those of the batch that it trains on.
+        """
         if not self.config.selects:
             return batch, batch, {**_noise(batch, batch), **context.picks(batch, batch)}
+        if self.ahead:
+            chosen, candidates = _split(batch)
+            scored = self._score(train_state, frozen, candidates, train_state.step + self.ahead)
+            return chosen, chosen, {AHEAD: _picks(scored)} | _numbers(scored, chosen, context)
+        strata = self.config.selection.strata
+        scored = self._score(train_state, frozen, batch, train_state.step)
+        with jax.named_scope("select"):
+            chosen = take(scored.batch, scored.rows, strata)
+        metrics = _numbers(scored, chosen, context)
+        if not self.distils_apart:
+            return chosen, chosen, metrics
+        spaced = _evenly_spaced(batch["id"].shape[0], len(scored.rows))
+        return chosen, take(scored.batch, spaced, strata), metrics
+
+    def _score(
+        self, train_state: TrainState, frozen: PyTree, batch: Batch, number: Int[Array, ""]
+    ) -> _Scored:
+        """Scores the super-batch `batch`, which is super-batch `number` of the run."""
         config = self.config.selection
-        candidates = batch["id"].shape[0]
-        size = config.sub_batch_size(candidates)
+        size = config.sub_batch_size(batch["id"].shape[0])
         params = frozen | {LEARNER: train_state.params["model"]}
         embedded = {}
         for name, scorer in self.scorers.items():
@@ -234,7 +326,7 @@ class Contrastive(Method):
         learner, reference = embedded.get(LEARNER), embedded.get(REFERENCE)
         if reference is not None:
             batch = with_embeddings(batch, prefix_of(REFERENCE), reference)
-        key = jax.random.fold_in(train_state.key, train_state.step)
+        key = jax.random.fold_in(train_state.key, number)
         with jax.named_scope("select"):
             concepts = None
             if config.by_concept:
@@ -242,20 +334,12 @@ class Contrastive(Method):
             selection = select(
                 key, learner, reference, config, loss=self.config.loss, size=size, concepts=concepts
             )
-            # In the order of the super-batch, which does not depend on the devices.
-            chosen = take(batch, jnp.sort(selection.ids), config.strata)
+            rows = jnp.sort(selection.ids)
         terms = None
         # The softmax loss of one pair is 0.
         if self.config.loss == "sigmoid" and not config.by_concept:
             terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
-        metrics = {
-            **selection.metrics,
-            **_noise(batch, chosen),
-            **context.picks(batch, chosen, terms),
-        }
-        if not self.distils_apart:
-            return chosen, chosen, metrics
-        return chosen, take(batch, _evenly_spaced(candidates, size), config.strata), metrics
+        return _Scored(batch, rows, selection.metrics, terms)
 
 
 def prefix_of(name: str) -> str:
@@ -271,6 +355,32 @@ def _embed(provider: Provider, params: PyTree | None, batch: Batch) -> Embedding
 def _evenly_spaced(candidates: int, size: int) -> Int[Array, " b"]:
     """Every B/b-th row: a uniform sample of the shuffled super-batch that stays on its device."""
     return jnp.asarray(np.arange(size) * candidates // size, jnp.int32)
+
+
+def _split(batch: Batch) -> tuple[Batch, Batch]:
+    """The arrays of the picks, and those of the candidates without their prefix."""
+    candidates = {
+        name.removeprefix(CANDIDATES): x for name, x in batch.items() if name.startswith(CANDIDATES)
+    }
+    return {k: x for k, x in batch.items() if not k.startswith(CANDIDATES)}, candidates
+
+
+def _picks(scored: _Scored) -> Int[Array, "2 b"]:
+    """Rows and ids."""
+    return jnp.stack([scored.rows, gather_rows(scored.batch["id"], scored.rows)])
+
+
+def _shifted(memory: Int[Array, "k 2 b"], latest: Int[Array, "2 b"]) -> Int[Array, "k 2 b"]:
+    """The picks of K super-batches, without those of the first and with those of the next one."""
+    return jnp.concatenate([memory[1:], latest[None]])
+
+
+def _numbers(scored: _Scored, chosen: Batch, context: StepContext) -> Metrics:
+    return {
+        **scored.metrics,
+        **_noise(scored.batch, chosen),
+        **context.picks(scored.batch, chosen, scored.terms),
+    }
 
 
 def _noise(batch: Batch, chosen: Batch) -> Metrics:

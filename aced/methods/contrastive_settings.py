@@ -83,6 +83,10 @@ class ContrastiveConfig(MethodConfig):
     # learner that scores with larger patches or shorter texts has to be trained with these. JEST's
     # Flexi trains half of the batch in this way (2), and needs a quarter (4).
     multi_resolution_every: Annotated[int, Interval(ge=0, le=1024)] = 0
+    # K: a step trains on the picks of its super-batch, which was scored K steps before, and scores
+    # the super-batch of K steps later. So only the picks are decoded in full. With 1 they are
+    # decoded between two steps, with 2 during a step. 0: each step scores what it trains on
+    score_ahead: Annotated[int, Interval(ge=0, le=2)] = 0
 
     def _check(self) -> None:
         super()._check()
@@ -97,6 +101,7 @@ class ContrastiveConfig(MethodConfig):
                 "and neither is set; set one of them, or set multi_resolution_every to 0."
             )
         self.scoring.check(self.model)
+        self._check_score_ahead()
         if self.reference.cache and not self.reference_scoring.exact:
             raise ConfigError(
                 "method.reference_scoring is for a reference that runs, but its embeddings are "
@@ -129,6 +134,29 @@ class ContrastiveConfig(MethodConfig):
             raise ConfigError(
                 "method.reference_shift changes the softmax loss; set method.loss = 'softmax' and "
                 "a method.contrastive_weight above 0, or method.reference_shift = False."
+            )
+
+    def _check_score_ahead(self) -> None:
+        """Raises a ConfigError if candidates cannot be read apart from what is trained on."""
+        for name in ("scoring", "reference_scoring"):
+            if not self.score_ahead and getattr(self, name).resolution is not None:
+                raise ConfigError(
+                    f"method.{name}.resolution needs method.score_ahead: otherwise every candidate "
+                    "is read in full anyway. Set method.score_ahead to 1 or 2, or the resolution "
+                    "to None."
+                )
+        if not self.score_ahead:
+            return
+        if not self.selects:
+            raise ConfigError(
+                f"method.score_ahead = {self.score_ahead} needs selection; set "
+                "method.selection.filter_ratio above 0, or score_ahead to 0."
+            )
+        if self.distillation.weight > 0 and self.distillation.batch == "iid":
+            raise ConfigError(
+                "method.distillation.batch = 'iid' distils on candidates that were not picked, "
+                "which method.score_ahead does not decode in full; set batch to 'selected', or "
+                "score_ahead to 0."
             )
 
     def _check_scales(self) -> None:

@@ -249,8 +249,9 @@ class Optima(Method):
         }
         return super().init_params(model_key) | {"projections": projections}
 
-    def init_memory(self, params: PyTree) -> Pull:
+    def init_memory(self, params: PyTree, batch_size: int) -> Pull:
         """The bandit before the first pull."""
+        del batch_size
         return Pull(
             bandit=bandit.init(len(self._arms)),
             arm=jnp.int32(0),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array, PyTree
 
-from aced.data.batch_spec import embeddings_of, view_of
+from aced.data.batch_spec import View, embeddings_of, view_of
 from aced.methods import scoring
 from aced.methods.scoring import ScoringConfig
 from aced.models import two_tower
@@ -28,6 +28,11 @@ class Running:
     scoring: ScoringConfig = ScoringConfig()
     every: int = 1  # one example in `every` runs as in `scoring`, the others in full
     logits: Logits = two_tower.logit_parameters
+
+    @property
+    def view(self) -> View:
+        """The model's view of an example."""
+        return View.of(self.scoring.seen_by(self.model))
 
     def macs(self, examples: int) -> int:
         """MACs of one forward pass of `examples` pairs; see `aced.cost.flops`."""

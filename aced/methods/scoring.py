@@ -1,8 +1,8 @@
 """Cheap scoring: approximate embeddings of the super-batch, for selection.
 
 A model that only scores may use larger patches (Flexi, JEST arXiv 2406.17711, section 4.3), shorter
-texts or lower precision. It must also be trained with this patch size and text length:
-`embed_mixed` trains a fixed share of the batch with the scoring view.
+texts, lower precision or smaller pictures. It must also be trained with this patch size and text
+length: `embed_mixed` trains a fixed share of the batch with the scoring view.
 """
 
 import dataclasses
@@ -29,6 +29,10 @@ class ScoringConfig(Checked):
     # Pixels a side of the patches; twice the model's own gives a quarter of the tokens. None: the
     # model's own
     patch: PositiveInt | None = None
+    # Pixels a side of the pictures that are read; the patches shrink in the same proportion, so the
+    # tokens stay as many. Only where candidates are read apart from what is trained on
+    # (method.score_ahead). None: the model's own
+    resolution: PositiveInt | None = None
     # Tokens that are read of each text. The last one is the text's own last token, or an end of
     # text if the tower pools there. None: all
     text_length: PositiveInt | None = None
@@ -43,8 +47,8 @@ class ScoringConfig(Checked):
 
     @property
     def view(self) -> "ScoringConfig":
-        """The settings that training must share: patch and text length, not the precision."""
-        return dataclasses.replace(self, precision="model")
+        """The settings that training must share: patch and text length."""
+        return dataclasses.replace(self, precision="model", resolution=None)
 
     def check(self, model: ModelConfig, key: str = "method.scoring") -> None:
         """Checks the settings against the model that scores; `key` is their path in messages.
@@ -64,11 +68,42 @@ class ScoringConfig(Checked):
                 f"{key}.patch = {patch} must divide image.resolution = {own.resolution} and be no "
                 f"less than the model's image.patch = {own.patch}; choose another, or None."
             )
+        self._check_resolution(model, key)
         if self.text_length is not None and self.text_length > length:
             raise ConfigError(
                 f"{key}.text_length = {self.text_length} is more than the {length} tokens that the "
                 f"model reads; lower it, or set it to None."
             )
+
+    def _check_resolution(self, model: ModelConfig, key: str) -> None:
+        own, patch = model.image, self.patch or model.image.patch
+        if self.resolution is None:
+            return
+        if own.architecture != "vit":
+            raise ConfigError(
+                f"{key}.resolution = {self.resolution} needs image.architecture = 'vit': a tower "
+                f"of architecture '{own.architecture}' reads its own resolution only; set it to "
+                "None."
+            )
+        is_whole = self.resolution * patch % own.resolution == own.resolution % patch == 0
+        if self.resolution > own.resolution or not is_whole:
+            raise ConfigError(
+                f"{key}.resolution = {self.resolution} must be at most image.resolution = "
+                f"{own.resolution}, and its patches of {patch} * {self.resolution} / "
+                f"{own.resolution} pixels must be whole and cover the picture; choose another, or "
+                "None."
+            )
+
+    def seen_by(self, model: ModelConfig) -> ModelConfig:
+        """The model as it scores: its patch, resolution and dtype; see `embed`."""
+        own, patch = model.image, self.patch or model.image.patch
+        resolution = self.resolution or own.resolution
+        patch = patch * resolution // own.resolution
+        return dataclasses.replace(
+            model,
+            image=dataclasses.replace(own, patch=patch, resolution=resolution),
+            dtype="bfloat16" if self.precision == "bfloat16" else model.dtype,
+        )
 
 
 def macs(model: ModelConfig, scoring: ScoringConfig) -> tuple[int, int]:
@@ -76,7 +111,7 @@ def macs(model: ModelConfig, scoring: ScoringConfig) -> tuple[int, int]:
 
     An int8 MAC counts as one, although a chip may do two of them at a time.
     """
-    return flops.macs(_seen(model, scoring), scoring.text_length)
+    return flops.macs(scoring.seen_by(model), scoring.text_length)
 
 
 def embed(
@@ -88,15 +123,17 @@ def embed(
 ) -> Embeddings:
     """Returns the embeddings of paired images and texts, computed as in `scoring`.
 
-    The inputs and `model` are those of training. Differentiable with respect to the parameters
-    unless the precision is int8.
+    The inputs and `model` are those of training, but images have `scoring.resolution`.
+    Differentiable with respect to the parameters unless the precision is int8.
 
     Raises:
         ConfigError: the new patch does not divide the resolution.
         TypeError: a gradient is taken in int8.
     """
-    seen = _seen(model, scoring)
-    image_params = flexi.resize_params(params["image"], model.image, seen.image.patch)
+    seen = scoring.seen_by(model)
+    image_params = flexi.resize_params(
+        params["image"], model.image, seen.image.patch, seen.image.resolution
+    )
     text_params, text = _shorter(params["text"], text, model, scoring.text_length)
     params = {**params, "image": image_params, "text": text_params}
     return seen.embed(params, image, text, int8=scoring.precision == "int8")
@@ -153,16 +190,6 @@ def join_every(first: Array, others: Array, every: int) -> Array:
     others = others.reshape(-1, every - 1, *others.shape[1:])
     joined = jnp.concatenate([first[:, None], others], axis=1)
     return constrain_by_example(joined.reshape(-1, *first.shape[1:]))
-
-
-def _seen(model: ModelConfig, scoring: ScoringConfig) -> ModelConfig:
-    """The model with the patch and the dtype of `scoring`."""
-    patch = scoring.patch or model.image.patch
-    return dataclasses.replace(
-        model,
-        image=dataclasses.replace(model.image, patch=patch),
-        dtype="bfloat16" if scoring.precision == "bfloat16" else model.dtype,
-    )
 
 
 def _shorter(

@@ -37,10 +37,17 @@ class Budget:
     examples_trained: int  # b
     examples_scored: int  # B, or 0 without selection
     flops: int | float  # on all devices, including scoring and frozen models
+    # Before the first step, by methods that score ahead.
+    scored_before: int = 0
+    flops_before: int | float = 0
 
     def at(self, step: int) -> dict[str, int | float]:
-        """The cost of `step` steps."""
-        return {name: step * cost for name, cost in dataclasses.asdict(self).items()}
+        """The cost of the run up to the end of step `step`."""
+        return {
+            "examples_trained": step * self.examples_trained,
+            "examples_scored": step * self.examples_scored + self.scored_before,
+            "flops": step * self.flops + self.flops_before,
+        }
 
 
 class Writer:

@@ -1,4 +1,4 @@
-"""Runs a vision transformer at another patch size (FlexiViT, arXiv 2212.08013).
+"""Runs a vision transformer at another patch size or resolution (FlexiViT, arXiv 2212.08013).
 
 Twice the patch size gives a quarter of the tokens. The patch embedding's kernel is resized so that
 it gives the old products on resized patches, and the positions are resized like a picture. No
@@ -49,44 +49,55 @@ def _resize_square(matrix: np.ndarray, x: Float[Array, "o o ..."]) -> Float[Arra
     return jnp.einsum("ai,bj,ij...->ab...", matrix, matrix, x, precision=jax.lax.Precision.HIGHEST)
 
 
-def resize_params(params: PyTree, config: ImageConfig, patch: int) -> PyTree:
+def resize_params(
+    params: PyTree, config: ImageConfig, patch: int, resolution: int | None = None
+) -> PyTree:
     """Returns the parameters of the image tower `config` for patches of `patch` pixels a side.
 
     The result is linear in the parameters. Normalising pixels commutes with resizing, because all
     pixels are normalised in the same way.
 
+    Args:
+        params: of the tower.
+        config: the tower as it was trained.
+        patch: the new patch size.
+        resolution: pixels a side of the pictures to be read; None: the tower's own.
+
     Raises:
-        ConfigError: `patch` is new and does not divide the resolution, or the tower is not a
-            vision transformer.
+        ConfigError: `patch` or `resolution` is new, and the patch does not divide the resolution,
+            or the tower is not a vision transformer.
     """
-    if patch == config.patch:
+    resolution = resolution or config.resolution
+    if (patch, resolution) == (config.patch, config.resolution):
         return params
     if config.architecture != "vit":
         raise ConfigError(
             f"A tower with image.architecture = '{config.architecture}' cannot be read at another "
-            "patch size, because its windows are sized for its own patches."
+            "patch size or resolution, because its windows are sized for its own patches."
         )
-    if patch < 1 or config.resolution % patch:
+    if patch < 1 or resolution % patch:
         raise ConfigError(
-            f"A patch of {patch} pixels does not divide image.resolution = {config.resolution}; "
-            "take one that does."
+            f"A patch of {patch} pixels does not divide a resolution of {resolution}; take one "
+            "that does."
         )
-    kernel = params["patch"]["kernel"]  # [old*old*3, d]: rows, columns, channels
-    square = kernel.reshape(config.patch, config.patch, -1)
-    resized = _resize_square(patch_matrix(config.patch, patch), square)
-    resized = resized.reshape(patch * patch * 3, kernel.shape[-1])
-    new = params | {"patch": params["patch"] | {"kernel": resized}}
-    if config.position == "learned":
-        new["position"] = _resize_positions(params["position"], config, patch)
+    new = dict(params)
+    if patch != config.patch:
+        kernel = params["patch"]["kernel"]  # [old*old*3, d]: rows, columns, channels
+        square = kernel.reshape(config.patch, config.patch, -1)
+        resized = _resize_square(patch_matrix(config.patch, patch), square)
+        resized = resized.reshape(patch * patch * 3, kernel.shape[-1])
+        new["patch"] = params["patch"] | {"kernel": resized}
+    if config.position == "learned" and resolution // patch != config.grid:
+        new["position"] = _resize_positions(params["position"], config, resolution // patch)
     return new
 
 
 def _resize_positions(
-    positions: Float[Array, "n d"], config: ImageConfig, patch: int
+    positions: Float[Array, "n d"], config: ImageConfig, side: int
 ) -> Float[Array, "m d"]:
-    """Positions of the new grid; a class token keeps its own."""
+    """Positions of a grid of `side` patches a side; a class token keeps its own."""
     split = config.tokens - config.grid**2
     cls, grid = positions[:split], positions[split:]
     square = grid.reshape(config.grid, config.grid, -1)
-    resized = _resize_square(resize_matrix(config.grid, config.resolution // patch), square)
+    resized = _resize_square(resize_matrix(config.grid, side), square)
     return jnp.concatenate([cls, resized.reshape(-1, positions.shape[-1])])

@@ -59,7 +59,8 @@ def _by_settings(built: program.Program, topology: Topology, num_slices: int) ->
     """The figures that need no compiler."""
     config, chip = built.method.config, topology.chip
     flops = built.method.flops_per_step(built.batch_size)
-    run_flops = flops * built.total_steps
+    run_flops = flops * built.total_steps + built.method.flops_before(built.batch_size)
+    scored = (built.total_steps + built.method.ahead) * built.candidates
     return {
         "topology": topology.name,
         "num_slices": num_slices,
@@ -81,7 +82,7 @@ def _by_settings(built: program.Program, topology: Topology, num_slices: int) ->
         "run": {
             "steps": built.total_steps,
             "examples_trained": built.total_steps * built.batch_size,
-            "examples_scored": built.total_steps * built.candidates if config.selects else 0,
+            "examples_scored": scored if config.selects else 0,
             "flops": run_flops,
             "chip_hours_at_usual_mfu": run_flops / (chip.bf16 * USUAL_MFU) / 3600,
         },

@@ -61,7 +61,8 @@ class Plan:
     def exchanges(self, mesh: Mesh, batch_size: int) -> bool:
         """Whether chosen examples move between devices."""
         method = self.settings.method.for_batch(batch_size)
-        return method.selects and method.selection.strata % meshes.example_shards(mesh) > 0
+        moves = method.selects and not method.score_ahead  # or else they are read where they go
+        return moves and method.selection.strata % meshes.example_shards(mesh) > 0
 
 
 def read(config: Settings, workdir: str) -> Plan:

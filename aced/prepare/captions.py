@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aced.data import records
+from aced.data.captions import GIVEN, KIND
 from aced.errors import UserError
 from aced.files import encoding, storage
 
@@ -37,6 +38,8 @@ class Columns:
 
     image: str = "image"  # path in the folder of images
     caption: str = "caption"
+    kind: str = ""  # of the line's captions in that column
+    more: tuple[tuple[str, str], ...] = ()  # further columns of captions: (kind, column)
     label: str = ""
     noisy: str = ""
     clean: tuple[str, str] = ("", "")  # a column, and its value in clean lines
@@ -49,7 +52,7 @@ class Columns:
     def names(self) -> list[str]:
         """All columns that every line must have."""
         columns = (self.image, self.caption, self.label, self.noisy, self.clean[0], self.second)
-        columns += (self.answers, *self.extra)
+        columns += (self.kind, *(name for _, name in self.more), self.answers, *self.extra)
         return [name for name in columns if name]
 
 
@@ -59,6 +62,7 @@ class CaptionedImage:
 
     key: str
     texts: list[str]
+    kinds: list[str]  # of `texts`, one by one
     label: str | None
     is_noisy: bool | None
     is_clean: bool  # whether all of its lines are clean
@@ -201,7 +205,7 @@ def _without_columns(path: str, line: int, names: list[str], columns: Columns) -
     return PrepareError(
         f"{where}: there is no column {missing!r}; the columns are: {listed}. Name it with "
         "--image_column, --caption_column, --second_column, --label_column, --noisy_column, "
-        "--answers_column, --clean_column or --extra_columns."
+        "--answers_column, --clean_column, --kind_column, --more_captions or --extra_columns."
     )
 
 
@@ -259,11 +263,26 @@ def _answers(value: Any) -> list[str]:
     return [_text(text, "an answer") for text in answers]
 
 
+def _texts(value: Any) -> list[str]:
+    """The captions in a column, a text or a list of texts, without empty ones."""
+    texts = [text or "" for text in (value if isinstance(value, list) else [value])]
+    return [text for text in (_text(text, "the caption") for text in texts) if text]
+
+
+def _kind(value: Any) -> str:
+    text = _text(value or "", "the kind") or GIVEN
+    if not KIND.fullmatch(text):
+        raise RejectedError(
+            "malformed_line", f"the kind {text!r:.80}; it must be of letters, digits, _ and -"
+        )
+    return text
+
+
 def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
     """Converts a line of the table to an image with its non-empty captions."""
-    captions = row[columns.caption]
-    captions = [text or "" for text in (captions if isinstance(captions, list) else [captions])]
-    texts = [_text(text, "the caption") for text in captions]
+    kind = _kind(row[columns.kind]) if columns.kind else GIVEN
+    named = ((kind, columns.caption), *columns.more)
+    captions = [(text, kind) for kind, column in named for text in _texts(row[column])]
     extra = {name: row[name] for name in columns.extra if row[name] is not None}
     for name, value in extra.items():
         large = type(value) is int and abs(value) >= 1 << 63
@@ -273,7 +292,8 @@ def _parse(row: dict[str, Any], line: int, columns: Columns) -> CaptionedImage:
             extra[name] = _text(value, name)
     return CaptionedImage(
         key=_key(row[columns.image]),
-        texts=[text.lower() if columns.lower else text for text in texts if text],
+        texts=[text.lower() if columns.lower else text for text, _ in captions],
+        kinds=[kind for _, kind in captions],
         label=_label(row[columns.label]) if columns.label else None,
         is_noisy=_flag(row[columns.noisy]) if columns.noisy else None,
         is_clean=bool(columns.clean[0]) and _as_text(row[columns.clean[0]]) == columns.clean[1],
@@ -290,12 +310,16 @@ def from_record(record: dict[str, Any], index: int, lower: bool) -> CaptionedIma
     Raises:
         RejectedError: the key or a text is not valid.
     """
-    texts = [_text(text, "the caption") for text in record["texts"]]
-    texts = [text.lower() if lower else text for text in texts if text]
+    captions: dict[str, str] = {}  # kinds by text
+    kinds = record.get("kinds") or [GIVEN] * len(record["texts"])
+    for value, kind in zip(record["texts"], kinds, strict=True):
+        if text := _text(value, "the caption"):
+            captions.setdefault(text.lower() if lower else text, kind)
     label = record.get("label")
     return CaptionedImage(
         key=_key(record["key"]),
-        texts=list(dict.fromkeys(texts)),
+        texts=list(captions),
+        kinds=list(captions.values()),
         label=None if label is None else str(label),
         is_noisy=record.get("is_noisy"),
         is_clean=False,
@@ -312,13 +336,14 @@ def merge(first: CaptionedImage, other: CaptionedImage, rejects: Rejects) -> Non
     The result is noisy if either is, and clean if both are.
     """
     first.is_clean = first.is_clean and other.is_clean
-    for text in other.texts:
+    for text, kind in zip(other.texts, other.kinds, strict=True):
         if text in first.texts:
             error = RejectedError("repeated_caption", text)
         elif len(first.texts) == records.MAX_ITEMS:
             error = RejectedError("too_many_captions", text)
         else:
             first.texts.append(text)
+            first.kinds.append(kind)
             continue
         rejects.add(error, image=other.key, line=other.line)
     if other.label != first.label:
@@ -365,7 +390,7 @@ def read_captions(path: str, columns: Columns, rejects: Rejects) -> Iterator[Cap
 
 def merge_lines(images: list[CaptionedImage], rejects: Rejects) -> CaptionedImage:
     """The first of `images` with the captions of all of them, each once."""
-    first = dataclasses.replace(images[0], texts=[])
+    first = dataclasses.replace(images[0], texts=[], kinds=[])
     for image in images:
         merge(first, image, rejects)
     return first

@@ -9,6 +9,7 @@ from annotated_types import Interval
 
 from aced.bounds import NonEmpty, NonNegativeInt, PositiveInt
 from aced.config import ConfigError
+from aced.data.captions import GIVEN, check_names
 from aced.files import storage
 from aced.flag_settings import FlagSettings, setting
 from aced.prepare.captions import Columns
@@ -52,6 +53,17 @@ class PrepareConfig(FlagSettings):
         "",
         "Column of the caption or of a list of captions; for tars, a field of KEY.json. Empty: "
         "'caption' or, for tars, KEY.txt.",
+    )
+    more_captions: str = setting(
+        "",
+        "Further columns of captions, each with its kind, for data.caption_weights: KIND=COLUMN, "
+        "separated by commas, such as synthetic=syn_text; for tars, fields of KEY.json. Captions "
+        "in --caption_column have the kind 'given'.",
+    )
+    kind_column: str = setting(
+        "",
+        "Column of a table with the kind of the line's caption, such as given or synthetic. Empty "
+        "fields are 'given'.",
     )
     label_column: str = setting(
         "", "Column of the class: integers or, in a table, names (numbered in sorted order)."
@@ -130,10 +142,18 @@ class PrepareConfig(FlagSettings):
             for name in ("images", "captions"):
                 if not getattr(self, name):
                     raise ConfigError(f"--{name} is empty; set it.")
-        elif self.noisy_column or self.extra_columns or self.clean_column:
+        elif self.noisy_column or self.extra_columns or self.clean_column or self.kind_column:
             raise ConfigError(
-                "--noisy_column, --clean_column and --extra_columns need a table: --captions."
+                "--noisy_column, --clean_column, --kind_column and --extra_columns need a table: "
+                "--captions."
             )
+        for kind, column in self.columns.more:
+            check_names((kind,), "--more_captions")
+            if not column:
+                raise ConfigError(
+                    f"--more_captions={self.more_captions} must be KIND=COLUMN, such as "
+                    "synthetic=syn_text, separated by commas."
+                )
         if self.split != "train" and not self.parquet:
             raise ConfigError("--split needs a folder of parquet files: --parquet.")
         if self.tars and self.second_column:
@@ -189,21 +209,30 @@ class PrepareConfig(FlagSettings):
         return Columns(
             image=self.image_column,
             caption=self.caption_column or "caption",
+            kind=self.kind_column,
+            more=tuple(map(_kind_and_column, _listed(self.more_captions))),
             label=self.label_column,
             noisy=self.noisy_column,
             clean=(column.strip(), value.strip()),
             second=self.second_column,
             answers=self.answers_column,
-            extra=tuple(name.strip() for name in self.extra_columns.split(",") if name.strip()),
+            extra=tuple(_listed(self.extra_columns)),
             lower=self.lower,
         )
 
     @property
     def caption_columns(self) -> tuple[str, ...]:
         """Caption columns of parquet, or fields of KEY.json in tars (KEY.txt if empty)."""
-        if self.tars:
-            return (self.caption_column,) if self.caption_column else ()
-        return (self.columns.caption,)
+        more = tuple(column for _, column in self.columns.more)
+        if not self.tars:
+            return (self.columns.caption, *more)
+        return (self.caption_column or ".txt", *more) if self.caption_column or more else ()
+
+    @property
+    def caption_kinds(self) -> tuple[str, ...]:
+        """The kinds of `caption_columns`; empty: all captions are given ones."""
+        more = tuple(kind for kind, _ in self.columns.more)
+        return (GIVEN, *more) if more else ()
 
     @property
     def decoders(self) -> int:
@@ -218,3 +247,13 @@ class PrepareConfig(FlagSettings):
         for name in ("out", "overwrite", "threads", "runner", "split"):
             del settings[name]
         return settings
+
+
+def _listed(text: str) -> list[str]:
+    """The names in a flag, separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _kind_and_column(text: str) -> tuple[str, str]:
+    kind, _, column = text.partition("=")
+    return kind.strip(), column.strip()

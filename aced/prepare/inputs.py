@@ -132,26 +132,26 @@ def open_records(config: PrepareConfig) -> records.Source:
     Raises:
         PrepareError: the files are missing, can't be read, or lack a column.
     """
-    image, captions, label = config.image_column, config.caption_columns, config.label_column
+    captions = {"captions": config.caption_columns, "kinds": config.caption_kinds}
     try:
         if config.tars:
-            return TarSource(WebDatasetConfig(config.tars, captions, label))
+            return TarSource(WebDatasetConfig(config.tars, label=config.label_column, **captions))
         return ParquetSource(
             ParquetConfig(
                 config.parquet,
                 config.split,
-                image,
-                captions,
-                label,
+                image=config.image_column,
+                label=config.label_column,
                 second=config.second_column,
                 answers=config.answers_column,
                 window_mib=_WINDOW_MIB,
+                **captions,
             )
         )
     except (ConfigError, records.DatasetError, storage.StorageError) as error:
         raise PrepareError(
             f"{error} (Here these settings are --tars, --parquet, --split, --image_column, "
-            "--caption_column, --second_column and --label_column.)"
+            "--caption_column, --more_captions, --second_column and --label_column.)"
         ) from error
 
 

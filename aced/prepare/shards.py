@@ -105,6 +105,7 @@ def _example(packed: bytes, config: PrepareConfig, labels: dict[str, int]) -> re
     return records.Example(
         image=image,
         texts=tuple(facts.texts),
+        kinds=tuple(facts.kinds),
         key=facts.key,
         label=None if facts.label is None else labels[facts.label],
         is_noisy=facts.is_noisy,

@@ -71,13 +71,18 @@ def open_features(folder: str, teacher: Teacher) -> Cache:
 
     Raises:
         CacheError: the cache is missing or incomplete.
-        ConfigError: the cache has no image features, or is of another model.
+        ConfigError: the cache has no image features of whole pictures, or is of another model.
     """
     cache = Cache(folder)
     plan = cache.description.plan
     if not plan.has("image"):
         raise ConfigError(
             f"--features={folder} has no image features; make it with --towers=image or both."
+        )
+    if plan.augmentations:
+        raise ConfigError(
+            f"--features={folder} are of {plan.augmentations} stored augmentations of each "
+            "picture; choose a cache of whole pictures, made with data.augmentations = 0."
         )
     expected = {name: teacher.fingerprint[name] for name in ("weights", "tokenizer")}
     if lines := plan.other_fingerprints(expected):

@@ -73,7 +73,9 @@ def make(
             size = batch_size(settings, cache)
             maker = model.maker(plan, folder, source, model.data, model.load(), mesh, size)
             # The cost of another library's model is not known; the estimate then leaves it out.
-            cost = size * flops_of_example(plan.model, cache.towers) if plan.model else 0
+            cost = 0
+            if plan.model:
+                cost = size * flops_of_example(plan.model, cache.towers, plan.augmentations)
             line = functools.partial(
                 progress.Progress,
                 name=f"{cache.model}'s cache",
@@ -93,10 +95,11 @@ def batch_size(settings: TrainConfig, cache: CacheConfig) -> int:
     return cache.batch_size or settings.method.score_micro_batch or settings.batch_size
 
 
-def flops_of_example(model: ModelConfig, towers: str) -> int:
-    """FLOPs of embedding an image, a caption, or one of each."""
+def flops_of_example(model: ModelConfig, towers: str, augmentations: int) -> int:
+    """FLOPs of embedding an image or its stored augmentations, a caption, or both."""
     by_tower = dict(zip(("image", "text"), flops.macs(model), strict=True))
-    return flops.step_flops([], [(by_tower[name], 1) for name in TOWERS[towers]])
+    times = {"image": max(1, augmentations), "text": 1}
+    return flops.step_flops([], [(by_tower[name], times[name]) for name in TOWERS[towers]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,5 +160,7 @@ def _plan(cache: CacheConfig, batch_size: int, model: _Model, source: sources.So
         calibration_pairs=cache.calibration_pairs,
         calibration_batch_size=batch_size,
         fingerprint=fingerprint.of_inputs(source, model.data) | model.fingerprint,
+        augmentations=model.data.augmentations,
+        augment=model.data.augment,
         **model.facts,
     )

@@ -20,6 +20,7 @@ from aced.checkpoints.checkpointer import Checkpointer
 from aced.config import ConfigError, Settings, expand
 from aced.cost import hardware
 from aced.data import pipeline, sources
+from aced.data.picks import AHEAD
 from aced.data.prefetch import DevicePrefetch
 from aced.errors import UserError
 from aced.evaluators import suites
@@ -32,7 +33,7 @@ from aced.parallel import distributed
 from aced.parallel import mesh as meshes
 from aced.parallel.preemption import Preemption
 from aced.parallel.watchdog import Watchdog
-from aced.train import caches, overlap, plan, program, starts, summary
+from aced.train import ahead, caches, overlap, plan, program, starts, summary
 from aced.train.config import TrainConfig, hyper_parameters, parse
 from aced.train.early_stop import EarlyStop
 from aced.train.gallery import Gallery
@@ -159,6 +160,8 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
         examples_trained=settings.batch_size,
         examples_scored=prog.candidates if settings.method.selects else 0,
         flops=prog.method.flops_per_step(settings.batch_size),
+        scored_before=prog.method.ahead * prog.candidates,
+        flops_before=prog.method.flops_before(settings.batch_size),
     )
     peak = hardware.peak_flops(prog.mesh.devices.flat[0].device_kind)
     shown = hyper_parameters(settings)
@@ -178,11 +181,12 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
         skipped,
         input_batches(run, start, counters) as host_batches,
         DevicePrefetch(host_batches, prog.mesh) as batches,
+        host_batches.picks as picks,  # closed first: the threads of the input may wait for it
         Profiler(settings.profile, run.folder, start, prog.total_steps) as profiler,
         Gallery(settings, run.sources[""], prog.total_steps, writer.show) as gallery,
     ):
+        train_state, previous = ahead.begin(run, counters, picks), None
         meter = progress.Meter(budget, start, peak=peak and peak * prog.mesh.size)
-        train_state, previous = run.state, None
         last_scores = {}
         if run.start is not None and jax.process_index() == 0 and summary.is_run(run.folder):
             last_scores = history.last_values(run.folder)
@@ -194,6 +198,8 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
                     batches.take_waited()  # until the input had started
                     around.enter_context(meter.compiling())
                 train_state, out = prog.step(train_state, run.frozen, batch)
+            if prog.method.ahead:
+                picks.put(out.pop(AHEAD))
             if profiler.is_due(step):
                 jax.block_until_ready(out)  # a trace has whole steps
                 with meter.paused():

@@ -97,14 +97,16 @@ def _cache(cache: CacheConfig, settings: TrainConfig, workdir: epath.Path) -> Ph
     data = settings.method.data_of(cache.model, settings.data)
     examples = _examples(data)
     steps = examples and _cache_steps(examples, cache.shard_size, size)
-    item = settings.method.named.get(cache.model)
+    item, flops = settings.method.named.get(cache.model), None
+    if item and item.model:
+        flops = size * caches.flops_of_example(item.model, cache.towers, data.augmentations)
     return Phase(
         name=f"{cache.model}'s cache",
         method="embeddings",
         folder=str(folder),
         examples=size,
         steps=steps,
-        flops=item and item.model and size * caches.flops_of_example(item.model, cache.towers),
+        flops=flops,
         done=(steps or 0) if description.is_complete(str(folder)) else 0,
         most=examples,
     )

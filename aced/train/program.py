@@ -42,6 +42,7 @@ class Program:
     frozen: dict[str, PyTree]  # shapes of the frozen models' parameters, by name
     new_state: Callable[..., state.TrainState]  # of a key and the frozen models; jitted
     step: Callable  # (state, frozen, batch) -> (state, metrics); jitted, donates the state
+    score_first: Callable  # `Method.score_first`; jitted, donates the state
 
     def batch(self, fields: Iterable[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a step's input arrays, with the optional `fields` that the source has."""
@@ -49,10 +50,16 @@ class Program:
         added = {
             name: (OPTIONAL_FIELDS[name].shape, OPTIONAL_FIELDS[name].dtype) for name in fields
         }
-        return {
-            f"{prefix}{name}": jax.ShapeDtypeStruct((stream.rows, *shape), dtype, sharding=sharding)
+        shapes = {  # a stream of other data has none of the fields
+            prefix: stream.shapes() | (added if stream.data == self.streams[""].data else {})
             for prefix, stream in self.streams.items()
-            for name, (shape, dtype) in (stream.shapes() | ({} if prefix else added)).items()
+        }
+        return {
+            f"{prefix}{name}": jax.ShapeDtypeStruct(
+                (self.streams[prefix].rows, *shape), dtype, sharding=sharding
+            )
+            for prefix, rows in shapes.items()
+            for name, (shape, dtype) in rows.items()
         }
 
 
@@ -87,7 +94,7 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
     def new_state(key: jax.Array, frozen: dict[str, PyTree]) -> state.TrainState:
         params_key, step_key = jax.random.split(key)
         params = method.start(init_params(params_key), frozen)
-        memory = method.init_memory(params)
+        memory = method.init_memory(params, batch_size)
         return state.create(params, tx, step_key, ema=settings.ema_decay > 0, method=memory)
 
     frozen = {
@@ -116,6 +123,7 @@ def build(settings: TrainConfig, mesh: Mesh, data_size: int | None = None) -> Pr
             donate_argnums=0,
             out_shardings=(shardings, meshes.replicated(mesh)),
         ),
+        score_first=jax.jit(method.score_first, donate_argnums=0, out_shardings=shardings),
     )
 
 

@@ -15,6 +15,7 @@ from aced.checkpoints import record
 from aced.checkpoints.checkpointer import Checkpointer
 from aced.config import ConfigError
 from aced.data import pipeline, sources
+from aced.data.picks import PicksAhead
 from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
 from aced.methods.frozen import FrozenConfig, load_model
@@ -54,7 +55,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     with announced("Building the program"):
         prog = program.build(settings, mesh, len(source))
     by_stream = {
-        prefix: opened(stream.data) if prefix else source for prefix, stream in prog.streams.items()
+        prefix: source if stream.data == settings.data else opened(stream.data)
+        for prefix, stream in prog.streams.items()
     }
     for prefix, stream in prog.streams.items():
         stream.check(by_stream[prefix])
@@ -165,19 +167,35 @@ def _warn_of_rest(name: str, tower: ImageConfig) -> None:
 def input_batches(run: Run, start: int, counters: pipeline.InputCounters) -> SideBySide:
     """This process's share of the input, for the steps after `start`."""
     prog = run.program
+    picks = PicksAhead(start, prog.method.ahead)
     return SideBySide(
-        {
-            prefix: pipeline.train_batches(
-                run.sources[prefix],
-                stream.data,
-                stream.views,
-                batch_size=stream.rows,
-                seed=run.settings.seed,
-                start_step=start,
-                rows=meshes.local_rows(prog.mesh, stream.rows),
-                counters=counters,
-                caches=run.caches[prefix],
-            )
-            for prefix, stream in prog.streams.items()
-        }
+        {prefix: stream_batches(run, prefix, start, counters, picks) for prefix in prog.streams},
+        picks,
+    )
+
+
+def stream_batches(
+    run: Run,
+    prefix: str,
+    start: int,
+    counters: pipeline.InputCounters,
+    picks: PicksAhead | None = None,
+) -> pipeline.Batches:
+    """This process's share of a stream, for the steps after `start`.
+
+    `picks` gives the picks of a stream of picks.
+    """
+    stream = run.program.streams[prefix]
+    return pipeline.train_batches(
+        run.sources[prefix],
+        stream.data,
+        stream.views,
+        batch_size=stream.picked_from or stream.rows,
+        seed=run.settings.seed,
+        start_step=start + stream.ahead,
+        rows=meshes.local_rows(run.program.mesh, stream.rows),
+        counters=counters,
+        caches=run.caches[prefix],
+        picks=picks if stream.picked_from else None,
+        concepts=stream.concepts,
     )

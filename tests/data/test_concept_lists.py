@@ -61,15 +61,17 @@ def test_unusable_lists(tmp_path, data, message):
 
 def test_a_batch_has_the_concepts_of_its_captions():
     tokenizer = TokenizerConfig(kind="shapes", length=64)
-    view = View(resolution=16, tokenizer=tokenizer, concepts=smoke.CONCEPTS)
+    view = View(resolution=16, tokenizer=tokenizer)
     data = DataConfig(source="shapes", num_threads=0)
-    with train_batches(open_source(data), data, {"": view}, batch_size=4, seed=0) as batches:
+    source, listed = open_source(data), ConceptList(smoke.CONCEPTS)
+    with train_batches(
+        source, data, {"": view}, batch_size=4, seed=0, concepts=smoke.CONCEPTS
+    ) as batches:
         batch = next(batches)
     captions = get_tokenizer(tokenizer).decode(batch["text"])
-    listed = ConceptList(smoke.CONCEPTS)
     assert any(colour in captions[0] for colour in COLOURS)
     np.testing.assert_array_equal(batch["concepts"], [listed(text) for text in captions])
-    shapes = Stream(data, 4, {"": view}, {}).shapes()
+    shapes = Stream(data, 4, {"": view}, {}, concepts=smoke.CONCEPTS).shapes()
     assert {name: (rows.shape[1:], rows.dtype) for name, rows in batch.items()} == {
         name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()
     } | {"is_noisy": ((), np.bool_), "label": ((), np.int32)}

@@ -43,7 +43,7 @@ def test_flags_of_commands_exist(module):
 
 
 def is_of_beam(flag: str) -> bool:
-    """Whether Beam knows a flag that `aced.prepare` passes on."""
+    """Whether Beam has a flag that `aced.prepare` passes on."""
     from aced.prepare.runner import unknown_options
 
     if flag.startswith("dask_"):

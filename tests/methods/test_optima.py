@@ -81,7 +81,7 @@ class Trial:
         teacher = tiny_coca.params(settings.teacher.model, seed=5)
         self.teacher = {"teacher": jax.tree.map(jnp.asarray, teacher)}
         params = init(jax.random.key(3)) | {"model": tiny_coca.params(settings.model, seed=1)}
-        memory = self.method.init_memory(params)
+        memory = self.method.init_memory(params, B)
         self.state = state.create(params, TX, jax.random.key(1), method=memory)
 
     def replicate(self, mesh):

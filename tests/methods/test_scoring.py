@@ -87,6 +87,39 @@ def test_larger_patches_change_the_image_alone():
     assert not np.allclose(found.zimg, whole.zimg, atol=1e-2)
 
 
+def test_small_pictures_are_read_in_as_many_patches():
+    """Half of the pixels a side; patches of 8 pixels become the model's own 4."""
+    params, image, text = inputs()
+    small = image[:, ::2, ::2]
+    settings = ScoringConfig(patch=8, resolution=8)
+    grid = jnp.asarray(params["image"]["position"]).reshape(4, 4, -1)
+    grid = jax.image.resize(grid, (2, 2, grid.shape[-1]), "bilinear", antialias=True)
+    tower = params["image"] | {"position": grid.reshape(4, -1)}
+    eight = dataclasses.replace(MODEL.image, resolution=8)
+    expected = apply(
+        two_tower.TwoTower(dataclasses.replace(MODEL, image=eight)),
+        params | {"image": tower},
+        small,
+        text,
+    )
+    found = embed(MODEL, settings, params, small, text)
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+    # Without a larger patch the positions stay, and patches have 2 pixels.
+    tower = params["image"] | {
+        "patch": flexi.resize_params(params["image"], MODEL.image, 2)["patch"]
+    }
+    two = dataclasses.replace(eight, patch=2)
+    expected = apply(
+        two_tower.TwoTower(dataclasses.replace(MODEL, image=two)),
+        params | {"image": tower},
+        small,
+        text,
+    )
+    found = embed(MODEL, ScoringConfig(resolution=8), params, small, text)
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_last_token_is_kept_where_the_tower_reads_it():
     params, image, text = inputs()
     found = embed(MODEL, ScoringConfig(text_length=4), params, image, text)
@@ -124,6 +157,8 @@ def test_macs_by_hand():
     image, text = scoring.macs(MODEL, FLEXI)
     assert image == 4 * (3 * 8 * 8 * d) + 4 * (weights + 2 * 4 * d)  # 4 patches instead of 16
     assert text == 4 * (weights + 2 * 4 * d) + d * d  # 4 tokens instead of 6
+    small, _ = scoring.macs(MODEL, ScoringConfig(patch=8, resolution=8))
+    assert small == image - 4 * 3 * (8 * 8 - 4 * 4) * d  # only the patches have fewer pixels
     assert scoring.macs(MODEL, ScoringConfig(precision="int8")) == flops.macs(MODEL)
     assert mlp == MODEL.image.dims.mlp
 
@@ -144,6 +179,8 @@ def test_patches_twice_as_large_cost_a_quarter_in_the_blocks():
     [
         ({"patch": 5}, "method.scoring.patch = 5 must divide image.resolution = 16"),
         ({"patch": 2}, "no less than the model's image.patch = 4"),
+        ({"resolution": 32}, "method.scoring.resolution = 32 must be at most image.resolution"),
+        ({"resolution": 6}, r"its patches of 4 \* 6 / 16 pixels must be whole"),
         ({"text_length": 7}, "method.scoring.text_length = 7 is more than the 6 tokens"),
     ],
 )
@@ -153,7 +190,9 @@ def test_check_refuses_invalid_scoring(changes, message):
 
 
 def test_check_accepts_valid_scoring():
-    for settings in (ScoringConfig(), FLEXI, ScoringConfig(patch=16, text_length=6)):
+    small = ScoringConfig(patch=8, resolution=4)
+    assert small.view == ScoringConfig(patch=8)  # training reads its own pictures
+    for settings in (ScoringConfig(), FLEXI, ScoringConfig(patch=16, text_length=6), small):
         settings.check(MODEL)
 
 

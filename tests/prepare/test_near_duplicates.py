@@ -77,6 +77,7 @@ def facts(line, sight):
     return Facts(
         key=f"{line}.png",
         texts=[f"caption {line}", "shared"],
+        kinds=["given", "given"],
         label=None,
         is_noisy=None,
         is_clean=False,

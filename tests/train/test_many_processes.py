@@ -30,8 +30,9 @@ def reference(tmp_path_factory):
 def start(reference, tmp_path):
     """Starts the run in `tmp_path / "run"`, with these numbers of processes and devices."""
 
-    def start(processes, devices, *settings):
-        command = ["-m", "aced.main", f"--config=tests/small_run.py:reference={reference}"]
+    def start(processes, devices, *settings, arguments=""):
+        recipe = f"tests/small_run.py:reference={reference}{arguments}"
+        command = ["-m", "aced.main", f"--config={recipe}"]
         command += [f"--workdir={tmp_path / 'run'}", *settings]
         command += ["--distributed"] * (processes > 1)
         return many_processes.start(processes, devices, command, tmp_path / "logs")
@@ -122,3 +123,24 @@ def test_two_processes_of_four_moved_and_killed(start, undisturbed, tmp_path):
     with start(2, 4) as started:
         assert started.exit_codes() == [0, 0], started.output(0)
     assert_same_run(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_two_processes_that_score_ahead_killed(start, reference, tmp_path):
+    """The picks on their way are in the checkpoint: each process reads its part of them again."""
+    ahead, workdir = ",score_ahead=2", tmp_path / "run"
+    command = ["-m", "aced.main", f"--config=tests/small_run.py:reference={reference}{ahead}"]
+    command.append(f"--workdir={tmp_path / 'alone'}")
+    alone = many_processes.start(1, 1, command, tmp_path / "logs")
+    with alone as started:
+        assert started.exit_codes() == [0], started.output(0)
+    with start(2, 4, arguments=ahead) as started:
+        wait_for_a_checkpoint(started, workdir)
+        for process in started.processes:
+            process.kill()
+        started.exit_codes(100)
+    assert max(saved(workdir)) < small_run.STEPS
+    with start(2, 4, arguments=ahead) as started:
+        assert started.exit_codes() == [0, 0], started.output(0)
+    assert "resumes after step" in started.output(0)
+    assert_same_run(workdir, tmp_path / "alone")

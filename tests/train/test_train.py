@@ -138,9 +138,10 @@ def test_a_reference_that_was_trained_further_is_refused(reference, tmp_path):
         run(settings, tmp_path / "run")
 
 
-def killed_run(workdir, reference):
+def killed_run(workdir, reference, score_ahead=0):
     """Runs in a process of its own that kills itself after step 13, as a machine that dies."""
     settings = resumable(reference)
+    settings.method.score_ahead = score_ahead
     write = Writer.write
 
     def write_and_die(self, step, values):

@@ -1,6 +1,9 @@
-"""Random crops and flips of the student's pictures (DIME-FM, arXiv 2303.18232).
+"""Random crops and flips of pictures.
 
-Selection and caches use no augmentation, because cached embeddings must stay valid.
+DIME-FM (arXiv 2303.18232) draws new ones for the student every time, and its teacher sees whole
+pictures. Stored augmentations (after DataCompDR, arXiv 2311.17049) are k views of each picture,
+whose parameters follow from the example's id and the number of the view alone. So a cache has the
+embeddings of all of them, and no parameters or pixels are stored.
 """
 
 import dataclasses
@@ -11,9 +14,12 @@ from jaxtyping import UInt8
 
 from aced.bounds import Fraction, PositiveFloat, PositiveFraction
 from aced.config import Checked, ConfigError
+from aced.data.draws import Draws
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower pixel; the last two are outside
+Random = np.random.Generator | Draws  # `Draws` are the same in all versions of numpy
 _ATTEMPTS = 10
+_STORED = 3  # the stream of random choices of stored augmentations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +44,13 @@ class AugmentConfig(Checked):
         """Whether pictures are cropped at all."""
         return self.crop_area != (1.0, 1.0)
 
+    @property
+    def changes(self) -> bool:
+        """Whether pictures are changed at all."""
+        return self.crops or self.flip > 0
 
-def random_box(width: int, height: int, config: AugmentConfig, rng: np.random.Generator) -> Box:
+
+def random_box(width: int, height: int, config: AugmentConfig, rng: Random) -> Box:
     """A random part of a picture, by the rule of torchvision's RandomResizedCrop.
 
     The area and the logarithm of the aspect ratio are uniform in their ranges. After 10 boxes that
@@ -63,10 +74,20 @@ def random_box(width: int, height: int, config: AugmentConfig, rng: np.random.Ge
 
 
 def augment(
-    image: UInt8[np.ndarray, "h w 3"], config: AugmentConfig, rng: np.random.Generator
+    image: UInt8[np.ndarray, "h w 3"], config: AugmentConfig, rng: Random
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Returns a random part of `image`, perhaps mirrored: a view of it, not a copy."""
     if config.crops:
         left, upper, right, lower = random_box(image.shape[1], image.shape[0], config, rng)
         image = image[upper:lower, left:right]
     return image[:, ::-1] if config.flip and rng.random() < config.flip else image
+
+
+def stored(
+    image: UInt8[np.ndarray, "h w 3"], config: AugmentConfig, index: int, number: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Stored augmentation `number` of a picture of example `index`: the same in every run.
+
+    The two pictures of an example are changed by the same random numbers.
+    """
+    return augment(image, config, Draws(number, _STORED, index))

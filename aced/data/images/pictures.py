@@ -14,6 +14,7 @@ from aced.data.images.transforms import ResizeConfig, resize
 PictureName = Literal["image", "second"]  # of a record's pictures
 Decoder = Literal["exact", "fast"]
 Cut = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h2 w2 3"]]
+Cuts = Callable[[int], Sequence[Cut]]  # the parts of the picture of an example to use
 Transform = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "3 r s"]]
 WHOLE = sys.maxsize  # resolution of a look at the full picture, without thumbnail or scaled JPEG
 
@@ -56,28 +57,30 @@ class Viewer:
         self._fast, self._max_pixels, self._thumbnails = decoder == "fast", max_pixels, thumbnails
 
     def __call__(
-        self, record: Mapping[str, Any], cut: Cut | None = None
+        self, record: Mapping[str, Any], cuts: Sequence[Cut] = ()
     ) -> list[UInt8[np.ndarray, "r r 3"] | Float[np.ndarray, "3 r s"]]:
-        """The pixels of each look, or what its transform makes of them.
+        """The pixels of each look, or what its transform makes of them, one cut after another.
 
         Args:
             record: `image`, encoded or as a uint8 array [h w 3]; optionally `thumbnail`, encoded,
                 and `second`, another picture.
-            cut: returns the part of the full picture to use, such as a random crop.
+            cuts: each returns a part of the full picture, such as a random crop. Empty: the
+                pictures are looked at as they are.
 
         Raises:
             DecodeError: a picture that is needed is missing or cannot be read.
         """
-        seen: list[Any] = [None] * self._count
+        seen: list[Any] = [None] * self._count * max(1, len(cuts))
         for name, looks in self._looks.items():
             if (image := record.get(name)) is None:
                 raise DecodeError(f"it has no {name!r} picture, which a model needs")
-            if cut is not None:
+            if cuts:
                 whole = decode(image, self._max_pixels) if isinstance(image, bytes) else image
-                part = np.ascontiguousarray(cut(whole))
-                picture = Picture(part, *map(float, part.shape[:2]))
-                for i, look in looks:
-                    seen[i] = self._resize(picture, look)
+                for number, cut in enumerate(cuts):
+                    part = np.ascontiguousarray(cut(whole))
+                    picture = Picture(part, *map(float, part.shape[:2]))
+                    for i, look in looks:
+                        seen[number * self._count + i] = self._resize(picture, look)
             elif not isinstance(image, bytes):
                 for i, look in looks:
                     seen[i] = _exact(image, look)

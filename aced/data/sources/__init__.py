@@ -3,12 +3,16 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from annotated_types import Interval
 
 from aced import bounds
-from aced.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from aced.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from aced.config import Checked, ConfigError, MayChange, expand
 from aced.data import records
+from aced.data.captions import check_names
+from aced.data.images.augment import AugmentConfig
 from aced.data.images.filters import FilterConfig
 from aced.data.records import Source
 from aced.data.shapes.scenes import ShapesConfig
@@ -21,6 +25,7 @@ from aced.data.sources.tfds import TfdsConfig, TfdsSource
 from aced.files import storage
 
 MAX_EXAMPLES = 2**31 - 1  # ids are int32 on the device
+MAX_AUGMENTATIONS = 1024  # stored ones of a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +152,16 @@ class DataConfig(SourceConfig):
     shuffle: bool = True  # another permutation of the whole data set every epoch
     # Which caption of a picture with several is used: the first, or a random one every time.
     caption: Literal["first", "random"] = "random"
+    # Weights of the kinds of captions in that random choice, such as {"given": 1, "synthetic": 3}:
+    # the weight of a kind is shared by its captions of the picture. Kinds that are left out are not
+    # used, and pictures without other captions are skipped and counted. Empty: all captions have
+    # the same probability.
+    caption_weights: dict[str, NonNegativeFloat] = dataclasses.field(default_factory=dict)
+    # Stored augmentations of each picture, k; 0: none. One is drawn every time, for all models. Its
+    # crop and flip follow from the example's id and its number alone, so that a cache has the
+    # embeddings of all k.
+    augmentations: Annotated[int, Interval(ge=0, le=MAX_AUGMENTATIONS)] = 0
+    augment: AugmentConfig = AugmentConfig()  # what these augmentations are
     # Threads per process that read and decode; 0: none, for debugging.
     num_threads: MayChange[NonNegativeInt] = 16
     # Super-batches that each process prepares in advance; each takes its size in memory.
@@ -171,11 +186,44 @@ class DataConfig(SourceConfig):
                 "data.mixture is empty, but data.source='mixture' reads it; add members to it in "
                 "the config file: config.data.mixture = {'web': to_config(MemberConfig(...))}."
             )
+        self._check_captions()
+        self._check_augment()
         for name in self.mixture:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
                 raise ConfigError(
                     f"data.mixture has a member {name!r}; names have only letters, digits, _ and -."
                 )
+
+    def _check_augment(self) -> None:
+        """Raises a ConfigError if only one of the settings of stored augmentations is given."""
+        if self.augmentations and not self.augment.changes:
+            raise ConfigError(
+                f"data.augmentations = {self.augmentations}, but data.augment changes no picture; "
+                "set data.augment.crop_area, such as (0.4, 1.0), or .flip."
+            )
+        if self.augment != AugmentConfig() and not self.augmentations:
+            raise ConfigError(
+                "data.augment is read only with stored augmentations; set data.augmentations to "
+                "their number for each picture, or leave data.augment at its defaults."
+            )
+
+    def _check_captions(self) -> None:
+        """Raises a ConfigError if the weights of captions are wrong or not read."""
+        weights = self.caption_weights
+        check_names(tuple(weights), "data.caption_weights")
+        for kind, weight in weights.items():
+            if message := bounds.wrong(NonNegativeFloat, weight, f"data.caption_weights.{kind}"):
+                raise ConfigError(message)
+        if weights and not any(weights.values()):
+            raise ConfigError(
+                f"data.caption_weights = {weights} leaves no captions; one of the weights must be "
+                "above 0."
+            )
+        if weights and self.caption == "first":
+            raise ConfigError(
+                "data.caption_weights is for a random choice, and data.caption = 'first' makes "
+                "none; set data.caption to 'random', or leave the weights out."
+            )
 
     @property
     def members(self) -> tuple[str, ...]:

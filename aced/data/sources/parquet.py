@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from aced.bounds import PositiveInt
 from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
+from aced.data.captions import check_kinds, joined
 from aced.data.records import RecordError, check_index
 from aced.data.sources import parquet_footer, parquet_splits
 from aced.files import encoding, storage
@@ -42,6 +43,9 @@ class ParquetConfig(Checked):
     # Columns of captions: strings, lists of strings, or classes named by `datasets`, whose names
     # are then the captions. May be empty if there is a label.
     captions: tuple[str, ...] = ("caption",)
+    # Kinds of the captions, one for each of these columns, such as ("given", "synthetic"), for
+    # data.caption_weights. Empty: all are "given".
+    kinds: tuple[str, ...] = ()
     # Column with the number of a class, or with its name; names are numbered in sorted order.
     # Empty: no labels.
     label: str = ""
@@ -54,6 +58,7 @@ class ParquetConfig(Checked):
     window_mib: PositiveInt = 1024
 
     def _check(self) -> None:
+        check_kinds(self.kinds, self.captions, "data.parquet")
         if not self.captions and not self.label:
             raise ConfigError(
                 "data.parquet.captions is empty; name the columns with captions, or a .label."
@@ -149,12 +154,11 @@ class ParquetSource:
             out = {"image": _picture(table[self._config.image][row].as_py()), "id": index}
             if self._config.second:
                 out["second"] = _picture(table[self._config.second][row].as_py())
-            texts = [
-                text
+            captions = [
+                _captions(table[column][row].as_py(), self._names_of.get(column))
                 for column in self._config.captions
-                for text in _captions(table[column][row].as_py(), self._names_of.get(column))
             ]
-            out["texts"] = tuple(texts[: records.MAX_ITEMS])
+            out |= joined(captions, self._config.kinds, records.MAX_ITEMS)
             if self._config.label:
                 out["label"] = _label(table[self._config.label][row].as_py(), self._numbers)
             if self._config.answers:

@@ -2,7 +2,7 @@
 
 A tar can only be read from front to back; with this index, any example is one read. It is built
 once and kept in a file: beside the tars, for all machines, or else in a local folder. It is
-memory-mapped, so that 10^8 examples cost no memory; building takes twice its size, which is 104
+memory-mapped, so that 10^8 examples cost no memory; building takes twice its size, which is 120
 bytes and the name per example. It holds the size and the stamp (time of change, or ETag) of every
 tar, and is built again when one of them changes or its checksum is wrong. Comparing the checksum
 when a run starts reads the index once, at about 3 GB/s on one core.
@@ -31,7 +31,7 @@ from aced.files import storage
 from aced.files.storage import File
 
 EXAMPLES = "aced-tar-index-3"  # version of the definition of an example; part of fingerprints
-_MAGIC = b"aced-tar-index-4"  # version of the file format
+_MAGIC = b"aced-tar-index-5"  # version of the file format
 _HEADER = struct.Struct("<16sQQ")  # _MAGIC, CRC-32 of all that follows, bytes of the JSON
 _CHECKED_FROM = 24  # after the CRC-32
 _THREADS = 16

@@ -15,8 +15,8 @@ from aced.files.storage import File
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _KINDS = dict.fromkeys(PICTURES, "image")
-_KINDS |= {"txt": "text", "json": "json", "cls": "cls", "npy": "npy"}
-_PLACED = ("image", "text", "json", "cls", "npy")  # kinds, in the order of an entry
+_KINDS |= {"txt": "text", "json": "json", "cls": "cls", "npy": "npy", "syn.json": "syn"}
+_PLACED = ("image", "text", "json", "cls", "npy", "syn")  # kinds, in the order of an entry
 # Start and size of an example's parts in its tar; a start of -1 means that the part is missing.
 # `key` is an offset in the keys; the key of a damaged example is its name and the reason.
 ENTRY = np.dtype(
@@ -108,8 +108,9 @@ def _joined(examples: list[_Example], path: str) -> list[_Example]:
             path,
             joined,
         )
-    # An array alone, such as embeddings.npy, was not meant for a picture.
-    gone |= {id(example) for example in examples if example.parts.keys() == {"npy"}}
+    # An array alone, such as embeddings.npy, was not meant for a picture, and synthetic captions
+    # alone are left of a picture that could not be downloaded.
+    gone |= {id(x) for x in examples if x.parts and x.parts.keys() <= {"npy", "syn"}}
     return [example for example in examples if id(example) not in gone]
 
 

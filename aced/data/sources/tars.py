@@ -5,6 +5,7 @@
 The tars stay unchanged, on a disk or in an object store; `tar_index` has the positions of examples.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,6 +17,7 @@ from absl import logging
 
 from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
+from aced.data.captions import check_kinds, joined
 from aced.data.records import DatasetError, RecordError, check_index
 from aced.data.sources import tar_index, tar_labels
 from aced.files import encoding, storage
@@ -34,10 +36,13 @@ class WebDatasetConfig(Checked):
 
     # A tar, a folder of them, or a pattern: /data/{00000..00099}.tar, gs://bucket/cc12m/*.tar.
     path: MayChange[str] = ""
-    # Fields of KEY.json with captions; ".cls" or ".npy": the names, in classnames.txt, of the
-    # classes in KEY.cls or KEY.npy; ".txt": every line of KEY.txt is a caption. Empty: KEY.txt is
-    # one caption, which may be missing if there is a label.
+    # Fields of KEY.json, or of KEY.syn.json as in DataCompDR, with captions; ".cls" or ".npy": the
+    # names, in classnames.txt, of the classes in KEY.cls or KEY.npy; ".txt": every line of KEY.txt
+    # is a caption. Empty: KEY.txt is one caption, which may be missing if there is a label.
     captions: tuple[str, ...] = ()
+    # Kinds of the captions, one for each of these entries, for data.caption_weights: with captions
+    # (".txt", "syn_text") for example ("given", "synthetic"). Empty: all are "given".
+    kinds: tuple[str, ...] = ()
     # Field of KEY.json with the number of a class; ".cls": that in KEY.cls. Empty: no labels.
     label: str = ""
     # Field of KEY.json with the number of the picture's group, such as a region, for evaluations of
@@ -47,6 +52,7 @@ class WebDatasetConfig(Checked):
     cache_folder: MayChange[str] = "~/.cache/aced"
 
     def _check(self) -> None:
+        check_kinds(self.kinds, self.captions, "data.webdataset")
         if self.label == ".npy":
             raise ConfigError(
                 "data.webdataset.label = '.npy': a picture with a vector of classes has no single "
@@ -130,9 +136,11 @@ class TarSource:
             raise RecordError(where)
         try:
             parts = self._read(self._paths[tar], entry)
-            fields = _json(parts["json"]) if "json" in parts else {}
+            fields = {}
+            for kind in ("syn", "json"):
+                fields |= _json(parts[kind]) if kind in parts else {}
             out = {"image": parts["image"], "id": index, "key": f"{self._names[tar]}/{key}"}
-            out["texts"] = self._texts(parts, fields)
+            out |= joined(self._captions(parts, fields), self._config.kinds, records.MAX_ITEMS)
             if self._config.label == ".cls":
                 out["label"] = tar_labels.number(parts)
             elif name := self._config.label:
@@ -154,7 +162,8 @@ class TarSource:
     def _kinds(self) -> tuple[str, ...]:
         """The kinds of members that are read beside the picture."""
         kinds = [_MEMBERS.get(name, "json") for name in self._fields]
-        return tuple(dict.fromkeys(kinds if self._config.captions else ("text", *kinds)))
+        kinds = kinds if self._config.captions else ["text", *kinds]
+        return tuple(dict.fromkeys([*kinds, "syn"] if "json" in kinds else kinds))
 
     def _read(self, path: str, entry: np.void) -> dict[str, bytes]:
         """The parts of an example, in one read if they are close together."""
@@ -177,22 +186,22 @@ class TarSource:
                 raise ValueError(f"the tar ends before {kind} does; it was cut off since")
         return parts
 
-    def _texts(self, parts: dict[str, bytes], fields: dict[str, Any]) -> tuple[str, ...]:
+    def _captions(self, parts: dict[str, bytes], fields: dict[str, Any]) -> list[list[str]]:
+        """The captions of each entry of the setting `captions`, or that of KEY.txt."""
         if not self._config.captions:
-            return (encoding.decode(parts["text"]).strip(),) if "text" in parts else ()
-        texts = []
-        for name in self._config.captions:
-            if name in tar_labels.MEMBERS:
-                texts += tar_labels.shown(name, parts, self.class_names)
-                continue
-            if name == ".txt":
-                texts += encoding.decode(parts.get("text", b"")).splitlines()
-                continue
+            return [[encoding.decode(parts["text"]).strip()]] if "text" in parts else []
+        return [self._texts(name, parts, fields) for name in self._config.captions]
+
+    def _texts(self, name: str, parts: dict[str, bytes], fields: dict[str, Any]) -> list[str]:
+        if name in tar_labels.MEMBERS:
+            texts = tar_labels.shown(name, parts, self.class_names)
+        elif name == ".txt":
+            texts = encoding.decode(parts.get("text", b"")).splitlines()
+        else:
             value = fields.get(name)
-            texts += value if isinstance(value, list) else [value]
+            texts = value if isinstance(value, list) else [value]
         texts = [encoding.without_mark(text) for text in texts if isinstance(text, str)]
-        texts = tuple(texts[: records.MAX_ITEMS])
-        for text in texts:
+        for text in texts[: records.MAX_ITEMS]:
             text.encode()  # raises for lone surrogates, which JSON can hold but tokenizers refuse
         return texts
 
@@ -226,7 +235,7 @@ class TarSource:
         if not len(whole):
             return  # the pipeline refuses an empty data set
         required = {name for name in self._fields if name not in _MEMBERS}
-        json_at = whole[whole["json"] >= 0][:_SEARCHED]
+        json_at = whole[(whole["json"] >= 0) | (whole["syn"] >= 0)][:_SEARCHED]
         known = self._known_fields(json_at, required)
         listed = encoding.printable(", ".join(sorted(known)[:100])) or "no field"
         problem = ""
@@ -281,18 +290,18 @@ class TarSource:
         )
 
     def _known_fields(self, entries: np.ndarray, required: set[str]) -> set[str]:
-        """The fields in KEY.json of these examples, until all `required` ones are found."""
+        """The fields in KEY.json and KEY.syn.json of examples, until all `required` are found."""
         known: set[str] = set()
         for entry in entries:
             if known and required <= known:
                 break
-            start, size = int(entry["json"]), int(entry["json_size"])
-            if 0 <= size <= records.MAX_STRING_BYTES:
+            for kind in ("json", "syn"):
+                start, size = int(entry[kind]), int(entry[f"{kind}_size"])
+                if start < 0 or not 0 <= size <= records.MAX_STRING_BYTES:
+                    continue
                 data = storage.read(self._paths[int(entry["tar"])], start, size)
-                try:
+                with contextlib.suppress(ValueError, RecursionError):  # counted when it is read
                     known |= _json(data).keys()
-                except (ValueError, RecursionError):
-                    continue  # counted when it is read
         return known
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from aced.config import Checked, ConfigError, MayChange
 from aced.data import records
+from aced.data.captions import check_kinds, joined
 from aced.data.records import DatasetError, RecordError, check_index
 
 
@@ -28,10 +29,14 @@ class TfdsConfig(Checked):
     image: str = "image"  # feature with the picture
     # Features with captions: a text, several texts, or classes, whose names are then the captions.
     captions: tuple[str, ...] = ("caption",)
+    # Kinds of the captions, one for each of these features, for data.caption_weights. Empty: all
+    # are "given".
+    kinds: tuple[str, ...] = ()
     label: str = ""  # feature with the number of a class; empty: no labels
     second: str = ""  # feature with the second picture of examples about two pictures; empty: none
 
     def _check(self) -> None:
+        check_kinds(self.kinds, self.captions, "data.tfds")
         if self.name and self.builder_dir:
             raise ConfigError("Set data.tfds.name or data.tfds.builder_dir, not both.")
         if self.data_dir and self.builder_dir:
@@ -119,12 +124,11 @@ class TfdsSource:
             out = {"image": _picture(example, self._config.image)}
             if self._config.second:
                 out["second"] = _picture(example, self._config.second)
-            texts = [
-                text
+            captions = [
+                _texts(_value(example, name), self._names_of.get(name))
                 for name in self._config.captions
-                for text in _texts(_value(example, name), self._names_of.get(name))
             ]
-            out |= {"texts": tuple(texts[: records.MAX_ITEMS]), "id": index}
+            out |= joined(captions, self._config.kinds, records.MAX_ITEMS) | {"id": index}
             if self._config.label:
                 out["label"] = int(_value(example, self._config.label))
         except Exception as error:  # errors of array_record, pyarrow, protobuf and TFDS

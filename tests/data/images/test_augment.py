@@ -1,13 +1,25 @@
 """Random crops against torchvision's rule, and what they leave alone."""
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from aced.config import ConfigError
-from aced.data.images.augment import AugmentConfig, augment, random_box
+from aced.data.images.augment import AugmentConfig, augment, random_box, stored
 from tests.convert import foreign
 
 DIME = AugmentConfig(crop_area=(0.08, 1.0), flip=0.5)
+# First and last column and row of stored augmentations, by the example's id and their number.
+PINNED = {
+    (0, 0): (160, 2, 61, 102),
+    (0, 1): (142, 41, 27, 148),
+    (7, 0): (23, 32, 92, 104),
+    (7, 1): (108, 38, 16, 132),
+    (2147483646, 0): (54, 35, 144, 106),
+    (2147483646, 1): (138, 21, 28, 111),
+}
 
 
 def boxes(width, height, config=DIME, count=4000):
@@ -85,3 +97,33 @@ def test_settings():
         AugmentConfig(crop_area=(0.0, 1.0))
     with pytest.raises(ConfigError, match="flip"):
         AugmentConfig(flip=2.0)
+
+
+def test_stored_augmentations_stay_the_same():
+    """For ever: caches hold their embeddings. The numbers are from the day of the first one."""
+    places = np.stack(np.meshgrid(np.arange(200), np.arange(150)), axis=-1).astype(np.uint8)
+    image = np.concatenate([places, np.zeros((150, 200, 1), np.uint8)], axis=2)
+    config = AugmentConfig(crop_area=(0.1, 0.6), flip=0.5)
+    found = {}
+    for index, number in itertools.product((0, 7, 2**31 - 2), range(2)):
+        cut = stored(image, config, index, number)
+        np.testing.assert_array_equal(cut, stored(image, config, index, number))
+        found[index, number] = (*cut[0, 0, :2].tolist(), *cut[-1, -1, :2].tolist())
+    assert found == PINNED
+
+
+def test_stored_augmentations_are_distributed_as_new_ones():
+    image = np.arange(100, dtype=np.uint8)[None, :, None].repeat(80, axis=0).repeat(3, axis=2)
+    config = AugmentConfig(crop_area=(0.2, 0.8), flip=0.25)
+    rng = np.random.default_rng(0)
+    ours = [stored(image, config, index, 4) for index in range(1500)]
+    fresh = [augment(image, config, rng) for _ in range(1500)]
+    for of in (
+        lambda cut: cut.shape[0],
+        lambda cut: cut.shape[1],
+        lambda cut: int(cut[0, :, 0].min()),
+        lambda cut: cut.shape[0] * cut.shape[1],
+    ):
+        assert stats.ks_2samp(list(map(of, ours)), list(map(of, fresh))).pvalue > 0.001
+    is_flipped = [cut[0, 0, 0] > cut[0, -1, 0] for cut in ours]
+    assert stats.binomtest(sum(is_flipped), 1500, 0.25).pvalue > 0.001

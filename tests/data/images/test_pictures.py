@@ -121,7 +121,7 @@ def test_looks_at_second_pictures(decoder, how):
     means = [round(image.mean()) for image in Viewer(looks[:2], decoder, 10**6, True)(pictures)]
     assert means[1] == 9 != means[0]
     # The part of a cut is of each picture.
-    cut = Viewer(looks[:2], decoder, 10**6)(pictures, lambda pixels: pixels[:16, :16])
+    cut = Viewer(looks[:2], decoder, 10**6)(pictures, [lambda pixels: pixels[:16, :16]])
     for look, image in zip(looks, cut, strict=False):
         data = pictures[look.picture]
         pixels = decode(data) if isinstance(data, bytes) else data

@@ -1,0 +1,87 @@
+"""Runs that score ahead: what a synchronous run picks, on any devices, after a kill, in numbers."""
+
+import pytest
+
+from aced.metrics import history
+from aced.train import chosen
+from aced.train.config import parse
+from tests.train import test_train
+from tests.train.test_train import assert_same_run, config, lines, run, with_reference
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    settings = config().before.reference
+    settings.total_steps = 10
+    run(settings, folder)
+    return str(folder)
+
+
+def ahead(reference, number, **changes):
+    changes = {"method.score_ahead": number, "checkpoint.every_steps": 2} | changes
+    return with_reference(config("aced", steps=STEPS, **changes), reference)
+
+
+@pytest.mark.slow
+def test_picks_are_the_synchronous_ones_if_nothing_is_learned(reference, tmp_path):
+    still = {"optimizer.schedule.peak": 1e-30}  # parameters keep every bit
+    for number in (0, 1, 2):
+        run(ahead(reference, number, **still), tmp_path / str(number))
+    picks, numbers = history.read_picks(tmp_path / "0"), lines(tmp_path / "0")
+    assert len(picks) == STEPS
+    for number in (1, 2):
+        assert history.read_picks(tmp_path / str(number)) == picks
+        for line, expected in zip(lines(tmp_path / str(number)), numbers, strict=True):
+            for name in ("loss", "grad_norm", "param_norm", "selection/noisy_share"):
+                assert line[name] == pytest.approx(expected[name], rel=1e-5), name
+            # Of what has been scored so far.
+            assert line["examples_scored"] == (line["step"] + number) * 160
+            assert line["examples_trained"] == line["step"] * 32
+        # Scores, and shares of candidates, are of the super-batch that a step scores.
+        for name in ("score_selected", "noisy_share_super_batch"):
+            late = [line[f"selection/{name}"] for line in lines(tmp_path / str(number))]
+            due = [line[f"selection/{name}"] for line in numbers]
+            assert late[:-number] == pytest.approx(due[number:], rel=2e-3)
+
+
+@pytest.mark.slow
+def test_same_picks_and_losses_on_1_2_and_8_devices(reference, tmp_path):
+    small = {"method.scoring.resolution": 16, "method.selection.strata": 1}
+    for devices in (1, 2, 8):
+        run(ahead(reference, 1, **small), tmp_path / str(devices), devices=devices)
+    one = history.read_picks(tmp_path / "1")
+    assert len(one) == STEPS
+    for devices in ("2", "8"):
+        assert history.read_picks(tmp_path / devices) == one
+        for a, b in zip(lines(tmp_path / "1"), lines(tmp_path / devices), strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+            assert a["selection/noisy_share"] == b["selection/noisy_share"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_killed_run_resumes_bit_for_bit(number, reference, tmp_path):
+    settings = test_train.resumable(reference)
+    settings.method.score_ahead = number
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(settings, whole)
+    done = test_train.in_a_process("killed_run", str(killed), reference, number)
+    assert done.returncode == -9, done.stderr
+    assert history.read(killed)[-1]["step"] == 13
+    run(settings, killed)
+    assert_same_run(whole, killed)
+
+
+@pytest.mark.slow
+def test_pictures_of_a_step_are_of_the_super_batch_that_it_trains_on(reference, tmp_path):
+    settings = ahead(reference, 1)
+    run(settings, tmp_path)
+    parsed = parse(settings)
+    source = test_train.loop.opened(parsed.data)
+    for step, ids in history.read_picks(tmp_path).items():
+        found = chosen.of_step(source, parsed, step, ids, 500)
+        assert sorted(item.id for item in found.chosen) == sorted(ids)
+        assert len(found.left) == 160 - 32
