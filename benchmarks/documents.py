@@ -333,41 +333,6 @@ def exports() -> str:
     return markdown(titles, rows)
 
 
-_FAMILIES = {  # of open_clip's configs; the first whose pattern occurs in the name
-    "text towers of transformers (mT5, NLLB, RoBERTa)": "mt5|nllb|roberta",
-    "CoCa": "coca",
-    "SigLIP, SigLIP 2": "SigLIP",
-    "CLIPA": "CLIPA",
-    "MetaCLIP 2 (worldwide)": "worldwide",
-    "ViTamin": "ViTamin",
-    "MobileCLIP, MobileCLIP2": "MobileCLIP",
-    "PE-Core": "PE-Core",
-    "EVA01, EVA02": "EVA",
-    "ResNet": "^RN",
-    "ConvNeXt": "convnext",
-    "other towers of timm": "^swin|^vit_",
-    "ViT": "^ViT",
-}
-
-
-def open_clip_models() -> str:
-    """By family, how many of open_clip's configs are converted, and how many go by a cache."""
-    found: dict[str, list[dict[str, str]]] = {name: [] for name in _FAMILIES}
-    for row in table.read("open_clip_models.csv"):
-        family = next(
-            name for name, pattern in _FAMILIES.items() if re.search(pattern, row["name"])
-        )
-        found[family].append(row)
-    rows = []
-    for family, members in found.items():
-        ways = [[row[way] for row in members].count("yes") for way in ("convert", "cache")]
-        rows.append([family, str(len(members)), *map(str, ways)])
-    rows.sort(key=lambda row: (-int(row[2]), row[0]))
-    total = (sum(int(row[i]) for row in rows) for i in (1, 2, 3))
-    titles = ["family", "configs", "converted", "by a cache"]
-    return markdown(titles, [*rows, ["all", *map(str, total)]])
-
-
 def _purpose(name: str) -> str:
     """The first sentence of the docstring of a package or module."""
     folder = ROOT / "aced" / name
@@ -386,7 +351,6 @@ TABLES = {
     "methods_beyond": methods_beyond,
     "methods_else": methods_else,
     "methods_icons": methods_icons,
-    "open_clip_models": open_clip_models,
     "smoke": smoke,
     "weights": weights,
 }
