@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from aced.config import flatten
 from tests.docs.pages import PAGES, ROOT, blocks, commands, name
 
 COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
@@ -82,10 +81,11 @@ def test_configs_of_commands_have_these_arguments_and_settings(config, changes):
     if "prompts=" in arg:  # a file of the user's
         arg = arg.partition(",prompts=")[0]
     settings = module.get_config(arg)
-    known = flatten(settings.to_dict())
     for change in changes:
-        path = change.partition("=")[0].removeprefix("config.")
-        assert path in known, f"{config}: no setting {path}"
+        path, found = change.partition("=")[0].removeprefix("config."), settings
+        for part in path.split("."):
+            assert part in found, f"{config}: no setting {path}"
+            found = found[part]
 
 
 @pytest.mark.parametrize(
