@@ -70,9 +70,9 @@ def workdir(*, starts: bool = False) -> str:
         starts: whether the command starts a run, which must not be the one whose config.json it
             takes its settings from, unless --workdir names that.
     """
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
     if flags.FLAGS.workdir:
         return expand(flags.FLAGS.workdir)
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
     if recipes.is_record(file):
         folder = os.path.dirname(file) or os.curdir
         return expand(f"{folder.rstrip('/')}-again" if starts else folder)

@@ -215,7 +215,7 @@ BEYOND = (
 
 
 def methods_beyond() -> str:
-    """What goes beyond the papers, and its baselines; cells of which all seeds have been run."""
+    """Methods that are not in the papers, and their baselines; only cells with all seeds."""
     listed = {run for suite in BEYOND for run in suite()}
     baselines = (suites.main, suites.icons, suites.equal_flops, suites.softmax)
     usual = {run for suite in baselines for run in suite() if run.method in _BASELINES}

@@ -30,7 +30,7 @@ The method is the papers'; all settings are our choice, for speed. Arguments:
   teacher          PATH of a finished run or a converted model to distil from. ACED has two models:
                    a reference of curated pairs, a teacher of more diverse ones; empty: one is both
   concepts         PATH of a list of concepts, one in each line, for cabs_dm and cabs_fm
-  score_ahead      1 or 2: candidates are scored so many steps ahead, and only the picks are decoded
+  score_ahead      steps, 1 or 2, by which candidates are scored ahead; only the picks are decoded
                    in full (docs/guides/score_ahead.md); 0: each step scores what it trains on
   tiny             two steps with tiny models on the embedded data
 """

@@ -22,7 +22,7 @@ are our choice, for speed. One model is both reference and teacher, where ACED h
   reference        PATH of a finished run, instead of training one
   alone            no IID run beside the method's
   online           the reference runs in every step, instead of once
-  score_ahead      1 or 2: candidates are scored so many steps ahead, and only the picks are decoded
+  score_ahead      steps, 1 or 2, by which candidates are scored ahead; only the picks are decoded
                    in full (docs/guides/score_ahead.md); 0: each step scores what it trains on
   tiny             two steps with tiny models
 """

@@ -2,7 +2,7 @@
 
 Eight strata, so that devices choose from their own candidates; evaluations in the middle and at
 the end; a line of metrics and of picks after every step. Without a reference it is the plain run
-that makes one. With `score_ahead` it scores so many steps ahead, from small pictures.
+that makes one. With `score_ahead` it scores that number of steps ahead, from small pictures.
 """
 
 import ml_collections

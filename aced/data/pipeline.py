@@ -158,9 +158,9 @@ def train_batches(
         counters: counts skipped records.
         caches: stored embeddings of the examples by key prefix; those of texts belong to the drawn
             caption.
-        picks: of the super-batches, of which only these are read: as they were scored, or, if that
-            is no longer possible with these views and caches, with the next replacement. Close them
-            first, because the threads wait for them.
+        picks: of the super-batches; only these rows are read, with the examples that were scored
+            or, if one is unusable with these views and caches, with its next replacement. Close
+            them first, because the threads wait for them.
         concepts: file with a list of concepts, one in each line. Empty: none are looked for.
 
     Raises:

@@ -99,8 +99,10 @@ class Source(Protocol):
         """The number of examples."""
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """`image`, maybe `second` bytes, `texts` (str, ...), maybe their `kinds` (str, ...), `id`,
-        maybe `key`, `label`, `answers` (str, ...), ...
+        """The fields of an example.
+
+        These are `image` bytes, `texts` (str, ...) and `id`; optional are `second` bytes, `kinds`
+        (str, ...) of the texts, `key`, `label`, `answers` (str, ...) and others.
         """
 
 

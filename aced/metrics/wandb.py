@@ -1,6 +1,7 @@
 """Weights & Biases. Its client sends lines from a process of its own, or stores them if offline."""
 
 import io
+import pathlib
 import secrets
 import tempfile
 import time
@@ -34,6 +35,7 @@ class WeightsAndBiases:
 
         settings = wandb.Settings(
             console="off",
+            silent=True,  # its lines would break the progress line
             finish_timeout=_FINISH_SECONDS,
             x_transaction_log_flush_interval=_FLUSH_SECONDS,
         )
@@ -51,7 +53,11 @@ class WeightsAndBiases:
             allow_val_change=True,
             settings=settings,
         )
-        logging.info("Metrics are sent to Weights & Biases: %s", self._run.url or self._run.dir)
+        if is_online:
+            logging.info("Metrics are sent to Weights & Biases: %s", self._run.url)
+        else:
+            stored = pathlib.Path(self._run.dir).parent
+            logging.info("Metrics are stored for Weights & Biases; to send: wandb sync %s", stored)
         return self._run.id
 
     def write(self, lines: Sequence[Line]) -> int:

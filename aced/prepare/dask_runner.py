@@ -73,6 +73,8 @@ class DaskRunner(PipelineRunner):
         if "partition_size" in settings:
             raise ConfigError("--dask_partition_size is not used; set --dask_npartitions.")
         with _connected(settings) as client, progress.shown() as bars:
+            if not client.nthreads():
+                print("Waiting for a worker of Dask ...", flush=True)
             client.wait_for_workers(1)
             threads = sum(client.nthreads().values())
             Workspace(self._out).remove(_FOLDER)  # left by a killed run

@@ -20,21 +20,26 @@ def main(argv: list[str]) -> None:
     """Flags -> page, once or while the runs go on."""
     with command.running(f"--out={flags.FLAGS.out}"):
         config = flag_settings.read(ReportConfig)
-        is_finished = write(argv[1:], config)
+        size, is_finished = write(argv[1:], config)
+        if config.watch and not is_finished:
+            print(
+                f"{config.out} is written every {config.watch} s until all runs are finished.",
+                flush=True,
+            )
         while config.watch and not is_finished:
             time.sleep(config.watch)
-            is_finished = write(argv[1:], config)
+            size, is_finished = write(argv[1:], config)
+        print(f"{config.out}: {size / 1e6:.1f} MB")
 
 
-def write(folders: list[str], config: ReportConfig) -> bool:
-    """Writes the page, whole at any time. Returns whether all runs are finished."""
+def write(folders: list[str], config: ReportConfig) -> tuple[int, bool]:
+    """Writes the page, whole at any time. Returns its length, and whether all runs are finished."""
     text, is_finished = report(folders, config)
     out = epath.Path(expand(config.out))
     part = out.with_name(f"{out.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(out)
-    print(f"{config.out}: {len(text) / 1e6:.1f} MB", flush=True)
-    return is_finished
+    return len(text), is_finished
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _MOST_SETTINGS = 60  # rows in the table of settings that differ
 _EARLIER = ("before", "before_caches")  # settings of earlier runs
 _LAST = ("evals", "checkpoint", "metrics")  # settings that do not change what is learned
 _GROUP = "..."  # a group of settings
-_NONE = "-"  # a setting that a run does not have, or that is None
+_NONE = "-"  # a setting that a run does not have, or that is None or empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _above(key: str) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return _NONE
     return value if isinstance(value, str) else json.dumps(value)
 

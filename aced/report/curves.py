@@ -15,6 +15,7 @@ _POINTS = 250  # the maximum of a curve: it is drawn on as many pixels
 _SIZE = 5.4, 3.2  # inches, of 72 pixels
 _WITH_MARKERS = 50  # the maximum of a curve with markers
 _DECADES = 10  # runs that differ by more have a logarithmic axis
+_LEAST_SHARE = 0.001  # of an axis of shares; smaller differences are those of rounding
 
 Lines = Sequence[Mapping[str, int | float]]  # of metrics.jsonl
 
@@ -117,6 +118,10 @@ def draw(
             axis.set_xscale("log")
         if is_share:
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+            low, high = axis.get_ylim()
+            if high - low < _LEAST_SHARE:
+                middle = (low + high) / 2
+                axis.set_ylim(middle - _LEAST_SHARE / 2, middle + _LEAST_SHARE / 2)
         axis.set_xlabel(AXES[cost])
         axis.grid(alpha=0.3)
         out = io.BytesIO()

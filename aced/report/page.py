@@ -16,8 +16,8 @@ _SIDE = 128  # of the pictures shown, pixels
 _LONGEST = 200  # characters of a text from the data
 _STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; }
-td, th { padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: max-content; }
+td, th { padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top; max-width: 24rem; }
 td.n { text-align: right; } figure { display: inline-block; width: 9rem; margin: .5rem;
 vertical-align: top; overflow-wrap: anywhere; font-size: 12px; }
 .pair { display: inline-block; border: 1px solid #ccc; margin: .3rem; }

@@ -111,7 +111,7 @@ def test_restarts_and_two_processes_read_the_same_rows(data, folder):
 
 
 def test_weights_of_captions_change_no_picture(data, reference, folder):
-    """The cache has all captions, whatever their weights."""
+    """The cache has all captions, independent of their weights."""
     plain = batches(data, folder, caption_weights={})
     weighted = batches(data, folder, caption_weights={"given": 2.0})
     for batch, other in zip(plain, weighted, strict=True):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from aced.config import flatten
 from tests.docs.pages import PAGES, ROOT, blocks, commands, name
 
 COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
@@ -42,7 +43,7 @@ def test_flags_of_commands_exist(module):
 
 
 def is_of_beam(flag: str) -> bool:
-    """Whether Beam knows a flag that `aced.prepare` passes on."""
+    """Whether Beam has a flag that `aced.prepare` passes on."""
     from aced.prepare.runner import unknown_options
 
     if flag.startswith("dask_"):
@@ -72,6 +73,13 @@ CONFIGS = sorted(
 )
 
 
+def _empty(settings, path=""):
+    """The paths of empty mappings."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _empty(value, f"{path}{key}.") if value else (f"{path}{key}",)
+
+
 @pytest.mark.parametrize(("config", "changes"), CONFIGS)
 def test_configs_of_commands_have_these_arguments_and_settings(config, changes):
     file, _, arg = config.partition(":")
@@ -81,11 +89,11 @@ def test_configs_of_commands_have_these_arguments_and_settings(config, changes):
     if "prompts=" in arg:  # a file of the user's
         arg = arg.partition(",prompts=")[0]
     settings = module.get_config(arg)
+    known = flatten(settings.to_dict())
+    known |= {path: {} for path in _empty(settings.to_dict())}
     for change in changes:
-        path, found = change.partition("=")[0].removeprefix("config."), settings
-        for part in path.split("."):
-            assert part in found, f"{config}: no setting {path}"
-            found = found[part]
+        path = change.partition("=")[0].removeprefix("config.")
+        assert path in known, f"{config}: no setting {path}"
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,17 @@ def test_what_has_changed_is_evaluated_again(evaluate, place, tmp_path):
     assert len(list((place / "out").glob("results-*.json"))) == 1
 
 
+def test_a_workdir_needs_no_config(evaluate, place):
+    data = f"{place}/wds/wds_flickr30k"
+    done = call("evaluate", f"--workdir={place}/model", f"--data={data}", f"--out={place}/workdir")
+    assert done.returncode == 0, done.stderr
+    numbers, _ = evaluate(place, data=(data,), out="workdir")
+    assert (
+        content(place, "workdir")["evaluations"]["flickr30k"]["numbers"]["mean_r1"]
+        == (numbers["flickr30k/mean_r1"])
+    )
+
+
 def test_damaged_results_are_named(evaluate, place):
     data = (f"{place}/wds/wds_flickr30k",)
     evaluate(place, data=data, out="damaged")

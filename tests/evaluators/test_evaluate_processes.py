@@ -21,7 +21,7 @@ SETS = ("cifar10", "flickr30k", "fmow", "imagenet_a")
 
 @pytest.fixture(scope="module", name="start")
 def _start(tmp_path_factory):
-    """Starts the command, with its results in a folder of this name, in so many processes."""
+    """Starts the command in several processes, with its results in a folder of this name."""
     place = tmp_path_factory.mktemp("place")
     write_model(place / "model")
     wds_tree.classes(place / "wds" / "wds_cifar10", 30)

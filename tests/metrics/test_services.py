@@ -59,6 +59,7 @@ def run(workdir, name, first, last, resume=0, kill=""):
     )  # fmt: skip
     assert done.returncode == (9 if kill else 0), done.stderr
     assert "could not be sent" not in done.stderr
+    assert "wandb: " not in done.stdout + done.stderr  # it would break the progress line
     return json.loads((workdir / f"{name}.json").read_text())["id"]
 
 

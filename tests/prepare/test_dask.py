@@ -1,5 +1,6 @@
 """Preparation on a Dask cluster of two worker processes."""
 
+import hashlib
 import os
 import pathlib
 import signal
@@ -17,11 +18,12 @@ from PIL import Image
 from aced.config import ConfigError
 from aced.prepare.captions import PrepareError
 from aced.prepare.command import PrepareConfig, prepare
-from aced.prepare.config import DASK
-from aced.prepare.runner import pipeline_on
+from aced.prepare.config import DASK, EMBEDDED
+from aced.prepare.runner import pipeline_on, run
 from tests.prepare.small import encoded, table
 
 distributed = pytest.importorskip("distributed")  # the extra "dask"
+dask = pytest.importorskip("dask")
 
 PICTURES, GROUP = 48, 4
 
@@ -134,6 +136,84 @@ def test_error_of_a_worker_names_the_problem_of_the_input(cluster, tmp_path):
     with pytest.raises(PrepareError, match="--val=45 is too large"):
         prepare(PrepareConfig(runner=DASK, **settings), [address, "--dask_npartitions=2"])
     assert not (tmp_path / ".out.partial").exists()
+
+
+def add_steps(pipeline, folder):
+    """Steps of all kinds that the preparation has; each writes what it gets to a file."""
+
+    def tell(element, name):
+        text = repr(sorted(element) if isinstance(element, list) else element)
+        (folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()}").write_text(text)
+
+    def divide(x, odd="odd"):
+        yield beam.pvalue.TaggedOutput(odd, -x) if x % 2 else x
+
+    numbers = pipeline | beam.Create(range(40)) | beam.Reshuffle()
+    divided = numbers | "divide" >> beam.FlatMap(divide).with_outputs("odd", main="even")
+    pairs = divided.even | "pairs" >> beam.Map(lambda x: ((str(x % 3), x % 5), x))
+    sums = pairs | beam.CombinePerKey(sum)
+    others = divided.odd | "others" >> beam.Map(lambda x: ((str(x % 3), x % 5), x))
+    joined = (pairs, others) | beam.CoGroupByKey()
+    total = numbers | beam.CombineGlobally(max)
+    nothing = numbers | beam.Filter(lambda x: x < 0) | "most of none" >> beam.combiners.Top.Of(3)
+    seen = {
+        "odd": divided.odd,
+        "even": divided.even,
+        "sums": sums,
+        "groups": pairs | beam.GroupByKey() | "sort" >> beam.MapTuple(lambda k, v: (k, sorted(v))),
+        "joined": joined | "sort both" >> beam.MapTuple(lambda k, both: (k, *map(sorted, both))),
+        "both": (divided.odd, divided.even, total) | beam.Flatten() | beam.Distinct(),
+        "counts": divided.odd | beam.Map(lambda x: x % 4) | beam.combiners.Count.PerElement(),
+        "smallest": numbers | beam.combiners.Top.Smallest(3),
+        "largest": numbers | beam.combiners.Top.Of(3, key=lambda x: x % 7 * 100 + x),
+        "nothing": nothing,
+        "sides": pipeline
+        | "one" >> beam.Create([None])
+        | "sides"
+        >> beam.Map(
+            lambda _, one, every, by_key, *, iterable: (
+                [one, *sorted(every), *sorted(by_key.items()), *sorted(iterable)]
+            ),
+            beam.pvalue.AsSingleton(total),
+            beam.pvalue.AsList(divided.odd),
+            beam.pvalue.AsDict(sums),
+            iterable=beam.pvalue.AsIter(divided.even),
+        )
+        | beam.Map(repr),
+    }
+    for name, elements in seen.items():
+        _ = elements | f"tell {name}" >> beam.Map(tell, name)
+
+
+@pytest.mark.slow
+def test_every_kind_of_step_gives_what_it_gives_on_the_runner_of_beam(tmp_path):
+    found = {}
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as threads:
+        for runner in (EMBEDDED, DASK):
+            options = [f"--dask_client_address={threads.scheduler_address}", "--dask_npartitions=3"]
+            pipeline = pipeline_on(runner, options if runner == DASK else [], str(tmp_path / "out"))
+            folder = tmp_path / runner
+            folder.mkdir()
+            add_steps(pipeline, folder)
+            run(pipeline, runner)
+            found[runner] = contents(folder)
+    assert len(found[EMBEDDED]) > 100
+    assert found[DASK] == found[EMBEDDED]
+
+
+@pytest.mark.slow
+def test_task_that_kills_each_worker_ends_with_advice(tmp_path):
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(n_workers=1, dashboard_address=None) as fragile,
+    ):
+        options = [f"--dask_client_address={fragile.scheduler_address}"]
+        pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
+        _ = pipeline | beam.Create([1]) | beam.Map(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(PrepareError, match="Dask gave up: "):
+            pipeline.run()
 
 
 def test_no_scheduler_at_the_address(tmp_path):

@@ -101,3 +101,16 @@ def test_progress_has_totals_and_an_estimate(monkeypatch, capsys, in_place):
     assert re.search(r"2/3 Examining.* 1/4 \[.*<.*images/s\]", found)
     assert re.search(r"2/3 Examining.*100%.* 4/4", found)
     assert re.search(r"3/3 Writing: 100%.* 2/2", found)
+
+
+def test_counts_of_a_task_that_is_repeated_replace_its_earlier_ones(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    with progress.shown() as bars:
+        bars.put("plan", "examine", 0, 8)
+        bars.put("a", "examine", 3, 0)
+        bars.put("b", "examine", 2, 0)
+        bars.put("a", "examine", 1, 0)  # its worker died, and another one has begun it again
+        bars.put("b", "examine", 4, 0)
+        assert " 5/8 [" in capsys.readouterr().err.splitlines()[-1]
+        bars.put("a", "examine", 4, 0)
+    assert " 8/8 [" in capsys.readouterr().err.splitlines()[-1]

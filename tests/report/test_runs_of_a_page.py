@@ -224,13 +224,13 @@ def test_scores_come_first_and_selection_has_panels(tmp_path):
     assert found["sources/web/picked_share"].baseline == "sources/web/share"
 
 
-def line_curve(*x):
-    x, y = np.array(x, float), np.full(len(x), 0.5)
+def line_curve(*x, noise=0.0):
+    x, y = np.array(x, float), 0.5 + noise * np.arange(len(x))
     return curves.Curve(x, y, y, y)
 
 
-def drawn(ends, **more):
-    lines = {str(end): line_curve(1, end) for end in ends}
+def drawn(ends, noise=0.0, **more):
+    lines = {str(end): line_curve(1, end, noise=noise) for end in ends}
     colours = curves.colours(list(lines))
     return curves.draw(lines, {}, colours, "flops", **{"is_share": False} | more).decode()
 
@@ -250,13 +250,26 @@ def test_shares_are_drawn_in_per_cent():
     assert not any("%" in text for text in tick_texts(drawn((100, 200))))
 
 
+def test_axis_of_shares_does_not_magnify_rounding():
+    texts = tick_texts(drawn((100, 200), is_share=True, noise=1e-7))
+    shares = [float(text.rstrip("%")) for text in texts if text.endswith("%")]
+    assert 0.05 <= max(shares) - min(shares) <= 0.1  # per cent
+    texts = tick_texts(drawn((100, 200), is_share=True, noise=0.01))
+    shares = [float(text.rstrip("%")) for text in texts if text.endswith("%")]
+    assert 0.5 <= max(shares) - min(shares) <= 1.1
+
+
 def test_settings_that_no_run_has_are_left_out(tmp_path):
     folders = [
         write(tmp_path / "a", lines=[LOSSES], **{"total_steps": None, "total_examples": 320}),
-        write(tmp_path / "b", lines=[LOSSES]),
+        write(tmp_path / "b", lines=[LOSSES], **{"init.checkpoint": "x"}),
     ]
     rows = {row[0]: row[1:] for row in command._differing(opened(*folders))}
-    assert rows == {"total_examples": ["320", "-"], "total_steps": ["-", "10"]}
+    assert rows == {
+        "init.checkpoint": ["-", "x"],
+        "total_examples": ["320", "-"],
+        "total_steps": ["-", "10"],
+    }
 
 
 def test_group_that_a_run_does_not_have_is_one_row_and_what_is_not_learned_comes_last(tmp_path):
@@ -334,7 +347,9 @@ def test_page_is_written_again_until_the_runs_are_finished(tmp_path, monkeypatch
     last = (tmp_path / "page.html").read_text()
     assert "777,777" in last
     assert "refresh" not in last
-    assert done.stdout.count("MB") == 2
+    assert done.stdout.startswith(f"{tmp_path}/page.html is written every 7 s until all runs are ")
+    assert re.fullmatch(rf"{tmp_path}/page.html: \d\.\d MB", done.stdout.splitlines()[-1])
+    assert len(done.stdout.splitlines()) == 2
 
 
 def test_watched_page_waits_for_a_run_and_shows_the_runs_before_it(tmp_path):
@@ -397,3 +412,4 @@ def test_pages_have_no_refresh_unless_watched_and_are_for_narrow_screens():
     assert "refresh" not in text
     assert 'name="viewport"' in text
     assert '<div class="scroll"><table>' in text
+    assert "width: max-content" in text  # a table scrolls, instead of cells of one word a line

@@ -15,7 +15,7 @@ N, SIZE, NUMBER, MOST = 96, 24, 30, 5
 
 
 def concepts(seed: int = 0, n: int = N) -> Concepts:
-    """Concepts of which some are rare; some candidates have none."""
+    """Some concepts are rare, and some candidates have none."""
     rng = np.random.default_rng(seed)
     share = 1 / (1 + np.arange(NUMBER))
     rows = np.full((n, MOST), -1, np.int32)
