@@ -1,5 +1,6 @@
 """Runs in gs:// and data there and in s3://, by the APIs that they meet on a TPU VM."""
 
+import importlib.util
 import json
 import os
 import posixpath
@@ -179,8 +180,15 @@ def test_data_prepared_in_a_bucket_equal_those_on_disk(scheme, tmp_path):
     many.write_tars(tmp_path / "tars", [6, 5])
     root, store = f"{scheme}://bucket", fsspec.filesystem(scheme)
     store.put(f"{tmp_path}/tars/", f"{root}/tars/", recursive=True)
-    for tars, out in ((f"{root}/tars", f"{root}/prepared"), (tmp_path / "tars", tmp_path / "here")):
-        arguments = ["-m", "aced.prepare", f"--tars={tars}/*.tar", f"--out={out}", "--val=2"]
+    made = {
+        f"{root}/prepared": [f"--tars={root}/tars/*.tar"],
+        f"{tmp_path}/here": [f"--tars={tmp_path}/tars/*.tar"],
+    }
+    if importlib.util.find_spec("distributed"):  # workers exchange data through the bucket
+        spread = ["--runner=DaskRunner", "--dask_npartitions=2"]
+        made[f"{root}/spread"] = [f"--tars={root}/tars/*.tar", *spread]
+    for out, flags in made.items():
+        arguments = ["-m", "aced.prepare", *flags, f"--out={out}", "--val=2"]
         with many_processes.start(1, 1, arguments, tmp_path / "logs") as started:
             assert started.exit_codes() == [0], started.output(0)
     store.invalidate_cache()
@@ -192,4 +200,7 @@ def test_data_prepared_in_a_bucket_equal_those_on_disk(scheme, tmp_path):
     assert len([name for name in here if name.endswith(".array_record")]) >= 2
     for name, data in here.items():
         if not name.endswith(".json") and data:
-            assert store.cat_file(f"{root}/prepared/{name}") == data, name
+            for out in made:
+                with fsspec.open(f"{out}/{name}", "rb") as file:
+                    assert file.read() == data, f"{out}/{name}"
+    assert not store.exists(f"{root}/.spread.partial")

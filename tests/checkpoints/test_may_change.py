@@ -24,6 +24,7 @@ EARLIER = re.compile(
 )
 LATER = re.compile(
     r"(.*\.)?data\.(.*\.)?candidates\.path|(profile|early_stop|metrics)\..*"
+    r"|method\.selection\.concepts"
 )  # settings that older runs do not have
 
 

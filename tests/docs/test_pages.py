@@ -73,6 +73,13 @@ CONFIGS = sorted(
 )
 
 
+def _empty(settings, path=""):
+    """The paths of empty mappings."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _empty(value, f"{path}{key}.") if value else (f"{path}{key}",)
+
+
 @pytest.mark.parametrize(("config", "changes"), CONFIGS)
 def test_configs_of_commands_have_these_arguments_and_settings(config, changes):
     file, _, arg = config.partition(":")
@@ -83,6 +90,7 @@ def test_configs_of_commands_have_these_arguments_and_settings(config, changes):
         arg = arg.partition(",prompts=")[0]
     settings = module.get_config(arg)
     known = flatten(settings.to_dict())
+    known |= {path: {} for path in _empty(settings.to_dict())}
     for change in changes:
         path = change.partition("=")[0].removeprefix("config.")
         assert path in known, f"{config}: no setting {path}"

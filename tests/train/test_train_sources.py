@@ -141,7 +141,7 @@ def test_the_recipe_takes_tars_and_parquet_by_its_arguments():
     assert prepared.data.array_record.split == "train"
     assert prepared.evals["retrieval"].data.array_record.split == "val"
     with pytest.raises(ConfigError, match=r"method=aced needs a reference: .* give clean=PATH"):
-        small.get_config("data=/d")
+        small.get_config("data=/d/{00..98}.tar,val=/d/99.tar")
     assert small.get_config("data=/d,clean=/c").before.reference.data.array_record.path == "/c"
     for name in ("clean", "reference", "cache"):
         with pytest.raises(ConfigError, match=f"method=iid uses no reference: leave out {name}="):
