@@ -15,6 +15,7 @@ from aced.checkpoints import record
 from aced.checkpoints.checkpointer import Checkpointer
 from aced.config import ConfigError
 from aced.data import pipeline, sources
+from aced.data.concepts import concept_list
 from aced.data.picks import PicksAhead
 from aced.data.streams import SideBySide
 from aced.data.tokenizers import get_tokenizer
@@ -88,6 +89,9 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     for prefix, stream in caches.items():
         for name, cache in stream.items():
             digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
+    for prefix, stream in prog.streams.items():
+        if stream.concepts:
+            digests[f"{prefix}list of concepts"] = concept_list(stream.concepts).digest
     record.check(folder, settings, source.fingerprint, digests)
 
     # The state: from the newest checkpoint, or a new one.
