@@ -184,12 +184,15 @@ def stream_batches(
     start: int,
     counters: pipeline.InputCounters,
     picks: PicksAhead | None = None,
+    steps: int | None = None,
 ) -> pipeline.Batches:
     """This process's share of a stream, for the steps after `start`.
 
-    `picks` gives the picks of a stream of picks.
+    `picks` gives the picks of a stream of picks. The stream ends after `steps`; None: it does not.
     """
     stream = run.program.streams[prefix]
+    # What is scored ahead is trained on, so both streams leave out what any of their caches lacks.
+    others = run.caches.values() if run.program.method.ahead else ()
     return pipeline.train_batches(
         run.sources[prefix],
         stream.data,
@@ -197,9 +200,11 @@ def stream_batches(
         batch_size=stream.picked_from or stream.rows,
         seed=run.settings.seed,
         start_step=start + stream.ahead,
+        steps=steps,
         rows=meshes.local_rows(run.program.mesh, stream.rows),
         counters=counters,
         caches=run.caches[prefix],
+        missing=[cache.missing for caches in others for cache in caches.values()],
         picks=picks if stream.picked_from else None,
         concepts=stream.concepts,
     )
