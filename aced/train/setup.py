@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 from absl import logging
@@ -17,7 +18,7 @@ from aced.config import ConfigError
 from aced.data import pipeline, sources
 from aced.data.concepts import concept_list
 from aced.data.picks import PicksAhead
-from aced.data.streams import SideBySide
+from aced.data.streams import SideBySide, Stream
 from aced.data.tokenizers import get_tokenizer
 from aced.methods.frozen import FrozenConfig, load_model
 from aced.metrics.progress import announced
@@ -61,13 +62,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     }
     for prefix, stream in prog.streams.items():
         stream.check(by_stream[prefix])
-    caches = {
-        prefix: {
-            name: _open(item, by_stream[prefix], stream.data)
-            for name, item in stream.caches.items()
-        }
-        for prefix, stream in prog.streams.items()
-    }
+        _warn_of_whole_candidates(stream)
+    caches = opened_caches(prog.streams, by_stream)
     for prefix, model in prog.method.models.items():
         name = prefix.rstrip("/") or "method.model"
         _warn_of_rest(name, model.image)
@@ -148,6 +144,30 @@ def opened(data: sources.DataConfig) -> sources.Source:
     return source
 
 
+def opened_caches(
+    streams: Mapping[str, Stream], by_stream: Mapping[str, sources.Source]
+) -> dict[str, dict[str, Cache]]:
+    """Opens the caches of all streams, by prefix; streams of the same data share theirs.
+
+    Raises:
+        CacheError: as `open_for`.
+    """
+    caches: dict[str, dict[str, Cache]] = {}
+    for prefix, stream in streams.items():
+        shared = {
+            name: cache
+            for other, found in caches.items()
+            for name, cache in found.items()
+            if streams[other].data == stream.data
+            and streams[other].caches[name] == stream.caches.get(name)
+        }
+        caches[prefix] = {
+            name: shared.get(name) or _open(item, by_stream[prefix], stream.data)
+            for name, item in stream.caches.items()
+        }
+    return caches
+
+
 def _open(item: FrozenConfig, source: sources.Source, data: sources.DataConfig) -> Cache:
     """Opens a frozen model's cache. If a checkpoint is set too, its weights are compared."""
     weights = functools.partial(load_model, item, None) if item.checkpoint else None
@@ -165,6 +185,18 @@ def _warn_of_rest(name: str, tower: ImageConfig) -> None:
             tower.resolution,
             tower.patch,
             rest,
+        )
+
+
+def _warn_of_whole_candidates(stream: Stream) -> None:
+    """Warns where candidates that are scored ahead are not decoded small."""
+    if stream.ahead and stream.views and stream.data.augmentations:
+        logging.warning(
+            "With data.augmentations = %d the whole picture of every candidate is decoded, because "
+            "augmentations are parts of it, so method.score_ahead = %d saves nothing. Set one of "
+            "the two to 0.",
+            stream.data.augmentations,
+            stream.ahead,
         )
 
 

@@ -8,7 +8,9 @@ import pytest
 from etils import epath
 
 from aced.cache import Cache
+from aced.checkpoints import record
 from aced.checkpoints.checkpointer import Checkpointer
+from aced.config import ConfigError
 from aced.data import sources
 from aced.data.picks import CANDIDATES, PicksAhead
 from aced.data.pipeline import InputCounters
@@ -16,7 +18,7 @@ from aced.metrics import history
 from aced.parallel import mesh as meshes
 from aced.train import chosen, program
 from aced.train.config import parse
-from aced.train.setup import Run, stream_batches
+from aced.train.setup import Run, set_up, stream_batches
 from configs import smoke
 from tests.train import test_train
 from tests.train.test_train import assert_same_run, config, lines, run, with_reference
@@ -167,3 +169,16 @@ def test_candidates_before_the_first_step_are_counted_once(lacking):
     rows = len(batch["id"])
     assert 0 < first.skipped < rows  # a third
     assert first.skipped < whole.skipped < 2 * rows
+
+
+def test_a_warning_where_scoring_ahead_saves_no_decoding(tmp_path, caplog):
+    config = smoke.get_config("tiny,method=hard")
+    config.method.score_ahead, config.data.augmentations = 1, 2
+    config.data.augment.flip = 0.5
+    folder, mesh = epath.Path(tmp_path), meshes.make_mesh(jax.devices()[:1])
+    source = sources.open_source(parse(config).data)
+    record.write(folder, parse(config), "other data")  # ends the setup before it compiles
+    with jax.set_mesh(mesh), pytest.raises(ConfigError, match="'other data' then"):
+        set_up(parse(config), mesh, folder, source)
+    assert "the whole picture of every candidate is decoded" in caplog.text
+    assert "method.score_ahead = 1 saves nothing" in caplog.text
