@@ -32,13 +32,14 @@ _ADVICE = (
 def check(
     folder: epath.Path, settings: Any, fingerprint: str, models: Mapping[str, str] | None = None
 ) -> None:
-    """Checks that a run resumes with the settings, data and frozen models that it started with.
+    """Checks that a run resumes with the settings, data and models that it started with.
 
     Args:
         folder: the workdir; a folder without a run passes.
         settings: the current settings, a dataclass.
         fingerprint: of the training data.
-        models: fingerprints of the frozen models or their cached embeddings, by name.
+        models: fingerprints of the frozen models or their cached embeddings, of tokenizers and of
+            lists of concepts, by name.
 
     Raises:
         ConfigError: a setting differs that may not change, or the file is damaged; the message
@@ -88,7 +89,7 @@ class Record(NamedTuple):
 
     settings: dict[str, Any]
     data: str  # the fingerprint of its data
-    models: dict[str, str]  # of frozen models or their embeddings, by name
+    models: dict[str, str]  # of frozen models or their embeddings, tokenizers, ..., by name
 
 
 def read(folder: epath.Path) -> Record:

@@ -6,6 +6,7 @@ count; forms of a word do, so "dogs" is not "dog".
 """
 
 import functools
+import hashlib
 import re
 
 import numpy as np
@@ -60,6 +61,11 @@ class ConceptList:
     def __len__(self) -> int:
         """The number of concepts."""
         return len(self._numbers)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the concepts in their order; equal for files with the same concepts."""
+        return hashlib.sha256("\n".join(self._numbers).encode()).hexdigest()
 
     def __call__(self, text: str) -> Int[np.ndarray, " MOST"]:
         """The distinct concepts of a caption in the order of the list; -1 where there are no more.

@@ -121,13 +121,15 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    steps: int | None = None,
     rows: Int[np.ndarray, " n"] | None = None,
     counters: InputCounters | None = None,
     caches: Mapping[str, StoredEmbeddings] | None = None,
+    missing: Sequence[Mapping[int, str]] = (),
     picks: PicksAhead | None = None,
     concepts: str = "",
 ) -> Batches:
-    """Returns this process's part of super-batches `start_step`, `start_step + 1`, ..., endlessly.
+    """Returns this process's part of super-batches `start_step`, `start_step + 1`, and so on.
 
     Every batch is a dict of arrays with n rows: `image` uint8 [n h w 3], `text`
     int32 [n l], `id` int32 [n], `<prefix>image` and `<prefix>text` of the views that differ from
@@ -153,11 +155,14 @@ def train_batches(
             member of a mixture has, examples are repeated within it, with a warning.
         seed: seed of the order and the choice of captions; in [0, 2^32).
         start_step: the first super-batch.
+        steps: the number of super-batches; what is after them is not read. None: no end.
         rows: the rows of every super-batch that this process reads. None: all B. With `picks`
             those of its picks.
         counters: counts skipped records.
         caches: stored embeddings of the examples by key prefix; those of texts belong to the drawn
             caption.
+        missing: further examples that count as missing in a cache, by id, and why; of the caches
+            of another reader of the same super-batches.
         picks: of the super-batches; only these rows are read, with the examples that were scored
             or, if one is unusable with these views and caches, with its next replacement. Close
             them first, because the threads wait for them.
@@ -175,7 +180,7 @@ def train_batches(
     rows = np.arange(batch_size) if rows is None else rows
     caches = caches or {}
     render = _Render(views, concepts)
-    missing = [cache.missing for cache in caches.values()]
+    missing = [*missing, *(cache.missing for cache in caches.values())]
     answered = any(view.answers for view in views.values())
     tokenizer = get_tokenizer(views[""].tokenizer) if answered else None
     reader = Reader(source, config, counters, render.looks, missing, answer_tokenizer=tokenizer)
@@ -219,7 +224,8 @@ def train_batches(
             batch |= {f"{prefix}{name}": z for name, z in embeddings.items()}
         return batch
 
-    numbers = range(start_step * len(rows), sys.maxsize)
+    end = sys.maxsize if steps is None else (start_step + steps) * len(rows)
+    numbers = range(start_step * len(rows), end)
     return Batches(row, numbers, len(rows), stack, config)
 
 

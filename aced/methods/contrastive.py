@@ -70,6 +70,9 @@ class Contrastive(Method):
     def __init__(self, config: ContrastiveConfig):
         self.config, self.ahead = config, config.score_ahead
         self.distils = config.distillation.weight > 0
+        # Of the list that the scores read; here, so that a missing list is found before any run.
+        by_concept = config.selects and config.selection.by_concept
+        self.concepts = len(concept_list(config.selection.concepts)) if by_concept else 0
         self.distils_apart = self.distils and config.selects and config.distillation.batch == "iid"
         for name, item in config.frozen.items():
             key = frozen_key(name)
@@ -330,7 +333,7 @@ class Contrastive(Method):
         with jax.named_scope("select"):
             concepts = None
             if config.by_concept:
-                concepts = Concepts(batch["concepts"], len(concept_list(config.concepts)))
+                concepts = Concepts(batch["concepts"], self.concepts)
             selection = select(
                 key, learner, reference, config, loss=self.config.loss, size=size, concepts=concepts
             )

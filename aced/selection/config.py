@@ -25,7 +25,8 @@ class SelectionConfig(Checked):
     score: Literal[
         "learnability", "hard_learner", "easy_reference", "concept_balance", "concept_count"
     ] = "learnability"
-    # The list that these scores find concepts in: a text file with one concept in each line
+    # The list that these scores find concepts in: a text file with one concept in each line. The
+    # file may move; its concepts have a digest in the record of the run.
     concepts: MayChange[str] = ""
     # "joint": examples are scored given those chosen before, chunk by chunk; "independent": each
     # example is scored by itself.

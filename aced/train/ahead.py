@@ -25,10 +25,10 @@ def begin(run: Run, counters: InputCounters, picks: PicksAhead) -> TrainState:
     if ahead and run.start is None:
         with (
             announced("Scoring the first candidates"),
-            stream_batches(run, CANDIDATES, -ahead, counters) as batches,
+            stream_batches(run, CANDIDATES, -ahead, counters, steps=ahead) as batches,
         ):
-            for number in range(ahead):
-                batch = meshes.global_batch(next(batches), run.program.mesh)
+            for number, rows in enumerate(batches):
+                batch = meshes.global_batch(rows, run.program.mesh)
                 state = run.program.score_first(state, run.frozen, batch, np.int32(number))
     if ahead:
         for known in np.asarray(state.method):

@@ -30,6 +30,7 @@ class Phase:
     examples: int  # trained on, or embedded, per step
     steps: int | None = None  # None: known once the data are open
     flops: int | None = None  # per step; None: an architecture is not known yet
+    flops_before: int = 0  # before the first step
     done: int = 0  # steps
     epochs: float | None = None  # the length, where it is given so
     most: int | None = None  # examples; the last step of a shard of a cache has fewer than others
@@ -42,13 +43,19 @@ class Phase:
 
     @property
     def total_flops(self) -> int:
-        """The FLOPs of all steps, where they are known."""
-        return self.total_examples * (self.flops or 0) // self.examples
+        """The FLOPs of all steps and before them, where they are known."""
+        return self.flops_before + self._flops_of_steps if self.steps else 0
 
     @property
     def later_flops(self) -> int:
-        """The FLOPs of the steps that are left, where they are known."""
-        return self.total_flops * (self.steps - self.done) // self.steps if self.steps else 0
+        """The FLOPs that are left, where they are known."""
+        if not self.steps or not self.done:
+            return self.total_flops
+        return self._flops_of_steps * (self.steps - self.done) // self.steps
+
+    @property
+    def _flops_of_steps(self) -> int:
+        return self.total_examples * (self.flops or 0) // self.examples
 
 
 def plan(settings: TrainConfig, folder: epath.Path) -> list[Phase]:
@@ -74,9 +81,11 @@ def _phases(settings: TrainConfig, folder: epath.Path, name: str) -> Iterator[Ph
         complete = None
     for wanted in settings.before_caches.values():
         yield _cache(wanted, complete or settings, folder)
-    flops, steps = None, _steps(settings)
+    flops, flops_before, steps = None, 0, _steps(settings)
     if complete is not None:
-        flops = methods.build(complete.method).flops_per_step(settings.batch_size)
+        method = methods.build(complete.method)
+        flops = method.flops_per_step(settings.batch_size)
+        flops_before = method.flops_before(settings.batch_size)
     done = newest_step(folder)
     if EarlyStop.resumed(settings.early_stop, folder, done).reached:
         steps = done
@@ -87,6 +96,7 @@ def _phases(settings: TrainConfig, folder: epath.Path, name: str) -> Iterator[Ph
         examples=settings.batch_size,
         steps=steps,
         flops=flops,
+        flops_before=flops_before,
         done=done if steps is None else min(done, steps),
         epochs=settings.total_epochs,
     )

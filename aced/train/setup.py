@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 from absl import logging
@@ -15,8 +16,9 @@ from aced.checkpoints import record
 from aced.checkpoints.checkpointer import Checkpointer
 from aced.config import ConfigError
 from aced.data import pipeline, sources
+from aced.data.concepts import concept_list
 from aced.data.picks import PicksAhead
-from aced.data.streams import SideBySide
+from aced.data.streams import SideBySide, Stream
 from aced.data.tokenizers import get_tokenizer
 from aced.methods.frozen import FrozenConfig, load_model
 from aced.metrics.progress import announced
@@ -60,13 +62,8 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     }
     for prefix, stream in prog.streams.items():
         stream.check(by_stream[prefix])
-    caches = {
-        prefix: {
-            name: _open(item, by_stream[prefix], stream.data)
-            for name, item in stream.caches.items()
-        }
-        for prefix, stream in prog.streams.items()
-    }
+        _warn_of_whole_candidates(stream)
+    caches = opened_caches(prog.streams, by_stream)
     for prefix, model in prog.method.models.items():
         name = prefix.rstrip("/") or "method.model"
         _warn_of_rest(name, model.image)
@@ -88,6 +85,9 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
     for prefix, stream in caches.items():
         for name, cache in stream.items():
             digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
+    for prefix, stream in prog.streams.items():
+        if stream.concepts:
+            digests[f"{prefix}list of concepts"] = concept_list(stream.concepts).digest
     record.check(folder, settings, source.fingerprint, digests)
 
     # The state: from the newest checkpoint, or a new one.
@@ -144,6 +144,30 @@ def opened(data: sources.DataConfig) -> sources.Source:
     return source
 
 
+def opened_caches(
+    streams: Mapping[str, Stream], by_stream: Mapping[str, sources.Source]
+) -> dict[str, dict[str, Cache]]:
+    """Opens the caches of all streams, by prefix; streams of the same data share theirs.
+
+    Raises:
+        CacheError: as `open_for`.
+    """
+    caches: dict[str, dict[str, Cache]] = {}
+    for prefix, stream in streams.items():
+        shared = {
+            name: cache
+            for other, found in caches.items()
+            for name, cache in found.items()
+            if streams[other].data == stream.data
+            and streams[other].caches[name] == stream.caches.get(name)
+        }
+        caches[prefix] = {
+            name: shared.get(name) or _open(item, by_stream[prefix], stream.data)
+            for name, item in stream.caches.items()
+        }
+    return caches
+
+
 def _open(item: FrozenConfig, source: sources.Source, data: sources.DataConfig) -> Cache:
     """Opens a frozen model's cache. If a checkpoint is set too, its weights are compared."""
     weights = functools.partial(load_model, item, None) if item.checkpoint else None
@@ -164,6 +188,18 @@ def _warn_of_rest(name: str, tower: ImageConfig) -> None:
         )
 
 
+def _warn_of_whole_candidates(stream: Stream) -> None:
+    """Warns where candidates that are scored ahead are not decoded small."""
+    if stream.ahead and stream.views and stream.data.augmentations:
+        logging.warning(
+            "With data.augmentations = %d the whole picture of every candidate is decoded, because "
+            "augmentations are parts of it, so method.score_ahead = %d saves nothing. Set one of "
+            "the two to 0.",
+            stream.data.augmentations,
+            stream.ahead,
+        )
+
+
 def input_batches(run: Run, start: int, counters: pipeline.InputCounters) -> SideBySide:
     """This process's share of the input, for the steps after `start`."""
     prog = run.program
@@ -180,12 +216,15 @@ def stream_batches(
     start: int,
     counters: pipeline.InputCounters,
     picks: PicksAhead | None = None,
+    steps: int | None = None,
 ) -> pipeline.Batches:
     """This process's share of a stream, for the steps after `start`.
 
-    `picks` gives the picks of a stream of picks.
+    `picks` gives the picks of a stream of picks. The stream ends after `steps`; None: it does not.
     """
     stream = run.program.streams[prefix]
+    # What is scored ahead is trained on, so both streams leave out what any of their caches lacks.
+    others = run.caches.values() if run.program.method.ahead else ()
     return pipeline.train_batches(
         run.sources[prefix],
         stream.data,
@@ -193,9 +232,11 @@ def stream_batches(
         batch_size=stream.picked_from or stream.rows,
         seed=run.settings.seed,
         start_step=start + stream.ahead,
+        steps=steps,
         rows=meshes.local_rows(run.program.mesh, stream.rows),
         counters=counters,
         caches=run.caches[prefix],
+        missing=[cache.missing for caches in others for cache in caches.values()],
         picks=picks if stream.picked_from else None,
         concepts=stream.concepts,
     )

@@ -1,5 +1,7 @@
 """Lists of concepts, and the concepts of captions."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,16 @@ def test_whole_words_side_by_side(tmp_path):
     assert found(listed, "the fire engine of new york") == [1, 2]
     assert found(listed, "engine fire; école in New York City!") == [2, 3, 4]
     assert found(listed, "") == []
+
+
+def test_the_digest_is_of_the_concepts_in_their_order(tmp_path):
+    def digest(text):
+        return ConceptList(written(tmp_path / "a", text)).digest
+
+    assert digest("dog\nfire engine\n") == hashlib.sha256(b"dog\nfire engine").hexdigest()
+    assert digest("Dog\n\nfire-engine\ndog") == digest("dog\nfire engine\n")
+    texts = ("fire engine\ndog", "dog\nfire\nengine", "dog\nfire engine\ncat", "dog")
+    assert len({digest(text) for text in ("dog\nfire engine", *texts)}) == 5
 
 
 def test_the_first_concepts_of_a_long_caption(tmp_path):

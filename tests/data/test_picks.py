@@ -1,6 +1,7 @@
 """Picks are read in full as they were scored small, once they are known."""
 
 import concurrent.futures
+import dataclasses
 import io
 
 import numpy as np
@@ -82,6 +83,29 @@ def test_the_picks_are_the_examples_that_were_scored(data, number):
     assert not fine.all()
     assert not set(full["id"][~fine]) & (set(NO_PICTURE) | set(ids[~fine]))
     assert sorted(index for _, index, _ in seen.recent) == sorted(ids[~fine])
+
+
+def test_a_cache_that_only_the_picks_need_leaves_out_candidates(data):
+    """So what is trained on was scored, even where the teacher's cache lacks examples."""
+
+    class Teacher:
+        def __init__(self):
+            self.missing, self.towers = dict.fromkeys(range(0, COUNT, 5), "it was lost"), ("image",)
+
+        def read(self, ids, captions, augmentations):
+            return {"zimg": np.float32(ids)[:, None]}
+
+    whole = dataclasses.replace(data, thumbnails=False)  # so both read the same pictures
+    counters, teacher = InputCounters(), Teacher()
+    scored = read(whole, SMALL, 2, missing=[teacher.missing], counters=counters)
+    assert not set(scored["id"]) & teacher.missing.keys()
+    assert "it is missing in a cache: it was lost" in {reason for *_, reason in counters.recent}
+    latest, picks = picked(scored, 2), PicksAhead(2, 1)
+    picks.put(latest)
+    settings = {"caches": {"teacher/": teacher}, "missing": [{}], "rows": np.arange(SIZE)}
+    full = read(whole, FULL, 2, picks=picks, **settings)
+    np.testing.assert_array_equal(full["id"], latest[1])
+    np.testing.assert_array_equal(full["teacher/zimg"][:, 0], latest[1])
 
 
 def test_readers_wait_for_picks_and_for_the_end():

@@ -14,13 +14,17 @@ from aced.cache import CacheError, command, description
 from aced.cache.config import CacheConfig
 from aced.config import ConfigError, to_config
 from aced.data import sources
+from aced.data.picks import CANDIDATES
 from aced.files import own_files
+from aced.methods.contrastive import Contrastive
 from aced.methods.frozen import FrozenConfig
 from aced.metrics import history
 from aced.parallel import mesh as meshes
 from aced.parallel import preemption
 from aced.preflight import plan
 from aced.train import loop
+from aced.train.config import parse
+from aced.train.setup import opened_caches
 from configs import methods
 from tests import cached
 from tests.train.test_train import state
@@ -278,6 +282,20 @@ def test_a_mixture_has_a_cache_whatever_its_weights(models, tmp_path):
     run(config, tmp_path / "cached")
     assert history.read_picks(tmp_path / "online") == history.read_picks(tmp_path / "cached")
     assert max(i for ids in history.read_picks(tmp_path / "cached").values() for i in ids) > 40
+
+
+def test_streams_of_the_same_data_share_an_open_cache(data, caches):
+    config = cached.run_config(data, "", cache=caches / "float32")
+    config.method.score_ahead = 1  # the reference scores candidates, and teaches picks
+    settings = parse(config)
+    source = sources.open_source(settings.data)
+    streams = Contrastive(settings.method.resolve("")).streams(settings.data, 40)
+    found = opened_caches(streams, dict.fromkeys(streams, source))
+    assert found[""]["reference/"] is found[CANDIDATES]["reference/"]
+    other = dataclasses.replace(settings.data, num_threads=1)
+    streams[CANDIDATES] = dataclasses.replace(streams[CANDIDATES], data=other)
+    found = opened_caches(streams, dict.fromkeys(streams, source))
+    assert found[""]["reference/"] is not found[CANDIDATES]["reference/"]
 
 
 def test_preflight_needs_no_cache(data, models, tmp_path):

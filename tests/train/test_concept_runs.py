@@ -2,12 +2,17 @@
 
 import jax
 import pytest
+from etils import epath
 
+from aced.checkpoints import record
+from aced.config import ConfigError
 from aced.data.concepts import ConceptList
 from aced.data.sources import open_source
 from aced.metrics import history
+from aced.parallel import mesh as meshes
 from aced.train import loop
 from aced.train.config import parse
+from aced.train.setup import set_up
 from configs import smoke
 
 
@@ -31,3 +36,17 @@ def test_a_run_picks_captions_with_concepts_on_any_devices(name, tmp_path):
     picked = [int(i) for ids in one.values() for i in ids]
     assert all((listed(source[i]["texts"][0]) >= 0).any() for i in picked)
     assert last["selection/concepts_each"] > 3
+
+
+def test_a_run_does_not_resume_with_other_concepts(tmp_path):
+    config = smoke.get_config("tiny,method=cabs_dm")
+    config.method.score_ahead, name = 1, "candidates/list of concepts"
+    folder, source = epath.Path(tmp_path), open_source(parse(config).data)
+    digest = ConceptList(smoke.CONCEPTS).digest
+    record.write(folder, parse(config), source.fingerprint, {name: digest})
+    others = tmp_path / "others.txt"
+    others.write_text("red\nblue\n")
+    config.method.selection.concepts = str(others)
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    with jax.set_mesh(mesh), pytest.raises(ConfigError, match=f"{name}: '{digest}' then"):
+        set_up(parse(config), mesh, folder, source)

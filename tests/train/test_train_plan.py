@@ -3,6 +3,8 @@ import dataclasses
 import pytest
 from etils import epath
 
+from aced.config import ConfigError
+from aced.cost import flops as costs
 from aced.metrics import history, jsonl
 from aced.train import plan
 from aced.train.config import parse
@@ -65,6 +67,21 @@ def test_finished_phases_do_not_count_as_later(tmp_path):
     assert [line[-1] for line in lines] == ["done", "25%", "100%", "0%", "0%", "68%"]
 
 
+def test_costs_include_what_is_scored_before_the_first_step(tmp_path):
+    config = smoke.get_config("method=h_acid,alone,online")
+    plain = planned(config, tmp_path)[-1]
+    config.method.score_ahead = 2
+    reference, run = planned(config, tmp_path)
+    models = parse(config).method.model, parse(config.before.reference).method.model
+    macs = sum(sum(costs.macs(model)) for model in models)
+    scored = 2 * 320 * 2 * macs  # two super-batches of 320, and two FLOPs for each MAC
+    assert run.total_flops == plain.total_flops + scored
+    assert plan.later_flops([reference, run], reference.folder) == run.total_flops
+    begun = dataclasses.replace(run, done=100)
+    assert begun.later_flops == plain.total_flops * 2 // 3
+    assert dataclasses.replace(run, steps=None).total_flops == 0
+
+
 def test_phase_that_ended_early_is_done(tmp_path):
     config = smoke.get_config("method=iid")
     config.early_stop.metric, config.early_stop.patience = "classes/top1", 2
@@ -73,6 +90,13 @@ def test_phase_that_ended_early_is_done(tmp_path):
     (tmp_path / history.FILE).write_bytes(jsonl.dumps(lines))
     run = planned(config, tmp_path)[-1]
     assert (run.steps, run.done, run.later_flops) == (90, 90, 0)
+
+
+def test_a_missing_list_of_concepts_is_found_before_the_runs_before(tmp_path):
+    config = smoke.get_config("method=cabs_fm")
+    config.method.selection.concepts = str(tmp_path / "list.txt")
+    with pytest.raises(ConfigError, match=r"The list of concepts .*list\.txt does not exist"):
+        planned(config, tmp_path)
 
 
 def test_every_shard_of_a_cache_ends_with_a_step_of_its_own(tmp_path):
