@@ -15,6 +15,7 @@ workers; blocks and shards that are complete in the workspace are not made again
 import collections
 import contextlib
 import functools
+import hashlib
 import itertools
 import operator
 import pickle
@@ -49,7 +50,7 @@ _SECONDS = 0.5  # between reports of a task
 _READERS = 16  # threads of a task that read pieces, which may be in an object store
 _FOLDER = "exchange"  # of pieces, in the workspace
 
-Piece = tuple[str, int, int]  # file of the workspace, begin, size
+Piece = tuple[str, int, int, bytes]  # file of the workspace, begin, size, SHA-256
 
 
 class DaskRunner(PipelineRunner):
@@ -271,9 +272,11 @@ def _write(
     data = [pickle.dumps(part) if part else b"" for part in divide(elements)]
     name = f"{_FOLDER}/{uuid.uuid4()}"
     Workspace(out).write(name, b"".join(data))
-    sizes = list(map(len, data))
-    begins = itertools.accumulate(sizes, initial=0)
-    return [(name, begin, size) for begin, size in zip(begins, sizes, strict=False)]
+    begins = itertools.accumulate(map(len, data), initial=0)
+    return [
+        (name, begin, len(part), hashlib.sha256(part).digest())
+        for begin, part in zip(begins, data, strict=False)
+    ]
 
 
 def _read(
@@ -282,12 +285,20 @@ def _read(
     index: int,
     *partitions: list[Piece],
 ) -> list[Any]:
-    """Joins the pieces with this index of all partitions."""
-    path = Workspace(out).path
+    """Joins the pieces with this index of all partitions.
+
+    Raises:
+        PrepareError: a piece is not what was written.
+    """
 
     def load(piece: Piece) -> list[Any]:
-        name, begin, size = piece
-        return pickle.loads(storage.read(path(name), begin, size))
+        name, begin, size, digest = piece
+        path = Workspace(out).path(name)
+        data = storage.read(path, begin, size)
+        # Before it is loaded, because a pickle can run any code; the digest came through Dask.
+        if hashlib.sha256(data).digest() != digest:
+            raise PrepareError(f"{path} is damaged; start the same command again.")
+        return pickle.loads(data)
 
     pieces = [pieces[index] for pieces in partitions if pieces[index][2]]
     return join(ahead(load, pieces, _READERS))

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.prepare.small import encoded, table
 
 distributed = pytest.importorskip("distributed")  # the extra "dask"
 dask = pytest.importorskip("dask")
+dask_runner = pytest.importorskip("aced.prepare.dask_runner")
 
 PICTURES, GROUP = 48, 4
 
@@ -216,6 +218,46 @@ def test_task_that_kills_each_worker_ends_with_advice(tmp_path):
             pipeline.run()
 
 
+@pytest.fixture
+def pieces(tmp_path):
+    """The pieces that a task of an exchange has written, and their file."""
+    found = dask_runner._write(str(tmp_path / "out"), lambda x: [x[:2], [], x[2:]], [1, 2, 3])
+    (file,) = (tmp_path / ".out.partial" / "exchange").iterdir()
+    return found, file
+
+
+def joined(tmp_path, found, index):
+    return dask_runner._read(str(tmp_path / "out"), dask_runner._chain, index, found)
+
+
+def test_pieces_of_an_exchange(tmp_path, pieces):
+    found, _ = pieces
+    assert [joined(tmp_path, found, i) for i in range(3)] == [[1, 2], [], [3]]
+
+
+class Trap:
+    """Its pickle makes a folder where it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("change", ["flipped", "cut", "other"])
+def test_changed_piece_is_refused_before_it_is_loaded(tmp_path, pieces, change):
+    (piece, *_), file = pieces
+    data = file.read_bytes()
+    trap = pickle.dumps([Trap(tmp_path / "trap")])
+    changed = {"flipped": data[:5] + b"?" + data[6:], "cut": data[:5], "other": trap}[change]
+    file.write_bytes(changed)
+    found = [(piece[0], 0, len(changed), piece[3])]
+    with pytest.raises(PrepareError, match=f"{file} is damaged; start the same command again"):
+        joined(tmp_path, found, 0)
+    assert not (tmp_path / "trap").exists()
+
+
 def test_no_scheduler_at_the_address(tmp_path):
     options = ["--dask_client_address=tcp://127.0.0.1:1", "--dask_connection_timeout=1"]
     pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
@@ -224,9 +266,7 @@ def test_no_scheduler_at_the_address(tmp_path):
 
 
 def test_step_without_a_translation():
-    from aced.prepare.dask_runner import _Tasks
-
     pipeline = beam.Pipeline()
     _ = pipeline | beam.Impulse()
     with pytest.raises(NotImplementedError, match="Impulse has no tasks of Dask"):
-        pipeline.visit(_Tasks("out", 2, "topic"))
+        pipeline.visit(dask_runner._Tasks("out", 2, "topic"))
