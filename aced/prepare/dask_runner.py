@@ -7,9 +7,10 @@ collections in the global window, without timers or state.
 
 A collection is a list of partitions, and each step is a task per partition. To group by key, each
 task divides its partition by a checksum of the key, and writes the pieces to one file of the
-workspace, where the tasks that join them read theirs. So the number of tasks is proportional to
-that of partitions, and a worker that dies takes no pieces along. Dask repeats its tasks on other
-workers; blocks and shards that are complete in the workspace are not made again.
+workspace, where the tasks that join them read theirs. One task between them lists where the pieces
+are, so the numbers of tasks and of their dependencies are proportional to that of partitions; only
+this list grows with its square. A worker that dies takes no pieces along. Dask repeats its tasks on
+other workers; blocks and shards that are complete in the workspace are not made again.
 """
 
 import collections
@@ -206,11 +207,14 @@ class _Tasks(PipelineVisitor):
     ) -> list[Delayed]:
         """Each partition divided by `divide`, and the pieces of equal index joined by `join`."""
         write = functools.partial(_write, self._out, functools.partial(divide, self._partitions))
-        pieces = [self._task(f"{name}, divide", write, task) for task in tasks]
-        return [
-            self._task(name, functools.partial(_read, self._out, join, i), *pieces)
+        divided = [self._task(f"{name}, divide", write, task) for task in tasks]
+        index = self._task(f"{name}, index", functools.partial(_index, self._partitions), *divided)
+        pieces = [
+            self._task(f"{name}, pieces", operator.itemgetter(i), index)
             for i in range(self._partitions)
         ]
+        read = functools.partial(_read, self._out, join)
+        return [self._task(name, read, task) for task in pieces]
 
     def _tasks_of(self, collection: beam.pvalue.PValue) -> list[Delayed]:
         self._read.add(collection)
@@ -279,13 +283,15 @@ def _write(
     ]
 
 
+def _index(number: int, *partitions: list[Piece]) -> list[list[Piece]]:
+    """The pieces of each of `number` indices, without empty ones."""
+    return [[pieces[i] for pieces in partitions if pieces[i][2]] for i in range(number)]
+
+
 def _read(
-    out: str,
-    join: Callable[[Iterable[list[Any]]], list[Any]],
-    index: int,
-    *partitions: list[Piece],
+    out: str, join: Callable[[Iterable[list[Any]]], list[Any]], pieces: list[Piece]
 ) -> list[Any]:
-    """Joins the pieces with this index of all partitions.
+    """Joins pieces of equal index.
 
     Raises:
         PrepareError: a piece is not what was written.
@@ -300,7 +306,6 @@ def _read(
             raise PrepareError(f"{path} is damaged; start the same command again.")
         return pickle.loads(data)
 
-    pieces = [pieces[index] for pieces in partitions if pieces[index][2]]
     return join(ahead(load, pieces, _READERS))
 
 

@@ -157,7 +157,9 @@ def add_steps(pipeline, folder):
     others = divided.odd | "others" >> beam.Map(lambda x: ((str(x % 3), x % 5), x))
     joined = (pairs, others) | beam.CoGroupByKey()
     total = numbers | beam.CombineGlobally(max)
-    nothing = numbers | beam.Filter(lambda x: x < 0) | "most of none" >> beam.combiners.Top.Of(3)
+    none = numbers | beam.Filter(lambda x: x < 0)
+    nothing = none | "most of none" >> beam.combiners.Top.Of(3)
+    dealt = () | "no inputs" >> beam.Flatten(pipeline=pipeline) | "deal none" >> beam.Reshuffle()
     seen = {
         "odd": divided.odd,
         "even": divided.even,
@@ -169,6 +171,7 @@ def add_steps(pipeline, folder):
         "smallest": numbers | beam.combiners.Top.Smallest(3),
         "largest": numbers | beam.combiners.Top.Of(3, key=lambda x: x % 7 * 100 + x),
         "nothing": nothing,
+        "no partitions": dealt | "most of no partitions" >> beam.combiners.Top.Of(3),
         "sides": pipeline
         | "one" >> beam.Create([None])
         | "sides"
@@ -226,13 +229,30 @@ def pieces(tmp_path):
     return found, file
 
 
-def joined(tmp_path, found, index):
-    return dask_runner._read(str(tmp_path / "out"), dask_runner._chain, index, found)
+def joined(tmp_path, pieces):
+    return dask_runner._read(str(tmp_path / "out"), dask_runner._chain, pieces)
 
 
-def test_pieces_of_an_exchange(tmp_path, pieces):
+def test_index_of_an_exchange_lists_the_pieces_of_each_reader(tmp_path, pieces):
     found, _ = pieces
-    assert [joined(tmp_path, found, i) for i in range(3)] == [[1, 2], [], [3]]
+    index = dask_runner._index(3, found, found)
+    assert list(map(len, index)) == [2, 0, 2]
+    assert [joined(tmp_path, listed) for listed in index] == [[1, 2, 1, 2], [], [3, 3]]
+    assert dask_runner._index(3) == [[], [], []]
+
+
+def test_dependencies_of_an_exchange_are_proportional_to_partitions(tmp_path):
+    def count(partitions):
+        pipeline = beam.Pipeline()
+        _ = pipeline | beam.Create(range(9)) | beam.Reshuffle() | "again" >> beam.Reshuffle()
+        tasks = dask_runner._Tasks(str(tmp_path / "out"), partitions, "topic")
+        pipeline.visit(tasks)
+        graph = dict(tasks.end().dask)
+        return len(graph), sum(len(task.dependencies) for task in graph.values())
+
+    (some, edges), (more, more_edges) = count(10), count(100)
+    assert more < 10 * some
+    assert more_edges < 10 * edges
 
 
 class Trap:
@@ -247,14 +267,13 @@ class Trap:
 
 @pytest.mark.parametrize("change", ["flipped", "cut", "other"])
 def test_changed_piece_is_refused_before_it_is_loaded(tmp_path, pieces, change):
-    (piece, *_), file = pieces
+    ((name, _, _, digest), *_), file = pieces
     data = file.read_bytes()
     trap = pickle.dumps([Trap(tmp_path / "trap")])
     changed = {"flipped": data[:5] + b"?" + data[6:], "cut": data[:5], "other": trap}[change]
     file.write_bytes(changed)
-    found = [(piece[0], 0, len(changed), piece[3])]
     with pytest.raises(PrepareError, match=f"{file} is damaged; start the same command again"):
-        joined(tmp_path, found, 0)
+        joined(tmp_path, [(name, 0, len(changed), digest)])
     assert not (tmp_path / "trap").exists()
 
 
