@@ -87,13 +87,17 @@ class DaskRunner(PipelineRunner):
             )
             pipeline.visit(tasks)
             client.subscribe_topic(tasks.topic, lambda event: bars.put(*event[1]))
+            future = client.compute(tasks.end())
             try:
-                client.compute(tasks.end()).result()
+                future.result()
             except (distributed.KilledWorker, futures.CancelledError) as error:
                 raise PrepareError(
                     f"Dask gave up: {error} If workers ran out of memory, give them more of it or "
                     "fewer threads. What is complete is kept, and the same command goes on."
                 ) from error
+            except BaseException:
+                future.cancel()  # so that the cluster begins no further task
+                raise
         return PipelineResult(PipelineState.DONE)
 
 

@@ -277,6 +277,26 @@ def test_changed_piece_is_refused_before_it_is_loaded(tmp_path, pieces, change):
     assert not (tmp_path / "trap").exists()
 
 
+@pytest.mark.slow
+def test_no_task_of_a_stopped_run_is_begun(tmp_path):
+    def work(number):
+        (tmp_path / f"begun-{number}").touch()
+        if len(list(tmp_path.glob("begun-*"))) == 1:
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C; the tasks run in threads of this process
+        time.sleep(0.5)
+
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as threads:
+        options = [f"--dask_client_address={threads.scheduler_address}", "--dask_npartitions=20"]
+        pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
+        _ = pipeline | beam.Create(range(20)) | beam.Reshuffle() | beam.Map(work)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run()
+        time.sleep(1.5)
+        assert 1 <= len(list(tmp_path.glob("begun-*"))) <= 4
+
+
 def test_no_scheduler_at_the_address(tmp_path):
     options = ["--dask_client_address=tcp://127.0.0.1:1", "--dask_connection_timeout=1"]
     pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
