@@ -18,7 +18,9 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import json
 import operator
+import pathlib
 import pickle
 import threading
 import time
@@ -65,7 +67,7 @@ class DaskRunner(PipelineRunner):
         """Runs `pipeline` to its end, and shows its progress.
 
         Raises:
-            ConfigError: no cluster is at the address, or an option is not supported.
+            ConfigError: no cluster is at the address, or an option is wrong or not supported.
             PrepareError: several workers died in the same task, or the scheduler did.
         """
         settings = options.view_as(DaskOptions).get_all_options(
@@ -74,17 +76,17 @@ class DaskRunner(PipelineRunner):
         partitions = settings.pop("npartitions", None)
         if "partition_size" in settings:
             raise ConfigError("--dask_partition_size is not used; set --dask_npartitions.")
+        if path := settings.pop("scheduler_file", None):
+            settings["address"] = _address_in(path)
         with _connected(settings) as client, progress.shown() as bars:
             if not client.nthreads():
                 print("Waiting for a worker of Dask ...", flush=True)
             client.wait_for_workers(1)
             threads = sum(client.nthreads().values())
             Workspace(self._out).remove(_FOLDER)  # left by a killed run
-            tasks = _Tasks(
-                self._out,
-                partitions or _PARTITIONS_PER_THREAD * threads,
-                topic=f"aced.prepare-{uuid.uuid4()}",
-            )
+            partitions = partitions or _PARTITIONS_PER_THREAD * threads
+            print(f"{partitions} partitions on {threads} threads.", flush=True)
+            tasks = _Tasks(self._out, partitions, topic=f"aced.prepare-{uuid.uuid4()}")
             pipeline.visit(tasks)
             client.subscribe_topic(tasks.topic, lambda event: bars.put(*event[1]))
             future = client.compute(tasks.end())
@@ -101,18 +103,43 @@ class DaskRunner(PipelineRunner):
         return PipelineResult(PipelineState.DONE)
 
 
+def _address_in(path: str) -> str:
+    """The address in the file that `dask scheduler --scheduler-file` writes.
+
+    Dask itself would wait for the file without end.
+
+    Raises:
+        ConfigError: the file is missing, or is no such file.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_bytes())["address"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--dask_scheduler_file={path} has no address of a scheduler "
+            f"({type(error).__name__}: {error}). Start it first, with "
+            f"`dask scheduler --scheduler-file={path}`, or correct the path."
+        ) from error
+
+
 def _connected(settings: Mapping[str, Any]) -> distributed.Client:
     """The client of a cluster.
 
     Raises:
-        ConfigError: the cluster does not answer.
+        ConfigError: the address is malformed, or the cluster does not answer.
     """
+    if not (address := settings.get("address")):
+        return distributed.Client(**settings)  # and worker processes on this machine
+    try:
+        distributed.comm.get_address_host(address)  # a client would fail, but not close
+    except ValueError as error:
+        raise ConfigError(
+            f"--dask_client_address={address} is no address ({error}); give it as tcp://HOST:8786."
+        ) from error
     try:
         return distributed.Client(**settings)
     except OSError as error:
-        where = settings.get("address") or settings.get("scheduler_file")
         raise ConfigError(
-            f"No Dask scheduler answers at {where}: {error}. Start it first."
+            f"No Dask scheduler answers at {address}: {error}. Start it first."
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Preparation on a Dask cluster of two worker processes."""
 
 import hashlib
+import json
 import os
 import pathlib
 import pickle
@@ -302,6 +303,41 @@ def test_no_scheduler_at_the_address(tmp_path):
     pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="No Dask scheduler answers at tcp://"):
         pipeline.run()
+
+
+@pytest.mark.parametrize("address", ["nonsense", "tcp://host", "tcp://host:x", "http://host:8786"])
+def test_malformed_address(tmp_path, address):
+    pipeline = pipeline_on(DASK, [f"--dask_client_address={address}"], str(tmp_path / "out"))
+    wanted = f"--dask_client_address={address} is no address .*; give it as tcp://HOST:8786"
+    with pytest.raises(ConfigError, match=wanted):
+        pipeline.run()
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"address": '])
+def test_file_without_a_scheduler(tmp_path, content):
+    file = tmp_path / "dask.json"
+    if content is not None:
+        file.write_text(content)
+    pipeline = pipeline_on(DASK, [f"--dask_scheduler_file={file}"], str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=f"{file} has no address .* Start it first, with `dask"):
+        pipeline.run()
+
+
+def test_cluster_of_a_scheduler_file(tmp_path, capsys):
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as threads:
+        file = tmp_path / "dask.json"
+        file.write_text(json.dumps(threads.scheduler.identity()))
+        pipeline = pipeline_on(DASK, [f"--dask_scheduler_file={file}"], str(tmp_path / "out"))
+        _ = (
+            pipeline
+            | beam.Create([3])
+            | beam.Map(lambda x: (tmp_path / "found").write_text(str(x)))
+        )
+        pipeline.run()
+    assert (tmp_path / "found").read_text() == "3"
+    assert "8 partitions on 2 threads." in capsys.readouterr().out
 
 
 def test_step_without_a_translation():
