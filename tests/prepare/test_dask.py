@@ -35,7 +35,7 @@ PICTURES, GROUP = 48, 4
 def cluster():
     """Two worker processes of one thread each; workers that die are started again."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None
+        n_workers=2, threads_per_worker=1, dashboard_address=":0"
     ) as cluster:
         yield cluster
 
@@ -195,7 +195,7 @@ def add_steps(pipeline, folder):
 def test_every_kind_of_step_gives_what_it_gives_on_the_runner_of_beam(tmp_path):
     found = {}
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
     ) as threads:
         for runner in (EMBEDDED, DASK):
             options = [f"--dask_client_address={threads.scheduler_address}", "--dask_npartitions=3"]
@@ -213,7 +213,7 @@ def test_every_kind_of_step_gives_what_it_gives_on_the_runner_of_beam(tmp_path):
 def test_task_that_kills_each_worker_ends_with_advice(tmp_path):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        distributed.LocalCluster(n_workers=1, dashboard_address=None) as fragile,
+        distributed.LocalCluster(n_workers=1, dashboard_address=":0") as fragile,
     ):
         options = [f"--dask_client_address={fragile.scheduler_address}"]
         pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
@@ -287,7 +287,7 @@ def test_no_task_of_a_stopped_run_is_begun(tmp_path):
         time.sleep(0.5)
 
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as threads:
         options = [f"--dask_client_address={threads.scheduler_address}", "--dask_npartitions=20"]
         pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
@@ -325,7 +325,7 @@ def test_file_without_a_scheduler(tmp_path, content):
 
 def test_cluster_of_a_scheduler_file(tmp_path, capsys):
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as threads:
         file = tmp_path / "dask.json"
         file.write_text(json.dumps(threads.scheduler.identity()))
