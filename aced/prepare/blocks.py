@@ -5,6 +5,9 @@ another, written last. Later steps pass only facts and read bytes from the spool
 pixels are shuffled, the input needs no random access, and no image is decoded or shrunk twice. The
 spools take as much space as the data set, until it is complete. A restart uses the images of
 complete blocks as first read, even if their files have changed since.
+
+The names of blocks have a digest of the settings and the input: workers of a cluster may go on
+after their command was stopped, and write blocks of its settings into the next one's workspace.
 """
 
 import collections
@@ -43,7 +46,7 @@ U = TypeVar("U")
 class Facts(CaptionedImage):
     """A captioned image that was checked, and where its bytes are stored until it is written."""
 
-    block: int  # number of the spool with its bytes
+    block: str  # name of the block with its bytes
     offset: int  # of its bytes in the spool
     size: int  # bytes of the image
     thumbnail_size: int  # bytes of the thumbnail, which follows; 0: no thumbnail
@@ -80,14 +83,19 @@ def unpack(data: bytes) -> Facts:
     return Facts(*msgpack.unpackb(data))
 
 
+def block_name(number: int, digest: str) -> str:
+    """The name of a block; `digest` is that of the settings and the input."""
+    return f"{number:08d}-{digest[:16]}"
+
+
 def examine(
-    config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Fetched]
+    config: PrepareConfig, block: str, items: Iterable[Item], fetch: Callable[[Item], Fetched]
 ) -> Iterator[Any]:
     """Yields the packed facts of the images of a block and, tagged, its rejected entries.
 
-    `block` is its number; it has at most `BLOCK` items, in the input's order. `fetch` gets the
-    image of an item. It raises `RejectedError` with a third argument, the location: `line`, and
-    `image` if known.
+    `block` is its name, from `block_name`; it has at most `BLOCK` items, in the input's order.
+    `fetch` gets the image of an item. It raises `RejectedError` with a third argument, the
+    location: `line`, and `image` if known.
     """
     workspace = Workspace(config.out)
     facts = _facts_file(block)
@@ -118,7 +126,7 @@ def _from_earlier_run(workspace: Workspace, facts: str) -> list[Any] | None:
 
 
 def _check_images(
-    config: PrepareConfig, block: int, items: Iterable[Item], fetch: Callable[[Item], Fetched]
+    config: PrepareConfig, block: str, items: Iterable[Item], fetch: Callable[[Item], Fetched]
 ) -> tuple[list[bytes], list[tuple[int, str, str]], int]:
     """Fills the spool of a block; returns packed facts, rejected entries and the item count."""
     second_config = dataclasses.replace(config, thumbnails=0)
@@ -157,7 +165,7 @@ def _check_images(
 
 
 def _facts(
-    image: CaptionedImage, checked: Checked, second: Checked | None, block: int, offset: int
+    image: CaptionedImage, checked: Checked, second: Checked | None, block: str, offset: int
 ) -> Facts:
     data = second.data if second is not None else b""
     return Facts(
@@ -214,14 +222,14 @@ def read_pictures(workspace: Workspace, facts: Facts) -> tuple[bytes, bytes, byt
     return data[: facts.size], data[facts.size : second_offset], data[second_offset:]
 
 
-def read_spool(workspace: Workspace, block: int, offset: int, size: int) -> bytes:
+def read_spool(workspace: Workspace, block: str, offset: int, size: int) -> bytes:
     """Bytes of the spool of `block`, without comparing a checksum."""
     return storage.read(workspace.path(_spool(block)), offset, size)
 
 
-def _spool(block: int) -> str:
-    return f"blocks/{block:08d}.bytes"
+def _spool(block: str) -> str:
+    return f"blocks/{block}.bytes"
 
 
-def _facts_file(block: int) -> str:
-    return f"blocks/{block:08d}.facts"
+def _facts_file(block: str) -> str:
+    return f"blocks/{block}.facts"

@@ -66,7 +66,7 @@ def prepare(
         if workspace.begin(settings):
             print(f"Going on with what an earlier run left in {workspace.root}.")
         try:
-            graph.build(pipeline, config, blocks)
+            graph.build(pipeline, config, blocks, _digest(settings))
             runner.run(pipeline, config.runner)
             return _complete(config, workspace, settings)
         except Exception as error:
@@ -74,6 +74,10 @@ def prepare(
                 workspace.remove()
                 raise PrepareError(refusal) from error
             raise
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _beam() -> tuple[Any, Any, Any]:

@@ -7,16 +7,20 @@ collections in the global window, without timers or state.
 
 A collection is a list of partitions, and each step is a task per partition. To group by key, each
 task divides its partition by a checksum of the key, and writes the pieces to one file of the
-workspace, where the tasks that join them read theirs. So the number of tasks is proportional to
-that of partitions, and a worker that dies takes no pieces along. Dask repeats its tasks on other
-workers; blocks and shards that are complete in the workspace are not made again.
+workspace, where the tasks that join them read theirs. One task between them lists where the pieces
+are, so the numbers of tasks and of their dependencies are proportional to that of partitions; only
+this list grows with its square. A worker that dies takes no pieces along. Dask repeats its tasks on
+other workers; blocks and shards that are complete in the workspace are not made again.
 """
 
 import collections
 import contextlib
 import functools
+import hashlib
 import itertools
+import json
 import operator
+import pathlib
 import pickle
 import threading
 import time
@@ -49,7 +53,7 @@ _SECONDS = 0.5  # between reports of a task
 _READERS = 16  # threads of a task that read pieces, which may be in an object store
 _FOLDER = "exchange"  # of pieces, in the workspace
 
-Piece = tuple[str, int, int]  # file of the workspace, begin, size
+Piece = tuple[str, int, int, bytes]  # file of the workspace, begin, size, SHA-256
 
 
 class DaskRunner(PipelineRunner):
@@ -63,7 +67,7 @@ class DaskRunner(PipelineRunner):
         """Runs `pipeline` to its end, and shows its progress.
 
         Raises:
-            ConfigError: no cluster is at the address, or an option is not supported.
+            ConfigError: no cluster is at the address, or an option is wrong or not supported.
             PrepareError: several workers died in the same task, or the scheduler did.
         """
         settings = options.view_as(DaskOptions).get_all_options(
@@ -72,41 +76,70 @@ class DaskRunner(PipelineRunner):
         partitions = settings.pop("npartitions", None)
         if "partition_size" in settings:
             raise ConfigError("--dask_partition_size is not used; set --dask_npartitions.")
+        if path := settings.pop("scheduler_file", None):
+            settings["address"] = _address_in(path)
         with _connected(settings) as client, progress.shown() as bars:
             if not client.nthreads():
                 print("Waiting for a worker of Dask ...", flush=True)
             client.wait_for_workers(1)
             threads = sum(client.nthreads().values())
             Workspace(self._out).remove(_FOLDER)  # left by a killed run
-            tasks = _Tasks(
-                self._out,
-                partitions or _PARTITIONS_PER_THREAD * threads,
-                topic=f"aced.prepare-{uuid.uuid4()}",
-            )
+            partitions = partitions or _PARTITIONS_PER_THREAD * threads
+            print(f"{partitions} partitions on {threads} threads.", flush=True)
+            tasks = _Tasks(self._out, partitions, topic=f"aced.prepare-{uuid.uuid4()}")
             pipeline.visit(tasks)
             client.subscribe_topic(tasks.topic, lambda event: bars.put(*event[1]))
+            future = client.compute(tasks.end())
             try:
-                client.compute(tasks.end()).result()
+                future.result()
             except (distributed.KilledWorker, futures.CancelledError) as error:
                 raise PrepareError(
                     f"Dask gave up: {error} If workers ran out of memory, give them more of it or "
                     "fewer threads. What is complete is kept, and the same command goes on."
                 ) from error
+            except BaseException:
+                future.cancel()  # so that the cluster begins no further task
+                raise
         return PipelineResult(PipelineState.DONE)
+
+
+def _address_in(path: str) -> str:
+    """The address in the file that `dask scheduler --scheduler-file` writes.
+
+    Dask itself would wait for the file without end.
+
+    Raises:
+        ConfigError: the file is missing, or is no such file.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_bytes())["address"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--dask_scheduler_file={path} has no address of a scheduler "
+            f"({type(error).__name__}: {error}). Start it first, with "
+            f"`dask scheduler --scheduler-file={path}`, or correct the path."
+        ) from error
 
 
 def _connected(settings: Mapping[str, Any]) -> distributed.Client:
     """The client of a cluster.
 
     Raises:
-        ConfigError: the cluster does not answer.
+        ConfigError: the address is malformed, or the cluster does not answer.
     """
+    if not (address := settings.get("address")):
+        return distributed.Client(**settings)  # and worker processes on this machine
+    try:
+        distributed.comm.get_address_host(address)  # a client would fail, but not close
+    except ValueError as error:
+        raise ConfigError(
+            f"--dask_client_address={address} is no address ({error}); give it as tcp://HOST:8786."
+        ) from error
     try:
         return distributed.Client(**settings)
     except OSError as error:
-        where = settings.get("address") or settings.get("scheduler_file")
         raise ConfigError(
-            f"No Dask scheduler answers at {where}: {error}. Start it first."
+            f"No Dask scheduler answers at {address}: {error}. Start it first."
         ) from error
 
 
@@ -205,11 +238,14 @@ class _Tasks(PipelineVisitor):
     ) -> list[Delayed]:
         """Each partition divided by `divide`, and the pieces of equal index joined by `join`."""
         write = functools.partial(_write, self._out, functools.partial(divide, self._partitions))
-        pieces = [self._task(f"{name}, divide", write, task) for task in tasks]
-        return [
-            self._task(name, functools.partial(_read, self._out, join, i), *pieces)
+        divided = [self._task(f"{name}, divide", write, task) for task in tasks]
+        index = self._task(f"{name}, index", functools.partial(_index, self._partitions), *divided)
+        pieces = [
+            self._task(f"{name}, pieces", operator.itemgetter(i), index)
             for i in range(self._partitions)
         ]
+        read = functools.partial(_read, self._out, join)
+        return [self._task(name, read, task) for task in pieces]
 
     def _tasks_of(self, collection: beam.pvalue.PValue) -> list[Delayed]:
         self._read.add(collection)
@@ -271,25 +307,36 @@ def _write(
     data = [pickle.dumps(part) if part else b"" for part in divide(elements)]
     name = f"{_FOLDER}/{uuid.uuid4()}"
     Workspace(out).write(name, b"".join(data))
-    sizes = list(map(len, data))
-    begins = itertools.accumulate(sizes, initial=0)
-    return [(name, begin, size) for begin, size in zip(begins, sizes, strict=False)]
+    begins = itertools.accumulate(map(len, data), initial=0)
+    return [
+        (name, begin, len(part), hashlib.sha256(part).digest())
+        for begin, part in zip(begins, data, strict=False)
+    ]
+
+
+def _index(number: int, *partitions: list[Piece]) -> list[list[Piece]]:
+    """The pieces of each of `number` indices, without empty ones."""
+    return [[pieces[i] for pieces in partitions if pieces[i][2]] for i in range(number)]
 
 
 def _read(
-    out: str,
-    join: Callable[[Iterable[list[Any]]], list[Any]],
-    index: int,
-    *partitions: list[Piece],
+    out: str, join: Callable[[Iterable[list[Any]]], list[Any]], pieces: list[Piece]
 ) -> list[Any]:
-    """Joins the pieces with this index of all partitions."""
-    path = Workspace(out).path
+    """Joins pieces of equal index.
+
+    Raises:
+        PrepareError: a piece is not what was written.
+    """
 
     def load(piece: Piece) -> list[Any]:
-        name, begin, size = piece
-        return pickle.loads(storage.read(path(name), begin, size))
+        name, begin, size, digest = piece
+        path = Workspace(out).path(name)
+        data = storage.read(path, begin, size)
+        # Before it is loaded, because a pickle can run any code; the digest came through Dask.
+        if hashlib.sha256(data).digest() != digest:
+            raise PrepareError(f"{path} is damaged; start the same command again.")
+        return pickle.loads(data)
 
-    pieces = [pieces[index] for pieces in partitions if pieces[index][2]]
     return join(ahead(load, pieces, _READERS))
 
 

@@ -41,7 +41,7 @@ SIGHT = np.dtype(  # what two images are compared by
     ]
 )
 
-Mark = tuple[int, str, int, int, int]  # line, key, block, offset, size of an image
+Mark = tuple[int, str, str, int, int]  # line, key, block, offset, size of an image
 # Distance of two images: bits of their hashes, mean and largest distance of their colours.
 Apart = tuple[int, float, float]
 Earlier = tuple[Mark, Apart]  # an earlier copy

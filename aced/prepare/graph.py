@@ -14,18 +14,21 @@ from aced.prepare.workspace import Workspace
 _PART_BITS = 18  # a sorted part of rejected.jsonl covers 2^18 lines of the input
 
 
-def build(pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int, int]]) -> None:
+def build(
+    pipeline: beam.Pipeline, config: PrepareConfig, blocks: list[tuple[int, int]], digest: str
+) -> None:
     """Adds all steps to `pipeline`, which write the parts of the data set to the workspace.
 
     Args:
         pipeline: an empty pipeline.
         config: the settings.
         blocks: blocks of records, see `inputs.from_records`; empty for a table.
+        digest: of the settings and the input, for the names of blocks.
     """
     if config.captions:
-        examined, rejected = inputs.from_table(config, pipeline)
+        examined, rejected = inputs.from_table(config, pipeline, digest)
     else:
-        examined, rejected = inputs.from_records(config, pipeline, blocks)
+        examined, rejected = inputs.from_records(config, pipeline, blocks, digest)
     kept, equal = drop_duplicates(config, examined)
     everything, pairs = [rejected, equal], pipeline | "no pairs" >> beam.Create([[]])
     if config.near_duplicates >= 0:

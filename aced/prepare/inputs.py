@@ -13,7 +13,16 @@ from aced.data.sources.parquet import ParquetConfig, ParquetSource
 from aced.data.sources.tars import TarSource, WebDatasetConfig
 from aced.files import storage
 from aced.prepare import progress
-from aced.prepare.blocks import BLOCK, REJECTED, Fetched, examine, pack, tagged, unpack_captions
+from aced.prepare.blocks import (
+    BLOCK,
+    REJECTED,
+    Fetched,
+    block_name,
+    examine,
+    pack,
+    tagged,
+    unpack_captions,
+)
 from aced.prepare.captions import (
     CaptionedImage,
     PrepareError,
@@ -32,12 +41,13 @@ _WINDOW_MIB = 64  # of parquet's row groups in memory, at least two: blocks are 
 
 
 def from_table(
-    config: PrepareConfig, pipeline: beam.Pipeline
+    config: PrepareConfig, pipeline: beam.Pipeline, digest: str
 ) -> tuple[beam.PCollection[bytes], beam.PCollection]:
     """Returns the packed facts of the table's images that decode, and the rejected entries.
 
     One worker reads the table, because CSV can't be split into lines from its middle. A block has
-    the images of adjacent lines, whose files are likely to be neighbours too.
+    the images of adjacent lines, whose files are likely to be neighbours too. `digest` is that of
+    the settings and the input.
     """
     lines = (
         pipeline
@@ -59,7 +69,7 @@ def from_table(
         images.images
         | "group by block" >> beam.GroupByKey()
         | "examine"
-        >> beam.FlatMap(_examine_lines, config)
+        >> beam.FlatMap(_examine_lines, config, digest)
         .with_output_types(bytes)
         .with_outputs(REJECTED, main="facts")
     )
@@ -90,8 +100,10 @@ def _merge(_: str, group: Iterable[bytes]) -> Iterator[Any]:
     yield from tagged(rejects)
 
 
-def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) -> Iterator[Any]:
-    block, group = grouped
+def _examine_lines(
+    grouped: tuple[int, Iterable[bytes]], config: PrepareConfig, digest: str
+) -> Iterator[Any]:
+    number, group = grouped
 
     def fetch(image: CaptionedImage) -> Fetched:
         with located(image):
@@ -102,15 +114,16 @@ def _examine_lines(grouped: tuple[int, Iterable[bytes]], config: PrepareConfig) 
             return image, data, read_file(image.second, config.images, config.follow_links)
 
     images = sorted(map(unpack_captions, group), key=lambda image: image.line)
-    yield from examine(config, block, images, fetch)
+    yield from examine(config, block_name(number, digest), images, fetch)
 
 
 def from_records(
-    config: PrepareConfig, pipeline: beam.Pipeline, blocks: list[tuple[int, int]]
+    config: PrepareConfig, pipeline: beam.Pipeline, blocks: list[tuple[int, int]], digest: str
 ) -> tuple[beam.PCollection[bytes], beam.PCollection]:
     """Returns the packed facts of the records that decode, and the rejected entries.
 
-    `config` has `tars` or `parquet`, the pipeline is empty, and `blocks` is from `blocks_of`.
+    `config` has `tars` or `parquet`, the pipeline is empty, `blocks` is from `blocks_of`, and
+    `digest` is that of the settings and the input.
     """
     examined = (
         pipeline
@@ -118,7 +131,7 @@ def from_records(
         | "expect" >> beam.Map(_expect)
         | "spread" >> beam.Reshuffle()
         | "examine"
-        >> beam.FlatMap(_examine_records, config)
+        >> beam.FlatMap(_examine_records, config, digest)
         .with_output_types(bytes)
         .with_outputs(REJECTED, main="facts")
     )
@@ -170,8 +183,10 @@ def _expect(numbers: tuple[int, int, int]) -> tuple[int, int, int]:
     return numbers
 
 
-def _examine_records(numbers: tuple[int, int, int], config: PrepareConfig) -> Iterator[Any]:
-    block, begin, end = numbers
+def _examine_records(
+    numbers: tuple[int, int, int], config: PrepareConfig, digest: str
+) -> Iterator[Any]:
+    number, begin, end = numbers
     source = open_records(config)
 
     def fetch(index: int) -> Fetched:
@@ -185,4 +200,4 @@ def _examine_records(numbers: tuple[int, int, int], config: PrepareConfig) -> It
             raise RejectedError("empty_caption", "", where | {"image": image.key})
         return image, record["image"], record.get("second")
 
-    yield from examine(config, block, range(begin, end), fetch)
+    yield from examine(config, block_name(number, digest), range(begin, end), fetch)

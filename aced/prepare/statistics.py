@@ -16,7 +16,7 @@ PAIRS = 24  # near-duplicates shown
 CAPTIONS = 20  # repeated captions listed
 
 Counter = tuple[str, str]  # name, and split or bin
-Sample = tuple[str, int, int, int]  # key, block, offset, size of a picture shown
+Sample = tuple[str, str, int, int]  # key, block, offset, size of a picture shown
 
 
 def counters(parts: beam.PCollection[tuple[str, bytes]]) -> beam.PCollection:

@@ -2,7 +2,8 @@
 
     .NAME.partial/
       settings.json          the input and settings
-      blocks/                examined images: N.bytes (encoded images) and N.facts, written last
+      blocks/                examined images: N-DIGEST.bytes (encoded images), and N-DIGEST.facts,
+                             written last; the digest is that of the settings
       parts/                 sorted parts of rejected.jsonl
       shards/                hashes of each shard's pictures, and its description, written last
       exchange/              what workers of Dask pass on to each other

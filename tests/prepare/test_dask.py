@@ -1,8 +1,10 @@
 """Preparation on a Dask cluster of two worker processes."""
 
 import hashlib
+import json
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from tests.prepare.small import encoded, table
 
 distributed = pytest.importorskip("distributed")  # the extra "dask"
 dask = pytest.importorskip("dask")
+dask_runner = pytest.importorskip("aced.prepare.dask_runner")
 
 PICTURES, GROUP = 48, 4
 
@@ -32,7 +35,7 @@ PICTURES, GROUP = 48, 4
 def cluster():
     """Two worker processes of one thread each; workers that die are started again."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None
+        n_workers=2, threads_per_worker=1, dashboard_address=":0"
     ) as cluster:
         yield cluster
 
@@ -155,7 +158,9 @@ def add_steps(pipeline, folder):
     others = divided.odd | "others" >> beam.Map(lambda x: ((str(x % 3), x % 5), x))
     joined = (pairs, others) | beam.CoGroupByKey()
     total = numbers | beam.CombineGlobally(max)
-    nothing = numbers | beam.Filter(lambda x: x < 0) | "most of none" >> beam.combiners.Top.Of(3)
+    none = numbers | beam.Filter(lambda x: x < 0)
+    nothing = none | "most of none" >> beam.combiners.Top.Of(3)
+    dealt = () | "no inputs" >> beam.Flatten(pipeline=pipeline) | "deal none" >> beam.Reshuffle()
     seen = {
         "odd": divided.odd,
         "even": divided.even,
@@ -167,6 +172,7 @@ def add_steps(pipeline, folder):
         "smallest": numbers | beam.combiners.Top.Smallest(3),
         "largest": numbers | beam.combiners.Top.Of(3, key=lambda x: x % 7 * 100 + x),
         "nothing": nothing,
+        "no partitions": dealt | "most of no partitions" >> beam.combiners.Top.Of(3),
         "sides": pipeline
         | "one" >> beam.Create([None])
         | "sides"
@@ -189,7 +195,7 @@ def add_steps(pipeline, folder):
 def test_every_kind_of_step_gives_what_it_gives_on_the_runner_of_beam(tmp_path):
     found = {}
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
     ) as threads:
         for runner in (EMBEDDED, DASK):
             options = [f"--dask_client_address={threads.scheduler_address}", "--dask_npartitions=3"]
@@ -207,13 +213,89 @@ def test_every_kind_of_step_gives_what_it_gives_on_the_runner_of_beam(tmp_path):
 def test_task_that_kills_each_worker_ends_with_advice(tmp_path):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        distributed.LocalCluster(n_workers=1, dashboard_address=None) as fragile,
+        distributed.LocalCluster(n_workers=1, dashboard_address=":0") as fragile,
     ):
         options = [f"--dask_client_address={fragile.scheduler_address}"]
         pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
         _ = pipeline | beam.Create([1]) | beam.Map(lambda _: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(PrepareError, match="Dask gave up: "):
             pipeline.run()
+
+
+@pytest.fixture
+def pieces(tmp_path):
+    """The pieces that a task of an exchange has written, and their file."""
+    found = dask_runner._write(str(tmp_path / "out"), lambda x: [x[:2], [], x[2:]], [1, 2, 3])
+    (file,) = (tmp_path / ".out.partial" / "exchange").iterdir()
+    return found, file
+
+
+def joined(tmp_path, pieces):
+    return dask_runner._read(str(tmp_path / "out"), dask_runner._chain, pieces)
+
+
+def test_index_of_an_exchange_lists_the_pieces_of_each_reader(tmp_path, pieces):
+    found, _ = pieces
+    index = dask_runner._index(3, found, found)
+    assert list(map(len, index)) == [2, 0, 2]
+    assert [joined(tmp_path, listed) for listed in index] == [[1, 2, 1, 2], [], [3, 3]]
+    assert dask_runner._index(3) == [[], [], []]
+
+
+def test_dependencies_of_an_exchange_are_proportional_to_partitions(tmp_path):
+    def count(partitions):
+        pipeline = beam.Pipeline()
+        _ = pipeline | beam.Create(range(9)) | beam.Reshuffle() | "again" >> beam.Reshuffle()
+        tasks = dask_runner._Tasks(str(tmp_path / "out"), partitions, "topic")
+        pipeline.visit(tasks)
+        graph = dict(tasks.end().dask)
+        return len(graph), sum(len(task.dependencies) for task in graph.values())
+
+    (some, edges), (more, more_edges) = count(10), count(100)
+    assert more < 10 * some
+    assert more_edges < 10 * edges
+
+
+class Trap:
+    """Its pickle makes a folder where it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("change", ["flipped", "cut", "other"])
+def test_changed_piece_is_refused_before_it_is_loaded(tmp_path, pieces, change):
+    ((name, _, _, digest), *_), file = pieces
+    data = file.read_bytes()
+    trap = pickle.dumps([Trap(tmp_path / "trap")])
+    changed = {"flipped": data[:5] + b"?" + data[6:], "cut": data[:5], "other": trap}[change]
+    file.write_bytes(changed)
+    with pytest.raises(PrepareError, match=f"{file} is damaged; start the same command again"):
+        joined(tmp_path, [(name, 0, len(changed), digest)])
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.slow
+def test_no_task_of_a_stopped_run_is_begun(tmp_path):
+    def work(number):
+        (tmp_path / f"begun-{number}").touch()
+        if len(list(tmp_path.glob("begun-*"))) == 1:
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C; the tasks run in threads of this process
+        time.sleep(0.5)
+
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+    ) as threads:
+        options = [f"--dask_client_address={threads.scheduler_address}", "--dask_npartitions=20"]
+        pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
+        _ = pipeline | beam.Create(range(20)) | beam.Reshuffle() | beam.Map(work)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run()
+        time.sleep(1.5)
+        assert 1 <= len(list(tmp_path.glob("begun-*"))) <= 4
 
 
 def test_no_scheduler_at_the_address(tmp_path):
@@ -223,10 +305,43 @@ def test_no_scheduler_at_the_address(tmp_path):
         pipeline.run()
 
 
-def test_step_without_a_translation():
-    from aced.prepare.dask_runner import _Tasks
+@pytest.mark.parametrize("address", ["nonsense", "tcp://host", "tcp://host:x", "http://host:8786"])
+def test_malformed_address(tmp_path, address):
+    pipeline = pipeline_on(DASK, [f"--dask_client_address={address}"], str(tmp_path / "out"))
+    wanted = f"--dask_client_address={address} is no address .*; give it as tcp://HOST:8786"
+    with pytest.raises(ConfigError, match=wanted):
+        pipeline.run()
 
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"address": '])
+def test_file_without_a_scheduler(tmp_path, content):
+    file = tmp_path / "dask.json"
+    if content is not None:
+        file.write_text(content)
+    pipeline = pipeline_on(DASK, [f"--dask_scheduler_file={file}"], str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=f"{file} has no address .* Start it first, with `dask"):
+        pipeline.run()
+
+
+def test_cluster_of_a_scheduler_file(tmp_path, capsys):
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+    ) as threads:
+        file = tmp_path / "dask.json"
+        file.write_text(json.dumps(threads.scheduler.identity()))
+        pipeline = pipeline_on(DASK, [f"--dask_scheduler_file={file}"], str(tmp_path / "out"))
+        _ = (
+            pipeline
+            | beam.Create([3])
+            | beam.Map(lambda x: (tmp_path / "found").write_text(str(x)))
+        )
+        pipeline.run()
+    assert (tmp_path / "found").read_text() == "3"
+    assert "8 partitions on 2 threads." in capsys.readouterr().out
+
+
+def test_step_without_a_translation():
     pipeline = beam.Pipeline()
     _ = pipeline | beam.Impulse()
     with pytest.raises(NotImplementedError, match="Impulse has no tasks of Dask"):
-        pipeline.visit(_Tasks("out", 2, "topic"))
+        pipeline.visit(dask_runner._Tasks("out", 2, "topic"))

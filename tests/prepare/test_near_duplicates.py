@@ -85,7 +85,7 @@ def facts(line, sight):
         line=line,
         second=None,
         answers=[],
-        block=0,
+        block="0",
         offset=10 * line,
         size=10,
         thumbnail_size=0,
@@ -163,4 +163,4 @@ def test_dropped_images_match_a_comparison_of_all_pairs(limit):
 
 def marked(line):
     """What is shown of an image: key, block, offset, size."""
-    return f"{line}.png", 0, 10 * line, 10
+    return f"{line}.png", "0", 10 * line, 10

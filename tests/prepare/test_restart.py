@@ -143,6 +143,34 @@ def stopped(tmp_path, monkeypatch):
     return settings, contents(tmp_path / "expected")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["settings", "input"])
+def test_blocks_of_other_settings_that_appear_meanwhile_are_not_used(
+    stopped, tmp_path, monkeypatch, change
+):
+    settings, _ = stopped
+    old, blocks = tmp_path / "old", tmp_path / ".out.partial" / "blocks"
+    shutil.copytree(blocks, old)
+    begin = Workspace.begin
+
+    def begin_while_others_write(workspace, settings):
+        resumed = begin(workspace, settings)
+        assert not resumed
+        shutil.copytree(old, blocks)  # as by workers that go on after their command was stopped
+        return resumed
+
+    monkeypatch.setattr(Workspace, "begin", begin_while_others_write)
+    if change == "settings":
+        settings["thumbnails"] = 0
+    else:
+        table = pathlib.Path(settings["captions"])
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[1:]))
+    found = prepare(PrepareConfig(**settings))
+    assert (found["images"], found["thumbnails"]) == {"settings": (12, 0), "input": (11, 11)}[
+        change
+    ]
+
+
 def flip(path, seed):
     rng, data = np.random.default_rng(seed), bytearray(path.read_bytes())
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
