@@ -178,8 +178,8 @@ class _Kinds:
             missing, self._missing = sorted(self._missing), set()
             records, found = self._records, list(self._found)
         logging.warning(
-            "data.caption_weights has the kinds %s, but none of the first %d records of %s has such "
-            "a caption; the kinds there are %s. Correct the names, unless these captions are rare.",
+            "data.caption_weights has the kinds %s, but none of the first %d records of %s has "
+            "such a caption; the kinds there are %s. Correct the names, unless they are rare.",
             ", ".join(missing),
             records,
             self._name,

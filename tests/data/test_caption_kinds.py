@@ -164,6 +164,8 @@ def test_filters_drop_captions_before_the_weights_are_shared():
         ({"caption_weights": {"given": 0.0}}, "one of the weights must be above 0"),
         ({"caption_weights": {"a.b": 1.0}}, r"data.caption_weights has a kind 'a\.b'"),
         ({"caption_weights": {"a": -1.0}}, "data.caption_weights.a must be at least 0"),
+        ({"caption_weights": {"a": 1e308, "b": 1e308}}, "a must be 0, or 1e-06 to 1e.06, got 1e.3"),
+        ({"caption_weights": {"a": 5e-324}}, "a must be 0, or 1e-06 to 1e.06, got 5e-324"),
         ({"caption_weights": {"a": 1.0}, "caption": "first"}, "data.caption to 'random'"),
     ],
 )
