@@ -33,7 +33,9 @@ class CacheConfig(Checked):
         65_536, "Examples per file, and the most that a killed pass loses per process."
     )
     batch_size: NonNegativeInt = setting(
-        0, "Examples per step over all devices; 0: as many as the run scores at a time."
+        0,
+        "Examples per step over all devices, each with all its stored augmentations. 0: as many as "
+        "have the number of pictures that the run scores at a time.",
     )
     calibration_pairs: NonNegativeInt = setting(
         4096, "Pairs to which a scale and a bias for the sigmoid loss are fitted."

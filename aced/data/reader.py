@@ -36,7 +36,8 @@ OPTIONAL_FIELDS = {
 }
 
 _REMEMBERED = 100_000  # unusable records that are not tried again as replacements
-_JUDGED_AFTER = 256  # draws, or one pass, before a warning about the share of unusable records
+# Draws, or one pass, before a warning about unusable records or about kinds that no caption has.
+_JUDGED_AFTER = 256
 
 
 class InputError(UserError, RuntimeError):
@@ -154,6 +155,38 @@ class _Part:
         )
 
 
+class _Kinds:
+    """Finds kinds with a weight that no caption has, such as a name with a typing error."""
+
+    def __init__(self, source: Source, weights: Mapping[str, float]):
+        self._name, self._enough = source.name, min(_JUDGED_AFTER, len(source))
+        self._missing = {kind for kind, weight in weights.items() if weight}
+        self._found: dict[str, None] = {}  # in the order in which they were found
+        self._records = 0
+        self._lock = threading.Lock()
+
+    def found(self, kinds: Sequence[str]) -> None:
+        """Counts a record; after enough of them, warns once if kinds are still missing."""
+        with self._lock:
+            if not self._missing:
+                return
+            self._records += 1
+            self._missing.difference_update(kinds)
+            self._found.update(dict.fromkeys(kinds))
+            if not self._missing or self._records < self._enough:
+                return
+            missing, self._missing = sorted(self._missing), set()
+            records, found = self._records, list(self._found)
+        logging.warning(
+            "data.caption_weights has the kinds %s, but none of the first %d records of %s has "
+            "such a caption; the kinds there are %s. Correct the names, unless they are rare.",
+            ", ".join(missing),
+            records,
+            self._name,
+            ", ".join(found),
+        )
+
+
 class Reader:
     """Reads and decodes records, and counts those that fail."""
 
@@ -175,6 +208,7 @@ class Reader:
         self._source, self._config, self._counters = source, config, counters
         self._view = Viewer(looks, config.decode, config.max_pixels, config.thumbnails)
         self._missing = missing
+        self._kinds = _Kinds(source, config.caption_weights)
         self._answer_tokenizer = answer_tokenizer
         self._class_names = names = getattr(source, "class_names", None)
         self._targets = answers.Targets(names) if names else None
@@ -272,6 +306,7 @@ class Reader:
         if need_caption and not texts:
             return "it has no caption"
         if config.caption_weights:
+            self._kinds.found(kinds)
             captions = tuple(i for i in captions if config.caption_weights.get(kinds[i]))
             if need_caption and not captions:
                 found = ", ".join(dict.fromkeys(kinds))
@@ -310,7 +345,7 @@ def known_fields(source: Source, config: DataConfig) -> tuple[str, ...]:
 
     For a mixture, the fields that all members have.
     """
-    config = dataclasses.replace(config, filters=FilterConfig())
+    config = dataclasses.replace(config, filters=FilterConfig(), caption_weights={})
     reader = Reader(source, config, InputCounters(), [])
     members = [(part.source, part.start) for part in getattr(source, "parts", ())]
     firsts = []

@@ -57,8 +57,8 @@ class PrepareConfig(FlagSettings):
     more_captions: str = setting(
         "",
         "Further columns of captions, each with its kind, for data.caption_weights: KIND=COLUMN, "
-        "separated by commas, such as synthetic=syn_text; for tars, fields of KEY.json. Captions "
-        "in --caption_column have the kind 'given'.",
+        "separated by commas, such as synthetic=syn_text; for tars, fields of KEY.json; each line "
+        "of KEY.txt is then a caption. Captions in --caption_column have the kind 'given'.",
     )
     kind_column: str = setting(
         "",

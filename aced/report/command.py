@@ -12,6 +12,7 @@ from etils import epath
 
 from aced.bounds import NonNegativeInt
 from aced.config import ConfigError, flatten
+from aced.data.sources import SourceConfig
 from aced.files import storage
 from aced.files.ownership import Owner
 from aced.flag_settings import FlagSettings, setting
@@ -138,7 +139,7 @@ def _differing(found: Sequence[Run]) -> list[list[str]]:
 
     A group that some runs do not have is one row, and its settings are compared between the others.
     """
-    settings = [flatten(run.settings) for run in found]
+    settings = [_read(run) for run in found]
     groups = [{group for key in values for group in _above(key)} for values in settings]
     keys = {key for values in settings for key in values}.union(*groups)
     rows = []
@@ -156,6 +157,17 @@ def _differing(found: Sequence[Run]) -> list[list[str]]:
     return rows[:_MOST_SETTINGS] + ([[f"and {more} more"]] if more > 0 else [])
 
 
+def _read(run: Run) -> dict[str, Any]:
+    """The settings of a run, without those of sources that it does not read."""
+    read = run.settings.get("data", {}).get("source")
+    unread = {f"data.{kind}" for kind in SourceConfig.kinds() if kind != read}
+    return {
+        key: value
+        for key, value in flatten(run.settings).items()
+        if ".".join(key.split(".")[:2]) not in unread
+    }
+
+
 def _above(key: str) -> list[str]:
     """The groups that a setting or a group is in."""
     return [key[:i] for i, letter in enumerate(key) if letter == "."]
@@ -164,6 +176,8 @@ def _above(key: str) -> list[str]:
 def _text(value: Any) -> str:
     if value is None or value == "":
         return _NONE
+    if isinstance(value, float):
+        return f"{value:.12g}"  # without the last digits, which are those of rounding
     return value if isinstance(value, str) else json.dumps(value)
 
 

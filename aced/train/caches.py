@@ -27,6 +27,7 @@ from aced.metrics import progress
 from aced.models import two_tower
 from aced.models.base import ModelConfig
 from aced.parallel import distributed
+from aced.parallel import mesh as meshes
 from aced.parallel.watchdog import Watchdog
 from aced.train import program
 from aced.train.config import TrainConfig
@@ -70,7 +71,8 @@ def make(
         missing = making.begin(plan, folder)
         exit_code = None
         if missing:
-            size = batch_size(settings, cache)
+            shards = meshes.example_shards(mesh)
+            size = batch_size(settings, cache, model.data.augmentations, shards)
             maker = model.maker(plan, folder, source, model.data, model.load(), mesh, size)
             # The cost of another library's model is not known; the estimate then leaves it out.
             cost = 0
@@ -90,9 +92,23 @@ def make(
     return description
 
 
-def batch_size(settings: TrainConfig, cache: CacheConfig) -> int:
-    """The examples embedded at a time, over all devices."""
-    return cache.batch_size or settings.method.score_micro_batch or settings.batch_size
+def batch_size(settings: TrainConfig, cache: CacheConfig, augmentations: int, shards: int) -> int:
+    """The examples embedded at a time, over all devices.
+
+    If `cache` does not set it, a step holds about as many pictures, stored augmentations included,
+    as the run scores at a time.
+
+    Args:
+        settings: of the run that will read the cache.
+        cache: the settings of the cache.
+        augmentations: stored ones of each picture; 0: none.
+        shards: devices that share the examples equally; the result is rounded up to a multiple.
+    """
+    if cache.batch_size:
+        return cache.batch_size
+    pictures = settings.method.score_micro_batch or settings.batch_size
+    of_example = max(1, augmentations) if "image" in TOWERS[cache.towers] else 1
+    return shards * max(1, -(-(pictures // of_example) // shards))
 
 
 def flops_of_example(model: ModelConfig, towers: str, augmentations: int) -> int:

@@ -103,8 +103,10 @@ def _phases(settings: TrainConfig, folder: epath.Path, name: str) -> Iterator[Ph
 
 
 def _cache(cache: CacheConfig, settings: TrainConfig, workdir: epath.Path) -> Phase:
-    folder, size = cache.folder(str(workdir)), caches.batch_size(settings, cache)
+    folder = cache.folder(str(workdir))
     data = settings.method.data_of(cache.model, settings.data)
+    shards = max(1, jax.device_count() // settings.mesh.tensor)
+    size = caches.batch_size(settings, cache, data.augmentations, shards)
     examples = _examples(data)
     steps = examples and _cache_steps(examples, cache.shard_size, size)
     item, flops = settings.method.named.get(cache.model), None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced.cache import Cache, CacheError, command, open_for
+from aced.cache import Cache, CacheError, command, making, open_for
 from aced.cache.config import CacheConfig
 from aced.config import ConfigError
 from aced.data import records, sources
@@ -18,7 +18,7 @@ from aced.data.images.augment import AugmentConfig
 from aced.data.pipeline import train_batches
 from aced.files import own_files
 from aced.metrics import history
-from aced.train import loop
+from aced.train import caches, loop
 from aced.train.config import parse
 from tests import cached
 
@@ -87,6 +87,48 @@ def test_rows_have_the_embeddings_of_their_own_pixels_and_captions(data, referen
     differ = same & (images[:, None] != images[None]).any(axis=(2, 3, 4))
     assert differ.sum() > 20
     assert np.abs(zimg[:, None] - zimg[None]).max(axis=2)[differ].min() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("augmentations", "shards", "changes", "size"),
+    [
+        (0, 2, {}, 8),
+        (1, 2, {}, 8),
+        (3, 1, {}, 2),
+        (3, 4, {}, 4),  # rounded up
+        (20, 1, {}, 1),
+        (3, 2, {"towers": "text"}, 8),  # reads no pictures
+        (3, 2, {"batch_size": 6}, 6),
+    ],
+)
+def test_a_step_holds_as_many_pictures_whatever_the_augmentations(
+    augmentations, shards, changes, size, data
+):
+    settings = parse(augmented(data, "none"))
+    config = CacheConfig(**{"out": "o"} | changes)
+    assert caches.batch_size(settings, config, augmentations, shards) == size
+
+
+@pytest.mark.slow
+def test_embeddings_do_not_depend_on_the_examples_of_a_step(
+    data, reference, folder, tmp_path, monkeypatch
+):
+    sizes, complete_batches = [], making.complete_batches
+
+    def recorded(*arguments, batch_size, **others):
+        sizes.append(batch_size)
+        return complete_batches(*arguments, batch_size=batch_size, **others)
+
+    monkeypatch.setattr(making, "complete_batches", recorded)
+    make(augmented(data, reference), tmp_path / "cache", batch_size=0)
+    assert sizes == [8 // VIEWS]  # eight in `folder`
+    ids, views = (x.ravel() for x in np.mgrid[:SIZE, :VIEWS])
+    found, expected = (
+        Cache(path).read(ids, np.zeros_like(ids), views) for path in (tmp_path / "cache", folder)
+    )
+    for name, rows in expected.items():
+        # XLA rounds differently for other shapes.
+        np.testing.assert_allclose(found[name], rows, atol=1e-6, err_msg=name)
 
 
 def test_views_do_not_depend_on_seed_step_or_row(data):

@@ -119,6 +119,32 @@ def test_pictures_without_captions_of_weight_are_skipped_and_counted():
         drawn(config, Captions([("alt",)]))
 
 
+def warnings_of(caplog):
+    return [line for line in caplog.messages if "data.caption_weights" in line]
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+def test_kinds_that_no_caption_has_are_warned_of_once(caplog, threads):
+    weights = {"given": 1.0, "syntetic": 3.0, "synth": 1.0, "unused": 0.0}
+    config = dataclasses.replace(CONFIG, caption_weights=weights, num_threads=threads)
+    drawn(config, Captions(size=1000), size=200, steps=3)
+    (line,) = warnings_of(caplog)
+    assert "the kinds syntetic, synth, but none of the first 256 records of captions has" in line
+    found = line.split("the kinds there are ")[1].split(". ")[0]
+    assert set(found.split(", ")) == {"given", "synthetic", "alt"}
+
+
+def test_a_small_data_set_is_judged_after_one_pass(caplog):
+    drawn(dataclasses.replace(CONFIG, caption_weights=WEIGHTS), size=8)
+    (line,) = warnings_of(caplog)
+    assert "the kinds none_has_it, but none of the first 4 records" in line
+    caplog.clear()
+    weights = {"given": 1.0, "synthetic": 3.0}
+    drawn(dataclasses.replace(CONFIG, caption_weights=weights), size=8)
+    drawn(CONFIG, size=8)
+    assert not warnings_of(caplog)
+
+
 def test_filters_drop_captions_before_the_weights_are_shared():
     class Long(Captions):
         def __getitem__(self, index):
@@ -138,6 +164,8 @@ def test_filters_drop_captions_before_the_weights_are_shared():
         ({"caption_weights": {"given": 0.0}}, "one of the weights must be above 0"),
         ({"caption_weights": {"a.b": 1.0}}, r"data.caption_weights has a kind 'a\.b'"),
         ({"caption_weights": {"a": -1.0}}, "data.caption_weights.a must be at least 0"),
+        ({"caption_weights": {"a": 1e308, "b": 1e308}}, "a must be 0, or 1e-06 to 1e.06, got 1e.3"),
+        ({"caption_weights": {"a": 5e-324}}, "a must be 0, or 1e-06 to 1e.06, got 5e-324"),
         ({"caption_weights": {"a": 1.0}, "caption": "first"}, "data.caption to 'random'"),
     ],
 )

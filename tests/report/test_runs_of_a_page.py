@@ -272,6 +272,23 @@ def test_settings_that_no_run_has_are_left_out(tmp_path):
     }
 
 
+def test_settings_of_sources_that_are_not_read_are_left_out_and_floats_are_short(tmp_path):
+    folders = [
+        write(tmp_path / name, lines=[LOSSES], **{"init.checkpoint": name}) for name in ("a", "b")
+    ]
+    found = opened(*folders)
+    for run, peak in zip(found, (0.1 + 0.2, 1e-3), strict=True):
+        run.settings["data"] |= {"source": "webdataset", "shapes": {"size": peak}}
+        run.settings["data"]["webdataset"] = {"path": run.name}
+        run.settings["ema_decay"] = peak
+    rows = {row[0]: row[1:] for row in command._differing(found)}
+    assert rows == {
+        "data.webdataset.path": ["a", "b"],
+        "ema_decay": ["0.3", "0.001"],
+        "init.checkpoint": ["a", "b"],
+    }
+
+
 def test_group_that_a_run_does_not_have_is_one_row_and_what_is_not_learned_comes_last(tmp_path):
     gains = {"method.selection.gain": 7.0, "checkpoint.every_steps": 3}
     folders = [
@@ -286,7 +303,7 @@ def test_group_that_a_run_does_not_have_is_one_row_and_what_is_not_learned_comes
     assert rows[0][0] == "method.selection"
     assert rows[0][1:] == ["...", "...", "-"]
     assert rows[1][0] == "method.selection.gain"
-    assert rows[1][2:] == ["7.0", "-"]
+    assert rows[1][2:] == ["7", "-"]
     assert [row[0] for row in rows[2:]] == ["total_steps", "checkpoint.every_steps", "evals"]
     assert rows[-1][1:] == ["...", "...", "-"]
 

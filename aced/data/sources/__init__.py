@@ -26,6 +26,7 @@ from aced.files import storage
 
 MAX_EXAMPLES = 2**31 - 1  # ids are int32 on the device
 MAX_AUGMENTATIONS = 1024  # stored ones of a picture
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # of a kind of captions; sums of others may lose precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +154,9 @@ class DataConfig(SourceConfig):
     # Which caption of a picture with several is used: the first, or a random one every time.
     caption: Literal["first", "random"] = "random"
     # Weights of the kinds of captions in that random choice, such as {"given": 1, "synthetic": 3}:
-    # the weight of a kind is shared by its captions of the picture. Kinds that are left out are not
-    # used, and pictures without other captions are skipped and counted. Empty: all captions have
-    # the same probability.
+    # the weight of a kind, 0 or 1e-6 to 1e6, is shared by its captions of the picture. Kinds that
+    # are left out are not used, and pictures without other captions are skipped and counted. Empty:
+    # all captions have the same probability.
     caption_weights: dict[str, NonNegativeFloat] = dataclasses.field(default_factory=dict)
     # Stored augmentations of each picture, k; 0: none. One is drawn every time, for all models. Its
     # crop and flip follow from the example's id and its number alone, so that a cache has the
@@ -214,6 +215,11 @@ class DataConfig(SourceConfig):
         for kind, weight in weights.items():
             if message := bounds.wrong(NonNegativeFloat, weight, f"data.caption_weights.{kind}"):
                 raise ConfigError(message)
+            if weight and not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+                raise ConfigError(
+                    f"data.caption_weights.{kind} must be 0, or {LEAST_WEIGHT:g} to "
+                    f"{MOST_WEIGHT:g}, got {weight!r}; only the ratios of the weights matter."
+                )
         if weights and not any(weights.values()):
             raise ConfigError(
                 f"data.caption_weights = {weights} leaves no captions; one of the weights must be "
