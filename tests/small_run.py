@@ -25,9 +25,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.method.reference.checkpoint = arg.reference
         config.method.selection.strata = 8
         config.data.shapes.wrong = 0.5
+    else:
+        config.evals = {}
     if arg.score_ahead:
         config.method.score_ahead = arg.score_ahead
         config.method.scoring.resolution = config.method.model.image.resolution // 2
-    else:
-        config.evals = {}
     return config

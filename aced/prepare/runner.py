@@ -32,7 +32,7 @@ def pipeline_on(runner: str, options: Sequence[str], out: str) -> beam.Pipeline:
         ConfigError: an option is unknown to both Beam and the command, or a package is missing.
     """
     chosen = _chosen(runner, out)
-    if runner not in _WITH_JOB_SERVERS and (unknown := _unknown(options)):
+    if runner not in _WITH_JOB_SERVERS and (unknown := unknown_options(options)):
         names = [field.name for field in dataclasses.fields(PrepareConfig)]
         found = nearest.names(unknown[0].lstrip("-").partition("=")[0], names)
         raise ConfigError(
@@ -56,7 +56,7 @@ def _chosen(runner: str, out: str) -> PipelineRunner | str:
     return DaskRunner(out)
 
 
-def _unknown(options: Sequence[str]) -> list[str]:
+def unknown_options(options: Sequence[str]) -> list[str]:
     """The options that Beam's parsers do not accept; Beam would only log them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     waiting = [PipelineOptions]
