@@ -21,8 +21,7 @@ quality of a name is the number of families that agree on it: `subject` removes 
 family's style, and in the data sets `agreed` is the number of training families that have the
 subject. `clean` has the names with `AGREED` or more. With --wrong a known share of the pairs
 trained on, chosen by a hash, has its names exchanged. `is_noisy` marks these pairs, unless they got
-the same subject by chance. `clean` then has the pairs of `all` with their own names that are agreed
-on.
+the same subject by chance. `clean` then has the agreed pairs of `all` that keep their own names.
 
 benchmarks/results/icons_dataset.txt has the counts, with the licence and the author of each family.
 Those that are not MIT, ISC, Apache or CC0 ask for attribution; openmoji is CC BY-SA.

@@ -162,9 +162,7 @@ class Contrastive(Method):
         views = {prefix: View.of(model) for prefix, model in self.models.items()}
         cached = self.config.frozen.keys() - self.frozen.keys()
         caches = {prefix_of(name): self.config.frozen[name] for name in sorted(cached)}
-        return {
-            "": Stream(data, candidates, views, caches, concepts=self.config.selection.concepts)
-        }
+        return {"": Stream(data, candidates, views, caches, concepts=concepts)}
 
     def _stream(
         self, data: DataConfig, rows: int, providers: Iterable[Provider], **settings: Any
@@ -331,9 +329,7 @@ class Contrastive(Method):
             batch = with_embeddings(batch, prefix_of(REFERENCE), reference)
         key = jax.random.fold_in(train_state.key, number)
         with jax.named_scope("select"):
-            concepts = None
-            if config.by_concept:
-                concepts = Concepts(batch["concepts"], self.concepts)
+            concepts = Concepts(batch["concepts"], self.concepts) if self.concepts else None
             selection = select(
                 key, learner, reference, config, loss=self.config.loss, size=size, concepts=concepts
             )

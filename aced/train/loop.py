@@ -269,7 +269,7 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
 def evaluate(
     run: Run, names: Sequence[str], train_state: state.TrainState, watchdog: Watchdog
 ) -> dict[str, float]:
-    """Runs the evaluations `names`. Returns their found, as "NAME/NUMBER", and suite averages."""
+    """Runs the evaluations `names`. Returns their numbers, as "NAME/NUMBER", and suite averages."""
     found = {}
     for name in names:
         with progress.announced(f"Evaluating {name}", seconds=10.0):

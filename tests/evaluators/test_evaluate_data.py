@@ -49,9 +49,7 @@ def _place(tmp_path_factory):
     """A model, and a folder of three data sets."""
     place = tmp_path_factory.mktemp("place")
     write_model(place / "model")
-    wds_tree.classes(place / "wds" / "wds_imagenet-a", 20)
-    wds_tree.captions(place / "wds" / "wds_flickr30k", 8)
-    wds_tree.groups(place / "wds" / "wds_wilds-fmow_test", 20)
+    wds_tree.three_sets(place / "wds")
     return place
 
 

@@ -24,10 +24,8 @@ def _start(tmp_path_factory):
     """Starts the command in several processes, with its results in a folder of this name."""
     place = tmp_path_factory.mktemp("place")
     write_model(place / "model")
+    wds_tree.three_sets(place / "wds")
     wds_tree.classes(place / "wds" / "wds_cifar10", 30)
-    wds_tree.captions(place / "wds" / "wds_flickr30k", 8)
-    wds_tree.groups(place / "wds" / "wds_wilds-fmow_test", 20)
-    wds_tree.classes(place / "wds" / "wds_imagenet-a", 20)
 
     def start(name, processes=1):
         command = ["-m", "aced.evaluate", f"--model={place}/model", f"--data={place}/wds"]

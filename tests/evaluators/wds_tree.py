@@ -76,3 +76,10 @@ def groups(folder, count, **how):
         for label, group in zip(labels, of, strict=True)
     ]
     return write(folder, members, **how)
+
+
+def three_sets(folder):
+    """One data set of each form: of classes, of captions and of groups."""
+    classes(folder / "wds_imagenet-a", 20)
+    captions(folder / "wds_flickr30k", 8)
+    groups(folder / "wds_wilds-fmow_test", 20)

@@ -28,11 +28,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reference")
-    settings = config().before.reference
-    settings.total_steps = 10
-    run(settings, folder)
-    return str(folder)
+    return test_train.train_reference(tmp_path_factory.mktemp("reference"), 10)
 
 
 def ahead(reference, number, **changes):

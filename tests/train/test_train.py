@@ -85,14 +85,18 @@ def assert_same_run(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+def train_reference(folder, steps):
+    """Trains the reference of `config` alone; returns its workdir."""
+    settings = config().before.reference
+    settings.total_steps = steps
+    run(settings, folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A short run of a reference that the others share."""
-    folder = tmp_path_factory.mktemp("reference")
-    settings = config().before.reference
-    settings.total_steps = 30
-    run(settings, folder)
-    return str(folder)
+    return train_reference(tmp_path_factory.mktemp("reference"), 30)
 
 
 def with_reference(settings, reference):
