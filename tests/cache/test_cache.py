@@ -295,12 +295,15 @@ def test_killed_five_times_gives_the_same_result(data, reference, tmp_path):
     def summaries():
         return len(list(out.glob("*.json"))) - (out / ownership.FILE).exists()
 
+    in_the_middle = 0
     for _ in range(5):
-        goal = summaries() + 1
+        goal = min(summaries() + 1, 18)  # on a busy machine all may be made before the kill
         with many_processes.start(1, 1, command_line(data, reference, out), tmp_path) as started:
             started.wait_for(lambda goal=goal: summaries() >= goal)
             time.sleep(rng.uniform(0, 0.05))
+            in_the_middle += summaries() < 18
             started.kill()
+    assert in_the_middle
     with many_processes.start(1, 1, command_line(data, reference, out), tmp_path) as started:
         assert started.exit_codes() == [0]
         assert "88 of 90 examples" in started.output(0)
