@@ -12,7 +12,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -215,14 +215,31 @@ BEYOND = (
 
 
 def methods_beyond() -> str:
-    """Methods that are not in the papers, and their baselines; only cells with all seeds."""
-    listed = {run for suite in BEYOND for run in suite()}
-    baselines = (suites.main, suites.icons, suites.equal_flops, suites.softmax)
-    usual = {run for suite in baselines for run in suite() if run.method in _BASELINES}
+    """Methods that are not in the papers, and their baselines."""
+    usual = (suites.main, suites.icons, suites.equal_flops, suites.softmax)
+    baselines = ("iid", "kd", "h_acid", "aced")
+    listed = {run for suite in usual for run in suite() if run.method in baselines}
+    return _on_pools(listed.union(*(suite() for suite in BEYOND)))
+
+
+def methods_captions() -> str:
+    """Given captions, others in their place, and both."""
+    listed = suites.captions()
+    given = {dataclasses.replace(run, captions=Run().captions) for run in listed}
+    return _on_pools(given.union(listed))
+
+
+def methods_augmented() -> str:
+    """Few pairs, with and without stored augmentations."""
+    return _on_pools(suites.augmented())
+
+
+def _on_pools(listed: Collection[Run]) -> str:
+    """The listed runs by pool; only cells with all seeds."""
     found = _Cells()
     for run, row in table.read_runs("methods.csv", Run):
         numbers = ("r1", "zeroshot") if run.data == "icons" else ("r1",)
-        if run in listed | usual:
+        if run in listed:
             for number in numbers:
                 found[_beyond(run)][run.data, run.wrong, number].append(float(row[number]))
     pools = {
@@ -238,9 +255,6 @@ def methods_beyond() -> str:
         if any(shown):
             rows.append([name, *shown])
     return markdown(["R@1, %", *pools], sorted(rows))
-
-
-_BASELINES = ("iid", "kd", "h_acid", "aced")
 
 
 def _beyond(run: Run) -> str:
@@ -262,6 +276,10 @@ def _beyond(run: Run) -> str:
         name += f", teacher's scale {run.teacher_scale:g}"
     if "false_negative_margin" in settings:
         name += f", false negatives by a margin of {settings['false_negative_margin']:g}"
+    if run.captions != Run().captions:
+        name += f", {run.captions} captions"
+    if run.pairs:
+        name += f", {run.augmentations or 'no'} augmentations"
     return f"{name}, at H-ACID's FLOPs" if is_long else name
 
 
@@ -348,7 +366,9 @@ TABLES = {
     "latency": latency,
     "layers": layers,
     "methods": methods,
+    "methods_augmented": methods_augmented,
     "methods_beyond": methods_beyond,
+    "methods_captions": methods_captions,
     "methods_else": methods_else,
     "methods_icons": methods_icons,
     "smoke": smoke,

@@ -4,14 +4,16 @@
 
 `part` is what is measured:
 
-"speed": examples trained per second of whole runs, in steady state. The data are JPEGs of 512
+"run": examples trained per second of whole runs, in steady state. The data are JPEGs of 512
     pixels, drawn here, with stored thumbnails of 128. A tiny learner at 256 pixels selects a fifth
-    of them with a cached reference, so that the input is the limit. `way`:
+    of them with a cached reference. On a CPU learner and input share the cores. `way`:
     "iid": uniform sampling, without selection.
     "synchronous": each step scores what it trains on.
     "ahead", "ahead, thumbnails": `score_ahead` steps ahead, from candidates of 128 pixels.
     `decode` is `data.decode`. `cost` is the rate of "iid" by the rate of the way: the input of an
     example trained on, in units of one that is only read and decoded.
+"input": the same without a learner, whose picks are drawn at random: what the input can deliver
+    to devices that take no time.
 "overlap": the share of the picks that is the same with the learner of this step as with the learner
     `score_ahead` steps ago, in a training on the embedded scenes, at step `step`; `resolution` is
     that of the candidates. In "other noise" the learner is that of the step, and the draw another.
@@ -20,9 +22,11 @@ Every way is run `rounds` times, in turns, and the best rate counts, so that oth
 machine does little. What does not apply is empty.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -36,6 +40,7 @@ from aced.cache.config import CacheConfig
 from aced.config import to_config
 from aced.data import records
 from aced.data.images.decode import decode
+from aced.data.picks import CANDIDATES
 from aced.data.pipeline import InputCounters
 from aced.methods.contrastive import Contrastive
 from aced.methods.scoring import ScoringConfig
@@ -44,7 +49,7 @@ from aced.parallel import mesh as meshes
 from aced.prepare.images import make_thumbnail
 from aced.train import loop
 from aced.train.config import parse
-from aced.train.setup import Run, input_batches, opened, set_up
+from aced.train.setup import Run, input_batches, opened, set_up, stream_batches
 from benchmarks import table
 from benchmarks.photographs import draw
 from configs import methods, smoke
@@ -73,7 +78,7 @@ WAYS = (  # way, decode, steps ahead, whether thumbnails are read
 )
 
 
-# --- Speed ---------------------------------------------------------------------------------------
+# --- Input and run -------------------------------------------------------------------------------
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -118,8 +123,10 @@ def make_reference(data: pathlib.Path, folder: pathlib.Path) -> None:
     loop.run(config, str(folder))
 
 
-def rate(data: pathlib.Path, reference: pathlib.Path, way: tuple[str, str, int, bool]) -> float:
-    """Examples trained per second in the second half of a run."""
+def configured(
+    data: pathlib.Path, reference: pathlib.Path, way: tuple[str, str, int, bool]
+) -> ml_collections.ConfigDict:
+    """A run of one of `WAYS`."""
     name, decoder, ahead, thumbnails = way
     config = settings(data, _STEPS.value)
     config.data.decode = decoder
@@ -131,29 +138,72 @@ def rate(data: pathlib.Path, reference: pathlib.Path, way: tuple[str, str, int, 
         config.method.reference.cache = str(reference / "embeddings")
         config.method.score_ahead = ahead
         config.method.scoring.resolution = SMALL if ahead else None
+    return config
+
+
+def rate_of_run(config: ml_collections.ConfigDict) -> float:
+    """Examples trained per second in the second half of a run."""
     with tempfile.TemporaryDirectory() as folder:
         loop.run(config, folder)
         return history.read(epath.Path(folder))[-1]["wall/examples_per_s"]
 
 
+def rate_of_input(config: ml_collections.ConfigDict) -> float:
+    """Examples to train on per second, if the devices took no time; picks are drawn at random."""
+    rng, steps = np.random.default_rng(0), _STEPS.value
+    with tempfile.TemporaryDirectory() as folder, prepared(config, folder) as run:
+        counters, ahead = InputCounters(), run.program.method.ahead
+
+        def picked(ids: np.ndarray) -> np.ndarray:
+            rows = np.sort(rng.choice(len(ids), BATCH, replace=False)).astype(np.int32)
+            return np.stack([rows, ids[rows].astype(np.int32)])
+
+        with input_batches(run, 0, counters) as batches:
+            if ahead:
+                with stream_batches(run, CANDIDATES, -ahead, counters, steps=ahead) as first:
+                    for batch in first:
+                        batches.picks.put(picked(batch["id"]))
+            for number in range(2 * steps):
+                if number == steps:
+                    since = time.perf_counter()
+                batch = next(batches)
+                if ahead:
+                    batches.picks.put(picked(batch[f"{CANDIDATES}id"]))
+            return steps * BATCH / (time.perf_counter() - since)
+
+
+@contextlib.contextmanager
+def prepared(config: ml_collections.ConfigDict, folder: str) -> Iterator[Run]:
+    """A run that is set up, but does not train."""
+    parsed, place = parse(config), epath.Path(folder)
+    mesh = meshes.make_mesh(jax.devices()[:1], parsed.mesh)
+    with jax.set_mesh(mesh):
+        parsed = dataclasses.replace(parsed, method=parsed.method.resolve(folder))
+        run = set_up(parsed, mesh, place, opened(parsed.data))
+        try:
+            yield run
+        finally:
+            run.checkpoints.close()
+
+
 def speed(folder: pathlib.Path) -> list[dict]:
-    """The part "speed"."""
+    """The parts "input" and "run"."""
     data, reference = folder / "data", folder / "reference"
     data.mkdir()
     prepare(data)
     make_reference(data, reference)
-    rates: dict[tuple, list[float]] = {way: [] for way in WAYS}
+    measures = {"input": rate_of_input, "run": rate_of_run}
+    rates = {(part, way): [] for part in measures for way in WAYS}
     for _ in range(_ROUNDS.value):
-        for way, found in rates.items():
-            found.append(rate(data, reference, way))
-            print(*way, f"{found[-1]:.0f} images/s", flush=True)
-    best = {way: max(found) for way, found in rates.items()}
-    of_iid = {decoder: best["iid", decoder, 0, False] for decoder in ("exact", "fast")}
+        for (part, way), found in rates.items():
+            found.append(measures[part](configured(data, reference, way)))
+            print(part, *way, f"{found[-1]:.0f} images/s", flush=True)
+    best = {key: max(found) for key, found in rates.items()}
     return [
-        {"part": "speed", "way": name, "decode": decoder, "score_ahead": ahead}
+        {"part": part, "way": way, "decode": decoder, "score_ahead": ahead}
         | {"resolution": SMALL if ahead else RESOLUTION, "images_per_s": round(value)}
-        | {"cost": round(of_iid[decoder] / value, 2)}
-        for (name, decoder, ahead, _), value in best.items()
+        | {"cost": round(best[part, ("iid", decoder, 0, False)] / value, 2)}
+        for (part, (way, decoder, ahead, _)), value in best.items()
     ]
 
 
@@ -215,20 +265,14 @@ def overlap(folder: pathlib.Path) -> list[dict]:
     config.before_caches = {}
     config.method.reference.checkpoint = str(folder / "first" / "reference")
     config.method.reference.cache = str(folder / "first" / "embeddings")
-    parsed = parse(config)
-    place = epath.Path(folder / "run")
-    mesh = meshes.make_mesh(jax.devices()[:1], parsed.mesh)
     rows = []
-    with jax.set_mesh(mesh):
-        parsed = dataclasses.replace(parsed, method=parsed.method.resolve(str(place)))
-        run = set_up(parsed, mesh, place, opened(parsed.data))
+    with prepared(config, str(folder / "run")) as run:
         for step, way, ahead, resolution, share in overlaps(run):
             rows.append(
                 {"part": "overlap", "way": way, "score_ahead": ahead, "resolution": resolution}
                 | {"step": step, "overlap": round(share, 3)}
             )
             print(*rows[-1].values(), flush=True)
-        run.checkpoints.close()
     return rows
 
 

@@ -1,5 +1,6 @@
 """Cached embeddings of a data set by a frozen model, read by example id."""
 
+import dataclasses
 from collections.abc import Callable
 
 from jaxtyping import PyTree
@@ -25,12 +26,16 @@ def open_for(
         weights: returns the parameters of the model as host arrays; None: they are not compared.
 
     Raises:
-        CacheError: the cache is incomplete, or is of other data, decoding, augmentations or
-            weights.
+        CacheError: the cache is incomplete, or is of other data, augmentations, weights or
+            decoding; a cache of exactly decoded, full pictures may be read with any decoding.
     """
     cache = Cache(folder)
     plan = cache.description.plan
     expected = fingerprint.of_inputs(source, data)
+    exact = dataclasses.replace(data, decode="exact", thumbnails=False)
+    if plan.fingerprint.get("decode") == fingerprint.of_decoding(exact):
+        # The model has read the pictures in full, however fast this run decodes them.
+        expected |= {"decode": plan.fingerprint["decode"]}
     if weights is not None:
         expected["weights"] = fingerprint.of_weights(weights())
     lines = plan.other_fingerprints(expected) + plan.other_augmentations(data)

@@ -204,9 +204,10 @@ def train_batches(
         example = reader.first_usable(tries, reads_texts, cuts and cuts(draw))
         captions, caption = example.captions if reads_texts else (), 0
         if captions:
-            is_random = config.caption == "random" and len(captions) > 1
-            draws, weights = Draws(seed, 0, draw), config.caption_weights
-            caption = pick(captions, example.kinds, weights, draws) if is_random else captions[0]
+            caption = captions[0]
+            if config.caption == "random" and len(captions) > 1:
+                draws, weights = Draws(seed, 0, draw), config.caption_weights
+                caption = pick(captions, example.kinds, weights, draws)
         text = example.texts[caption] if captions else ""
         row = example.fields(known) | {"caption": np.int32(caption)}
         row["augmentation"] = np.int32(augmentation(draw))
@@ -317,6 +318,10 @@ def _augmentation(
 
     The former is 0 without stored augmentations, the latter None without any.
     """
+
+    def first(draw: int) -> int:
+        return 0
+
     changed = [view.augment for view in views.values() if view.augment != AugmentConfig()]
     if config.augmentations:
         if changed:
@@ -326,7 +331,7 @@ def _augmentation(
             )
         return _stored(config, seed)
     if not changed:
-        return (lambda draw: 0), None
+        return first, None
     if len(views) > 1:
         raise ConfigError(
             "Only a single view may be augmented, because those of other models or of a second "
@@ -339,7 +344,7 @@ def _augmentation(
         rng = np.random.Generator(np.random.Philox(key=seed, counter=counter))
         return lambda index: [functools.partial(augment, config=changed[0], rng=rng)]
 
-    return (lambda draw: 0), cuts
+    return first, cuts
 
 
 def _stored(config: DataConfig, seed: int) -> tuple[Callable[[int], int], Callable[[int], Cuts]]:

@@ -53,6 +53,9 @@ def page(summary: dict[str, Any], read: Callable[[Sample], bytes], max_pixels: i
     parts += [
         f"<h2>{_TITLES[name]}</h2>{_bars(bins)}" for name, bins in statistics["histograms"].items()
     ]
+    # Missing where an earlier version counted.
+    if by_kind := statistics.get("captions_by_kind"):
+        parts.append(table("Captions by kind", ["kind", "captions"], by_kind.items()))
     parts.append(table("Captions of most images", ["images", "caption"], summary["captions"]))
     shown = [
         figure(read(picture), "; ".join(texts), max_pixels) for picture, texts in summary["samples"]

@@ -44,6 +44,8 @@ def _counts(part: str, packed: bytes) -> Iterator[tuple[Counter, int]]:
     yield ("longer_side", _power_of_two(longer)), 1
     yield ("shorter_side", _power_of_two(shorter)), 1
     yield ("aspect", _aspect(facts.width, facts.height)), 1
+    for kind in facts.kinds:
+        yield ("captions_by_kind", kind), 1
     yield ("captions_per_image", _power_of_two(len(facts.texts))), 1
     for text in facts.texts:
         yield ("caption_characters", _power_of_two(len(text))), 1
@@ -155,6 +157,7 @@ def as_statistics(
             name: sum(count for part, count in by_name[name].items() if part != CLEAN)
             for name in ("images", "captions")
         },
+        "captions_by_kind": by_name["captions_by_kind"],
         "stored_anew": by_name["stored_anew"][""],
         "thumbnails": by_name["thumbnails"][""],
         "second_pictures": by_name["second_pictures"][""],

@@ -33,6 +33,10 @@ def text(statistics: Mapping[str, Any], config: PrepareConfig) -> str:
             f"  {split:8} {counts['images']:,} images{noisy}, {counts['captions']:,} captions, "
             f"{counts['image_bytes'] / 1e6:,.1f} MB"
         )
+    kinds = statistics.get("captions_by_kind", {})  # none where an earlier version counted
+    if len(kinds) > 1:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+        lines.append(f"Captions by kind: {listed}.")
     if config.max_side:
         lines.append(
             f"{statistics['stored_anew']:,} images were encoded again, since a side was above "

@@ -152,19 +152,16 @@ def opened_caches(
     Raises:
         CacheError: as `open_for`.
     """
-    caches: dict[str, dict[str, Cache]] = {}
+    known: list[tuple[sources.DataConfig, FrozenConfig, Cache]] = []
+    caches: dict[str, dict[str, Cache]] = {prefix: {} for prefix in streams}
     for prefix, stream in streams.items():
-        shared = {
-            name: cache
-            for other, found in caches.items()
-            for name, cache in found.items()
-            if streams[other].data == stream.data
-            and streams[other].caches[name] == stream.caches.get(name)
-        }
-        caches[prefix] = {
-            name: shared.get(name) or _open(item, by_stream[prefix], stream.data)
-            for name, item in stream.caches.items()
-        }
+        for name, item in stream.caches.items():
+            same = (cache for *key, cache in known if key == [stream.data, item])
+            cache = next(same, None)
+            if cache is None:
+                cache = _open(item, by_stream[prefix], stream.data)
+                known.append((stream.data, item, cache))
+            caches[prefix][name] = cache
     return caches
 
 

@@ -1,30 +1,65 @@
-"""Pairs in memory, in the form that the towers of the comparison read, kept in a folder."""
+"""Pairs in memory, in the form that the towers of the comparison read, kept in a folder.
+
+A picture may have several stored augmentations or several captions. Then an example has that many
+rows, one after another.
+"""
 
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from aced.data import records
-from aced.data.images import decode
-from aced.data.shapes.scenes import ShapesConfig
+from aced.data.images import augment, decode, transforms
+from aced.data.shapes.scenes import CLASS_NAMES, Shapes, ShapesConfig
 from aced.data.tokenizers import TokenizerConfig, get_tokenizer
-from benchmarks.device.pool import scenes
 from benchmarks.icons import AGREED
 from configs.smoke import CONCEPTS
 
 LENGTH = 20  # words of a caption
 OFTEN = 3  # a word of icons' names has a row of its own if it occurs so often
 SIDES = {"shapes": (32, 8), "icons": (64, 16)}  # px of a picture, as drawn and as read
+AUGMENT = augment.AugmentConfig(crop_area=(0.4, 1.0))
+_SQUASH = transforms.ResizeConfig(mode="squash")
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolConfig:
+    """Which pairs, and what of them."""
+
+    data: str = "shapes"  # or icons
+    split: str = "train"
+    wrong: float = 0.0  # share of wrong captions, of scenes
+    pairs: int = 0  # drawn from the data; 0: all
+    augmentations: int = 0  # stored, of each picture; 0: whole pictures
+    # Of scenes: "given", which may be wrong; "synthetic", right, without places and background; or
+    # "all". Of icons: "given", the first name; or "all", the first two.
+    captions: str = "given"
+
+    @property
+    def copies(self) -> int:
+        """Rows of an example."""
+        return max(1, self.augmentations, 2 if self.captions == "all" else 1)
+
+    @property
+    def _changes(self) -> str:
+        """What tells its file from that of whole pictures with given captions."""
+        pairs = f"-{self.pairs}" if self.pairs else ""
+        crops = f"-{self.augmentations}-crops" if self.augmentations else ""
+        return pairs + crops + (f"-{self.captions}" if self.captions != "given" else "")
+
+    def file(self, name: str) -> str:
+        """The name of the file in which the pool is kept."""
+        return f"{name}{self._changes}.npz"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """N pairs."""
+    """N rows, `copies` of each example."""
 
     pixels: Float[np.ndarray, "N p"]
     tokens: Int[np.ndarray, "N l"]
@@ -32,9 +67,11 @@ class Pool:
     concepts: Int[np.ndarray, "N l"]  # distinct words that are concepts, and -1
     words: int  # of the vocabulary
     places: int  # see towers.init
+    copies: int = 1
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        """The number of examples."""
+        return len(self.pixels) // self.copies
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a batch takes rows of."""
@@ -42,49 +79,94 @@ class Pool:
         return {name: getattr(self, name) for name in names}
 
 
-def shapes(folder: pathlib.Path, *, size: int, wrong: float, seed: int, split: str) -> Pool:
-    """The first `size` embedded scenes, with this share of wrong captions."""
-    file, (drawn, read) = folder / f"shapes-{split}-{size}-{wrong}-{seed}.npz", SIDES["shapes"]
+def shapes(folder: pathlib.Path, config: PoolConfig, *, size: int, seed: int) -> Pool:
+    """The first `config.pairs` embedded scenes, by default `size`."""
+    size, (drawn, read) = config.pairs or size, SIDES["shapes"]
+    split = "val" if config.split == "val" else "train"
+    whole = dataclasses.replace(config, pairs=0)
+    file = folder / whole.file(f"shapes-{split}-{size}-{config.wrong}-{seed}")
     tokenizer = TokenizerConfig(kind="shapes", length=LENGTH)
-    if not file.exists():
-        config = ShapesConfig(size=size, seed=seed, split=split, resolution=drawn, wrong=wrong)
-        found = scenes(config, tokenizer, range(size))
-        pixels = np.stack([reduced(image, read) for image in found.image])
-        _keep(file, pixels=pixels, tokens=found.text, is_noisy=found.is_noisy)
     encode = get_tokenizer(tokenizer)
+    if not file.exists():
+        source = Shapes(
+            ShapesConfig(size=size, seed=seed, split=split, resolution=drawn, wrong=config.wrong)
+        )
+
+        def found() -> Iterator[Row]:
+            for i in range(size):
+                record = source[i]
+                given = (record["texts"][0], bool(record["is_noisy"]))
+                synthetic = (f"a picture of a {CLASS_NAMES[record['label']]}", False)
+                texts = {"given": [given], "synthetic": [synthetic], "all": [given, synthetic]}
+                yield from _rows(i, record["image"], texts[config.captions], config)
+
+        images, texts, is_noisy = zip(*found(), strict=True)
+        pixels = np.stack([reduced(image, read) for image in images])
+        _keep(file, pixels=pixels, tokens=encode(list(texts)), is_noisy=np.array(is_noisy))
     named = encode(pathlib.Path(CONCEPTS).read_text("utf-8").split())[:, 0]
-    return _load(file, named, words=encode.vocab_size, places=LENGTH)
+    about = {"words": encode.vocab_size, "places": LENGTH, "copies": config.copies}
+    return _load(file, named, **about)
 
 
-def icons(folder: pathlib.Path, data: pathlib.Path, split: str) -> Pool:
+def icons(folder: pathlib.Path, data: pathlib.Path, config: PoolConfig) -> Pool:
     """Icons that benchmarks/icons.py wrote.
 
     Args:
         folder: where the pools are kept.
         data: the data sets.
-        split: "train", all; "clean", whose names three training families share; "val", those held
-            out, the first of each name; "zeroshot", also held out, of names that eight families
-            have.
+        config: the split is "train", all; "clean", whose names three training families share;
+            "val", those held out, the first of each name; or "zeroshot", also held out, of names
+            that eight families have.
     """
     names = {"train": "all", "clean": "clean", "val": "all", "zeroshot": "zeroshot"}
-    file, side = folder / f"icons-{split}.npz", SIDES["icons"][1]
-    vocabulary = _vocabulary(folder, data)
+    split, side = config.split, SIDES["icons"][1]
+    file, vocabulary = folder / config.file(f"icons-{split}"), _vocabulary(folder, data)
     if not file.exists():
         of = "train" if split in ("train", "clean") else "val"
         source = records.open_dataset(data / names[split], of)
-        found = [source[i] for i in range(len(source))]
+        chosen = range(len(source))
+        if config.pairs:  # of all families
+            chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: config.pairs])
+        found = {int(i): source[i] for i in chosen}
         if split == "val":
-            found = list({record["texts"][0]: record for record in reversed(found)}.values())
-            found = found[::-1][:1000]
-        texts = [record["texts"][0] for record in found]
+            firsts = {record["texts"][0]: i for i, record in reversed(found.items())}
+            found = {i: found[i] for i in list(firsts.values())[::-1][:1000]}
+
+        def rows() -> Iterator[Row]:
+            for i, record in found.items():
+                rare = _is_rare(record.get("extra", {}))
+                count = 2 if config.captions == "all" else 1
+                texts = [(text, rare) for text in record["texts"][:count]]
+                yield from _rows(i, decode.decode(record["image"]), texts, config)
+
+        images, texts, is_noisy = zip(*rows(), strict=True)
         _keep(
             file,
-            pixels=np.stack([reduced(decode.decode(record["image"]), side) for record in found]),
+            pixels=np.stack([reduced(image, side) for image in images]),
             tokens=_numbered(texts, vocabulary),
-            is_noisy=np.array([_is_rare(record.get("extra", {})) for record in found]),
+            is_noisy=np.array(is_noisy),
         )
     # Names have hardly any order, and their words are many: one row for a word, in any place.
-    return _load(file, range(2, len(vocabulary) + 2), words=len(vocabulary) + 2, places=1)
+    about = {"words": len(vocabulary) + 2, "places": 1, "copies": config.copies}
+    return _load(file, range(2, len(vocabulary) + 2), **about)
+
+
+Row = tuple[UInt8[np.ndarray, "h w 3"], str, bool]  # a picture, a caption, whether it is noisy
+
+
+def _rows(
+    index: int,
+    image: UInt8[np.ndarray, "h w 3"],
+    texts: Sequence[tuple[str, bool]],
+    config: PoolConfig,
+) -> Iterator[Row]:
+    """The rows of an example; each has the next augmentation and the next caption."""
+    for number in range(config.copies):
+        seen = image
+        if config.augmentations:
+            part = augment.stored(image, AUGMENT, index, number)
+            seen = transforms.resize(np.ascontiguousarray(part), image.shape[0], _SQUASH)
+        yield (seen, *texts[number % len(texts)])
 
 
 def _is_rare(about: Mapping[str, Any]) -> bool:

@@ -60,6 +60,9 @@ class Run:
     teachers: str = "reference"  # of `HIDDEN`, joined by "+"; "reference": the run's reference
     teacher_scale: float = 0.0  # of the teachers' logits; 0: their own
     average: str = "probabilities"  # of several teachers, or of their logits
+    pairs: int = 0  # see PoolConfig for these
+    augmentations: int = 0
+    captions: str = "given"
 
     @property
     def selection(self) -> SelectionConfig | None:
@@ -67,6 +70,12 @@ class Run:
         if not self.score:
             return None
         return SelectionConfig(score=self.score, chunks=8, strata=1, **json.loads(self.settings))
+
+    @property
+    def pool(self) -> pools.PoolConfig:
+        """The pairs that it is trained on."""
+        names = ("data", "wrong", "pairs", "augmentations", "captions")
+        return pools.PoolConfig(**{name: getattr(self, name) for name in names})
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -138,20 +147,22 @@ class Bench:
         self._on_reference = on_reference
 
     @functools.lru_cache(maxsize=3)  # noqa: B019 the bench lives as long as the program
-    def pool(self, data: str, split: str, wrong: float = 0.0) -> pools.Pool:
+    def pool(self, config: pools.PoolConfig) -> pools.Pool:
         """The pairs of a split, "train", "clean" (the reference's), "val" or "zeroshot"."""
-        if data == "icons":
-            return pools.icons(self._folder, self._icons, split)
-        size, seed = (VAL_PAIRS, 0) if split == "val" else (self._pairs, 11 * (split == "clean"))
-        split = "val" if split == "val" else "train"
-        return pools.shapes(self._folder, size=size, wrong=wrong, seed=seed, split=split)
+        if config.data == "icons":
+            return pools.icons(self._folder, self._icons, config)
+        if config.split == "val":
+            return pools.shapes(self._folder, config, size=VAL_PAIRS, seed=0)
+        seed = 11 * (config.split == "clean")
+        return pools.shapes(self._folder, config, size=self._pairs, seed=seed)
 
     def frozen(self, run: Run) -> dict[str, Embeddings]:
         """The embeddings of the run's pool by each of its frozen models."""
-        return {name: self._embedded(name, run.data, run.wrong) for name in run.frozen}
+        return {name: self._embedded(name, run.pool) for name in run.frozen}
 
     @functools.lru_cache(maxsize=3)  # noqa: B019
-    def _embedded(self, name: str, data: str, wrong: float) -> Embeddings:
+    def _embedded(self, name: str, pool: pools.PoolConfig) -> Embeddings:
+        data, wrong = pool.data, pool.wrong
         is_diverse = name == DIVERSE
         learned = f"{data}-{wrong}" if is_diverse else data
         file = self._folder / f"reference-{learned}-{name}.msgpack"
@@ -166,13 +177,13 @@ class Bench:
             self._on_reference(run, rows)
             file.write_bytes(serialization.to_bytes(params))
         params = serialization.msgpack_restore(file.read_bytes())
-        return _embed_all(params, self.pool(data, "train", wrong))
+        return _embed_all(params, self.pool(pool))
 
     def train(
         self, run: Run, hidden: int = HIDDEN["learner"], split: str = "train"
     ) -> tuple[PyTree, list[dict[str, float]]]:
         """Parameters at the end, and a row of numbers for each evaluation."""
-        pool = self.pool(run.data, split, run.wrong)
+        pool = self.pool(dataclasses.replace(run.pool, split=split))
         seen = self.frozen(run)
         key = jax.random.key(run.seed)
         params = towers.init(
@@ -189,7 +200,7 @@ class Bench:
         step, opt_state = train_step(run, tx, pool.words), tx.init(params)
         cost, arrays = flops_per_step(run, params), jax.device_put(pool.arrays())
         rows, since = [], []
-        for number, ids in enumerate(order(run, len(pool))):
+        for number, ids in enumerate(order(run, len(pool), pool.copies)):
             params, opt_state, numbers = step(params, opt_state, key, number, ids, arrays, seen)
             since.append(numbers)
             if (number + 1) * EVALUATIONS // steps > number * EVALUATIONS // steps:
@@ -202,11 +213,11 @@ class Bench:
 
     def _evaluate(self, data: str, params: PyTree) -> dict[str, float]:
         """R@1, the mean of both directions, and for icons the accuracy over shared names."""
-        found = _embed_all(params, self.pool(data, "val"))
+        found = _embed_all(params, self.pool(pools.PoolConfig(data, "val")))
         zimg, ztxt = np.asarray(found.zimg), np.asarray(found.ztxt)
         numbers = {"r1": recall(zimg, ztxt, np.arange(len(zimg)))["mean_r1"]}
         if data == "icons":
-            classes = self.pool(data, "zeroshot")
+            classes = self.pool(pools.PoolConfig(data, "zeroshot"))
             found = _embed_all(params, classes)
             _, first, label = np.unique(
                 classes.tokens, axis=0, return_index=True, return_inverse=True
@@ -220,13 +231,19 @@ def _embed_all(params: PyTree, pool: pools.Pool) -> Embeddings:
     return jax.jit(towers.embed)(params, pool.pixels, pool.tokens)
 
 
-def order(run: Run, pairs: int) -> Int[np.ndarray, "steps B"]:
-    """The super-batches of a run: positions in passes over the pool, each shuffled."""
+def order(run: Run, pairs: int, copies: int = 1) -> Int[np.ndarray, "steps B"]:
+    """The super-batches of a run: rows of the pool, in shuffled passes over its pairs.
+
+    With several copies of a pair, one is drawn each time.
+    """
     size = run.batch_size
     candidates = run.selection.super_batch_size(size) if run.selection else size
     rng = np.random.default_rng((run.seed, 7))
     passes = [rng.permutation(pairs) for _ in range(-(-run.steps * candidates // pairs))]
-    return np.concatenate(passes)[: run.steps * candidates].reshape(run.steps, candidates)
+    rows = np.concatenate(passes)[: run.steps * candidates].reshape(run.steps, candidates)
+    if copies > 1:
+        rows = rows * copies + rng.integers(copies, size=rows.shape)
+    return rows
 
 
 def flops_per_step(run: Run, params: PyTree) -> int:

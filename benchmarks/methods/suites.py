@@ -17,6 +17,8 @@ SHORT = EXAMPLES // 8
 EQUAL_FLOPS = round(EXAMPLES * (1 + 1 / 3 / (1 - 0.8)))
 SCALES = (20.0, 80.0)  # of a teacher's logits; its own are 38 on scenes
 MARGINS = (0.02, 0.1)  # of false negatives
+FEW = 6_000  # pairs, of which a run makes 32 passes
+VIEWS = 8  # stored augmentations
 
 
 def main() -> list[Run]:
@@ -142,6 +144,22 @@ def false_negatives() -> list[Run]:
     return [run for run in _on_all_data(listed) if run.data == "icons"]
 
 
+def captions() -> list[Run]:
+    """Synthetic captions beside the given ones and, on scenes, in their place."""
+    listed = [by_name(name, captions="all") for name in ("iid", "kd", "aced")]
+    others = [by_name(name, captions="synthetic") for name in ("iid", "kd", "aced")]
+    return _on_all_data(listed) + [run for run in _on_all_data(others) if run.data == "shapes"]
+
+
+def augmented() -> list[Run]:
+    """Stored augmentations of few pictures, which are seen often."""
+    listed = [
+        by_name(name, pairs=FEW, augmentations=number)
+        for name, number in itertools.product(("iid", "kd", "aced"), (0, VIEWS))
+    ]
+    return _on_all_data(listed)
+
+
 def _on_all_data(runs: list[Run], examples: int = EXAMPLES) -> list[Run]:
     """These runs on scenes with and without wrong captions and on icons, with every seed."""
     pools = ({"wrong": 0.5}, {"wrong": 0.0, "data": "icons"}, {"wrong": 0.0})
@@ -190,6 +208,8 @@ SUITES: dict[str, Callable[[], list[Run]]] = {
         shifted,
         concepts,
         false_negatives,
+        captions,
+        augmented,
         gain,
     )
 }

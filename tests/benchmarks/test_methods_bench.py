@@ -5,9 +5,21 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from aced.data.images.augment import stored
+from aced.data.shapes.scenes import CLASS_NAMES, Shapes, ShapesConfig
+from aced.data.tokenizers import TokenizerConfig, get_tokenizer
 from benchmarks.methods import suites, towers
-from benchmarks.methods.pool import _concepts, _numbered, reduced
+from benchmarks.methods.pool import (
+    AUGMENT,
+    LENGTH,
+    PoolConfig,
+    _concepts,
+    _numbered,
+    reduced,
+    shapes,
+)
 from benchmarks.methods.runs import NUMBERS, Bench, Run, by_name, flops_per_step, order
 from benchmarks.table import Runs
 from configs import methods
@@ -40,6 +52,42 @@ def test_passes_over_the_pool():
     assert ids.shape == (10, 8)
     np.testing.assert_array_equal(np.sort(ids.reshape(4, 20), axis=1), [np.arange(20)] * 4)
     assert order(by_name("h_acid", batch_size=8, examples=80), 20).shape == (10, 40)
+
+
+def test_a_copy_of_each_pair_is_drawn():
+    rows = order(Run(batch_size=8, examples=80), 20, copies=3)
+    np.testing.assert_array_equal(np.sort(rows.reshape(4, 20) // 3, axis=1), [np.arange(20)] * 4)
+    assert {*(rows % 3).reshape(-1).tolist()} == {0, 1, 2}
+
+
+def test_scenes_with_given_and_synthetic_captions(tmp_path):
+    config = PoolConfig(wrong=0.5, captions="all")
+    pool = shapes(tmp_path, config, size=30, seed=0)
+    given = shapes(tmp_path, PoolConfig(wrong=0.5), size=30, seed=0)
+    assert len(pool) == len(given) == 30
+    np.testing.assert_array_equal(pool.tokens[::2], given.tokens)
+    np.testing.assert_array_equal(pool.is_noisy[::2], given.is_noisy)
+    encode = get_tokenizer(TokenizerConfig(kind="shapes", length=LENGTH))
+    source = Shapes(ShapesConfig(size=30, wrong=0.5))
+    named = [f"a picture of a {CLASS_NAMES[source[i]['label']]}" for i in range(30)]
+    np.testing.assert_array_equal(pool.tokens[1::2], encode(named))
+    assert given.is_noisy.any()
+    assert not pool.is_noisy[1::2].any()
+    for copy in (0, 1):
+        np.testing.assert_array_equal(pool.pixels[copy::2], given.pixels)
+
+
+def test_stored_augmentations_of_scenes(tmp_path):
+    pool = shapes(tmp_path, PoolConfig(pairs=10, augmentations=3), size=30, seed=0)
+    assert len(pool) == 10
+    assert pool.pixels.shape == (30, 192)
+    rows = pool.tokens.reshape(10, 3, LENGTH)
+    np.testing.assert_array_equal(rows, rows[:, :1].repeat(3, axis=1))
+    image = Shapes(ShapesConfig(size=10, resolution=32))[4]["image"]
+    part = stored(image, AUGMENT, 4, 2)
+    assert part.size < image.size
+    expected = reduced(np.asarray(Image.fromarray(part).resize((32, 32), Image.BICUBIC)), 8)
+    np.testing.assert_array_equal(pool.pixels[3 * 4 + 2], expected)
 
 
 def test_cost_of_a_step():
@@ -87,6 +135,8 @@ def test_distinct_concepts_of_captions():
         by_name("aced_iid", batch_size=16, examples=160),
         by_name("kd", batch_size=16, examples=160, distillation_loss="feature"),
         by_name("cabs_dm", batch_size=16, examples=160),
+        by_name("iid", batch_size=16, examples=160, captions="synthetic"),
+        by_name("kd", batch_size=16, examples=160, pairs=50, augmentations=3),
         by_name(
             "aced",
             batch_size=16,
@@ -115,8 +165,8 @@ def test_a_run_and_its_table(tmp_path, monkeypatch, run):
     assert written.has(run)
     assert not written.has(by_name("h_acid", batch_size=16, examples=176))
     bench = Bench(str(tmp_path), pairs=400)
-    pool = bench.pool("shapes", "train", run.wrong)
-    assert len(pool) == 400
+    pool = bench.pool(run.pool)
+    assert len(pool) == (run.pairs or 400)
     for frozen in bench.frozen(run).values():
-        assert len(frozen.zimg) == 400
+        assert len(frozen.zimg) == len(pool) * pool.copies
         np.testing.assert_allclose(np.linalg.norm(frozen.zimg, axis=1), 1, rtol=1e-5)

@@ -1,5 +1,6 @@
 """The command: every example once, also after kills and errors, and refusals of other caches."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced.cache import Cache, CacheError, command, making
+from aced.cache import Cache, CacheError, command, making, open_for
 from aced.cache.config import CacheConfig, CacheFlags
 from aced.config import ConfigError, to_config
-from aced.data import records
+from aced.data import records, sources
 from aced.data.tokenizers import get_tokenizer
 from aced.files import ownership
 from aced.train import loop
+from aced.train.config import parse
 from configs import smoke
 from tests import cached, many_processes
 from tests.signals import signal_at
@@ -206,6 +208,21 @@ def test_other_weights_are_another_cache(whole, data, tmp_path):
     other = cached.write_model(tmp_path / "other", seed=1)
     with pytest.raises(CacheError, match=r"fingerprint.weights: there '[0-9a-f]{64}', now "):
         make(data, other, whole)
+
+
+def test_runs_that_decode_faster_read_a_cache_of_exact_pictures(whole, data, reference, tmp_path):
+    config = cached.run_config(data, reference)
+    exact = parse(config).data
+    fast = dataclasses.replace(exact, decode="fast", thumbnails=True)
+    source = sources.open_source(exact)
+    assert open_for(str(whole), source, fast, None).description == Cache(whole).description
+    smaller = dataclasses.replace(fast, max_pixels=1 << 20)
+    with pytest.raises(CacheError, match=r"decode: here .*1048576.*, there "):
+        open_for(str(whole), source, smaller, None)
+    config.data.decode = "fast"
+    make(data, reference, tmp_path / "fast", config=config)
+    with pytest.raises(CacheError, match=r'decode: here .*"exact".*, there .*"fast"'):
+        open_for(str(tmp_path / "fast"), source, exact, None)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_a_column_names_the_kind_of_each_line(tmp_path, folder):
     assert found["sub/1.png"]["texts"] == ("d",)
     assert "kinds" not in found["sub/1.png"]
     assert statistics["rejected"] == {"malformed_line": 1, "repeated_caption": 1}
+    assert statistics["captions_by_kind"] == {"given": 2, "synthetic": 2}
     (wrong,) = [x for x in rejected(tmp_path) if x["reason"] == "malformed_line"]
     assert (wrong["line"], wrong["detail"]) == (
         5,

@@ -32,6 +32,7 @@ def summary():
         "statistics": {
             "images": 1234567,
             "captions": 2,
+            "captions_by_kind": {"given": 314_159},
             "stored_anew": 1,
             "thumbnails": 0,
             "rejected": {"near_duplicate": 77},
@@ -73,6 +74,7 @@ def test_page():
         "1,234,567",
         "images encoded again, since they were large (--max_side) or transparent",
         "images labelled noisy",
+        "314,159",
         "near_duplicate",
         "a rescaled or recompressed copy of an earlier picture",
         "77",

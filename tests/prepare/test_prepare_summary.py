@@ -19,6 +19,7 @@ def statistics(**changes):
     return {
         "images": 1400,
         "captions": 1500,
+        "captions_by_kind": {"given": 1500},
         "stored_anew": 30,
         "thumbnails": 900,
         "rejected": {},
@@ -44,6 +45,12 @@ def test_noisy_pairs_are_counted_only_where_the_input_labels_them():
     assert "noisy" not in text()
     labelled = statistics()["splits"]["train"] | {"noisy": 0}
     assert "1,400 images, 0 of them labelled noisy" in text(splits={"train": labelled})
+
+
+def test_captions_by_kind_only_where_there_are_several_kinds():
+    assert "by kind" not in text()
+    found = text(captions_by_kind={"given": 1400, "synthetic": 2800})
+    assert "\nCaptions by kind: 1,400 given, 2,800 synthetic.\n" in found
 
 
 def test_changed_images_and_missing_small_copies_have_their_reason():
