@@ -340,6 +340,29 @@ def layers() -> str:
     return markdown(["layer", "package or module", "what it has"], rows)
 
 
+def score_ahead_speed() -> str:
+    """Images per second of each way, and the input of an example in units of uniform sampling's."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in table.read("score_ahead.csv"):
+        if row["part"] in ("input", "run"):
+            way = (row["way"], row["decode"], row["score_ahead"])
+            found.setdefault(way, [*way]).extend([row["images_per_s"], row["cost"]])
+    titles = ["candidates", "`data.decode`", "`score_ahead`"]
+    titles += ["input alone, images/s", "cost", "run, images/s", "cost"]
+    return markdown(titles, [*found.values()])
+
+
+def score_ahead_overlap() -> str:
+    """The mean share of equal picks by the age of the scores and the size of the candidates."""
+    found: dict[tuple[str, ...], list[float]] = collections.defaultdict(list)
+    for row in table.read("score_ahead.csv"):
+        if row["part"] == "overlap":
+            drawn = "another" if row["way"] == "other noise" else "the same"
+            found[row["score_ahead"], row["resolution"], drawn].append(float(row["overlap"]))
+    rows = [[*way, f"{100 * np.mean(values):.1f}"] for way, values in found.items()]
+    return markdown(["steps ahead", "candidates, px", "draw", "same picks, %"], rows)
+
+
 def exports() -> str:
     """The errors of each export."""
     titles = ["model", "`--to`", "loaded by", "image", "text", "parameters", "KiB"]
@@ -371,6 +394,8 @@ TABLES = {
     "methods_captions": methods_captions,
     "methods_else": methods_else,
     "methods_icons": methods_icons,
+    "score_ahead_overlap": score_ahead_overlap,
+    "score_ahead_speed": score_ahead_speed,
     "smoke": smoke,
     "weights": weights,
 }
