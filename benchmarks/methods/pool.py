@@ -7,6 +7,7 @@ rows, one after another.
 import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ LENGTH = 20  # words of a caption
 OFTEN = 3  # a word of icons' names has a row of its own if it occurs so often
 SIDES = {"shapes": (32, 8), "icons": (64, 16)}  # px of a picture, as drawn and as read
 AUGMENT = augment.AugmentConfig(crop_area=(0.4, 1.0))
+_BACKGROUND = re.compile(r" on an? \w+ background")
 _SQUASH = transforms.ResizeConfig(mode="squash")
 
 
@@ -36,14 +38,15 @@ class PoolConfig:
     wrong: float = 0.0  # share of wrong captions, of scenes
     pairs: int = 0  # drawn from the data; 0: all
     augmentations: int = 0  # stored, of each picture; 0: whole pictures
-    # Of scenes: "given", which may be wrong; "synthetic", right, without places and background; or
-    # "all". Of icons: "given", the first name; or "all", the first two.
+    # Kinds, joined by "+". Of scenes: "given", which may be wrong; "short", the main object and its
+    # place, and "class", its colour and shape, which are right. Of icons: "given", the first name,
+    # and "alias", the second one, if there is one.
     captions: str = "given"
 
     @property
     def copies(self) -> int:
         """Rows of an example."""
-        return max(1, self.augmentations, 2 if self.captions == "all" else 1)
+        return max(self.augmentations, len(self.captions.split("+")))
 
     @property
     def _changes(self) -> str:
@@ -88,17 +91,18 @@ def shapes(folder: pathlib.Path, config: PoolConfig, *, size: int, seed: int) ->
     tokenizer = TokenizerConfig(kind="shapes", length=LENGTH)
     encode = get_tokenizer(tokenizer)
     if not file.exists():
-        source = Shapes(
-            ShapesConfig(size=size, seed=seed, split=split, resolution=drawn, wrong=config.wrong)
-        )
+        drawing = ShapesConfig(size=size, seed=seed, split=split, resolution=drawn)
+        source, right = Shapes(dataclasses.replace(drawing, wrong=config.wrong)), Shapes(drawing)
 
         def found() -> Iterator[Row]:
             for i in range(size):
                 record = source[i]
-                given = (record["texts"][0], bool(record["is_noisy"]))
-                synthetic = (f"a picture of a {CLASS_NAMES[record['label']]}", False)
-                texts = {"given": [given], "synthetic": [synthetic], "all": [given, synthetic]}
-                yield from _rows(i, record["image"], texts[config.captions], config)
+                texts = {"given": (record["texts"][0], bool(record["is_noisy"]))}
+                texts["class"] = (f"a picture of a {CLASS_NAMES[record['label']]}", False)
+                if "short" in config.captions:
+                    texts["short"] = (_BACKGROUND.split(right[i]["texts"][0])[0], False)
+                chosen = [texts[kind] for kind in config.captions.split("+")]
+                yield from _rows(i, record["image"], chosen, config)
 
         images, texts, is_noisy = zip(*found(), strict=True)
         pixels = np.stack([reduced(image, read) for image in images])
@@ -135,8 +139,8 @@ def icons(folder: pathlib.Path, data: pathlib.Path, config: PoolConfig) -> Pool:
         def rows() -> Iterator[Row]:
             for i, record in found.items():
                 rare = _is_rare(record.get("extra", {}))
-                count = 2 if config.captions == "all" else 1
-                texts = [(text, rare) for text in record["texts"][:count]]
+                names = {"given": record["texts"][0], "alias": record["texts"][:2][-1]}
+                texts = [(names[kind], rare) for kind in config.captions.split("+")]
                 yield from _rows(i, decode.decode(record["image"]), texts, config)
 
         images, texts, is_noisy = zip(*rows(), strict=True)

@@ -145,10 +145,13 @@ def false_negatives() -> list[Run]:
 
 
 def captions() -> list[Run]:
-    """Synthetic captions beside the given ones and, on scenes, in their place."""
-    listed = [by_name(name, captions="all") for name in ("iid", "kd", "aced")]
-    others = [by_name(name, captions="synthetic") for name in ("iid", "kd", "aced")]
-    return _on_all_data(listed) + [run for run in _on_all_data(others) if run.data == "shapes"]
+    """Captions of other kinds beside the given ones and, on scenes, in their place."""
+    kinds = {"shapes": ("given+short", "given+class", "short", "class"), "icons": ("given+alias",)}
+    return [
+        dataclasses.replace(run, captions=kind)
+        for run in _on_all_data([by_name(name) for name in ("iid", "kd", "aced")])
+        for kind in kinds[run.data]
+    ]
 
 
 def augmented() -> list[Run]:

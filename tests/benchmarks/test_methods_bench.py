@@ -60,21 +60,26 @@ def test_a_copy_of_each_pair_is_drawn():
     assert {*(rows % 3).reshape(-1).tolist()} == {0, 1, 2}
 
 
-def test_scenes_with_given_and_synthetic_captions(tmp_path):
-    config = PoolConfig(wrong=0.5, captions="all")
+def test_scenes_with_captions_of_all_kinds(tmp_path):
+    config = PoolConfig(wrong=0.5, captions="given+class+short")
     pool = shapes(tmp_path, config, size=30, seed=0)
     given = shapes(tmp_path, PoolConfig(wrong=0.5), size=30, seed=0)
     assert len(pool) == len(given) == 30
-    np.testing.assert_array_equal(pool.tokens[::2], given.tokens)
-    np.testing.assert_array_equal(pool.is_noisy[::2], given.is_noisy)
+    np.testing.assert_array_equal(pool.tokens[::3], given.tokens)
+    np.testing.assert_array_equal(pool.is_noisy[::3], given.is_noisy)
     encode = get_tokenizer(TokenizerConfig(kind="shapes", length=LENGTH))
     source = Shapes(ShapesConfig(size=30, wrong=0.5))
     named = [f"a picture of a {CLASS_NAMES[source[i]['label']]}" for i in range(30)]
-    np.testing.assert_array_equal(pool.tokens[1::2], encode(named))
+    np.testing.assert_array_equal(pool.tokens[1::3], encode(named))
+    # Beside a wrong caption it is that of the scene.
+    right = [Shapes(ShapesConfig(size=30))[i]["texts"][0] for i in range(30)]
+    short = [text[: text.index(" background")].rpartition(" on a ")[0] for text in right]
+    np.testing.assert_array_equal(pool.tokens[2::3], encode(short))
     assert given.is_noisy.any()
-    assert not pool.is_noisy[1::2].any()
-    for copy in (0, 1):
-        np.testing.assert_array_equal(pool.pixels[copy::2], given.pixels)
+    assert not pool.is_noisy[1::3].any()
+    assert not pool.is_noisy[2::3].any()
+    for copy in range(3):
+        np.testing.assert_array_equal(pool.pixels[copy::3], given.pixels)
 
 
 def test_stored_augmentations_of_scenes(tmp_path):
@@ -135,7 +140,7 @@ def test_distinct_concepts_of_captions():
         by_name("aced_iid", batch_size=16, examples=160),
         by_name("kd", batch_size=16, examples=160, distillation_loss="feature"),
         by_name("cabs_dm", batch_size=16, examples=160),
-        by_name("iid", batch_size=16, examples=160, captions="synthetic"),
+        by_name("iid", batch_size=16, examples=160, captions="short"),
         by_name("kd", batch_size=16, examples=160, pairs=50, augmentations=3),
         by_name(
             "aced",
