@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -52,7 +51,7 @@ from aced.models.base import ModelConfig
 from aced.optim.state import TrainState
 from aced.outputs import Embeddings
 from aced.selection import Concepts, collapse, scores, select, take
-from aced.selection.gather import gather_rows
+from aced.selection.gather import evenly_spaced, gather_rows
 
 
 class _Scored(NamedTuple):
@@ -310,7 +309,8 @@ class Contrastive(Method):
         metrics = _numbers(scored, chosen, context)
         if not self.distils_apart:
             return chosen, chosen, metrics
-        spaced = _evenly_spaced(batch["id"].shape[0], len(scored.rows))
+        # It stays on its device.
+        spaced = jnp.asarray(evenly_spaced(batch["id"].shape[0], len(scored.rows)))
         return chosen, take(scored.batch, spaced, strata), metrics
 
     def _score(
@@ -349,11 +349,6 @@ def prefix_of(name: str) -> str:
 def _embed(provider: Provider, params: PyTree | None, batch: Batch) -> Embeddings:
     """Embeddings with gradients stopped."""
     return provider.embed(jax.lax.stop_gradient(params), batch).frozen()
-
-
-def _evenly_spaced(candidates: int, size: int) -> Int[Array, " b"]:
-    """Every B/b-th row: a uniform sample of the shuffled super-batch that stays on its device."""
-    return jnp.asarray(np.arange(size) * candidates // size, jnp.int32)
 
 
 def _split(batch: Batch) -> tuple[Batch, Batch]:
