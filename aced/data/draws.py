@@ -9,6 +9,9 @@ import numpy as np
 
 T = TypeVar("T")
 
+# The streams of the input's choices: each is for one purpose, so that no choice depends on another.
+CAPTION, REPLACEMENT, AUGMENTATION, VIEW, ANSWER = range(5)
+
 
 class Draws:
     """A stream of random choices, determined by (seed, stream, index)."""

@@ -23,7 +23,7 @@ from aced.data.answers import after
 from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.captions import pick
 from aced.data.concepts import concept_list
-from aced.data.draws import Draws
+from aced.data.draws import ANSWER, AUGMENTATION, CAPTION, Draws
 from aced.data.images.augment import AugmentConfig, augment, stored
 from aced.data.images.pictures import Cuts, Look
 from aced.data.picks import PicksAhead
@@ -34,7 +34,6 @@ from aced.data.tokenizers import get_tokenizer
 
 Batch = dict[str, np.ndarray]
 
-_AUGMENTATIONS = 2  # the stream of random choices of stored augmentations
 _AT_ONCE = 8  # most rows that a thread makes per hand-over
 
 
@@ -206,7 +205,7 @@ def train_batches(
         if captions:
             caption = captions[0]
             if config.caption == "random" and len(captions) > 1:
-                draws, weights = Draws(seed, 0, draw), config.caption_weights
+                draws, weights = Draws(seed, CAPTION, draw), config.caption_weights
                 caption = pick(captions, example.kinds, weights, draws)
         text = example.texts[caption] if captions else ""
         row = example.fields(known) | {"caption": np.int32(caption)}
@@ -214,7 +213,7 @@ def train_batches(
         if answered:
             fitting = example.answers[captions.index(caption)]
             row |= {"given": render.words(text)}
-            text = after(text, Draws(seed, 1, draw).pick(fitting))
+            text = after(text, Draws(seed, ANSWER, draw).pick(fitting))
         return render(example.images, text) | row
 
     def stack(rows: Sequence[Row]) -> Batch:
@@ -349,7 +348,7 @@ def _augmentation(
 
 def _stored(config: DataConfig, seed: int) -> tuple[Callable[[int], int], Callable[[int], Cuts]]:
     def number(draw: int) -> int:
-        return Draws(seed, _AUGMENTATIONS, draw).below(config.augmentations)
+        return Draws(seed, AUGMENTATION, draw).below(config.augmentations)
 
     def cuts(draw: int) -> Cuts:
         view = functools.partial(stored, config=config.augment, number=number(draw))

@@ -14,12 +14,11 @@ from jaxtyping import UInt8
 
 from aced.bounds import Fraction, PositiveFloat, PositiveFraction
 from aced.config import Checked, ConfigError
-from aced.data.draws import Draws
+from aced.data.draws import VIEW, Draws
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower pixel; the last two are outside
 Random = np.random.Generator | Draws  # `Draws` are the same in all versions of numpy
 _ATTEMPTS = 10
-_STORED = 3  # the stream of random choices of stored augmentations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,4 +89,4 @@ def stored(
 
     The two pictures of an example are changed by the same random numbers.
     """
-    return augment(image, config, Draws(number, _STORED, index))
+    return augment(image, config, Draws(number, VIEW, index))
