@@ -23,9 +23,9 @@ from aced.data.answers import after
 from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.captions import pick
 from aced.data.concepts import concept_list
-from aced.data.draws import ANSWER, AUGMENTATION, CAPTION, Draws
+from aced.data.draws import ANSWER, AUGMENTATION, CAPTION, CROP, Draws
 from aced.data.images.augment import AugmentConfig, augment, stored
-from aced.data.images.pictures import Cuts, Look
+from aced.data.images.pictures import Cut, Cuts, Look
 from aced.data.picks import PicksAhead
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
@@ -338,10 +338,11 @@ def _augmentation(
         )
 
     def cuts(draw: int) -> Cuts:
-        # A stream apart from the choice of captions.
-        counter = np.array([0, draw, 1, 0], np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=seed, counter=counter))
-        return lambda index: [functools.partial(augment, config=changed[0], rng=rng)]
+        def of_example(index: int) -> list[Cut]:
+            # From the beginning for each replacement, whether or not the one before was cut.
+            return [functools.partial(augment, config=changed[0], rng=Draws(seed, CROP, draw))]
+
+        return of_example
 
     return first, cuts
 
