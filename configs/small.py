@@ -26,7 +26,8 @@ The method is the papers'; all settings are our choice, for speed. Arguments:
   length           of the captions in tokens
   seed             of the learner; the reference's is 1,000 more
   reference        PATH of a finished run or a converted model, instead of training one
-  cache            PATH of its embeddings, made by python -m aced.cache with this config
+  cache            PATH of its embeddings, made by python -m aced.cache with this config; if
+                   `reference` is given, too, the two are compared
   teacher          PATH of a finished run or a converted model to distil from. ACED has two models:
                    a reference of curated pairs, a teacher of more diverse ones; empty: one is both
   concepts         PATH of a list of concepts, one in each line, for cabs_dm and cabs_fm
@@ -89,6 +90,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     smoke.select(config.method.selection)
     if uses_reference and arg.cache:
         config.method.reference.cache = arg.cache
+        config.method.reference.checkpoint = arg.reference  # compared with the cache
     elif uses_reference:
         config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
     if config.method.reference.checkpoint and not arg.reference:
@@ -128,6 +130,11 @@ def _check(arg: ml_collections.ConfigDict, clean: str, uses_reference: bool) -> 
         raise ConfigError(
             f"method={arg.method}{without} uses no reference: leave out {given[0]}=, or choose "
             "another method, such as method=aced."
+        )
+    if arg.clean and (arg.reference or arg.cache):
+        raise ConfigError(
+            "clean=PATH is to train a reference on, but reference= or cache= gives one: leave out "
+            "clean=, or the others."
         )
     if arg.teacher and not methods.distils(arg.method):
         raise ConfigError(
