@@ -89,7 +89,7 @@ class Case:
             reference=FrozenConfig(model=self.reference),
             selection=selection,
             scoring=self.scoring or ScoringConfig(),
-            reference_scoring=self.scoring or ScoringConfig(),
+            reference_scoring=(self.reference and self.scoring) or ScoringConfig(),
             multi_resolution_every=self.every,
         ).for_batch(SIZE)
 

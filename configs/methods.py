@@ -18,10 +18,13 @@ METHODS = {
 }
 
 
-def uses_reference(name: str) -> bool:
-    """Whether the method `name` scores with the reference or distils from it."""
+def uses_reference(name: str, *, has_teacher: bool = False) -> bool:
+    """Whether the method `name` scores with the reference, or distils from it.
+
+    It distils from the reference unless it has a teacher of its own.
+    """
     score, distils, _ = METHODS[name]
-    return distils or score in ("learnability", "easy_reference")
+    return score in ("learnability", "easy_reference") or (distils and not has_teacher)
 
 
 def distils(name: str) -> bool:

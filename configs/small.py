@@ -26,7 +26,8 @@ The method is the papers'; all settings are our choice, for speed. Arguments:
   length           of the captions in tokens
   seed             of the learner; the reference's is 1,000 more
   reference        PATH of a finished run or a converted model, instead of training one
-  cache            PATH of its embeddings, made by python -m aced.cache with this config
+  cache            PATH of its embeddings, made by python -m aced.cache with this config; if
+                   `reference` is given, too, the two are compared
   teacher          PATH of a finished run or a converted model to distil from. ACED has two models:
                    a reference of curated pairs, a teacher of more diverse ones; empty: one is both
   concepts         PATH of a list of concepts, one in each line, for cabs_dm and cabs_fm
@@ -81,37 +82,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     methods.apply(config, arg.method, filter_ratio=0.8, weight=1.0, concepts=arg.concepts)
     config.method.score_ahead = arg.score_ahead
     clean = arg.clean or (arg.data if _has_clean(arg.data) else "")
-    given = [name for name in ("clean", "reference", "cache") if arg[name]]
-    if methods.uses_reference(arg.method) and not (given or clean) and arg.data != DATA:
-        if sources.kind_of(arg.data) == "array_record":
-            records.read_description(arg.data)  # a wrong path has an error of its own
-        raise ConfigError(
-            f"method={arg.method} needs a reference: prepare the data with --clean_column, or give "
-            "clean=PATH (pairs that you trust, to train one on first), reference=PATH (a finished "
-            "run or a converted model) or cache=PATH; or choose method=iid."
-        )
-    if given and not methods.uses_reference(arg.method):
-        raise ConfigError(
-            f"method={arg.method} uses no reference: leave out {given[0]}=, or choose another "
-            "method, such as method=aced."
-        )
-    if arg.teacher and not methods.distils(arg.method):
-        raise ConfigError(
-            f"method={arg.method} uses no teacher: leave out teacher=, or choose another method, "
-            "such as method=aced."
-        )
-    if methods.uses_concepts(arg.method) != bool(arg.concepts):
-        raise ConfigError(
-            f"method={arg.method} with concepts={arg.concepts!r}: cabs_dm and cabs_fm need a list "
-            "of concepts, concepts=PATH, and no other method reads one."
-        )
+    uses_reference = methods.uses_reference(arg.method, has_teacher=bool(arg.teacher))
+    _check(arg, clean, uses_reference)
     if arg.teacher:
         config.method.teachers.teacher = to_config(FrozenConfig(checkpoint=arg.teacher))
         config.method.distillation.teachers = ("teacher",)
     smoke.select(config.method.selection)
-    if methods.uses_reference(arg.method) and arg.cache:
+    if uses_reference and arg.cache:
         config.method.reference.cache = arg.cache
-    elif methods.uses_reference(arg.method):
+        config.method.reference.checkpoint = arg.reference  # compared with the cache
+    elif uses_reference:
         config.method.reference.checkpoint = arg.reference or "{workdir}/reference"
     if config.method.reference.checkpoint and not arg.reference:
         config.before.reference = run(
@@ -126,6 +106,46 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         if _has_clean(clean):
             config.before.reference.data.array_record.split = "clean"
     return smoke.shrink(config) if arg.tiny else config
+
+
+def _check(arg: ml_collections.ConfigDict, clean: str, uses_reference: bool) -> None:
+    """Raises a ConfigError if the method lacks an argument, or does not use one.
+
+    Args:
+        arg: the arguments.
+        clean: what a reference can be trained on; empty: nothing.
+        uses_reference: whether the method does.
+    """
+    given = [name for name in ("clean", "reference", "cache") if arg[name]]
+    if uses_reference and not (given or clean) and arg.data != DATA:
+        if sources.kind_of(arg.data) == "array_record":
+            records.read_description(arg.data)  # a wrong path has an error of its own
+        raise ConfigError(
+            f"method={arg.method} needs a reference: prepare the data with --clean_column, or give "
+            "clean=PATH (pairs that you trust, to train one on first), reference=PATH (a finished "
+            "run or a converted model) or cache=PATH; or choose method=iid."
+        )
+    if given and not uses_reference:
+        without = " with a teacher" if arg.teacher and methods.distils(arg.method) else ""
+        raise ConfigError(
+            f"method={arg.method}{without} uses no reference: leave out {given[0]}=, or choose "
+            "another method, such as method=aced."
+        )
+    if arg.clean and (arg.reference or arg.cache):
+        raise ConfigError(
+            "clean=PATH is to train a reference on, but reference= or cache= gives one: leave out "
+            "clean=, or the others."
+        )
+    if arg.teacher and not methods.distils(arg.method):
+        raise ConfigError(
+            f"method={arg.method} uses no teacher: leave out teacher=, or choose another method, "
+            "such as method=aced."
+        )
+    if methods.uses_concepts(arg.method) != bool(arg.concepts):
+        raise ConfigError(
+            f"method={arg.method} with concepts={arg.concepts!r}: cabs_dm and cabs_fm need a list "
+            "of concepts, concepts=PATH, and no other method reads one."
+        )
 
 
 def run(

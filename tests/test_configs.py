@@ -218,6 +218,28 @@ def test_small_may_have_a_teacher_of_its_own(tmp_path):
         load("small").get_config(f"method=h_acid,reference={tmp_path},teacher={tmp_path}/b")
 
 
+def test_small_uses_all_that_is_given_for_the_reference(tmp_path):
+    config = load("small").get_config(f"reference={tmp_path},cache={tmp_path}/c")
+    reference = parse(config).method.reference
+    assert (reference.checkpoint, reference.cache) == (str(tmp_path), f"{tmp_path}/c")
+    alone = load("small").get_config(f"cache={tmp_path}/c")
+    assert not parse(alone).method.reference.checkpoint
+    for given in ("reference", "cache"):
+        with pytest.raises(ConfigError, match="clean=PATH is to train a reference on, but"):
+            load("small").get_config(f"clean={tmp_path},{given}={tmp_path}")
+
+
+def test_small_distils_from_a_teacher_without_a_reference(tmp_path):
+    """Nothing scores, so no reference is trained first, and none is asked for."""
+    config = load("small").get_config(f"method=kd,data={tmp_path}/0.tar,val=1.tar,teacher=b")
+    assert set(parse(config).method.frozen) == {"teacher"}
+    assert not config.before
+    with pytest.raises(ConfigError, match=r"method=kd with a teacher uses no reference: leave out"):
+        load("small").get_config(f"method=kd,reference={tmp_path},teacher={tmp_path}/b")
+    with pytest.raises(ConfigError, match="method=kd needs a reference"):
+        load("small").get_config(f"method=kd,data={tmp_path}/0.tar,val=1.tar")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_unknown_arguments_are_refused(name):
     with pytest.raises(ConfigError, match=r"(?s)no argument 'typo'.*\n  tiny"):

@@ -9,6 +9,9 @@ import numpy as np
 
 T = TypeVar("T")
 
+# The streams of the input's choices: each is for one purpose, so that no choice depends on another.
+CAPTION, REPLACEMENT, AUGMENTATION, VIEW, ANSWER, CROP = range(6)
+
 
 class Draws:
     """A stream of random choices, determined by (seed, stream, index)."""
@@ -33,10 +36,6 @@ class Draws:
     def random(self) -> float:
         """A random number in [0, 1), a multiple of 2^-53."""
         return (self.raw(1)[0] >> 11) * 2.0**-53
-
-    def integers(self, n: int) -> int:
-        """`below`, by the name that numpy's `Generator` has for it."""
-        return self.below(n)
 
     def uniform(self, low: float, high: float) -> float:
         """A random number from `low` to `high`."""

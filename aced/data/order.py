@@ -18,10 +18,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aced.config import ConfigError
-from aced.data.draws import Draws
+from aced.data.draws import REPLACEMENT, Draws
 from aced.data.records import Source
 
-_STAND_INS = 1  # the stream of random choices of replacements
 _WINDOWS, _IN_WINDOW = 8, 4  # in grouped sources: windows searched, and replacements tried in each
 
 
@@ -106,7 +105,7 @@ class GroupedOrder:
             order = self if number == 0 else self._other(number)
             window, place = order._place(draw)
             yield int(window[place])
-            choices = Draws(order._seed, _STAND_INS, draw)
+            choices = Draws(order._seed, REPLACEMENT, draw)
             yield from (int(window[choices.below(len(window))]) for _ in range(_IN_WINDOW))
         yield from _anywhere(self._count, self._seed, draw)
 
@@ -226,7 +225,7 @@ def seed_of(seed: int, name: str) -> int:
 
 def _anywhere(count: int, seed: int, draw: int) -> Iterator[int]:
     """An endless stream of random examples for a draw."""
-    choices = Draws(seed, _STAND_INS, draw)
+    choices = Draws(seed, REPLACEMENT, draw)
     while True:
         yield choices.below(count)
 

@@ -23,9 +23,9 @@ from aced.data.answers import after
 from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.captions import pick
 from aced.data.concepts import concept_list
-from aced.data.draws import Draws
+from aced.data.draws import ANSWER, AUGMENTATION, CAPTION, CROP, Draws
 from aced.data.images.augment import AugmentConfig, augment, stored
-from aced.data.images.pictures import Cuts, Look
+from aced.data.images.pictures import Cut, Cuts, Look
 from aced.data.picks import PicksAhead
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
 from aced.data.records import Source
@@ -34,7 +34,6 @@ from aced.data.tokenizers import get_tokenizer
 
 Batch = dict[str, np.ndarray]
 
-_AUGMENTATIONS = 2  # the stream of random choices of stored augmentations
 _AT_ONCE = 8  # most rows that a thread makes per hand-over
 
 
@@ -206,7 +205,7 @@ def train_batches(
         if captions:
             caption = captions[0]
             if config.caption == "random" and len(captions) > 1:
-                draws, weights = Draws(seed, 0, draw), config.caption_weights
+                draws, weights = Draws(seed, CAPTION, draw), config.caption_weights
                 caption = pick(captions, example.kinds, weights, draws)
         text = example.texts[caption] if captions else ""
         row = example.fields(known) | {"caption": np.int32(caption)}
@@ -214,7 +213,7 @@ def train_batches(
         if answered:
             fitting = example.answers[captions.index(caption)]
             row |= {"given": render.words(text)}
-            text = after(text, Draws(seed, 1, draw).pick(fitting))
+            text = after(text, Draws(seed, ANSWER, draw).pick(fitting))
         return render(example.images, text) | row
 
     def stack(rows: Sequence[Row]) -> Batch:
@@ -339,17 +338,18 @@ def _augmentation(
         )
 
     def cuts(draw: int) -> Cuts:
-        # A stream apart from the choice of captions.
-        counter = np.array([0, draw, 1, 0], np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=seed, counter=counter))
-        return lambda index: [functools.partial(augment, config=changed[0], rng=rng)]
+        def of_example(index: int) -> list[Cut]:
+            # From the beginning for each replacement, whether or not the one before was cut.
+            return [functools.partial(augment, config=changed[0], rng=Draws(seed, CROP, draw))]
+
+        return of_example
 
     return first, cuts
 
 
 def _stored(config: DataConfig, seed: int) -> tuple[Callable[[int], int], Callable[[int], Cuts]]:
     def number(draw: int) -> int:
-        return Draws(seed, _AUGMENTATIONS, draw).below(config.augmentations)
+        return Draws(seed, AUGMENTATION, draw).below(config.augmentations)
 
     def cuts(draw: int) -> Cuts:
         view = functools.partial(stored, config=config.augment, number=number(draw))

@@ -14,6 +14,7 @@ import os
 import pathlib
 import posixpath
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 
 import fsspec
@@ -299,7 +300,8 @@ def write(path: str, data: bytes | bytearray) -> None:
         return
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    # A name of its own: threads, or machines that share the folder, may write the same file.
+    part = target.with_name(f"{target.name}.{uuid.uuid4()}.part")
     try:
         part.write_bytes(data)
         part.replace(target)

@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -52,7 +51,7 @@ from aced.models.base import ModelConfig
 from aced.optim.state import TrainState
 from aced.outputs import Embeddings
 from aced.selection import Concepts, collapse, scores, select, take
-from aced.selection.gather import gather_rows
+from aced.selection.gather import evenly_spaced, gather_rows
 
 
 class _Scored(NamedTuple):
@@ -101,16 +100,20 @@ class Contrastive(Method):
             score = functools.partial(score, scoring=config.reference_scoring)
             self.scorers[REFERENCE] = self._frozen_provider(REFERENCE, score)
         # Whether the reference's embeddings of the sub-batch are known from scoring.
-        scored = config.reference_scores and config.reference_scoring.exact and not self.ahead
+        known = config.reference_scores and config.reference_scoring.exact and not self.ahead
         self.shift: Provider | None = None  # of the reference on the sub-batch
         if config.reference_shift:
-            self.shift = self._frozen_provider(REFERENCE, train, stored=scored)
+            self.shift = self._frozen_provider(REFERENCE, train, stored=known)
+            known = known or not self.distils_apart  # where it teaches
         self.teachers = {
             name: self._frozen_provider(
-                name, train, stored=scored and name == REFERENCE, teaches=True
+                name, train, stored=known and name == REFERENCE, teaches=True
             )
             for name in (config.distillation.teachers if self.distils else ())
         }
+        # Those of frozen models that read what is trained on.
+        shift = [] if self.shift is None else [self.shift]
+        self.frozen_providers: list[Provider] = [*self.teachers.values(), *shift]
 
     def _frozen_provider(
         self,
@@ -147,8 +150,7 @@ class Contrastive(Method):
         concepts = self.config.selection.concepts
         if self.ahead:
             size = self.config.selection.sub_batch_size(candidates)
-            shift = [] if self.shift is None else [self.shift]
-            trained = [self.learner, *self.teachers.values(), *shift]
+            trained = [self.learner, *self.frozen_providers]
             return {
                 "": self._stream(data, size, trained, picked_from=candidates),
                 CANDIDATES: self._stream(
@@ -172,9 +174,8 @@ class Contrastive(Method):
         views = {item.prefix: item.view for item in providers if isinstance(item, Running)}
         if views and "" not in views:  # the only one takes the place of the learner's
             views = {"": views.popitem()[1]}
-        caches = {
-            item.prefix: frozen[item.prefix] for item in providers if isinstance(item, Stored)
-        }
+        stored = [item.prefix for item in providers if isinstance(item, Stored)]
+        caches = {prefix: frozen[prefix] for prefix in stored if frozen[prefix].cache}
         return Stream(data, rows, views, caches, **settings)
 
     def flops_per_step(self, batch_size: int) -> int:
@@ -182,10 +183,7 @@ class Contrastive(Method):
         trained = batch_size * (2 if self.distils_apart else 1)
         with_gradient = self.learner.macs(trained) + self._macs_beside() * batch_size
         forward = self._macs_of_scoring(batch_size)
-        forward += sum(teacher.macs(batch_size) for teacher in self.teachers.values())
-        # A reference that shifts and teaches the same sub-batch runs once.
-        if self.shift is not None and (REFERENCE not in self.teachers or self.distils_apart):
-            forward += self.shift.macs(batch_size)
+        forward += sum(provider.macs(batch_size) for provider in self.frozen_providers)
         return flops.step_flops([(with_gradient, 1)], [(forward, 1)])
 
     def flops_before(self, batch_size: int) -> int:
@@ -236,22 +234,25 @@ class Contrastive(Method):
         and under `CANDIDATES` there are arrays [B ...] of a later super-batch. The other arguments
         are those of `Method.train_step`.
         """
-        chosen, iid, metrics = self._choose(train_state, frozen, batch, context)
+        chosen, apart, metrics = self._choose(train_state, frozen, batch, context)
         memory = train_state.method
         if self.ahead:
             memory = _shifted(memory, metrics[AHEAD])
         shift = None
         if self.shift is not None:
             shift = _embed(self.shift, frozen.get(REFERENCE), chosen)
+            chosen = with_embeddings(chosen, prefix_of(REFERENCE), shift)  # it may also teach
 
         def loss_fn(params: PyTree) -> Loss:
             learner, task, parts = self._task(params, chosen, shift)
             parts |= {"scale": learner.scale, "bias": learner.bias}
             if not self.distils:
                 return task, parts
-            student = learner if iid is chosen else self.learner.embed(params["model"], iid)
+            student, taught = learner, chosen
+            if apart is not None:
+                student, taught = self.learner.embed(params["model"], apart), apart
             teachers = {
-                name: _embed(teacher, frozen.get(name), iid)
+                name: _embed(teacher, frozen.get(name), taught)
                 for name, teacher in self.teachers.items()
             }
             distilled = distillation.distillation_loss(
@@ -291,26 +292,27 @@ class Contrastive(Method):
 
     def _choose(
         self, train_state: TrainState, frozen: PyTree, batch: Batch, context: StepContext
-    ) -> tuple[Batch, Batch, Metrics]:
-        """Returns B_CE and B_KD, the same object if they are the same, and metrics of the choice.
+    ) -> tuple[Batch, Batch | None, Metrics]:
+        """Returns B_CE, B_KD unless it is the same, and metrics of the choice.
 
         With `score_ahead` the numbers of candidates and scores are those of the super-batch that
         this step scores, and the numbers of the picks those of the batch that it trains on.
         """
         if not self.config.selects:
-            return batch, batch, {**_noise(batch, batch), **context.picks(batch, batch)}
+            return batch, None, {**_noise(batch, batch), **context.picks(batch, batch)}
         if self.ahead:
             chosen, candidates = _split(batch)
             scored = self._score(train_state, frozen, candidates, train_state.step + self.ahead)
-            return chosen, chosen, {AHEAD: _picks(scored)} | _numbers(scored, chosen, context)
+            return chosen, None, {AHEAD: _picks(scored)} | _numbers(scored, chosen, context)
         strata = self.config.selection.strata
         scored = self._score(train_state, frozen, batch, train_state.step)
         with jax.named_scope("select"):
             chosen = take(scored.batch, scored.rows, strata)
         metrics = _numbers(scored, chosen, context)
         if not self.distils_apart:
-            return chosen, chosen, metrics
-        spaced = _evenly_spaced(batch["id"].shape[0], len(scored.rows))
+            return chosen, None, metrics
+        # It stays on its device.
+        spaced = jnp.asarray(evenly_spaced(batch["id"].shape[0], len(scored.rows)))
         return chosen, take(scored.batch, spaced, strata), metrics
 
     def _score(
@@ -349,11 +351,6 @@ def prefix_of(name: str) -> str:
 def _embed(provider: Provider, params: PyTree | None, batch: Batch) -> Embeddings:
     """Embeddings with gradients stopped."""
     return provider.embed(jax.lax.stop_gradient(params), batch).frozen()
-
-
-def _evenly_spaced(candidates: int, size: int) -> Int[Array, " b"]:
-    """Every B/b-th row: a uniform sample of the shuffled super-batch that stays on its device."""
-    return jnp.asarray(np.arange(size) * candidates // size, jnp.int32)
 
 
 def _split(batch: Batch) -> tuple[Batch, Batch]:

@@ -102,11 +102,7 @@ class ContrastiveConfig(MethodConfig):
             )
         self.scoring.check(self.model)
         self._check_score_ahead()
-        if self.reference.cache and not self.reference_scoring.exact:
-            raise ConfigError(
-                "method.reference_scoring is for a reference that runs, but its embeddings are "
-                "read from method.reference.cache; leave it at its defaults."
-            )
+        self._check_scoring()
         names = set(self.teachers) | {REFERENCE}
         if REFERENCE in self.teachers:
             raise ConfigError(
@@ -158,6 +154,25 @@ class ContrastiveConfig(MethodConfig):
                 "which method.score_ahead does not decode in full; set batch to 'selected', or "
                 "score_ahead to 0."
             )
+
+    def _check_scoring(self) -> None:
+        """Raises a ConfigError if it is set how a model scores that does not."""
+        if self.reference.cache and not self.reference_scoring.exact:
+            raise ConfigError(
+                "method.reference_scoring is for a reference that runs, but its embeddings are "
+                "read from method.reference.cache; leave it at its defaults."
+            )
+        learner_scores = self.selects and scores.needs(self.selection.score, LEARNER)
+        for name, is_read in (
+            ("scoring", learner_scores or self.multi_resolution_every > 0),
+            ("reference_scoring", self.reference_scores),
+        ):
+            if not is_read and not getattr(self, name).exact:
+                raise ConfigError(
+                    f"method.{name} is not read with method.selection.score = "
+                    f"{self.selection.score!r} and method.selection.filter_ratio = "
+                    f"{self.selection.filter_ratio:g}; leave it at its defaults."
+                )
 
     def _check_scales(self) -> None:
         """Raises a ConfigError if the scale of a teacher's logits is set and not read."""

@@ -87,7 +87,7 @@ def select(
         noise = jax.random.gumbel(key, (n,))
         ids, metrics = select_independent(noise, terms, config, loss=loss, size=size)
     is_reference = scores.needs(config.score, "reference")
-    diagnostics = describe(ids, terms[-1][1], config.strata, is_reference=is_reference)
+    diagnostics = describe(ids, terms[-1][1], is_reference=is_reference)
     return Selection(ids=ids, metrics=metrics | diagnostics)
 
 

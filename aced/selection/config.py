@@ -31,7 +31,8 @@ class SelectionConfig(Checked):
     # "joint": examples are scored given those chosen before, chunk by chunk; "independent": each
     # example is scored by itself.
     method: Literal["joint", "independent"] = "joint"
-    # Independent only: "sample" in proportion to exp(gain * score), or take the "top_k".
+    # Independent only: "sample" in proportion to exp(gain * score), or take the "top_k", of equal
+    # scores by lot.
     draw: Literal["sample", "top_k"] = "sample"
     # Share of the super-batch that is DISCARDED: b = B (1 - filter_ratio).
     filter_ratio: ProperFraction = 0.8

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from aced.outputs import Embeddings
 from aced.selection import scores
 from aced.selection.config import SelectionConfig
-from aced.selection.gather import gather_rows, replicated
+from aced.selection.gather import evenly_spaced, gather_rows, replicated
 
 NEAR_COPY = 0.95  # least cosine of both images and texts of near copies
 _SAMPLE = 64  # picks that are compared with all others, to avoid a b x b matrix
@@ -21,7 +21,7 @@ LEAST_VARIETY, MOST_COPIES = 0.3, 0.5  # limits beyond which the user is warned
 
 
 def describe(
-    ids: Int[Array, " b"], e: Embeddings, strata: int, *, is_reference: bool
+    ids: Int[Array, " b"], e: Embeddings, *, is_reference: bool
 ) -> dict[str, Float[Array, ""]]:
     """Diagnostics of the picks `ids`.
 
@@ -33,12 +33,12 @@ def describe(
     Args:
         ids: positions in the super-batch.
         e: embeddings of the super-batch, the reference's if there is one.
-        strata: number of strata of the selection.
         is_reference: whether `e` are the reference's.
     """
     n, size = e.zimg.shape[0], ids.shape[0]
-    chosen = jnp.zeros(n, bool).at[ids].set(True)
-    uniform = (jnp.arange(n) % (n // strata)) < size // strata  # candidates are in random order
+    chosen, uniform = (
+        jnp.zeros(n, bool).at[rows].set(True) for rows in (ids, evenly_spaced(n, size))
+    )
     metrics = {
         "selection/variety": effective_rank(e.zimg, chosen) / effective_rank(e.zimg, uniform),
         "selection/near_copies": _near_copies(ids, e, chosen),
@@ -86,8 +86,8 @@ def effective_rank(z: Float[Array, "n d"], mask: Bool[Array, " n"]) -> Float[Arr
 def _near_copies(
     ids: Int[Array, " b"], e: Embeddings, chosen: Bool[Array, " B"]
 ) -> Float[Array, ""]:
-    """The share of the first picks that have a near copy among all picks."""
-    sample = ids[:_SAMPLE]
+    """The share of a sample of the picks that have a near copy among all picks."""
+    sample = ids[evenly_spaced(len(ids), min(len(ids), _SAMPLE))]  # of all chunks
     cosines = jnp.minimum(
         e.zimg @ gather_rows(e.zimg, sample).T, e.ztxt @ gather_rows(e.ztxt, sample).T
     )  # [B, sample]

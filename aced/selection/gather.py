@@ -7,6 +7,7 @@ number of devices that share the examples.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped
 
@@ -37,6 +38,14 @@ def take(
         return chosen.reshape(-1, *x.shape[1:])
 
     return jax.tree.map(rows, tree)
+
+
+def evenly_spaced(candidates: int, size: int) -> Int[np.ndarray, " size"]:
+    """Every `candidates / size`-th row: a uniform sample, with an equal share in each stratum.
+
+    The first rows are not a uniform sample: some sources fill adjacent rows from the same files.
+    """
+    return (np.arange(size) * candidates // size).astype(np.int32)  # the product needs 64 bits
 
 
 def local_parts(strata: int, candidates: int) -> int:

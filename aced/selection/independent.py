@@ -28,7 +28,7 @@ def select_independent(
     loss of a single pair is 0, so there the whole super-batch serves as negatives.
 
     Args:
-        noise: standard Gumbel noise; unused with config.draw = "top_k".
+        noise: standard Gumbel noise; with config.draw = "top_k" it decides between equal scores.
         terms: from `scores.score_terms`, for B candidates.
         config: settings that passed `config.check(B, size)`, with a number of strata.
         loss: "sigmoid" or "softmax".
@@ -66,17 +66,22 @@ def draw_once(
         size: b.
     """
     strata, quota = config.strata, size // config.strata
-    rows = noise.shape[0] // strata
-    score = replicated(score)
-    logits, metrics = score, {}
+    shape = strata, noise.shape[0] // strata
+    score, metrics = replicated(score), {}
     if config.draw == "sample":
         available = jnp.ones_like(score, bool)
         factor = gain_of_draw(score, available, 1, config, gain=gain)
         logits = factor * score + noise
         metrics["selection/perplexity"] = perplexity(factor * score, available) / score.size
-    score, logits = score.reshape(strata, rows), logits.reshape(strata, rows)
-    picks = jax.lax.top_k(logits, quota)[1]
-    ids = (picks + rows * jnp.arange(strata)[:, None]).reshape(size)
+        picks = jax.lax.top_k(logits.reshape(shape), quota)[1]
+    else:
+        # Counts are often equal. `top_k` would prefer the first rows, which some sources fill from
+        # the same few files.
+        keys = (-score.reshape(shape), -replicated(noise).reshape(shape))
+        rows = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        picks = jax.lax.sort((*keys, rows), num_keys=2)[-1][:, :quota]
+    score = score.reshape(shape)
+    ids = (picks + shape[1] * jnp.arange(strata)[:, None]).reshape(size)
     selected = jnp.take_along_axis(score, picks, axis=1).mean()
     return ids, {
         "selection/score_selected": selected,

@@ -8,7 +8,8 @@ replacement, with probability proportional to exp(gain * score_i(C)), where
   nll_i(C) = -l_ii + (logsumexp_{j in C + i} l_ij + logsumexp_{j in C + i} l_ji) / 2.
 
 Both are running sums (or log-sum-exps) over C, so a new chunk only needs its own rows and columns
-of the logits: work O(B b d) instead of O(B^2 d), memory O(tile b / N) instead of O(B^2).
+of the logits: work O(B b d) instead of O(B^2 d), and memory O(tile b / N) in each part of the
+super-batch, so at most O(B b / N), instead of O(B^2).
 
 For an empty C the softmax loss of every candidate is zero. The paper does not specify how the first
 chunk is drawn. With `first_chunk = "uniform"` we take the recursion literally and draw uniformly;
@@ -120,42 +121,49 @@ def _extend(
 ) -> Context:
     """The context after adding the chunk `ids` to C."""
     parts, rows = context[0].shape
-    width = e.zimg.shape[1]
-    zimg, ztxt = (z.reshape(parts, rows, width) for z in (e.zimg, e.ztxt))
-    tile = min(config.tile, rows)
-    if damped is not None:
-        limit = false_negatives.limits(damped, config.false_negative_margin).reshape(parts, rows)
 
-    def reduced(
-        z: Float[Array, "parts rows d"],
-        chunk: Float[Array, "k d"],
-        candidates: Float[Array, "B e"] | None,
-        chosen: Float[Array, "B e"] | None,
-    ):
-        """`candidates` and `chosen` are the reference's embeddings of the same two sides."""
-        others = None if chosen is None else gather_rows(chosen, ids)
+    def by_part(x: Float[Array, "B ..."]) -> Float[Array, "parts rows ..."]:
+        return x.reshape(parts, rows, *x.shape[1:])
 
-        def one_tile(start: Int[Array, ""]) -> Float[Array, "parts tile"]:
-            def of_tile(x: Array) -> Array:
-                return jax.lax.dynamic_slice_in_dim(x, start, tile, axis=1)
+    def extended(one: Array, side: str, other: str, ids: Array) -> Float[Array, "parts rows"]:
+        """The half `one` of the context, of each candidate's `side` with the chunk's `other`."""
+        # Only the chunk's embeddings are exchanged between devices.
+        z, chunk = by_part(getattr(e, side)), gather_rows(getattr(e, other), ids)
+        if damped is not None:
+            u, chosen = by_part(getattr(damped, side)), gather_rows(getattr(damped, other), ids)
+            limit = by_part(false_negatives.limits(damped, config.false_negative_margin))
 
-            block = jnp.einsum("sid,kd->sik", of_tile(z), chunk, precision=config.precision)
+        def of_tile(cut: Callable[[Array], Array]) -> Float[Array, "parts tile"]:
+            block = jnp.einsum("sid,kd->sik", cut(z), chunk, precision=config.precision)
             block = e.scale * block + e.bias
-            if others is not None:
-                own = of_tile(candidates.reshape(parts, rows, -1))
-                left_out = false_negatives.alike(own, others, of_tile(limit), config.precision)
+            if damped is not None:
+                left_out = false_negatives.alike(cut(u), chosen, cut(limit), config.precision)
                 block = jnp.where(left_out, -jnp.inf, block)  # adds nothing to either loss
             return _LOSSES[loss].reduce(block)
 
-        # The last tile overlaps its predecessor if the tile does not divide the rows.
-        starts = [min(start, rows - tile) for start in range(0, rows, tile)]
-        tiles = jax.lax.map(one_tile, jnp.array(starts)).swapaxes(0, 1)  # [parts, tiles, tile]
-        overlap = len(starts) * tile - rows
-        return jnp.concatenate([tiles[:, :-1].reshape(parts, -1), tiles[:, -1, overlap:]], axis=1)
+        return _LOSSES[loss].add(one, _by_tiles(of_tile, rows, config.tile))
 
-    # Only the chunk's embeddings are exchanged between devices.
-    add = _LOSSES[loss].add
-    uimg, utxt = (None, None) if damped is None else (damped.zimg, damped.ztxt)
-    image = add(context[0], reduced(zimg, gather_rows(e.ztxt, ids), uimg, utxt))
+    image = extended(context[0], "zimg", "ztxt", ids)
     ids, image = jax.lax.optimization_barrier((ids, image))  # as in `select_joint`
-    return image, add(context[1], reduced(ztxt, gather_rows(e.zimg, ids), utxt, uimg))
+    return image, extended(context[1], "ztxt", "zimg", ids)
+
+
+def _by_tiles(
+    of_tile: Callable[[Callable[[Array], Array]], Float[Array, "parts tile"]], rows: int, tile: int
+) -> Float[Array, "parts rows"]:
+    """The results of `of_tile` for all rows, `tile` rows of each part at a time.
+
+    `of_tile` gets a function that cuts the tile's rows out of an array [parts rows ...].
+    """
+    tile = min(tile, rows)
+
+    def from_row(start: Int[Array, ""]) -> Float[Array, "parts tile"]:
+        return of_tile(lambda x: jax.lax.dynamic_slice_in_dim(x, start, tile, axis=1))
+
+    # The last tile overlaps its predecessor if the tile does not divide the rows.
+    starts = [min(start, rows - tile) for start in range(0, rows, tile)]
+    tiles = jax.lax.map(from_row, jnp.array(starts)).swapaxes(0, 1)  # [parts, tiles, tile]
+    overlap = len(starts) * tile - rows
+    return jnp.concatenate(
+        [tiles[:, :-1].reshape(tiles.shape[0], -1), tiles[:, -1, overlap:]], axis=1
+    )

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -156,13 +156,7 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
         run.checkpoints.close()
         return None
     starts.write(run.folder, prog, run.sources[""], start)
-    budget = Budget(
-        examples_trained=settings.batch_size,
-        examples_scored=prog.candidates if settings.method.selects else 0,
-        flops=prog.method.flops_per_step(settings.batch_size),
-        scored_before=prog.method.ahead * prog.candidates,
-        flops_before=prog.method.flops_before(settings.batch_size),
-    )
+    budget = _budget(prog)
     peak = hardware.peak_flops(prog.mesh.devices.flat[0].device_kind)
     shown = hyper_parameters(settings)
     skipped = SkippedRecords(run.folder, jax.process_index())
@@ -237,10 +231,7 @@ def loop(run: Run, watchdog: Watchdog, later_flops: int | float = 0) -> int | No
                     found = evaluate(run, due, train_state, watchdog)
                     early_stop.update(found)
                     if early_stop.reached and not last:
-                        rest = [name for name in run.evals if name not in due]
-                        found |= evaluate(run, rest, train_state, watchdog)
-                        found |= suites.averages(found, settings.suites)  # of both parts
-                        last = True
+                        found, last = _with_others(run, found, due, train_state, watchdog), True
                 if scores := summary.evaluation(found, last_scores):
                     line.write(step, scores)
                 measured |= found
@@ -277,6 +268,30 @@ def evaluate(
         watchdog.alive()
         found |= {f"{name}/{key}": value for key, value in values.items()}
     return found | suites.averages(found, run.settings.suites)
+
+
+def _with_others(
+    run: Run,
+    found: Mapping[str, float],
+    due: Sequence[str],
+    train_state: state.TrainState,
+    watchdog: Watchdog,
+) -> dict[str, float]:
+    """The numbers `found` by the evaluations `due`, and those of all others."""
+    others = evaluate(run, [name for name in run.evals if name not in due], train_state, watchdog)
+    numbers = {**found, **others}
+    return numbers | suites.averages(numbers, run.settings.suites)  # of both parts
+
+
+def _budget(prog: program.Program) -> Budget:
+    """The cost of a step, and of what is before the first one."""
+    return Budget(
+        examples_trained=prog.batch_size,
+        examples_scored=prog.candidates if prog.method.config.selects else 0,
+        flops=prog.method.flops_per_step(prog.batch_size),
+        scored_before=prog.method.ahead * prog.candidates,
+        flops_before=prog.method.flops_before(prog.batch_size),
+    )
 
 
 def _save_now(

@@ -20,6 +20,7 @@ from aced.data.concepts import concept_list
 from aced.data.picks import PicksAhead
 from aced.data.streams import SideBySide, Stream
 from aced.data.tokenizers import get_tokenizer
+from aced.methods.base import Method
 from aced.methods.frozen import FrozenConfig, load_model
 from aced.metrics.progress import announced
 from aced.models.vit import ImageConfig
@@ -64,52 +65,21 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         stream.check(by_stream[prefix])
         _warn_of_whole_candidates(stream)
     caches = opened_caches(prog.streams, by_stream)
-    for prefix, model in prog.method.models.items():
-        name = prefix.rstrip("/") or "method.model"
-        _warn_of_rest(name, model.image)
-        try:
-            model.check_tokenizer(get_tokenizer(model.tokenizer))
-        except ConfigError as error:
-            raise ConfigError(f"The model {name}: {error}") from error
-
+    _check_models(prog.method)
     frozen = {}
     for name, item in prog.method.frozen.items():
         with announced(f"Loading {name} from {item.checkpoint}"):
             frozen[name] = load_model(item, prog.frozen[name])
 
     # The record of the run, which a resumed run must match.
-    digests = {f"{name}'s weights": fingerprint.of_placed(p) for name, p in frozen.items()}
-    for prefix, model in prog.method.models.items():
-        name = f"{prefix.rstrip('/') or 'model'}'s tokenizer"
-        digests[name] = fingerprint.of_tokenizer(model.tokenizer)
-    for prefix, stream in caches.items():
-        for name, cache in stream.items():
-            digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
-    for prefix, stream in prog.streams.items():
-        if stream.concepts:
-            digests[f"{prefix}list of concepts"] = concept_list(stream.concepts).digest
+    digests = _digests(prog, frozen, caches)
     record.check(folder, settings, source.fingerprint, digests)
-
-    # The state: from the newest checkpoint, or a new one.
     checkpoints = Checkpointer(folder, settings.checkpoint)
-    with announced("Restoring the newest checkpoint"):
-        restored = checkpoints.restore_or(prog.state)
-    if restored is None:
-        train_state, start = _new_state(prog, settings, frozen, folder), None
-    else:
-        train_state, start = restored
-        if start < prog.total_steps:
-            logging.info(
-                "%s resumes after step %s of %s.", folder, f"{start:,}", f"{prog.total_steps:,}"
-            )
+    train_state, start = _restored(prog, checkpoints, folder)
+    if train_state is None:
+        train_state = _new_state(prog, settings, frozen, folder)
     if start is None or start < prog.total_steps:  # the record of a finished run stays as it is
         record.write(folder, settings, source.fingerprint, digests)
-
-    evals = {}
-    for name, item in settings.evals.items():
-        every = durations.steps(item, "every", **prog.sizes, default=prog.total_steps)
-        with announced(f"Preparing the evaluation {name}"):
-            evals[name] = every, evaluators.build(item, prog.method.config.model, mesh)
     return Run(
         settings=settings,
         program=prog,
@@ -120,8 +90,52 @@ def set_up(settings: TrainConfig, mesh: Mesh, folder: epath.Path, source: source
         state=train_state,
         frozen=frozen,
         checkpoints=checkpoints,
-        evals=evals,
+        evals=_evaluations(prog, settings),
     )
+
+
+def _check_models(method: Method) -> None:
+    """Compares the models that run with their tokenizers, and warns of pixels that they leave out.
+
+    Raises:
+        ConfigError: a vocabulary and its model do not fit together.
+    """
+    for prefix, model in method.models.items():
+        name = prefix.rstrip("/") or "method.model"
+        _warn_of_rest(name, model.image)
+        try:
+            model.check_tokenizer(get_tokenizer(model.tokenizer))
+        except ConfigError as error:
+            raise ConfigError(f"The model {name}: {error}") from error
+
+
+def _digests(
+    prog: program.Program, frozen: Mapping[str, PyTree], caches: Mapping[str, Mapping[str, Cache]]
+) -> dict[str, str]:
+    """Digests of what a run reads beside its data, by what they are of."""
+    digests = {f"{name}'s weights": fingerprint.of_placed(p) for name, p in frozen.items()}
+    for prefix, model in prog.method.models.items():
+        name = f"{prefix.rstrip('/') or 'model'}'s tokenizer"
+        digests[name] = fingerprint.of_tokenizer(model.tokenizer)
+    for prefix, stream in prog.streams.items():
+        for name, cache in caches[prefix].items():
+            digests[f"{prefix}{name}".rstrip("/")] = cache.description.digest
+        if stream.concepts:
+            digests[f"{prefix}list of concepts"] = concept_list(stream.concepts).digest
+    return digests
+
+
+def _restored(
+    prog: program.Program, checkpoints: Checkpointer, folder: epath.Path
+) -> tuple[state.TrainState, int] | tuple[None, None]:
+    """The state and the step of the newest checkpoint, if there is one."""
+    with announced("Restoring the newest checkpoint"):
+        train_state, start = checkpoints.restore_or(prog.state, default=(None, None))
+    if start is not None and start < prog.total_steps:
+        logging.info(
+            "%s resumes after step %s of %s.", folder, f"{start:,}", f"{prog.total_steps:,}"
+        )
+    return train_state, start
 
 
 def _new_state(
@@ -133,6 +147,18 @@ def _new_state(
         jax.block_until_ready(train_state)
     train_state = starting_model.with_initial_model(train_state, settings, folder)
     return starting_model.with_given_parts(train_state, prog.method.given)
+
+
+def _evaluations(
+    prog: program.Program, settings: TrainConfig
+) -> dict[str, tuple[int, evaluators.Evaluator]]:
+    """The evaluations of a run with their periods in steps, by name."""
+    evals = {}
+    for name, item in settings.evals.items():
+        every = durations.steps(item, "every", **prog.sizes, default=prog.total_steps)
+        with announced(f"Preparing the evaluation {name}"):
+            evals[name] = every, evaluators.build(item, prog.method.config.model, prog.mesh)
+    return evals
 
 
 def opened(data: sources.DataConfig) -> sources.Source:

@@ -247,14 +247,14 @@ def order(run: Run, pairs: int, copies: int = 1) -> Int[np.ndarray, "steps B"]:
 
 
 def flops_per_step(run: Run, params: PyTree) -> int:
-    """Of the towers: three passes of what is trained on, one of what is scored.
+    """Of the towers: three passes of what is trained on, one of what the learner scores.
 
     The reference's passes are not in it, since its embeddings are made once, nor products of
     embeddings, which are small beside the towers of real models.
     """
     passes = 3 * run.batch_size
     if run.selection:
-        if not run.selection.by_concept:
+        if scores.needs(run.score, "learner"):
             passes += run.selection.super_batch_size(run.batch_size)
         if run.distillation and run.distillation_batch == "iid":
             passes += 3 * run.batch_size

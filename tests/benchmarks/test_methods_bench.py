@@ -101,8 +101,8 @@ def test_cost_of_a_step():
     assert flops_per_step(Run(batch_size=8), params) == 24 * forward
     assert flops_per_step(by_name("aced", batch_size=8), params) == (24 + 40) * forward
     assert flops_per_step(by_name("aced_iid", batch_size=8), params) == (48 + 40) * forward
-    # Scores of concepts need no model.
-    for name in ("cabs_dm", "cabs_fm"):
+    # These scores do not read the learner.
+    for name in ("i_acid", "cabs_dm", "cabs_fm"):
         assert flops_per_step(by_name(name, batch_size=8), params) == 24 * forward
     iid, h_acid = (
         Run(examples=suites.EQUAL_FLOPS),

@@ -14,7 +14,7 @@ from scipy import stats
 
 from aced.config import ConfigError, from_config, to_config
 from aced.data import records
-from aced.data.draws import Draws
+from aced.data.draws import CAPTION, Draws
 from aced.data.images.filters import FilterConfig
 from aced.data.pipeline import InputError, train_batches
 from aced.data.reader import InputCounters
@@ -93,7 +93,7 @@ def test_captions_are_drawn_with_the_probabilities_of_their_kinds():
 def test_without_weights_the_choice_is_uniform_and_as_it_was():
     for (index, caption), draw in zip(drawn(CONFIG, steps=2), range(512), strict=True):
         count = len(KINDS[index])
-        expected = Draws(7, 0, draw).pick(range(count)) if count > 1 else 0
+        expected = Draws(7, CAPTION, draw).pick(range(count)) if count > 1 else 0
         assert caption == expected
 
 

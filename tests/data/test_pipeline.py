@@ -300,6 +300,27 @@ def test_single_view_of_second_pictures_may_be_augmented():
         take(Pairs(20), 1, views=views)
 
 
+def test_crops_after_a_restart_are_the_same_where_examples_are_replaced():
+    """A reader that remembers unusable examples does not cut their pictures again."""
+
+    class Silent(Pictures):
+        def __getitem__(self, index):
+            rng = np.random.default_rng(index)
+            noise = rng.integers(0, 256, (32, 32, 3), np.uint8)
+            return super().__getitem__(index) | {"image": noise}
+
+    source = Silent(12, silent=range(0, 12, 2))
+    config = DataConfig(num_threads=0, shuffle=False)  # a shuffle of so few is slow
+    views = {"": dataclasses.replace(VIEW, augment=AugmentConfig(crop_area=(0.1, 0.5)))}
+    whole = take(source, 3, config, views, batch_size=24)
+    for number, batch in enumerate(whole):
+        (again,) = take(source, 1, config, views, batch_size=24, start_step=number)
+        assert_same(again, batch)
+    same = whole[0]["id"][:, None] == whole[0]["id"]
+    differ = (whole[0]["image"][:, None] != whole[0]["image"]).any(axis=(2, 3, 4))
+    assert (same & differ).sum() > 20  # other crops at each draw
+
+
 def test_error_if_no_record_has_a_second_picture():
     with pytest.raises(InputError, match="no 'second' picture"):
         take(Pictures(200), 1, views={"": VIEW, "second/": SECOND})

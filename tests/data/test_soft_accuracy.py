@@ -139,6 +139,33 @@ def test_a_question_is_read_with_one_of_its_answers():
     }
 
 
+def test_the_answer_does_not_depend_on_the_draw_of_a_replacement():
+    given = ("blue", "large", "star", "square")
+    picture = Shapes(ShapesConfig(resolution=16, size=1))[0]["image"]
+    view = View(16, TokenizerConfig(kind="shapes", length=4), answers=True)
+
+    class Asked:
+        """The first half is unusable."""
+
+        name, fingerprint = "asked", "asked"
+
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, i):
+            return {"image": picture, "texts": ("a",), "id": i, "answers": given if i > 19 else ()}
+
+    config, alike = DataConfig(num_threads=0, shuffle=False), []
+    with pipeline.train_batches(Asked(), config, {"": view}, batch_size=40, seed=0) as batches:
+        for _ in range(20):
+            batch = next(batches)
+            answers = [
+                text.split()[1] for text in get_tokenizer(view.tokenizer).decode(batch["text"])
+            ]
+            alike += [given[i % 4] == a for i, a in zip(batch["id"][:20], answers, strict=False)]
+    assert np.mean(alike) == pytest.approx(0.25, abs=0.09)  # four standard deviations
+
+
 def test_only_answers_that_fit_after_the_question_are_trained_on():
     """A question that leaves no room for any of its answers is skipped and counted."""
     view = View(16, TokenizerConfig(kind="shapes", length=6), answers=True)

@@ -1,5 +1,6 @@
 """Paths, patterns and parts of files, on disk and in fsspec's store in memory."""
 
+import concurrent.futures
 import glob
 import os
 import subprocess
@@ -110,6 +111,14 @@ def test_a_store_is_listed_and_read_like_a_disk(tmp_path):
         assert storage.stat(one.path) != one
         with pytest.raises(StorageError, match="none"):
             storage.read(f"{place}/x/none", 0, 1)
+
+
+def test_threads_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
+    data = bytes(1 << 20)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: storage.write(str(tmp_path / "file"), data), range(40)))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == data
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from aced.data.sources import DataConfig
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig, DistillationConfig
 from aced.methods.frozen import FrozenConfig
+from aced.methods.providers import Running, Stored
 from aced.selection import SelectionConfig
 from configs.smoke import CONCEPTS
 
@@ -206,7 +207,10 @@ def test_the_shifted_loss_runs_the_reference_on_the_sub_batch():
     assert list(method.frozen) == ["reference"]
     assert method.flops_per_step(b) == 6 * L * b + 2 * R * b
     # Where it teaches, too, or has scored, it runs once.
-    assert Contrastive(by_hand.settings("kd", **shift)).flops_per_step(b) == 6 * L * b + 2 * R * b
+    method = Contrastive(by_hand.settings("kd", **shift))
+    assert method.flops_per_step(b) == 6 * L * b + 2 * R * b
+    assert isinstance(method.shift, Running)
+    assert isinstance(method.teachers["reference"], Stored)
     # It teaches another sub-batch than that of the shifted loss, without having scored.
     apart = by_hand.settings("hard", **shift, distillation={"weight": 1.0, "batch": "iid"})
     assert Contrastive(apart).flops_per_step(b) == 12 * L * b + 2 * L * B + 4 * R * b
@@ -216,6 +220,17 @@ def test_the_shifted_loss_runs_the_reference_on_the_sub_batch():
     for wrong in ({"loss": "sigmoid"}, {"contrastive_weight": 0.0}):
         with pytest.raises(ConfigError, match=r"method\.reference_shift changes the softmax"):
             by_hand.settings("kd", **shift | wrong)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("iid", "scoring"), ("i_acid", "scoring"), ("hard", "reference_scoring"), ("kd", "scoring")],
+)
+def test_settings_of_a_model_that_does_not_score_are_refused(method, name):
+    with pytest.raises(ConfigError, match=rf"method\.{name} is not read with .*leave it at its"):
+        by_hand.settings(method, **{name: {"precision": "int8"}})
+    damped = {"selection": {"false_negative_margin": 0.05}}
+    by_hand.settings("hard", reference_scoring={"precision": "int8"}, **damped)
 
 
 def test_damping_needs_a_reference_and_negatives():

@@ -1,21 +1,28 @@
 """Scoring ahead against a plain loop, by hand; what it reads, costs and refuses."""
 
+import dataclasses
+
 import by_hand
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from aced.config import ConfigError
 from aced.data.batch_spec import View
 from aced.data.picks import AHEAD, CANDIDATES
 from aced.data.sources import DataConfig
-from aced.methods.coca import CoCaTrainConfig
+from aced.data.tokenizers import TokenizerConfig
+from aced.methods.base import StepContext
+from aced.methods.coca import CoCaTrainConfig, CoCaTraining
 from aced.methods.contrastive import Contrastive
 from aced.methods.contrastive_settings import ContrastiveConfig
 from aced.methods.frozen import FrozenConfig
+from aced.optim import state
 from aced.selection import SelectionConfig
 from configs import smoke
+from tests.models import tiny_coca
 
 B, SIZE, STEPS = 32, 8, 2
 
@@ -126,6 +133,13 @@ def test_candidates_are_read_for_what_scores_and_nothing_else():
     assert list(found[""].caches) == ["reference/"]  # it teaches
 
 
+def test_a_reference_in_the_loss_reads_the_picks_in_full():
+    """It runs, so no cache is read, although the distillation reads its embeddings again."""
+    _, found = streams("aced", loss="softmax", reference_shift=True)
+    assert list(found[""].views) == ["", "reference/"]
+    assert not found[""].caches
+
+
 def test_flops_include_what_is_scored_before_the_first_step():
     ahead, _ = streams("h_acid", score_ahead=2, scoring={})
     plain = Contrastive(by_hand.settings("h_acid"))
@@ -158,10 +172,32 @@ def test_small_pictures_need_score_ahead(name):
         by_hand.settings("h_acid", **{name: {"resolution": 16}})
 
 
-def test_a_coca_can_score_ahead():
-    selection = SelectionConfig(score="hard_learner")
-    config = CoCaTrainConfig(score_ahead=1, selection=selection)
-    assert config.score_ahead == 1
+def test_a_coca_trains_on_the_picks_and_scores_the_candidates():
+    selection = SelectionConfig(score="hard_learner", filter_ratio=0.75, chunks=2, strata=1)
+    tokenizer = TokenizerConfig(length=tiny_coca.TINY.text.length)
+    model = dataclasses.replace(tiny_coca.TINY, tokenizer=tokenizer)
+    method = CoCaTraining(CoCaTrainConfig(model=model, score_ahead=1, selection=selection))
+    tx = optax.sgd(0.1)
+
+    def step(params, key, batch):
+        memory = method.init_memory(params, SIZE)
+        train_state = state.create(params, tx, key, method=memory)
+        return method.train_step(train_state, {}, batch, StepContext(tx))
+
+    batch = {
+        f"{prefix}{name}": jax.ShapeDtypeStruct((stream.rows, *shape), dtype)
+        for prefix, stream in method.streams(DataConfig(), B).items()
+        for name, (shape, dtype) in stream.shapes().items()
+    }
+    assert batch["image"].shape[0] == SIZE
+    assert batch[f"{CANDIDATES}image"].shape[0] == B
+    key = jax.eval_shape(jax.random.key, 0)
+    params = jax.eval_shape(method.init_params, key)
+    new_state, metrics = jax.eval_shape(step, params, key, batch)
+    assert metrics["picks"].shape == (SIZE,)
+    assert metrics[AHEAD].shape == (2, SIZE)
+    assert new_state.method.shape == (1, 2, SIZE)
+    assert "loss/captioning" in metrics
 
 
 @pytest.mark.parametrize("name", ["cabs_dm", "cabs_fm"])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from aced.config import ConfigError
 from aced.parallel import mesh as meshes
@@ -85,9 +86,28 @@ def test_most_concepts_first(strata):
     )
     found = concepts()
     sizes = np.array([len(one) for one in sets(found)]).reshape(strata, -1)
-    best = np.argsort(-sizes, axis=1, kind="stable")[:, : SIZE // strata]
+    noise = np.asarray(jax.random.gumbel(jax.random.key(0), (N,))).reshape(strata, -1)
+    best = np.lexsort((-noise, -sizes))[:, : SIZE // strata]
     expected = (best + np.arange(strata)[:, None] * (N // strata)).reshape(-1)
     np.testing.assert_array_equal(choose(found, config).ids, expected)
+
+
+def test_equal_counts_are_drawn_alike():
+    """Not in the order of the rows, which follows that of files in some sources."""
+    ids = np.full((N, 2), -1, np.int32)
+    ids[:, 0] = np.arange(N) % NUMBER
+    ids[10:20, 1] = NUMBER - 1  # ten of two concepts, which are always picked
+    config = SelectionConfig(score="concept_count", method="independent", draw="top_k", strata=1)
+
+    def picks(key):
+        found = Concepts(jnp.asarray(ids), NUMBER)
+        return select(key, None, None, config, loss="sigmoid", size=SIZE, concepts=found).ids
+
+    draws = np.asarray(jax.jit(jax.vmap(picks))(jax.random.split(jax.random.key(0), 2000)))
+    counts = np.bincount(draws.reshape(-1), minlength=N)
+    assert set(counts[10:20]) == {2000}
+    others = np.delete(counts, np.s_[10:20])
+    assert stats.chisquare(others).pvalue > 0.001
 
 
 def test_rare_concepts_are_picked_as_often_as_frequent_ones():
@@ -99,7 +119,7 @@ def test_rare_concepts_are_picked_as_often_as_frequent_ones():
 
 
 def test_shares_of_the_concepts_in_the_metrics():
-    ids = jnp.array([[0, 1], [2, -1], [0, -1], [-1, -1]])
+    ids = jnp.array([[0, 1], [2, -1], [-1, -1], [-1, -1]])
     config = SelectionConfig(
         score="concept_count", method="independent", draw="top_k", filter_ratio=0.5
     )

@@ -8,8 +8,10 @@ import pytest
 from aced.outputs import Embeddings
 from aced.selection import SelectionConfig
 from aced.selection.diagnostics import collapse, describe, effective_rank
+from aced.selection.gather import evenly_spaced
 
 N, SIZE, D = 120, 24, 6
+measured = jax.jit(describe, static_argnames="is_reference")
 
 
 def embeddings(z: np.ndarray) -> Embeddings:
@@ -23,19 +25,16 @@ def rank(z: np.ndarray) -> float:
     return values.sum() ** 2 / (values**2).sum()
 
 
-@pytest.mark.parametrize("strata", [1, 4])
-def test_diagnostics_equal_numpy(strata):
+def test_diagnostics_equal_numpy():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, N, D))
     z[:, 60:66] = z[:, :6] + 0.01 * rng.normal(size=(2, 6, D))  # six copies
     z[1, 70] = z[1, 6]  # the text alone
     seen = embeddings(z)
     ids = np.r_[0:3, 60:63, 6, 70, 80:96]
-    found = jax.jit(describe, static_argnames=("strata", "is_reference"))(
-        jnp.asarray(ids), seen, strata, is_reference=True
-    )
+    found = measured(jnp.asarray(ids), seen, is_reference=True)
     zimg, ztxt = np.asarray(seen.zimg), np.asarray(seen.ztxt)
-    uniform = np.arange(N).reshape(strata, -1)[:, : SIZE // strata].reshape(-1)
+    uniform = np.arange(0, N, N // SIZE)
     expected = rank(zimg[ids]) / rank(zimg[uniform])
     assert found["selection/variety"] == pytest.approx(expected, rel=1e-4)
     alike = np.minimum(zimg[ids] @ zimg[ids].T, ztxt[ids] @ ztxt[ids].T) - 2 * np.eye(SIZE)
@@ -52,11 +51,33 @@ def test_a_batch_of_one_kind_has_little_variety():
     z = rng.normal(size=(2, N, D))
     z[:, 30 : 30 + SIZE] = z[:, :1] + 0.05 * rng.normal(size=(2, SIZE, D)) * np.r_[1, [0.1] * 5]
     seen = embeddings(z)
-    found = describe(jnp.arange(30, 30 + SIZE), seen, 1, is_reference=False)
+    found = measured(jnp.arange(30, 30 + SIZE), seen, is_reference=False)
     assert found["selection/variety"] < 0.3
     assert found["selection/near_copies"] == 1
     assert "selection/easy_overlap" not in found
-    assert describe(jnp.arange(60, 84), seen, 1, is_reference=False)["selection/variety"] > 0.7
+    assert measured(jnp.arange(60, 84), seen, is_reference=False)["selection/variety"] > 0.7
+
+
+def test_the_uniform_draw_has_all_kinds_where_rows_are_in_the_order_of_their_files():
+    rng = np.random.default_rng(2)
+    kinds = np.repeat(rng.normal(size=(2, 6, D)), N // 6, axis=1)
+    seen = embeddings(kinds + 0.1 * rng.normal(size=(2, N, D)))
+    ids = rng.choice(N, SIZE, replace=False)
+    found = measured(jnp.asarray(ids), seen, is_reference=False)
+    assert found["selection/variety"] == pytest.approx(1, abs=0.2)
+    one_kind = measured(jnp.arange(SIZE), seen, is_reference=False)
+    assert one_kind["selection/variety"] < 0.6
+
+
+def test_evenly_spaced_rows_of_a_recipes_super_batch():
+    np.testing.assert_array_equal(evenly_spaced(163_840, 32_768), np.arange(0, 163_840, 5))
+
+
+def test_near_copies_are_looked_for_among_the_picks_of_all_chunks():
+    z = np.random.default_rng(3).normal(size=(2, 256, 32))
+    z[:, 128:] = z[:, 128:129]
+    found = measured(jnp.arange(256), embeddings(z), is_reference=False)
+    assert found["selection/near_copies"] == 0.5
 
 
 def test_the_rank_of_one_point_and_of_all_directions():

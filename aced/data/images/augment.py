@@ -14,12 +14,10 @@ from jaxtyping import UInt8
 
 from aced.bounds import Fraction, PositiveFloat, PositiveFraction
 from aced.config import Checked, ConfigError
-from aced.data.draws import Draws
+from aced.data.draws import VIEW, Draws
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower pixel; the last two are outside
-Random = np.random.Generator | Draws  # `Draws` are the same in all versions of numpy
 _ATTEMPTS = 10
-_STORED = 3  # the stream of random choices of stored augmentations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,7 @@ class AugmentConfig(Checked):
         return self.crops or self.flip > 0
 
 
-def random_box(width: int, height: int, config: AugmentConfig, rng: Random) -> Box:
+def random_box(width: int, height: int, config: AugmentConfig, rng: Draws) -> Box:
     """A random part of a picture, by the rule of torchvision's RandomResizedCrop.
 
     The area and the logarithm of the aspect ratio are uniform in their ranges. After 10 boxes that
@@ -62,7 +60,7 @@ def random_box(width: int, height: int, config: AugmentConfig, rng: Random) -> B
         ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, upper = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            left, upper = rng.below(width - w + 1), rng.below(height - h + 1)
             return left, upper, left + w, upper + h
     w, h = width, height
     if width / height < low:
@@ -74,7 +72,7 @@ def random_box(width: int, height: int, config: AugmentConfig, rng: Random) -> B
 
 
 def augment(
-    image: UInt8[np.ndarray, "h w 3"], config: AugmentConfig, rng: Random
+    image: UInt8[np.ndarray, "h w 3"], config: AugmentConfig, rng: Draws
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Returns a random part of `image`, perhaps mirrored: a view of it, not a copy."""
     if config.crops:
@@ -90,4 +88,4 @@ def stored(
 
     The two pictures of an example are changed by the same random numbers.
     """
-    return augment(image, config, Draws(number, _STORED, index))
+    return augment(image, config, Draws(number, VIEW, index))
