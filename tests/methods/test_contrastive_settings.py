@@ -225,6 +225,10 @@ def test_damping_needs_a_reference_and_negatives():
     assert method.flops_per_step(b) == 6 * L * b + 4 * L * B
     with pytest.raises(ConfigError, match="independent selection has no negatives"):
         by_hand.settings("hard", selection={"false_negative_margin": 0.05, "method": "independent"})
+    with pytest.raises(ConfigError, match=r"set selection\.first_chunk = 'uniform'"):
+        by_hand.settings("hard", loss="softmax", **damped)
+    damped["selection"]["first_chunk"] = "uniform"
+    assert by_hand.settings("hard", loss="softmax", **damped).reference_scores
 
 
 @pytest.mark.parametrize("name", ["cabs_dm", "cabs_fm"])
