@@ -310,7 +310,7 @@ class Reader:
             captions = tuple(i for i in captions if config.caption_weights.get(kinds[i]))
             if need_caption and not captions:
                 found = ", ".join(dict.fromkeys(kinds))
-                return f"its captions have the kinds {found}, without data.caption_weights"
+                return f"data.caption_weights has no weight for the kinds of its captions: {found}"
         example = Example(index, images, texts, record, captions, kinds)
         return example if self._answer_tokenizer is None else self._with_answers(example)
 
