@@ -9,12 +9,20 @@ from aced.outputs import Embeddings
 from aced.selection import scores
 from aced.selection.concepts import Concepts, select_by_concept
 from aced.selection.config import SelectionConfig
-from aced.selection.diagnostics import collapse, describe
+from aced.selection.diagnostics import collapse, describe, few_concepts
 from aced.selection.gather import take
 from aced.selection.independent import select_independent
 from aced.selection.joint import select_joint
 
-__all__ = ["Concepts", "Selection", "SelectionConfig", "collapse", "select", "take"]
+__all__ = [
+    "Concepts",
+    "Selection",
+    "SelectionConfig",
+    "collapse",
+    "few_concepts",
+    "select",
+    "take",
+]
 
 
 @struct.dataclass

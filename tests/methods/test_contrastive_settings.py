@@ -240,6 +240,7 @@ def test_selection_by_concepts_runs_no_model_but_the_learner(name):
     assert method.config.super_batch_size(b) == B
     shapes = method.streams(DataConfig(), B)[""].shapes()
     assert shapes["concepts"] == ((MOST,), jnp.int32)
+    assert "0 concepts each" in method.warning({"selection/concepts_each": 0.0})
 
 
 @pytest.mark.parametrize(
