@@ -155,35 +155,48 @@ class _Part:
         )
 
 
-class _Kinds:
-    """Finds kinds with a weight that no caption has, such as a name with a typing error."""
+_NO_CAPTION = (
+    "data.caption_weights has the kinds {missing}, but none of the first {records} records of "
+    "{source} has such a caption; the kinds there are {found}. Correct the names, unless they are "
+    "rare."
+)
+_NO_THUMBNAIL = (
+    "data.thumbnails = True has no effect so far: none of the first {records} records of {source} "
+    "has a small copy. Store them with `python -m aced.prepare --thumbnails=SIDE`, or set it to "
+    "False."
+)
 
-    def __init__(self, source: Source, weights: Mapping[str, float]):
+
+class _Sought:
+    """Finds what settings name and no record has, such as a kind with a typing error."""
+
+    def __init__(self, source: Source, names: Iterable[str], message: str):
         self._name, self._enough = source.name, min(_JUDGED_AFTER, len(source))
-        self._missing = {kind for kind, weight in weights.items() if weight}
+        self._missing, self._message = set(names), message
         self._found: dict[str, None] = {}  # in the order in which they were found
         self._records = 0
         self._lock = threading.Lock()
 
-    def found(self, kinds: Sequence[str]) -> None:
-        """Counts a record; after enough of them, warns once if kinds are still missing."""
+    def found(self, names: Iterable[str]) -> None:
+        """Counts a record; after enough of them, warns once if names are still missing."""
         with self._lock:
             if not self._missing:
                 return
             self._records += 1
-            self._missing.difference_update(kinds)
-            self._found.update(dict.fromkeys(kinds))
+            self._missing.difference_update(names)
+            self._found.update(dict.fromkeys(names))
             if not self._missing or self._records < self._enough:
                 return
             missing, self._missing = sorted(self._missing), set()
             records, found = self._records, list(self._found)
         logging.warning(
-            "data.caption_weights has the kinds %s, but none of the first %d records of %s has "
-            "such a caption; the kinds there are %s. Correct the names, unless they are rare.",
-            ", ".join(missing),
-            records,
-            self._name,
-            ", ".join(found),
+            "%s",
+            self._message.format(
+                missing=", ".join(missing),
+                records=records,
+                source=self._name,
+                found=", ".join(found),
+            ),
         )
 
 
@@ -208,7 +221,11 @@ class Reader:
         self._source, self._config, self._counters = source, config, counters
         self._view = Viewer(looks, config.decode, config.max_pixels, config.thumbnails)
         self._missing = missing
-        self._kinds = _Kinds(source, config.caption_weights)
+        kinds = [kind for kind, weight in config.caption_weights.items() if weight]
+        self._kinds = _Sought(source, kinds, _NO_CAPTION)
+        # Parts of pictures are cut out of the full ones.
+        reads_small = config.thumbnails and looks and not config.augmentations
+        self._small = _Sought(source, ["thumbnail"] if reads_small else [], _NO_THUMBNAIL)
         self._answer_tokenizer = answer_tokenizer
         self._class_names = names = getattr(source, "class_names", None)
         self._targets = answers.Targets(names) if names else None
@@ -296,6 +313,7 @@ class Reader:
             if left_out:
                 return Filtered(left_out)
             images = self._view(record, cuts(index) if cuts else ())
+            self._small.found(record)
             if self._targets is not None and "answers" in record:
                 record = {**record, **self._targets(record["answers"])}
         except (RecordError, DecodeError) as error:

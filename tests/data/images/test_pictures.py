@@ -169,6 +169,22 @@ def test_batches_have_the_views_of_all_models(decoder):
             np.testing.assert_array_equal(batch[f"{prefix}image"][k], expected)
 
 
+@pytest.mark.parametrize(("has_small", "lines"), [(True, 0), (False, 1)])
+def test_thumbnails_that_no_record_has_are_warned_of_once(has_small, lines, caplog):
+    class Records(Encoded):
+        def __getitem__(self, index):
+            record = super().__getitem__(index)
+            return record if has_small and index else {"image": record["image"], "texts": ("a",)}
+
+    config = DataConfig(thumbnails=True, num_threads=0)
+    with train_batches(Records(), config, VIEWS, batch_size=20, seed=0) as batches:
+        for _ in range(3):
+            next(batches)
+    found = [line for line in caplog.messages if "data.thumbnails = True has no effect" in line]
+    assert len(found) == lines
+    assert all("first 20 records of jpegs" in line for line in found)
+
+
 def test_batches_of_thumbnails():
     config = DataConfig(thumbnails=True, num_threads=0)
     with train_batches(Encoded(), config, VIEWS, batch_size=20, seed=0) as batches:
