@@ -8,16 +8,19 @@ embeddings of all of them, and no parameters or pixels are stored.
 
 import dataclasses
 import math
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import UInt8
 
-from aced.bounds import Fraction, PositiveFloat, PositiveFraction
+from aced.bounds import Fraction, PositiveFraction
 from aced.config import Checked, ConfigError
 from aced.data.draws import Draws
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower pixel; the last two are outside
 Random = np.random.Generator | Draws  # `Draws` are the same in all versions of numpy
+_Ratio = Annotated[float, Interval(ge=1e-3, le=1e3)]
 _ATTEMPTS = 10
 _STORED = 3  # the stream of random choices of stored augmentations
 
@@ -30,7 +33,7 @@ class AugmentConfig(Checked):
     # DIME-FM: 0.08 to 1
     crop_area: tuple[PositiveFraction, PositiveFraction] = (1.0, 1.0)
     # Ratio of the crop's width to its height, from least to most.
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[_Ratio, _Ratio] = (3 / 4, 4 / 3)
     flip: Fraction = 0.0  # probability that left and right are exchanged; DIME-FM: 0.5
 
     def _check(self) -> None:
