@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from absl import logging
 from aced.data import answers
 from aced.data import order as orders
 from aced.data.captions import GIVEN
-from aced.data.images.decode import DecodeError
+from aced.data.images.decode import DecodeError, picture_size
 from aced.data.images.filters import FilterConfig
 from aced.data.images.pictures import Cuts, Look, Viewer
 from aced.data.records import RecordError, Source
@@ -162,8 +162,8 @@ _NO_CAPTION = (
 )
 _NO_THUMBNAIL = (
     "data.thumbnails = True has no effect so far: none of the first {records} records of {source} "
-    "has a small copy. Store them with `python -m aced.prepare --thumbnails=SIDE`, or set it to "
-    "False."
+    "has a small copy with enough pixels for a model. Store them with `python -m aced.prepare "
+    "--thumbnails=SIDE`, with SIDE at least the resolution of a model, or set it to False."
 )
 
 
@@ -183,8 +183,8 @@ class _Sought:
             if not self._missing:
                 return
             self._records += 1
-            self._missing.difference_update(names)
             self._found.update(dict.fromkeys(names))
+            self._missing.difference_update(self._found)
             if not self._missing or self._records < self._enough:
                 return
             missing, self._missing = sorted(self._missing), set()
@@ -223,8 +223,10 @@ class Reader:
         self._missing = missing
         kinds = [kind for kind, weight in config.caption_weights.items() if weight]
         self._kinds = _Sought(source, kinds, _NO_CAPTION)
+        sides = [x.resolution for x in looks if x.transform is None and x.picture == "image"]
         # Parts of pictures are cut out of the full ones.
-        reads_small = config.thumbnails and looks and not config.augmentations
+        reads_small = config.thumbnails and sides and not config.augmentations
+        self._least_side = min(sides, default=0)
         self._small = _Sought(source, ["thumbnail"] if reads_small else [], _NO_THUMBNAIL)
         self._answer_tokenizer = answer_tokenizer
         self._class_names = names = getattr(source, "class_names", None)
@@ -313,7 +315,7 @@ class Reader:
             if left_out:
                 return Filtered(left_out)
             images = self._view(record, cuts(index) if cuts else ())
-            self._small.found(record)
+            self._small.found(self._used_small(record))
             if self._targets is not None and "answers" in record:
                 record = {**record, **self._targets(record["answers"])}
         except (RecordError, DecodeError) as error:
@@ -331,6 +333,12 @@ class Reader:
                 return f"data.caption_weights has no weight for the kinds of its captions: {found}"
         example = Example(index, images, texts, record, captions, kinds)
         return example if self._answer_tokenizer is None else self._with_answers(example)
+
+    def _used_small(self, record: Mapping[str, Any]) -> Iterator[str]:
+        """The field with a small copy, if it has enough pixels for a model."""
+        small = record.get("thumbnail")
+        if small and min(picture_size(small)) >= self._least_side:
+            yield "thumbnail"
 
     def _with_answers(self, example: Example) -> Example | str:
         """`example` with its answers, without captions after which none of them fits."""

@@ -169,12 +169,13 @@ def test_batches_have_the_views_of_all_models(decoder):
             np.testing.assert_array_equal(batch[f"{prefix}image"][k], expected)
 
 
-@pytest.mark.parametrize(("has_small", "lines"), [(True, 0), (False, 1)])
-def test_thumbnails_that_no_record_has_are_warned_of_once(has_small, lines, caplog):
+@pytest.mark.parametrize(("side", "lines"), [(16, 0), (15, 1), (0, 1)])
+def test_thumbnails_that_no_model_reads_are_warned_of_once(side, lines, caplog):
     class Records(Encoded):
         def __getitem__(self, index):
             record = super().__getitem__(index)
-            return record if has_small and index else {"image": record["image"], "texts": ("a",)}
+            del record["thumbnail"]
+            return record | ({"thumbnail": grey(index, (30, side))} if side and index else {})
 
     config = DataConfig(thumbnails=True, num_threads=0)
     with train_batches(Records(), config, VIEWS, batch_size=20, seed=0) as batches:
