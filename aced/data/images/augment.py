@@ -53,6 +53,15 @@ class AugmentConfig(Checked):
         return self.crops or self.flip > 0
 
 
+def check_single(stored_ones: int, own: AugmentConfig) -> None:
+    """Raises a ConfigError if pictures have stored augmentations and others of the method's own."""
+    if stored_ones and own != AugmentConfig():
+        raise ConfigError(
+            "data.augmentations and the method's augment both change the pictures; set "
+            "method.augment.crop_area to (1, 1) and .flip to 0, or data.augmentations to 0."
+        )
+
+
 def random_box(width: int, height: int, config: AugmentConfig, rng: Random) -> Box:
     """A random part of a picture, by the rule of torchvision's RandomResizedCrop.
 
