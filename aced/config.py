@@ -151,12 +151,15 @@ def _of_type(hint: Any, value: Any, path: str) -> Any:
     if origin is Annotated:
         return _convert(args[0], value, path)
     if origin is dict and isinstance(value, Mapping | ml_collections.ConfigDict):
+        if others := [key for key in value if not isinstance(key, str)]:
+            raise ConfigError(f"{path} has the key {others[0]!r}, and keys are names in quotes.")
         return {key: _convert(args[1], value[key], f"{path}.{key}") for key in value}
     if origin is tuple and isinstance(value, list | tuple):
         inner = args[:1] * len(value) if args[-1] is Ellipsis else args
-        if len(inner) == len(value):
-            parts = zip(inner, value, strict=True)
-            return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(parts))
+        if len(inner) != len(value):
+            raise ConfigError(f"{path} must have {len(inner)} values, got {value!r}.")
+        parts = zip(inner, value, strict=True)
+        return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(parts))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if math.isnan(value):  # a check for a bound, `value < 0`, lets it pass
             raise ConfigError(f"{path} must be a number, got {value!r}.")

@@ -21,11 +21,17 @@ flags.disclaim_key_flags()  # those defined here are the command's, whose --help
 
 _CONFIG = re.compile(r"--?(config|flagfile)(=|$)")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(=None$)?.*", re.DOTALL)
-_MAPPINGS = ("evals", "mixture", "teachers", "suites", "before", "before_caches")
 _ADDED = (
     "Evaluations, members of a mixture, teachers and runs before this one are added in a config "
     "file: see configs/mine.py in docs/guides/runs.md."
 )
+_WEIGHTS = (
+    "The weights are set together: --config.data.caption_weights=\"{'given': 1, 'synthetic': 3}\"."
+)
+# How entries are added to groups of settings that have none at first.
+_MAPPINGS = dict.fromkeys(
+    ("evals", "mixture", "teachers", "suites", "before", "before_caches"), _ADDED
+) | {"caption_weights": _WEIGHTS}
 
 
 def define() -> None:
@@ -135,5 +141,5 @@ def _unknown(path: str, config: ml_collections.ConfigDict) -> str:
     message = nearest.did_you_mean([f"--config.{one}" for one in found])
     parts = path.split(".")
     known = next(n for n in range(len(parts)) if not _has(config, ".".join(parts[: n + 1])))
-    added = f" {_ADDED}" if known and parts[known - 1] in _MAPPINGS else ""
-    return f"There is no setting {path}{message}{added}"
+    added = _MAPPINGS.get(parts[known - 1], "") if known else ""
+    return f"There is no setting {path}{message} {added}".rstrip()

@@ -134,6 +134,10 @@ def test_wrong_settings_end_in_one_clear_line(tmp_path):
             ["--config=configs/smoke.py:tiny", "--config.suites.x=1"],
             "There is no setting suites.x. Evaluations",
         ),
+        (
+            ["--config=configs/smoke.py:tiny", "--config.data.caption_weights.given=1"],
+            "There is no setting data.caption_weights.given. The weights are set together: ",
+        ),
         (["--config=configs/smoke.py:tiny", "--config.seed=None"], "seed must be int, got None"),
         (["--config=configs/smoke.py:tiny", "--config.total_steps=0"], "The run has no steps"),
         ([], "--config is missing: give a recipe.\nRecipes"),

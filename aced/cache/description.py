@@ -37,6 +37,7 @@ FORMAT, VERSION = "aced-embeddings", 1
 T = TypeVar("T")
 PLAN, COMPLETE = "plan.json", "cache.json"
 TOWERS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
+AGAIN = "copy the cache again, or remove its folder and make it again"  # where one is damaged
 _MAX_BYTES = 1 << 30  # of a description; 10 million missing examples need half of it
 _MAX_WIDTH = 1 << 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -215,7 +216,7 @@ def read(path: pathlib.Path, kind: type[T]) -> T:
     Raises:
         CacheError: the file is damaged, too large, or of another kind.
     """
-    with own_files.reading(path, "copy the cache again or make it again", CacheError):
+    with own_files.reading(path, AGAIN, CacheError):
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise ValueError(f"it has {size} bytes; {_MAX_BYTES} are allowed")
         about = own_files.loads(path.read_bytes())

@@ -53,7 +53,7 @@ def begin(plan: Plan, folder: pathlib.Path) -> list[int]:
     All processes call this.
 
     Raises:
-        CacheError: `folder` has another cache.
+        CacheError: `folder` has another cache, or a complete one that lacks a part.
         ConfigError: `folder` has other files.
     """
     distributed.check_shared(folder)
@@ -86,6 +86,7 @@ def _begin(plan: Plan, folder: pathlib.Path) -> Int[np.ndarray, " shards"]:
         if path.suffix == ".part" and (entries.is_ours(path.name) or path.stem in (PLAN, COMPLETE)):
             path.unlink()
     if (folder / COMPLETE).exists():
+        Cache(folder)  # raises an error for a shard that is missing or was cut off since
         _tidy(plan, folder)
         return np.zeros(plan.shards, np.int32)
     incomplete = np.ones(plan.shards, np.int32)

@@ -8,7 +8,14 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from aced.cache import entries, precision
-from aced.cache.description import COMPLETE, TOWERS, CacheError, Description, read_complete
+from aced.cache.description import (
+    AGAIN,
+    COMPLETE,
+    TOWERS,
+    CacheError,
+    Description,
+    read_complete,
+)
 
 
 class Cache:
@@ -41,7 +48,7 @@ class Cache:
                 problem = f"has {size} bytes instead of {shard.bytes} (in {COMPLETE})"
                 if size is None:
                     problem = "is missing"
-                raise CacheError(f"Shard {path} {problem}; copy the cache again or make it again.")
+                raise CacheError(f"Shard {path} {problem}; {AGAIN}.")
         self._readers: dict[int, entries.EntryReader] = {}
         self._lock = threading.Lock()
 
@@ -94,9 +101,7 @@ class Cache:
                     )
             return self._readers[number].read(ids)
         except ValueError as error:
-            raise CacheError(
-                f"{path} is damaged: {error}; copy the cache again or make it again."
-            ) from error
+            raise CacheError(f"{path} is damaged: {error}; {AGAIN}.") from error
 
     def _decode(self, rows: list[np.ndarray], ids: np.ndarray, tower: str) -> np.ndarray:
         for i, row in zip(ids.tolist(), rows, strict=True):

@@ -24,7 +24,7 @@ from aced.data.batch_spec import View, image_arrays, text_arrays
 from aced.data.captions import pick
 from aced.data.concepts import concept_list
 from aced.data.draws import ANSWER, AUGMENTATION, CAPTION, CROP, Draws
-from aced.data.images.augment import AugmentConfig, augment, stored
+from aced.data.images.augment import AugmentConfig, augment, check_single, stored
 from aced.data.images.pictures import Cut, Cuts, Look
 from aced.data.picks import PicksAhead
 from aced.data.reader import Example, InputCounters, InputError, Reader, Row, known_fields
@@ -322,12 +322,9 @@ def _augmentation(
         return 0
 
     changed = [view.augment for view in views.values() if view.augment != AugmentConfig()]
+    for own in changed:
+        check_single(config.augmentations, own)
     if config.augmentations:
-        if changed:
-            raise ConfigError(
-                "data.augmentations and the method's augment both change the pictures; set "
-                "method.augment.crop_area to (1, 1) and .flip to 0, or data.augmentations to 0."
-            )
         return _stored(config, seed)
     if not changed:
         return first, None

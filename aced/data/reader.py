@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from absl import logging
 from aced.data import answers
 from aced.data import order as orders
 from aced.data.captions import GIVEN
-from aced.data.images.decode import DecodeError
+from aced.data.images.decode import DecodeError, picture_size
 from aced.data.images.filters import FilterConfig
 from aced.data.images.pictures import Cuts, Look, Viewer
 from aced.data.records import RecordError, Source
@@ -155,35 +155,48 @@ class _Part:
         )
 
 
-class _Kinds:
-    """Finds kinds with a weight that no caption has, such as a name with a typing error."""
+_NO_CAPTION = (
+    "data.caption_weights has the kinds {missing}, but none of the first {records} records of "
+    "{source} has such a caption; the kinds there are {found}. Correct the names, unless they are "
+    "rare."
+)
+_NO_THUMBNAIL = (
+    "data.thumbnails = True has no effect so far: none of the first {records} records of {source} "
+    "has a small copy with enough pixels for a model. Store them with `python -m aced.prepare "
+    "--thumbnails=SIDE`, with SIDE at least the resolution of a model, or set it to False."
+)
 
-    def __init__(self, source: Source, weights: Mapping[str, float]):
+
+class _Sought:
+    """Finds what settings name and no record has, such as a kind with a typing error."""
+
+    def __init__(self, source: Source, names: Iterable[str], message: str):
         self._name, self._enough = source.name, min(_JUDGED_AFTER, len(source))
-        self._missing = {kind for kind, weight in weights.items() if weight}
+        self._missing, self._message = set(names), message
         self._found: dict[str, None] = {}  # in the order in which they were found
         self._records = 0
         self._lock = threading.Lock()
 
-    def found(self, kinds: Sequence[str]) -> None:
-        """Counts a record; after enough of them, warns once if kinds are still missing."""
+    def found(self, names: Iterable[str]) -> None:
+        """Counts a record; after enough of them, warns once if names are still missing."""
         with self._lock:
             if not self._missing:
                 return
             self._records += 1
-            self._missing.difference_update(kinds)
-            self._found.update(dict.fromkeys(kinds))
+            self._found.update(dict.fromkeys(names))
+            self._missing.difference_update(self._found)
             if not self._missing or self._records < self._enough:
                 return
             missing, self._missing = sorted(self._missing), set()
             records, found = self._records, list(self._found)
         logging.warning(
-            "data.caption_weights has the kinds %s, but none of the first %d records of %s has "
-            "such a caption; the kinds there are %s. Correct the names, unless they are rare.",
-            ", ".join(missing),
-            records,
-            self._name,
-            ", ".join(found),
+            "%s",
+            self._message.format(
+                missing=", ".join(missing),
+                records=records,
+                source=self._name,
+                found=", ".join(found),
+            ),
         )
 
 
@@ -208,7 +221,13 @@ class Reader:
         self._source, self._config, self._counters = source, config, counters
         self._view = Viewer(looks, config.decode, config.max_pixels, config.thumbnails)
         self._missing = missing
-        self._kinds = _Kinds(source, config.caption_weights)
+        kinds = [kind for kind, weight in config.caption_weights.items() if weight]
+        self._kinds = _Sought(source, kinds, _NO_CAPTION)
+        sides = [x.resolution for x in looks if x.transform is None and x.picture == "image"]
+        # Parts of pictures are cut out of the full ones.
+        reads_small = config.thumbnails and sides and not config.augmentations
+        self._least_side = min(sides, default=0)
+        self._small = _Sought(source, ["thumbnail"] if reads_small else [], _NO_THUMBNAIL)
         self._answer_tokenizer = answer_tokenizer
         self._class_names = names = getattr(source, "class_names", None)
         self._targets = answers.Targets(names) if names else None
@@ -296,6 +315,7 @@ class Reader:
             if left_out:
                 return Filtered(left_out)
             images = self._view(record, cuts(index) if cuts else ())
+            self._small.found(self._used_small(record))
             if self._targets is not None and "answers" in record:
                 record = {**record, **self._targets(record["answers"])}
         except (RecordError, DecodeError) as error:
@@ -310,9 +330,15 @@ class Reader:
             captions = tuple(i for i in captions if config.caption_weights.get(kinds[i]))
             if need_caption and not captions:
                 found = ", ".join(dict.fromkeys(kinds))
-                return f"its captions have the kinds {found}, without data.caption_weights"
+                return f"data.caption_weights has no weight for the kinds of its captions: {found}"
         example = Example(index, images, texts, record, captions, kinds)
         return example if self._answer_tokenizer is None else self._with_answers(example)
+
+    def _used_small(self, record: Mapping[str, Any]) -> Iterator[str]:
+        """The field with a small copy, if it has enough pixels for a model."""
+        small = record.get("thumbnail")
+        if small and min(picture_size(small)) >= self._least_side:
+            yield "thumbnail"
 
     def _with_answers(self, example: Example) -> Example | str:
         """`example` with its answers, without captions after which none of them fits."""

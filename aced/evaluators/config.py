@@ -81,6 +81,12 @@ class EvalConfig(Checked):
     every_percent: PositiveFloat | None = None  # of the run, 0 to 100
 
     def _check(self) -> None:
+        for name, data in (("data", self.data), ("probe.data", self.probe.data)):
+            if data.augmentations:
+                raise ConfigError(
+                    f"{name}.augmentations = {data.augmentations} is for training, and evaluations "
+                    f"see whole pictures; set it to 0, and {name}.augment to its defaults."
+                )
         if self.kind in ("zeroshot", "linear_probe") and not all("{}" in t for t in self.templates):
             raise ConfigError(f"Every template needs a {{}} for the class, got {self.templates}.")
         if self.kind in ("captioning", "words") and self.generation.kind == "top_p":

@@ -31,7 +31,12 @@ class Retrieval:
         """
         rows = self._embed.data_set(params, self._source, captions=self._config.captions)
         if not len(rows["ztxt"]):
-            raise ConfigError(f"Retrieval needs captions, and {self._source.name} has none.")
+            kinds = ", ".join(self._config.data.caption_weights)
+            wanted = f" of the kinds in data.caption_weights ({kinds})" if kinds else ""
+            raise ConfigError(
+                f"Retrieval needs captions, and {self._source.name} has none{wanted}; correct the "
+                "data of the evaluation."
+            )
         samples = self._config.bootstrap
         return recall(rows["zimg"], rows["ztxt"], rows["owner"], samples=samples)
 

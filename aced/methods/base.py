@@ -77,6 +77,10 @@ class MethodConfig(Checked):
         del name
         return data
 
+    def check_data(self, data: DataConfig) -> None:
+        """Raises a ConfigError if the method cannot read the data of the run as `data` has it."""
+        del data
+
     def super_batch_size(self, batch_size: int) -> int:
         """B, the candidates read per step, given b, the examples trained on.
 

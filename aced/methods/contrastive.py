@@ -50,7 +50,7 @@ from aced.methods.providers import Provider, Running, Stored
 from aced.models.base import ModelConfig
 from aced.optim.state import TrainState
 from aced.outputs import Embeddings
-from aced.selection import Concepts, collapse, scores, select, take
+from aced.selection import Concepts, collapse, few_concepts, scores, select, take
 from aced.selection.gather import evenly_spaced, gather_rows
 
 
@@ -270,8 +270,11 @@ class Contrastive(Method):
         return new_state.replace(method=memory), metrics
 
     def warning(self, measured: Mapping[str, ArrayLike]) -> str:
-        """A warning if the sub-batch has collapsed, with the setting to change."""
-        return collapse(measured, self.config.selection) if self.config.selects else ""
+        """A warning if the picks are all alike, or drawn at random, with the setting to change."""
+        if not self.config.selects:
+            return ""
+        settings = self.config.selection
+        return collapse(measured, settings) or few_concepts(measured, settings)
 
     def _task(
         self, params: PyTree, batch: Batch, shift: Embeddings | None

@@ -101,6 +101,8 @@ class ContrastiveConfig(MethodConfig):
                 "and neither is set; set one of them, or set multi_resolution_every to 0."
             )
         self.scoring.check(self.model)
+        if self.selects:
+            self.selection.check_loss(self.loss)
         self._check_score_ahead()
         self._check_scoring()
         names = set(self.teachers) | {REFERENCE}

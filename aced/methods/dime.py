@@ -18,7 +18,7 @@ from aced.bounds import PositiveInt
 from aced.config import Checked, ConfigError, MayChange
 from aced.cost import flops
 from aced.data.batch_spec import View
-from aced.data.images.augment import AugmentConfig
+from aced.data.images.augment import AugmentConfig, check_single
 from aced.data.sources import DataConfig
 from aced.data.streams import Stream
 from aced.losses import similarity
@@ -70,6 +70,10 @@ class DimeConfig(MethodConfig):
     def data_of(self, name: str, data: DataConfig) -> DataConfig:
         """The data that a frozen model embeds, given the data of the run."""
         return self.sentences.data if name == SENTENCES else data
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raises a ConfigError if the data have augmentations beside the student's own."""
+        check_single(data.augmentations, self.augment)
 
     def key_of(self, name: str) -> str:
         """The path in the config of a frozen model's settings."""

@@ -1,7 +1,8 @@
 """The table of captions that `python -m aced.prepare` reads.
 
-JSON lines or CSV, one caption per line (in JSON, one or a list). A malformed line is counted and
-listed; a problem of the whole table, such as a column missing in all lines, is an error.
+JSON lines or CSV, one caption or a list of captions per line (in CSV the list is JSON). A malformed
+line is counted and listed; a problem of the whole table, such as a column missing in all lines, is
+an error.
 """
 
 import collections
@@ -128,9 +129,16 @@ def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tupl
             )
         if not set(columns.names) <= set(header):
             raise _without_columns(path, reader.line_num, header, columns)
+        captioned = (columns.caption, *(name for _, name in columns.more))
         for row in rows:
             if len(row) == len(header):
-                yield reader.line_num, dict(zip(header, row, strict=True))
+                fields = dict(zip(header, row, strict=True))
+                try:
+                    fields |= {name: _in_csv(fields[name]) for name in captioned}
+                except RejectedError as error:
+                    yield reader.line_num, error
+                    continue
+                yield reader.line_num, fields
                 continue
             text = f"{','.join(row)!r:.200}"
             detail = (
@@ -140,6 +148,29 @@ def _csv_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tupl
             yield reader.line_num, RejectedError("malformed_line", detail)
     except csv.Error as error:
         raise PrepareError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _in_csv(text: str) -> str | list[str | None]:
+    """The captions in a field of CSV: a text, or a list of texts in JSON.
+
+    Raises:
+        RejectedError: it is a list in another form, such as Python's with single quotes.
+    """
+    written = text.strip()
+    if not written.startswith("[") or not written.endswith("]"):
+        return text
+    try:
+        texts = json.loads(written)
+    except (ValueError, RecursionError):
+        texts = None
+    if texts is not None and all(x is None or isinstance(x, str) for x in texts):
+        return texts
+    if written[1:2] in ("'", '"'):
+        example = json.dumps(["one", "two"])
+        raise RejectedError(
+            "malformed_line", f"a list of captions must be JSON, as {example}: {text!r:.80}"
+        )
+    return text
 
 
 def _json_rows(file: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[int, Any]]:

@@ -189,13 +189,19 @@ class PrepareConfig(FlagSettings):
             storage.check_scheme(path, f"--{name}", storage.STORES, storage.DOWNLOAD)
         if self.captions and pathlib.PurePath(self.captions).suffix not in (".jsonl", ".csv"):
             raise ConfigError(f"--captions must be a .jsonl or .csv file, got {self.captions}.")
-        if self.runner != EMBEDDED and not self.shared_out:
-            raise ConfigError(f"--out={self.out} must be absolute with --runner={self.runner}.")
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        """Raises a ConfigError for a path that workers in other folders would not find."""
+        for name in ("out", "images", "captions", "tars", "parquet") if self.runs_elsewhere else ():
+            path = getattr(self, name)
+            if path and not storage.is_remote(path) and not os.path.isabs(path):
+                raise ConfigError(f"--{name}={path} must be absolute with --runner={self.runner}.")
 
     @property
-    def shared_out(self) -> bool:
-        """Whether `out` is the same folder in other processes."""
-        return storage.is_remote(self.out) or os.path.isabs(self.out)
+    def runs_elsewhere(self) -> bool:
+        """Whether other processes do the work."""
+        return self.runner != EMBEDDED
 
     @property
     def place(self) -> str:
@@ -237,7 +243,7 @@ class PrepareConfig(FlagSettings):
     @property
     def decoders(self) -> int:
         """Decoding threads per worker. Most runners start a worker process per core."""
-        if self.runner != EMBEDDED:
+        if self.runs_elsewhere:
             return self.threads or 1
         return self.threads or max(2, os.cpu_count() or 2)
 

@@ -76,7 +76,17 @@ class DaskRunner(PipelineRunner):
         partitions = settings.pop("npartitions", None)
         if "partition_size" in settings:
             raise ConfigError("--dask_partition_size is not used; set --dask_npartitions.")
+        if partitions is not None and partitions < 1:
+            raise ConfigError(
+                f"--dask_npartitions={partitions} must be at least 1; without it there are "
+                f"{_PARTITIONS_PER_THREAD} for each thread of the cluster."
+            )
         if path := settings.pop("scheduler_file", None):
+            if settings.get("address"):
+                raise ConfigError(
+                    "--dask_scheduler_file and --dask_client_address both name a scheduler; give "
+                    "one of them."
+                )
             settings["address"] = _address_in(path)
         with _connected(settings) as client, progress.shown() as bars:
             if not client.nthreads():

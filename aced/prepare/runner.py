@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -29,9 +30,13 @@ def pipeline_on(runner: str, options: Sequence[str], out: str) -> beam.Pipeline:
         out: the data set to make.
 
     Raises:
-        ConfigError: an option is unknown to both Beam and the command, or a package is missing.
+        ConfigError: an option is unknown to both Beam and the command, has a wrong value or belongs
+            to another runner, or a package is missing.
     """
     chosen = _chosen(runner, out)
+    of_dask = [option for option in options if option.startswith("--dask_")]
+    if of_dask and runner != DASK:
+        raise ConfigError(f"{of_dask[0]} needs --runner={DASK}; add it, or leave the flag out.")
     if runner not in _WITH_JOB_SERVERS and (unknown := unknown_options(options)):
         names = [field.name for field in dataclasses.fields(PrepareConfig)]
         found = nearest.names(unknown[0].lstrip("-").partition("=")[0], names)
@@ -56,9 +61,16 @@ def _chosen(runner: str, out: str) -> PipelineRunner | str:
     return DaskRunner(out)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises errors, where argparse would print all options of Beam and end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; correct this flag of Beam.")
+
+
 def unknown_options(options: Sequence[str]) -> list[str]:
     """The options that Beam's parsers do not accept; Beam would only log them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False)
     waiting = [PipelineOptions]
     while waiting:
         kind = waiting.pop()

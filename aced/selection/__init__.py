@@ -9,12 +9,20 @@ from aced.outputs import Embeddings
 from aced.selection import scores
 from aced.selection.concepts import Concepts, select_by_concept
 from aced.selection.config import SelectionConfig
-from aced.selection.diagnostics import collapse, describe
+from aced.selection.diagnostics import collapse, describe, few_concepts
 from aced.selection.gather import take
 from aced.selection.independent import select_independent
 from aced.selection.joint import select_joint
 
-__all__ = ["Concepts", "Selection", "SelectionConfig", "collapse", "select", "take"]
+__all__ = [
+    "Concepts",
+    "Selection",
+    "SelectionConfig",
+    "collapse",
+    "few_concepts",
+    "select",
+    "take",
+]
 
 
 @struct.dataclass
@@ -60,8 +68,7 @@ def select(
     Raises:
         ConfigError: settings and sizes do not fit together, or a model or concepts are missing.
     """
-    if loss not in ("sigmoid", "softmax"):
-        raise ConfigError(f"Selection scores 'sigmoid' or 'softmax' losses, got {loss!r}.")
+    config.check_loss(loss)
     if config.by_concept:
         if concepts is None:
             raise ConfigError(
@@ -74,7 +81,11 @@ def select(
         return Selection(*select_by_concept(key, concepts, config, size=size))
     damped = None
     if config.false_negative_margin is not None:
-        _check_damping(reference, config, loss)
+        if reference is None:
+            raise ConfigError(
+                "selection.false_negative_margin needs the reference's embeddings, and there are "
+                "none; configure a reference, or set it to None."
+            )
         damped = reference.frozen()
     terms = scores.score_terms(config.score, learner, reference, config.reference_weight)
     n = terms[0][1].zimg.shape[0]
@@ -89,18 +100,3 @@ def select(
     is_reference = scores.needs(config.score, "reference")
     diagnostics = describe(ids, terms[-1][1], is_reference=is_reference)
     return Selection(ids=ids, metrics=metrics | diagnostics)
-
-
-def _check_damping(reference: Embeddings | None, config: SelectionConfig, loss: str) -> None:
-    """Raises a ConfigError if false negatives cannot be damped."""
-    if reference is None:
-        raise ConfigError(
-            "selection.false_negative_margin needs the reference's embeddings, and there are none; "
-            "configure a reference, or set it to None."
-        )
-    if loss == "softmax" and config.first_chunk == "score":
-        raise ConfigError(
-            "With the softmax loss the first chunk is drawn by losses against the whole "
-            "super-batch, in which false negatives count; set selection.first_chunk = 'uniform', "
-            "or selection.false_negative_margin to None."
-        )

@@ -105,6 +105,18 @@ class SelectionConfig(Checked):
             return self.softmax_gain
         return self.gain
 
+    def check_loss(self, loss: str) -> None:
+        """Raises a ConfigError unless candidates can be scored by `loss`."""
+        if loss not in ("sigmoid", "softmax"):
+            raise ConfigError(f"Selection scores 'sigmoid' or 'softmax' losses, got {loss!r}.")
+        damps = self.false_negative_margin is not None
+        if damps and loss == "softmax" and self.first_chunk == "score":
+            raise ConfigError(
+                "With the softmax loss the first chunk is drawn by losses against the whole "
+                "super-batch, in which false negatives count; set selection.first_chunk = "
+                "'uniform', or selection.false_negative_margin to None."
+            )
+
     def for_batch(self, size: int, super_batch: int | None = None) -> "SelectionConfig":
         """Returns the settings with a number of strata, for `size` of `super_batch` candidates.
 

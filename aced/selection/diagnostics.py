@@ -18,6 +18,7 @@ from aced.selection.gather import evenly_spaced, gather_rows, replicated
 NEAR_COPY = 0.95  # least cosine of both images and texts of near copies
 _SAMPLE = 64  # picks that are compared with all others, to avoid a b x b matrix
 LEAST_VARIETY, MOST_COPIES = 0.3, 0.5  # limits beyond which the user is warned
+LEAST_CONCEPTS = 0.5  # of a pick, on average
 
 
 def describe(
@@ -67,6 +68,21 @@ def collapse(measured: Mapping[str, ArrayLike], config: SelectionConfig) -> str:
         f"uniform draw's, and {copies:.0%} of them have a near copy in it. The draw follows the "
         f"scores too sharply: {change}; or raise selection.reference_weight (now "
         f"{config.reference_weight:g})."
+    )
+
+
+def few_concepts(measured: Mapping[str, ArrayLike], config: SelectionConfig) -> str:
+    """A warning if most picks have no concept, so that they are drawn at random; empty: they have.
+
+    Candidates with a concept are chosen first, so then most candidates have none, either.
+    """
+    each = measured.get("selection/concepts_each")
+    if each is None or each >= LEAST_CONCEPTS:
+        return ""
+    return (
+        f"The picks have {each:.2g} concepts each on average, so most of them are drawn at random. "
+        f"Few captions have an entry of {config.concepts} as whole words: list what the captions "
+        "name, in their language and word forms, or choose another selection.score."
     )
 
 

@@ -95,6 +95,7 @@ def parse(config: Settings) -> TrainConfig:
     settings = from_config(TrainConfig, config)
     method = settings.method.for_batch(settings.batch_size)
     settings = dataclasses.replace(settings, method=method)
+    method.check_data(settings.data)
     for name, evaluation in settings.evals.items():
         if method.evaluations and evaluation.kind not in method.evaluations:
             raise ConfigError(

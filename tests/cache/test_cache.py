@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import time
 
@@ -119,6 +120,13 @@ def test_complete_cache_is_not_changed(whole, data, reference):
     }
     make(data, reference, whole)
     assert content(whole) == before
+
+
+def test_a_complete_cache_that_was_cut_off_since_is_refused(whole, data, reference, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "cut")
+    os.truncate(out / "embeddings-00003-of-00005.array_record", 100)
+    with pytest.raises(CacheError, match=r"00003.* has 100 bytes instead of .*remove its folder"):
+        make(data, reference, out)
 
 
 @pytest.mark.slow

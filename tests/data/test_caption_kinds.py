@@ -114,8 +114,9 @@ def test_pictures_without_captions_of_weight_are_skipped_and_counted():
     assert all(KINDS[i][caption] == "synthetic" for i, caption in found)
     assert counters.skipped == 2
     (_, index, reason), *_ = counters.recent
-    assert (index, reason) == (0, "its captions have the kinds given, without data.caption_weights")
-    with pytest.raises(InputError, match=r"have the kinds alt, without data\.caption_weights"):
+    reason_of_kinds = "data.caption_weights has no weight for the kinds of its captions: given"
+    assert (index, reason) == (0, reason_of_kinds)
+    with pytest.raises(InputError, match=r"no weight for the kinds of its captions: alt"):
         drawn(config, Captions([("alt",)]))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from aced import evaluators
+from aced.config import ConfigError
 from aced.data.sources import DataConfig
 from aced.data.tokenizers import get_tokenizer
 from aced.evaluators import EvalConfig, retrieval, zeroshot
@@ -54,6 +55,14 @@ def test_retrieval_by_coca_equals_that_of_its_embeddings(monkeypatch):
         found = evaluate(CONFIG, mesh)
         assert [found["t2i_r1"], found["t2i_r5"], found["t2i_r10"]] == pytest.approx(found_by)
         assert found["captions"] == len(pairs)
+
+
+@pytest.mark.slow
+def test_retrieval_without_a_caption_of_the_wanted_kinds_names_them(monkeypatch):
+    monkeypatch.setattr(retrieval, "open_source", lambda config: task_records.Records(n=2))
+    data = dataclasses.replace(CONFIG.data, caption_weights={"syntetic": 1.0})
+    with pytest.raises(ConfigError, match=r"none of the kinds in .*caption_weights \(syntetic\);"):
+        evaluate(dataclasses.replace(CONFIG, data=data), next(meshes_to_try()))
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from scipy.special import expit, logsumexp
 
 from aced import evaluators
 from aced.config import ConfigError
+from aced.data.images.augment import AugmentConfig
 from aced.data.sources import DataConfig
 from aced.evaluators import EvalConfig, linear_probe, zeroshot
 from aced.evaluators.config import ProbeConfig
@@ -205,3 +206,11 @@ def test_too_few_pictures_are_refused():
     x, label, start = examples(2)
     with pytest.raises(ConfigError, match="20 % of 2 labelled pictures"):
         fit(x, label, start, PROBE)
+
+
+def test_stored_augmentations_are_refused_where_they_would_not_be_read():
+    data = DataConfig(augmentations=2, augment=AugmentConfig(flip=0.5))
+    with pytest.raises(ConfigError, match=r"^data\.augmentations = 2 is for training"):
+        EvalConfig(data=data)
+    with pytest.raises(ConfigError, match=r"^probe\.data\.augmentations = 2 is for training"):
+        EvalConfig(probe=ProbeConfig(data=data))

@@ -240,6 +240,10 @@ def test_damping_needs_a_reference_and_negatives():
     assert method.flops_per_step(b) == 6 * L * b + 4 * L * B
     with pytest.raises(ConfigError, match="independent selection has no negatives"):
         by_hand.settings("hard", selection={"false_negative_margin": 0.05, "method": "independent"})
+    with pytest.raises(ConfigError, match=r"set selection\.first_chunk = 'uniform'"):
+        by_hand.settings("hard", loss="softmax", **damped)
+    damped["selection"]["first_chunk"] = "uniform"
+    assert by_hand.settings("hard", loss="softmax", **damped).reference_scores
 
 
 @pytest.mark.parametrize("name", ["cabs_dm", "cabs_fm"])
@@ -251,6 +255,7 @@ def test_selection_by_concepts_runs_no_model_but_the_learner(name):
     assert method.config.super_batch_size(b) == B
     shapes = method.streams(DataConfig(), B)[""].shapes()
     assert shapes["concepts"] == ((MOST,), jnp.int32)
+    assert "0 concepts each" in method.warning({"selection/concepts_each": 0.0})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from aced.methods.frozen import FrozenConfig
 from aced.models import two_tower
 from aced.optim import state
 from aced.parallel import mesh as meshes
+from aced.train.config import parse
+from configs import dime_b32
 from tests import cached
 
 PICTURES, SENTENCES, WIDTH = 16, 24, 24
@@ -145,3 +147,12 @@ def test_missing_teacher_or_cache_is_named():
     ):
         with pytest.raises(ConfigError, match=f"{key} is empty"):
             DimeConfig(**changes).resolve("")
+
+
+def test_stored_augmentations_beside_the_students_are_refused_with_the_settings():
+    settings = dime_b32.get_config("tiny")
+    settings.data.augmentations, settings.data.augment.flip = 3, 0.5
+    with pytest.raises(ConfigError, match=r"set method\.augment\.crop_area to \(1, 1\)"):
+        parse(settings)
+    settings.method.augment.crop_area, settings.method.augment.flip = (1.0, 1.0), 0.0
+    assert parse(settings).data.augmentations == 3

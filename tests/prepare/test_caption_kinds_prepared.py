@@ -1,5 +1,6 @@
 """Kinds of captions in tables, tars and parquet, and in what is made of them."""
 
+import csv
 import json
 
 import pyarrow as pa
@@ -42,6 +43,28 @@ def test_a_column_names_the_kind_of_each_line(tmp_path, folder):
         5,
         "the kind 'a b'; it must be of letters, digits, _ and -",
     )
+
+
+def test_a_list_of_captions_in_csv_is_json(tmp_path, folder):
+    """Any other list, as pandas writes one, would become a single caption with brackets."""
+    rows = [
+        ("sub/0.png", "page", '["one", "it\'s two", null]'),
+        ("sub/1.png", "[a] dog [sitting]", "[]"),
+        ("sub/2.png", "page", "['one', 'two']"),
+        ("sub/3.png", "[1, 2]", "plain"),
+    ]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption", "syn"), *rows])
+    settings = {"images": str(folder), "captions": f"{tmp_path}/t.csv", "out": f"{tmp_path}/out"}
+    prepare(PrepareConfig(more_captions="synthetic=syn", **settings))
+    found = read(tmp_path)
+    assert found["sub/0.png"]["texts"] == ("page", "one", "it's two")
+    assert found["sub/0.png"]["kinds"] == SYNTHETIC
+    assert found["sub/1.png"]["texts"] == ("[a] dog [sitting]",)
+    assert found["sub/3.png"]["texts"] == ("[1, 2]", "plain")
+    (wrong,) = rejected(tmp_path)
+    assert (wrong["reason"], wrong["line"]) == ("malformed_line", 4)
+    assert 'must be JSON, as ["one", "two"]' in wrong["detail"]
 
 
 def write_table(path):

@@ -325,6 +325,24 @@ def test_file_without_a_scheduler(tmp_path, content):
         pipeline.run()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dask_npartitions=0"], "--dask_npartitions=0 must be at least 1"),
+        (["--dask_npartitions=-3"], "--dask_npartitions=-3 must be at least 1"),
+        (["--dask_partition_size=9"], "set --dask_npartitions"),
+        (
+            ["--dask_scheduler_file=a.json", "--dask_client_address=tcp://host:1"],
+            "--dask_scheduler_file and --dask_client_address both name a scheduler",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, options, message):
+    pipeline = pipeline_on(DASK, options, str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=message):
+        pipeline.run()
+
+
 def test_cluster_of_a_scheduler_file(tmp_path, capsys):
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"

@@ -194,7 +194,9 @@ def test_stores_are_read_and_written(tmp_path):
         ({"tars": "t", "near_duplicates": 8}, ConfigError, "--near_duplicates must be"),
         ({"tars": "t", "near_duplicate_captions": True}, ConfigError, "which is off"),
         ({"tars": "t", "max_side": 9, "thumbnails": 9}, ConfigError, "--thumbnails=9"),
-        ({"tars": "t", "runner": "FlinkRunner", "out": "o"}, ConfigError, "must be absolute"),
+        ({"tars": "/t", "runner": "FlinkRunner", "out": "o"}, ConfigError, "--out=o must be abs"),
+        ({"tars": "t", "runner": "FlinkRunner"}, ConfigError, "--tars=t must be absolute with"),
+        ({"images": "i", "captions": "/c.csv", "runner": "DaskRunner"}, ConfigError, "--images=i"),
         ({"tars": "/none/0.tar"}, PrepareError, "/none/0.tar does not exist"),
     ],
 )

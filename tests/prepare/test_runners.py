@@ -89,6 +89,10 @@ def test_beam_options_are_passed_on_and_unknown_options_refused():
     assert pipeline.options.get_all_options()["temp_location"] == "x"
     with pytest.raises(ConfigError, match=r"--max_sid=4 is no flag .*; did you mean --max_side"):
         pipeline_on("DirectRunner", ["--max_sid=4"], "out")
+    with pytest.raises(ConfigError, match=r"--direct_num_workers: invalid int value: 'x'; correct"):
+        pipeline_on("DirectRunner", ["--direct_num_workers=x"], "out")
+    with pytest.raises(ConfigError, match=r"--dask_npartitions=4 needs --runner=DaskRunner"):
+        pipeline_on("DirectRunner", ["--dask_npartitions=4"], "out")
 
 
 def test_no_beam(tmp_path, monkeypatch, settings):

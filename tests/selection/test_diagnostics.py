@@ -7,7 +7,7 @@ import pytest
 
 from aced.outputs import Embeddings
 from aced.selection import SelectionConfig
-from aced.selection.diagnostics import collapse, describe, effective_rank
+from aced.selection.diagnostics import collapse, describe, effective_rank, few_concepts
 from aced.selection.gather import evenly_spaced
 
 N, SIZE, D = 120, 24, 6
@@ -95,3 +95,12 @@ def test_collapse_warning_names_the_setting_to_change():
     ours = SelectionConfig(normalization="perplexity", perplexity_share=0.4)
     assert "raise selection.perplexity_share (now 0.4)" in collapse(bad, ours)
     assert "60% of them have a near copy" in collapse(good | {"selection/near_copies": 0.6}, ours)
+
+
+def test_warning_of_picks_without_concepts_names_the_list():
+    config = SelectionConfig(score="concept_balance", concepts="words.txt")
+    assert few_concepts({"selection/variety": 1.0}, SelectionConfig()) == ""
+    assert few_concepts({"selection/concepts_each": 0.5}, config) == ""
+    warning = few_concepts({"selection/concepts_each": 0.25}, config)
+    assert "have 0.25 concepts each on average" in warning
+    assert "an entry of words.txt as whole words" in warning

@@ -8,15 +8,18 @@ embeddings of all of them, and no parameters or pixels are stored.
 
 import dataclasses
 import math
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import UInt8
 
-from aced.bounds import Fraction, PositiveFloat, PositiveFraction
+from aced.bounds import Fraction, PositiveFraction
 from aced.config import Checked, ConfigError
 from aced.data.draws import VIEW, Draws
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower pixel; the last two are outside
+_Ratio = Annotated[float, Interval(ge=1e-3, le=1e3)]
 _ATTEMPTS = 10
 
 
@@ -28,7 +31,7 @@ class AugmentConfig(Checked):
     # DIME-FM: 0.08 to 1
     crop_area: tuple[PositiveFraction, PositiveFraction] = (1.0, 1.0)
     # Ratio of the crop's width to its height, from least to most.
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[_Ratio, _Ratio] = (3 / 4, 4 / 3)
     flip: Fraction = 0.0  # probability that left and right are exchanged; DIME-FM: 0.5
 
     def _check(self) -> None:
@@ -46,6 +49,15 @@ class AugmentConfig(Checked):
     def changes(self) -> bool:
         """Whether pictures are changed at all."""
         return self.crops or self.flip > 0
+
+
+def check_single(stored_ones: int, own: AugmentConfig) -> None:
+    """Raises a ConfigError if pictures have stored augmentations and others of the method's own."""
+    if stored_ones and own != AugmentConfig():
+        raise ConfigError(
+            "data.augmentations and the method's augment both change the pictures; set "
+            "method.augment.crop_area to (1, 1) and .flip to 0, or data.augmentations to 0."
+        )
 
 
 def random_box(width: int, height: int, config: AugmentConfig, rng: Draws) -> Box:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; the result has 256 MB
 # Pillow's other readers start programs (EPS), read other files, or are hardly used.
@@ -182,6 +182,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             yield picture
     except DecodeError:
         raise
+    except UnidentifiedImageError as error:  # its message has the address of an object
+        raise DecodeError(f"not a readable picture: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow raises nearly anything for broken files
         raise DecodeError(f"not a readable picture: {type(error).__name__}: {error}") from error
 

@@ -96,6 +96,8 @@ def test_flips_and_nothing():
 def test_settings():
     with pytest.raises(ConfigError, match="crop_area"):
         AugmentConfig(crop_area=(0.0, 1.0))
+    with pytest.raises(ConfigError, match=r"crop_ratio\[0\] must be at least 0.001 and at most"):
+        AugmentConfig(crop_ratio=(1e-308, 1.0))  # an area divided by it would be infinite
     with pytest.raises(ConfigError, match="flip"):
         AugmentConfig(flip=2.0)
 

@@ -169,6 +169,23 @@ def test_batches_have_the_views_of_all_models(decoder):
             np.testing.assert_array_equal(batch[f"{prefix}image"][k], expected)
 
 
+@pytest.mark.parametrize(("side", "lines"), [(16, 0), (15, 1), (0, 1)])
+def test_thumbnails_that_no_model_reads_are_warned_of_once(side, lines, caplog):
+    class Records(Encoded):
+        def __getitem__(self, index):
+            record = super().__getitem__(index)
+            del record["thumbnail"]
+            return record | ({"thumbnail": grey(index, (30, side))} if side and index else {})
+
+    config = DataConfig(thumbnails=True, num_threads=0)
+    with train_batches(Records(), config, VIEWS, batch_size=20, seed=0) as batches:
+        for _ in range(3):
+            next(batches)
+    found = [line for line in caplog.messages if "data.thumbnails = True has no effect" in line]
+    assert len(found) == lines
+    assert all("first 20 records of jpegs" in line for line in found)
+
+
 def test_batches_of_thumbnails():
     config = DataConfig(thumbnails=True, num_threads=0)
     with train_batches(Encoded(), config, VIEWS, batch_size=20, seed=0) as batches:
