@@ -277,7 +277,7 @@ def _beyond(run: Run) -> str:
     if "false_negative_margin" in settings:
         name += f", false negatives by a margin of {settings['false_negative_margin']:g}"
     if run.captions != Run().captions:
-        name += f", {run.captions.replace('+', ' and ')}"
+        name += f", {run.captions.replace('+', ' and ')} captions"
     if run.pairs:
         name += f", {run.augmentations or 'no'} augmentations"
     return f"{name}, at H-ACID's FLOPs" if is_long else name
