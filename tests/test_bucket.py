@@ -1,7 +1,6 @@
 """Runs in gs:// and data there and in s3://, by the APIs that they meet on a TPU VM."""
 
 import importlib.util
-import json
 import os
 import posixpath
 import time
@@ -117,16 +116,12 @@ def test_an_owner_in_a_store_is_made_once_and_gives_signs_of_life(scheme, monkey
     monkeypatch.setattr(ownership, "_DYING_SECONDS", 0.1)
     path = f"{scheme}://bucket/owned/owner.json"
 
-    def seen():
-        with fsspec.open(path, "rb") as file:
-            return json.loads(file.read())["seen"]
-
     with ownership.owned(path):
-        first, end = seen(), time.monotonic() + 30
+        first, end = ownership.owner_in(path).seen, time.monotonic() + 30
         said = f"process {os.getpid()} on"
         with pytest.raises(ownership.OwnedError, match=said), ownership.owned(path):
             pass
-        while seen() == first:
+        while ownership.owner_in(path).seen == first:
             assert time.monotonic() < end
             time.sleep(0.1)
     assert storage.stat(path) is None

@@ -323,7 +323,8 @@ def _take(file: _OnDisk | _InStore, me: Owner, path: str, force: bool) -> None:
                     owner,
                     patience,
                 )
-        elif (owner.token, owner.seen) != (first.token, first.seen):
+        elif owner != Owner() and (owner.token, owner.seen) != (first.token, first.seen):
+            # Not while the file is being written.
             raise OwnedError(
                 f"{_in_use(path, owner)}, or end it there. If it is known to be dead after all, "
                 "start with --force."

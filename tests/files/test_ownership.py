@@ -173,6 +173,25 @@ def test_live_owner_on_another_host_is_respected_unless_forced(path, caplog):
         assert read(path)["process"] == os.getpid()
 
 
+@pytest.mark.parametrize("path", ["store", "disk without locks"], indirect=True)
+def test_an_owner_that_writes_its_file_is_named_when_it_is_complete(path):
+    there = elsewhere(time.time())
+    write(path, there)
+
+    def live():
+        time.sleep(0.3)
+        with fsspec.open(path, "wb"):
+            pass
+        time.sleep(0.3)
+        write(path, dataclasses.replace(there, seen=there.seen + 1))
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    with pytest.raises(OwnedError, match=r"process 77 on far.*--force"), owned(path):
+        pass
+    thread.join()
+
+
 def test_process_ends_after_its_folder_was_taken_over(path, monkeypatch):
     ended = threading.Event()
 
