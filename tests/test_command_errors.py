@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import tarfile
 
 import pytest
@@ -23,7 +22,7 @@ from aced.prepare.config import PrepareConfig
 from aced.sweep import SweepConfig
 from aced.train.config import parse
 from configs import smoke
-from tests import cached, commands
+from tests import cached, commands, disks
 
 WRITERS = ("main", "cache", "select_text", "prepare", "convert", "report")
 READERS = ("evaluate", "suite", "preflight")
@@ -76,28 +75,16 @@ def arguments(name, made, place):
     }[name]
 
 
-def mount(folder, options):
-    """A file system of its own in `folder`; only root can make one."""
-    folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
-    try:
-        subprocess.run(words, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a file system cannot be mounted here")
-    return folder
-
-
 @pytest.fixture
 def read_only(tmp_path):
-    yield mount(tmp_path / "read_only", "ro,size=64k")
-    subprocess.run(["umount", tmp_path / "read_only"], check=True)
+    with disks.mounted(tmp_path / "read_only", "ro,size=64k") as folder:
+        yield folder
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    yield mount(tmp_path / "small", "size=4m")
-    # Threads of a failed save may still have files open.
-    subprocess.run(["umount", "--lazy", tmp_path / "small"], check=True)
+    with disks.mounted(tmp_path / "small", "size=4m") as folder:
+        yield folder
 
 
 def fill(folder, room=0):

@@ -179,9 +179,9 @@ class _Sought:
 
     def found(self, names: Iterable[str]) -> None:
         """Counts a record; after enough of them, warns once if names are still missing."""
+        if not self._missing:  # nothing is left to find: no thread waits for another
+            return
         with self._lock:
-            if not self._missing:
-                return
             self._records += 1
             self._found.update(dict.fromkeys(names))
             self._missing.difference_update(self._found)

@@ -48,16 +48,11 @@ class PoolConfig:
         """Rows of an example."""
         return max(self.augmentations, len(self.captions.split("+")))
 
-    @property
-    def _changes(self) -> str:
-        """What tells its file from that of whole pictures with given captions."""
-        pairs = f"-{self.pairs}" if self.pairs else ""
-        crops = f"-{self.augmentations}-crops" if self.augmentations else ""
-        return pairs + crops + (f"-{self.captions}" if self.captions != "given" else "")
-
     def file(self, name: str) -> str:
-        """The name of the file in which the pool is kept."""
-        return f"{name}{self._changes}.npz"
+        """The name of the file in which the pool is kept, given that of its pairs."""
+        crops = f"-{self.augmentations}-crops" if self.augmentations else ""
+        captions = f"-{self.captions}" if self.captions != "given" else ""
+        return f"{name}{crops}{captions}.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +81,7 @@ def shapes(folder: pathlib.Path, config: PoolConfig, *, size: int, seed: int) ->
     """The first `config.pairs` embedded scenes, by default `size`."""
     size, (drawn, read) = config.pairs or size, SIDES["shapes"]
     split = "val" if config.split == "val" else "train"
-    whole = dataclasses.replace(config, pairs=0)
-    file = folder / whole.file(f"shapes-{split}-{size}-{config.wrong}-{seed}")
+    file = folder / config.file(f"shapes-{split}-{size}-{config.wrong}-{seed}")
     tokenizer = TokenizerConfig(kind="shapes", length=LENGTH)
     encode = get_tokenizer(tokenizer)
     if not file.exists():
@@ -124,7 +118,8 @@ def icons(folder: pathlib.Path, data: pathlib.Path, config: PoolConfig) -> Pool:
     """
     names = {"train": "all", "clean": "clean", "val": "all", "zeroshot": "zeroshot"}
     split, side = config.split, SIDES["icons"][1]
-    file, vocabulary = folder / config.file(f"icons-{split}"), _vocabulary(folder, data)
+    pairs = f"-{config.pairs}" if config.pairs else ""
+    file, vocabulary = folder / config.file(f"icons-{split}{pairs}"), _vocabulary(folder, data)
     if not file.exists():
         of = "train" if split in ("train", "clean") else "val"
         source = records.open_dataset(data / names[split], of)

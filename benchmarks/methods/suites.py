@@ -17,7 +17,7 @@ SHORT = EXAMPLES // 8
 EQUAL_FLOPS = round(EXAMPLES * (1 + 1 / 3 / (1 - 0.8)))
 SCALES = (20.0, 80.0)  # of a teacher's logits; its own are 38 on scenes
 MARGINS = (0.02, 0.1)  # of false negatives
-FEW = 6_000  # pairs, of which a run makes 32 passes
+FEW = 6_000  # pairs; a run without selection reads each of them 32 times
 VIEWS = 8  # stored augmentations
 
 

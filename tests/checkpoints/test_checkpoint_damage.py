@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from aced.checkpoints.checkpointer import (
     CheckpointError,
     load_params,
 )
-from tests import bucket, many_processes
+from tests import bucket, disks, many_processes
 from tests.checkpoints.test_checkpoint import (
     abstract,
     assert_identical,
@@ -333,17 +332,8 @@ def test_a_disk_that_stays_full(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, of 4 MB; only root can make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a file system cannot be mounted here")
-    yield folder
-    # Threads of a failed save may still have files open.
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with disks.mounted(tmp_path / "disk", "size=4m") as folder:
+        yield folder
 
 
 @pytest.mark.slow
